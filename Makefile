@@ -1,0 +1,39 @@
+# make demo   install, run the main job on the embedded model, say where the pictures are
+# make test   install with the test extras, then ruff, mypy and the suite
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check emoji-world first-light clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python -m alignlab.train algo=draftp kl_coeff=0.25 output_dir=runs/demo
+	@echo "pictures, before and after: runs/demo/samples/"
+
+test: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+# Rebuilds the embedded world; needs the Debian package fonts-noto-color-emoji. Goes on where it was stopped.
+emoji-world: $(VENV)/.installed-test
+	$(BIN)/python scripts/emoji_world/build.py
+
+# The learning runs behind results/first_light; goes on where it was stopped.
+first-light: $(VENV)/.installed-test
+	$(BIN)/python scripts/first_light.py
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	@touch $@
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,78 @@
+"""Evaluation: the same prompts and the same noises for the base model and every run, never the training noise."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from alignlab.noise import noise_key
+from alignlab.policy import Policy
+from alignlab.rollout import Gradients, drift, rollout
+from alignlab.samplers import Sampler
+
+BATCH = 64  # images at once; the images do not depend on it
+
+
+class Diversity(Protocol):
+    name: str
+
+    def mean_pairwise(self, images: Tensor) -> float:
+        """Mean perceptual distance over the pairs of images [n, 3, H, W]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What an evaluation saw."""
+
+    images: Tensor
+    """[n, 3, H, W], a prompt's images in a row."""
+    rewards: dict[str, Tensor]
+    """[n] by name, each in its own unit."""
+    lpips: float | None
+    """Mean pairwise perceptual distance within a prompt, averaged over prompts; None for one image a prompt."""
+
+    def numbers(self, combine: Callable[[dict[str, Tensor]], Tensor]) -> dict[str, float | None]:
+        """Means: the weighted reward (with its standard deviation over images), each reward, and diversity."""
+        total = combine(self.rewards)
+        means = {name: values.mean().item() for name, values in self.rewards.items()}
+        return {"reward": total.mean().item(), "reward_std": total.std().item(), **means, "lpips": self.lpips}
+
+
+@torch.no_grad()
+def evaluate(
+    policy: Policy,
+    sampler: Sampler,
+    score: Callable[[Tensor, Sequence[str]], dict[str, Tensor]],
+    diversity: Diversity,
+    prompts: Sequence[str],
+    *,
+    images: int,
+    stream: str,
+) -> Measured:
+    """Samples and scores (by name) `images` images of each prompt. The noise depends on `stream`, not on the run's seed."""
+    key = noise_key([p for p in prompts for _ in range(images)], seed=0, stream=stream)
+    pictures, scores = [], []
+    for k in range(0, len(key.prompts), BATCH):
+        part = key[range(k, min(k + BATCH, len(key.prompts)))]
+        record = rollout(policy, sampler, part, store="image")
+        pictures.append(record.images)
+        scores.append(score(record.images, record.prompts))
+    shown = torch.cat(pictures)
+    lpips = [diversity.mean_pairwise(group) for group in shown.split(images)] if images > 1 else []
+    return Measured(
+        images=shown.cpu(),
+        rewards={name: torch.cat([s[name] for s in scores]).float().cpu() for name in scores[0]},
+        lpips=sum(lpips) / len(lpips) if lpips else None,
+    )
+
+
+@torch.no_grad()
+def distance_to_base(policy: Policy, sampler: Sampler, prompts: Sequence[str]) -> dict[str, float | None]:
+    """The three distances to the frozen model over all steps of the *training* sampler, one image a prompt."""
+    n = len(sampler)
+    record = rollout(policy, sampler, noise_key(prompts, seed=0, stream="drift"), gradients=Gradients.last(n, n))
+    away = drift(policy, record)
+    trajectory = None if away.trajectory is None else away.trajectory.item()
+    return {"eps_guided": away.eps_guided.item(), "eps_conditional": away.eps_conditional.item(), "trajectory": trajectory}

@@ -1,0 +1,88 @@
+"""Stable Diffusion 1.x/2.x, and every pipeline of that form: the embedded emoji model is one.
+
+Loads a diffusers pipeline folder or a hub id; epsilon, v and sample prediction come from the scheduler's config.
+"""
+
+import importlib.resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from torch import Tensor, nn
+
+
+class StableDiffusion:
+    """A `policy.Family`.
+
+    Args:
+        path_or_id: a pipeline folder, the name of a model shipped in alignlab/assets ("emoji"), or a hub id.
+        revision: of a hub id.
+        variant: weight file variant of a hub id ("fp16").
+
+    Raises:
+        FileNotFoundError: if a folder-like path holds no pipeline.
+    """
+
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
+
+    @staticmethod
+    def check(path_or_id: str, **_: Any) -> None:
+        """Raises before anything is loaded."""
+        locate(path_or_id)
+
+    def __init__(self, path_or_id: str, *, revision: str | None = None, variant: str | None = None) -> None:
+        source = locate(path_or_id)
+        pipe: Any = StableDiffusionPipeline.from_pretrained(
+            source,
+            revision=revision,
+            variant=variant,
+            torch_dtype=torch.float32,
+            safety_checker=None,
+            requires_safety_checker=False,
+        )
+        self.pipe = pipe
+        self.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False, thresholding=False)
+        self.denoiser: nn.Module = pipe.unet
+        self.frozen: tuple[nn.Module, ...] = (pipe.text_encoder, pipe.vae)
+        size = pipe.unet.config.sample_size
+        self.latent_shape = (pipe.unet.config.in_channels, size, size)
+
+    def encode(self, prompts: list[str]) -> dict[str, Tensor]:
+        """{"prompt_embeds": [B, length, width]}; prompts beyond the tokenizer's length are cut, as the pipeline does."""
+        tokenizer = self.pipe.tokenizer
+        ids = tokenizer(
+            prompts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+        ).input_ids
+        return {"prompt_embeds": self.pipe.text_encoder(ids.to(self.pipe.text_encoder.device))[0].float()}
+
+    def denoise(self, x: Tensor, t: Tensor, text: dict[str, Tensor]) -> Tensor:
+        return self.denoiser(x, t, text["prompt_embeds"], return_dict=False)[0]
+
+    def decode(self, x0: Tensor) -> Tensor:
+        image = self.pipe.vae.decode(x0 / self.pipe.vae.config.scaling_factor, return_dict=False)[0]
+        return (image / 2 + 0.5).clamp(0, 1)
+
+    def save(self, folder: Path, lora: dict[str, Tensor] | None, config: Any) -> None:
+        if lora is None:
+            self.pipe.save_pretrained(folder)
+        else:  # with the adapter's metadata, without which a reload takes alpha = rank
+            self.pipe.save_lora_weights(folder, unet_lora_layers=lora, unet_lora_adapter_metadata=config.to_dict())
+
+
+def locate(path_or_id: str) -> str:
+    """A folder as it is, a shipped model by name, else a hub id."""
+    shipped = importlib.resources.files("alignlab") / "assets" / path_or_id
+    for folder in (Path(path_or_id), Path(str(shipped))):
+        if folder.is_dir():
+            if not (folder / "model_index.json").is_file():
+                raise FileNotFoundError(
+                    f"model.path_or_id={path_or_id}: {folder} has no model_index.json; give a diffusers pipeline folder"
+                )
+            return str(folder)
+    if path_or_id.count("/") != 1 or path_or_id.startswith((".", "/", "~")):
+        raise FileNotFoundError(
+            f"model.path_or_id={path_or_id}: there is no such folder and no such shipped model; "
+            "give a diffusers pipeline folder, a hub id like owner/name, or emoji"
+        )
+    return path_or_id

@@ -1,0 +1,57 @@
+"""Every normal draw is a pure function of (seed, stream, epoch, prompt, replica, step).
+
+So an image does not depend on the batch it was drawn in, on the number of processes, or on whether the run was
+resumed; keys never collide between ranks or prompts; and noise need not be stored.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+FIRST = -1  # the `step` of x_T; steps 0..N-1 are the sampler's, later ones DRaFT-LV's
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseKey:
+    """The identity of B images."""
+
+    seed: int
+    stream: str
+    """What the draws are for ("train", "eval", ...): streams never share noise."""
+    epoch: int
+    prompts: tuple[str, ...]
+    replicas: tuple[int, ...]
+    """Which of the images of the same prompt and epoch each one is, [B]."""
+
+    def normal(self, step: int, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+        """[B, *shape] float32, standard normal."""
+        rows = [
+            _generator(self.seed, self.stream, self.epoch, p, r, step).standard_normal(tuple(shape), dtype=np.float32)
+            for p, r in zip(self.prompts, self.replicas, strict=True)
+        ]
+        return torch.from_numpy(np.stack(rows)).to(device, non_blocking=True)
+
+    def __getitem__(self, rows: Iterable[int]) -> "NoiseKey":
+        rows = list(rows)
+        prompts, replicas = tuple(self.prompts[r] for r in rows), tuple(self.replicas[r] for r in rows)
+        return NoiseKey(seed=self.seed, stream=self.stream, epoch=self.epoch, prompts=prompts, replicas=replicas)
+
+
+def noise_key(prompts: Sequence[str], *, seed: int, stream: str, epoch: int = 0) -> NoiseKey:
+    """The key of one epoch's whole list of prompts; equal prompts are numbered in order."""
+    seen: Counter[str] = Counter()
+    replicas = []
+    for prompt in prompts:
+        replicas.append(seen[prompt])
+        seen[prompt] += 1
+    return NoiseKey(seed=seed, stream=stream, epoch=epoch, prompts=tuple(prompts), replicas=tuple(replicas))
+
+
+def _generator(*key: int | str) -> np.random.Generator:
+    digest = hashlib.blake2b("\x1f".join(map(str, key)).encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))

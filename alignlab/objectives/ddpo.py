@@ -1,0 +1,195 @@
+"""DDPO (Black et al. 2023, arXiv 2305.13301): the sampler is a Markov decision process, each step a Gaussian action.
+
+    sf   L = -A log p_theta(x_{i+1} | x_i)                                   one update on the samples of the present policy
+    is   L = max(-A rho, -A clip(rho, e^-c, e^c)),  rho = exp(log p_theta - log p_old)        several updates an epoch
+
+both averaged over (sample, step) pairs. log p is a mean over the D latent dimensions (as in the published code), so
+E[grad L] = -grad E[r] / (N_s D) with raw rewards and N_s scored steps: published learning rates carry over.
+
+Differs from the paper: the clip is stated at D = 16384 and scaled to the latents at hand (c = clip * 16384 / D), so that
+it bounds the same true log-ratio at every resolution; steps with s = 0 are left out; an optional KL term (DPOK).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alignlab.objectives import Metrics, Update, shares, split
+from alignlab.objectives.advantages import PromptStatistics
+from alignlab.policy import Policy
+from alignlab.rollout import Gradients, Rollout, replay
+
+REFERENCE_DIMENSIONS = 16384  # of Stable Diffusion at 512 px, where the published clip of 1e-4 was chosen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """Stored (sample, step) pairs and their advantages."""
+
+    rollout: Rollout
+    rows: Tensor
+    """[M] long"""
+    steps: Tensor
+    """[M] long"""
+    advantages: Tensor
+    """[B, N] float32"""
+
+
+class DDPO:
+    """Policy gradients through the sampler's log-probs.
+
+    Args:
+        estimator: "sf" (score function, exactly one update an epoch) or "is" (importance sampling with a clipped ratio).
+        updates_per_epoch: minibatches of samples in each inner epoch (is only).
+        inner_epochs: passes over the samples (is only).
+        clip: bound of the log-ratio (mean over D) at D = 16384.
+        clip_scaling: "1/D" bounds the same true log-ratio at every D, "1/sqrtD" the same change per pixel, "none" the mean itself.
+        timestep_fraction: share of the scored steps trained on, a fresh random subset for each sample and inner epoch.
+        advantage_clip: bound of |A|.
+        kl_coeff: weight of the per-step KL to the reference (mean over D), 0 for none.
+        kl_gradient: "direct" differentiates each step's KL at fixed x_i; "exact" also lowers A_i by what later steps will pay.
+        statistics: the advantages' buffers.
+    """
+
+    needs_noise = True
+    needs_gradient = False
+
+    def __init__(
+        self,
+        *,
+        estimator: Literal["sf", "is"] = "is",
+        updates_per_epoch: int = 4,
+        inner_epochs: int = 1,
+        clip: float = 1e-4,
+        clip_scaling: Literal["1/D", "1/sqrtD", "none"] = "1/D",
+        timestep_fraction: float = 1.0,
+        advantage_clip: float = 5.0,
+        kl_coeff: float = 0.0,
+        kl_gradient: Literal["direct", "exact"] = "direct",
+        statistics: PromptStatistics | None = None,
+    ) -> None:
+        if estimator not in ("sf", "is"):
+            raise ValueError(f"algo.estimator={estimator!r} is not one of sf, is")
+        if clip_scaling not in ("1/D", "1/sqrtD", "none"):
+            raise ValueError(f"algo.clip_scaling={clip_scaling!r} is not one of 1/D, 1/sqrtD, none")
+        if kl_gradient not in ("direct", "exact"):
+            raise ValueError(f"algo.kl_gradient={kl_gradient!r} is not one of direct, exact")
+        if not 0 < timestep_fraction <= 1:
+            raise ValueError(f"algo.timestep_fraction={timestep_fraction} is outside (0, 1]")
+        if updates_per_epoch < 1 or inner_epochs < 1:
+            raise ValueError(
+                f"algo.updates_per_epoch={updates_per_epoch} and algo.inner_epochs={inner_epochs} must be at least 1"
+            )
+        if clip <= 0 or advantage_clip <= 0:
+            raise ValueError(f"algo.clip={clip} and algo.advantage_clip={advantage_clip} must be positive")
+        self.estimator, self.clip, self.clip_scaling = estimator, clip, clip_scaling
+        self.updates_per_epoch = 1 if estimator == "sf" else updates_per_epoch
+        self.inner_epochs = 1 if estimator == "sf" else inner_epochs
+        self.timestep_fraction, self.advantage_clip = timestep_fraction, advantage_clip
+        self.kl_coeff, self.kl_gradient = kl_coeff, kl_gradient
+        self.statistics = statistics or PromptStatistics()
+        self._epoch: dict[str, float] = {}
+
+    def plan(self, steps: int, rng: np.random.Generator) -> Gradients | None:
+        return None
+
+    def store(self, steps: int) -> Literal["all", "image"]:
+        return "all"
+
+    def updates(
+        self, policy: Policy, rollouts: Iterator[Rollout], micro_batch: int, rng: np.random.Generator
+    ) -> Iterator[Update]:
+        data = Rollout.cat(list(rollouts))
+        assert data.reward is not None
+        advantages = self.statistics.standardise(data.prompts, data.reward.double().cpu().numpy())
+        self._epoch = {
+            "ddpo/own_statistics": self.statistics.own_share(data.prompts),
+            "ddpo/advantage_std": float(advantages.std()),
+        }
+        clipped = torch.from_numpy(advantages).float().clamp(-self.advantage_clip, self.advantage_clip)
+        per_step = clipped[:, None].repeat(1, len(data.sampler))
+        if self.kl_coeff > 0 and self.kl_gradient == "exact":
+            per_step -= self.kl_coeff * _later_kl(policy, data, micro_batch)
+        scored = data.sampler.scored.cpu().nonzero()[:, 0].numpy()
+        chosen = max(1, round(self.timestep_fraction * len(scored)))
+        for _ in range(self.inner_epochs):
+            for rows in split(rng.permutation(len(data)), min(self.updates_per_epoch, len(data))):
+                steps = torch.from_numpy(np.stack([rng.permutation(scored)[:chosen] for _ in rows]))  # [rows, chosen]
+                pairs = torch.stack([rows.repeat_interleave(chosen), steps.flatten()], 1)
+                batches = (
+                    (share, Pairs(rollout=data, rows=part[:, 0], steps=part[:, 1], advantages=per_step))
+                    for share, part in shares(pairs, micro_batch)
+                )
+                yield Update(batches=batches)
+
+    def loss(self, policy: Policy, batch: Pairs) -> tuple[Tensor, Metrics]:
+        record, rows, steps = batch.rollout, batch.rows, batch.steps
+        now = replay(policy, record, rows, steps)
+        advantage = batch.advantages[rows, steps].to(now.log_prob.device)
+        old = record.log_probs[rows.to(record.log_probs.device), steps.to(record.log_probs.device)]
+        log_ratio = now.log_prob - old
+        if self.estimator == "sf":
+            loss = -(advantage * now.log_prob).mean()
+        else:
+            bound = self.clip_bound(now.x[0].numel())
+            ratio = log_ratio.exp()  # 1 before the first update
+            loss = torch.maximum(-advantage * ratio, -advantage * log_ratio.clamp(-bound, bound).exp()).mean()
+        with torch.no_grad():
+            gap = log_ratio.detach()
+            metrics = {
+                "ddpo/approx_kl": gap.square().mean() / 2,
+                "ddpo/log_ratio_max": gap.abs().max(),
+                "ddpo/true_log_ratio_max": gap.abs().max() * now.x[0].numel(),
+            }
+            if self.estimator == "is":
+                outside = (gap.abs() > self.clip_bound(now.x[0].numel())).float()
+                third = (3 * steps // len(record.sampler)).to(outside.device)
+                metrics["ddpo/clip_fraction"] = outside.mean()
+                for k, name in enumerate(("early", "middle", "late")):
+                    if bool((third == k).any()):
+                        metrics[f"ddpo/clip_fraction_{name}"] = outside[third == k].mean()
+        if self.kl_coeff > 0:
+            kl = _step_kl(policy, record, rows, steps, now.x, now.out).mean()
+            loss = loss + self.kl_coeff * kl
+            metrics["kl"] = kl.detach()
+        return loss, metrics
+
+    def clip_bound(self, dimensions: int) -> float:
+        """c: the bound of |log rho| (mean over D) for latents of D = C h w dimensions."""
+        ratio = REFERENCE_DIMENSIONS / dimensions
+        return self.clip * {"1/D": ratio, "1/sqrtD": ratio**0.5, "none": 1.0}[self.clip_scaling]
+
+    def epoch_metrics(self) -> dict[str, float]:
+        return self._epoch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"statistics": self.statistics.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.statistics.load_state_dict(state["statistics"])
+
+
+def _step_kl(policy: Policy, record: Rollout, rows: Tensor, steps: Tensor, x: Tensor, out: Tensor) -> Tensor:
+    """[M] KL of the pairs' steps to the reference, mean over D."""
+    rows, steps = rows.to(x.device), steps.to(x.device)
+    with policy.reference(), torch.no_grad():
+        ref = policy.predict(x, record.sampler.timesteps[steps], record.cond[rows], record.sampler.guidance_scale)
+    return record.sampler.kl(steps, out, ref)
+
+
+@torch.no_grad()
+def _later_kl(policy: Policy, record: Rollout, micro_batch: int) -> Tensor:
+    """[B, N] D times the KL that the steps after each one pay (log p is a mean over D, so the return is in units of D)."""
+    kl = torch.zeros(len(record), len(record.sampler))
+    scored = record.sampler.scored.cpu().nonzero()[:, 0]
+    pairs = torch.cartesian_prod(torch.arange(len(record)), scored)
+    for _, part in shares(pairs, micro_batch):
+        rows, steps = part[:, 0], part[:, 1]
+        now = replay(policy, record, rows, steps)
+        kl[rows, steps] = _step_kl(policy, record, rows, steps, now.x, now.out).cpu()
+    dimensions = record.latents[0, 0].numel()
+    return dimensions * (kl.flip(1).cumsum(1).flip(1) - kl)

@@ -1,0 +1,144 @@
+"""DRaFT (Clark et al. 2023, arXiv 2309.17400) and its relatives: gradients of the reward through the last sampling steps.
+
+    DRaFT-K     L = -mean r(x_0, c), the last K of N steps keep their graph (K = N: DRaFT)
+    DRaFT-LV    K = 1 and n more images, each denoised from sg(x_0) re-noised to the last step's level; mean over 1 + n terms
+    DRaFT+      L = -mean r + kl_coeff mean (eps_theta - eps_ref)^2 over the kept steps (NeMo-Aligner's published "KL")
+    AlignProp   K drawn anew: per_rollout (its text) or per_step (its code: step i is kept with probability (i+1)/(N+1))
+    DRTune      detach_input: the network sees sg(x_i), gradients flow along a_i x_i
+    ReFL        refl: leave the chain at a random late step and take its predicted x0; reward_cap = c gives relu(c - r)
+
+All of them are one rollout with another `Gradients` record. Differs from the papers: DRaFT-LV averages its 1 + n terms where
+the paper sums (a constant factor); the reference of DRaFT+ passes gradients to its input (ref_grad="none" is the
+published form, whose gradient at the optimum is not zero for K > 1).
+"""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alignlab.objectives import Metrics, Update
+from alignlab.policy import Policy
+from alignlab.rollout import Gradients, Rollout, drift
+
+CHOICES = {
+    "truncation": ("fixed", "per_rollout", "per_step"),
+    "kl": ("eps_guided", "eps_conditional", "trajectory"),
+    "ref_grad": ("input", "none"),
+    "reward_on": ("x_N", "pred_x0"),
+}
+
+
+class DRaFT:
+    """Reward gradients through the sampler.
+
+    Args:
+        k: how many last steps keep their graph, 1..N; None is all of them (DRaFT).
+        truncation: "fixed" K; "per_rollout" draws K ~ U{1..N} once; "per_step" draws for each step (gaps appear).
+        lv_samples: n of DRaFT-LV (the paper's n is 2); needs k = 1 and fixed truncation.
+        detach_input: DRTune.
+        refl: stop at a random step of the last k and train on its predicted x0.
+        reward_on: the image is x_N, or the last step's predicted x0 (the published DRaFT+).
+        reward_cap: c of relu(c - r), in the reward's unit; None maximises without bound.
+        kl_coeff: 0 is DRaFT, and then the reference is never evaluated.
+        kl: which distance to the reference the coefficient weighs.
+        ref_grad: whether the reference passes gradients to its input x_i.
+    """
+
+    needs_gradient = True
+
+    def __init__(
+        self,
+        *,
+        k: int | None = 1,
+        truncation: Literal["fixed", "per_rollout", "per_step"] = "fixed",
+        lv_samples: int = 0,
+        detach_input: bool = False,
+        refl: bool = False,
+        reward_on: Literal["x_N", "pred_x0"] = "x_N",
+        reward_cap: float | None = None,
+        kl_coeff: float = 0.0,
+        kl: Literal["eps_guided", "eps_conditional", "trajectory"] = "eps_guided",
+        ref_grad: Literal["input", "none"] = "input",
+    ) -> None:
+        for name, value in (("truncation", truncation), ("kl", kl), ("ref_grad", ref_grad), ("reward_on", reward_on)):
+            if value not in CHOICES[name]:
+                raise ValueError(f"algo.{name}={value!r} is not one of {', '.join(CHOICES[name])}")
+        if k is not None and k < 1:
+            raise ValueError(f"algo.k={k} must be at least 1; null keeps the graph of every step")
+        if lv_samples < 0 or (lv_samples and (k != 1 or truncation != "fixed" or refl)):
+            raise ValueError(
+                f"algo.lv_samples={lv_samples} needs algo.k=1 with fixed truncation and no refl (DRaFT-LV is a form of DRaFT-1)"
+            )
+        if kl_coeff < 0:
+            raise ValueError(f"kl_coeff={kl_coeff} must not be negative; 0 leaves the penalty out")
+        self.k, self.truncation, self.lv_samples, self.detach_input = k, truncation, lv_samples, detach_input
+        self.refl, self.reward_on, self.reward_cap = refl, reward_on, reward_cap
+        self.kl_coeff, self.kl, self.ref_grad = kl_coeff, kl, ref_grad
+
+    @property
+    def needs_noise(self) -> bool:
+        return self.kl_coeff > 0 and self.kl == "trajectory"
+
+    def plan(self, steps: int, rng: np.random.Generator) -> Gradients:
+        k = steps if self.k is None else self.k
+        kept, stop = tuple(range(steps - k, steps)), None
+        if self.truncation == "per_rollout":
+            kept = tuple(range(steps - int(rng.integers(1, steps + 1)), steps))
+        elif self.truncation == "per_step":
+            draws = rng.integers(0, steps + 1, size=steps)
+            kept = tuple(i for i in range(steps) if i >= draws[i]) or (steps - 1,)
+        if self.refl:
+            stop = int(rng.integers(steps - k, steps))
+            kept = (stop,)
+        return Gradients(
+            steps=kept, stop=stop, detach_input=self.detach_input, x0_image=self.reward_on == "pred_x0", renoise=self.lv_samples
+        )
+
+    def store(self, steps: int) -> Literal["all", "image"]:
+        return "image"
+
+    def updates(
+        self, policy: Policy, rollouts: Iterator[Rollout], micro_batch: int, rng: np.random.Generator
+    ) -> Iterator[Update]:
+        # Each rollout is a micro-batch as it comes: its graph is freed before the next one is sampled.
+        yield Update(batches=((record.share, record) for record in rollouts))
+
+    def loss(self, policy: Policy, batch: Rollout) -> tuple[Tensor, Metrics]:
+        assert batch.reward is not None
+        reward = batch.reward
+        loss = -reward.mean() if self.reward_cap is None else torch.relu(self.reward_cap - reward).mean()
+        metrics: Metrics = {"draft/kept_steps": torch.tensor(float(len(batch.kept)))}
+        if self.reward_cap is not None:
+            metrics["draft/capped"] = (reward.detach() > self.reward_cap).float().mean()
+        if self.kl_coeff > 0:  # a branch, not a product: 0 x inf
+            away = drift(policy, batch, through_input=self.ref_grad == "input" and not self.detach_input)
+            chosen = getattr(away, self.kl)
+            if chosen is None:
+                raise ValueError(
+                    "algo.kl=trajectory: none of the kept steps has a density; set sampler.eta above 0 or raise algo.k"
+                )
+            loss = loss + self.kl_coeff * chosen
+            metrics |= {
+                "kl": chosen.detach(),
+                "kl/eps_guided": away.eps_guided.detach(),
+                "kl/eps_conditional": away.eps_conditional.detach(),
+            }
+            if away.trajectory is not None:
+                metrics["kl/trajectory"] = away.trajectory.detach()
+        return loss, metrics
+
+    def epoch_metrics(self) -> dict[str, float]:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """DRaFT keeps nothing between updates."""
+
+
+# The field `kl` names the attributes of rollout.Drift.
+CHOICES_OF_DRIFT = {"eps_guided", "eps_conditional", "trajectory"}

@@ -1,0 +1,175 @@
+"""RWR, reward-weighted regression (Peters & Schaal 2007; as the baseline of DDPO, arXiv 2305.13301, section 4.1).
+
+    L = w_i mean_D (target - out_theta(x_t, t, c))^2,   x_t = alpha_t x_0 + sigma_t eps,   t uniform over all training timesteps
+
+on the policy's own samples x_0, with the model's own regression target (eps, v, x0 or velocity).
+
+    dense    w_i = n softmax(r_i / tau), over the batch or within each prompt
+    sparse   w_i = 1 for rewards above a quantile, else 0 (the sample is skipped)
+
+Differs from the published code: rewards are standardised (per prompt) before the softmax, because a raw inverse
+temperature leaves an effective sample size near 100 % on one reward and near 0 % on another (`standardise=false` is the
+published form); latents come from the rollout instead of re-encoding the image; the optimiser's state is kept between
+iterations; samples are shuffled in every inner epoch. The prediction is guided with the rollout's w, as published.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alignlab.noise import NoiseKey
+from alignlab.objectives import Metrics, Update, shares, split
+from alignlab.objectives.advantages import PromptStatistics
+from alignlab.policy import Policy
+from alignlab.rollout import Rollout
+from alignlab.samplers import ForwardProcess
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighted:
+    """Samples to regress on."""
+
+    rollout: Rollout
+    rows: Tensor
+    """[M] long"""
+    weights: Tensor
+    """[M] float32"""
+    draw: int
+    """Which pass over the samples this is: it names the noise and the timesteps."""
+
+
+class RWR:
+    """Reward-weighted regression on the policy's own samples.
+
+    Args:
+        weighting: "dense" (softmax) or "sparse" (above a quantile).
+        scope: whether softmax or quantile are taken over the "batch" or within each "prompt".
+        temperature: tau of the softmax, in standard deviations when standardise is true.
+        quantile: of the sparse rule, in [0, 1).
+        streaming: take the sparse quantile over a running buffer of the last `streaming` rewards (0: this epoch's only).
+        standardise: standardise rewards with `statistics` first.
+        inner_epochs: shuffled passes over the samples, each with fresh timesteps and noise.
+        updates_per_epoch: optimiser steps in each pass.
+    """
+
+    needs_noise = False
+    needs_gradient = False
+
+    def __init__(
+        self,
+        *,
+        weighting: Literal["dense", "sparse"] = "dense",
+        scope: Literal["batch", "prompt"] = "batch",
+        temperature: float = 1.0,
+        quantile: float = 0.8,
+        streaming: int = 0,
+        standardise: bool = True,
+        inner_epochs: int = 4,
+        updates_per_epoch: int = 4,
+        kl_coeff: float = 0.0,
+        statistics: PromptStatistics | None = None,
+    ) -> None:
+        if weighting not in ("dense", "sparse"):
+            raise ValueError(f"algo.weighting={weighting!r} is not one of dense, sparse")
+        if scope not in ("batch", "prompt"):
+            raise ValueError(f"algo.scope={scope!r} is not one of batch, prompt")
+        if temperature <= 0 or not 0 <= quantile < 1:
+            raise ValueError(f"algo.temperature={temperature} must be positive and algo.quantile={quantile} in [0, 1)")
+        if inner_epochs < 1 or updates_per_epoch < 1 or streaming < 0:
+            raise ValueError(
+                f"algo.inner_epochs={inner_epochs} and algo.updates_per_epoch={updates_per_epoch} must be at least 1, algo.streaming={streaming} at least 0"
+            )
+        if kl_coeff:
+            raise ValueError(f"kl_coeff={kl_coeff}: RWR has no KL term (its temperature bounds the step); leave kl_coeff at 0")
+        self.weighting, self.scope, self.temperature, self.quantile = weighting, scope, temperature, quantile
+        self.standardise, self.inner_epochs, self.updates_per_epoch, self.kl_coeff = (
+            standardise,
+            inner_epochs,
+            updates_per_epoch,
+            0.0,
+        )
+        self.statistics = statistics or PromptStatistics()
+        self.recent: deque[float] = deque(maxlen=streaming or None)
+        self.streaming = streaming
+        self._epoch: dict[str, float] = {}
+
+    def plan(self, steps: int, rng: np.random.Generator) -> None:
+        return None
+
+    def store(self, steps: int) -> Literal["all", "image"]:
+        return "image"
+
+    def updates(
+        self, policy: Policy, rollouts: Iterator[Rollout], micro_batch: int, rng: np.random.Generator
+    ) -> Iterator[Update]:
+        data = Rollout.cat(list(rollouts))
+        assert data.reward is not None
+        rewards = data.reward.double().cpu().numpy()
+        if self.standardise:
+            rewards = self.statistics.standardise(data.prompts, rewards)
+        weights = self.weights(data.prompts, rewards)
+        self._epoch = {
+            "rwr/effective_sample_size": float(weights.sum() ** 2 / np.square(weights).sum()),
+            "rwr/weight_max": float(weights.max()),
+        }
+        used = np.flatnonzero(weights)  # a sparse weight of 0 costs no forward pass
+        scale = torch.from_numpy(weights).float()
+        for draw in range(self.inner_epochs):
+            for piece in split(rng.permutation(len(used)), min(self.updates_per_epoch, len(used))):
+                rows = torch.from_numpy(used)[piece]
+                batches = (
+                    (share, Weighted(rollout=data, rows=part, weights=scale[part], draw=draw))
+                    for share, part in shares(rows, micro_batch)
+                )
+                yield Update(batches=batches)
+
+    def weights(self, prompts: tuple[str, ...], rewards: np.ndarray) -> np.ndarray:
+        """[B] float64. Dense weights have mean 1 over each group (the batch, or a prompt); sparse ones are 0 or 1."""
+        out = np.zeros_like(rewards)
+        if self.streaming:
+            self.recent.extend(rewards.tolist())
+        groups = dict.fromkeys(prompts) if self.scope == "prompt" else [None]
+        for group in groups:
+            rows = np.array([group is None or p == group for p in prompts])
+            values = rewards[rows]
+            if self.weighting == "dense":
+                z = np.exp((values - values.max()) / self.temperature)
+                out[rows] = len(values) * z / z.sum()
+            else:
+                known = np.array(self.recent) if self.streaming else values
+                out[rows] = values >= np.quantile(known, self.quantile)
+        if not out.any():
+            out[np.argmax(rewards)] = 1.0  # a streaming quantile that nothing reaches: the best sample stands for the epoch
+        return out
+
+    def loss(self, policy: Policy, batch: Weighted) -> tuple[Tensor, Metrics]:
+        record, rows = batch.rollout, batch.rows
+        process = ForwardProcess.of(policy.family.scheduler).to(policy.device)
+        x0 = record.latent(rows, torch.full_like(rows, len(record.sampler))).to(policy.device)
+        t, noise = _corruption(record.noise[rows.tolist()], batch.draw, len(process), x0)
+        out = policy.predict(process.noised(t, x0, noise), process.timesteps[t], record.cond[rows], record.sampler.guidance_scale)
+        error = (process.target(t, x0, noise) - out).square().mean((1, 2, 3))
+        return (batch.weights.to(error.device) * error).mean(), {"rwr/error": error.detach().mean()}
+
+    def epoch_metrics(self) -> dict[str, float]:
+        return self._epoch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"statistics": self.statistics.state_dict(), "recent": list(self.recent)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.statistics.load_state_dict(state["statistics"])
+        self.recent = deque(state["recent"], maxlen=self.streaming or None)
+
+
+def _corruption(key: NoiseKey, draw: int, timesteps: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """A uniform timestep [M] and noise [M, C, h, w] for each sample, the same whatever micro-batch it falls in."""
+    stream = NoiseKey(seed=key.seed, stream=f"{key.stream}/rwr", epoch=key.epoch, prompts=key.prompts, replicas=key.replicas)
+    noise = stream.normal(draw, like.shape[1:], like.device)
+    uniform = torch.special.ndtr(stream.normal(-2 - draw, (), "cpu").double())  # a normal's own quantile is uniform
+    return (uniform * timesteps).long().clamp(max=timesteps - 1).to(like.device), noise

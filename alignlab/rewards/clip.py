@@ -1,0 +1,79 @@
+"""Text-image agreement by any CLIP that open_clip loads (Radford et al. 2021; as a score, arXiv 2104.08718)."""
+
+import importlib.resources
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class ClipScore:
+    """scale times the cosine between image and prompt. Differentiable. About 20 to 40 for matching pairs at scale 100.
+
+    Args:
+        path: a folder in open_clip's format (open_clip_config.json and weights), the name of one shipped in
+            alignlab/assets ("emoji_clip"), or "hf-hub:owner/name".
+        scale: 100 as usual.
+        template: "{}" is replaced by the prompt.
+
+    Raises:
+        FileNotFoundError: if there is no such folder, or it lacks a file.
+    """
+
+    differentiable = True
+    unit = "100 x cosine"
+    typical_range = (0.0, 100.0)
+
+    @staticmethod
+    def check(path: str, **_: Any) -> None:
+        locate(path)
+
+    def __init__(self, path: str, *, scale: float = 100.0, template: str = "{}") -> None:
+        import open_clip
+
+        name = locate(path)
+        self.model = open_clip.create_model(name, precision="fp32").eval().requires_grad_(False)
+        self.tokenizer = open_clip.get_tokenizer(name)
+        self.scale, self.template = scale, template
+        visual = self.model.visual
+        size = visual.image_size
+        self.size = (size, size) if isinstance(size, int) else tuple(size)
+        self.mean = torch.tensor(visual.preprocess_cfg["mean"]).view(1, 3, 1, 1)
+        self.std = torch.tensor(visual.preprocess_cfg["std"]).view(1, 3, 1, 1)
+        self._text = lru_cache(maxsize=4096)(self._encode_text)
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        self.model.to(images.device)
+        text = torch.stack([self._text(p) for p in prompts]).to(images.device)
+        image = F.normalize(self.model.encode_image(self.preprocess(images)), dim=-1)
+        return self.scale * (image * text).sum(-1)
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Resized (bicubic, antialiased) and normalised, without leaving tensors."""
+        if tuple(images.shape[-2:]) != self.size:
+            images = F.interpolate(images, self.size, mode="bicubic", antialias=True).clamp(0, 1)
+        return (images.float() - self.mean.to(images.device)) / self.std.to(images.device)
+
+    @torch.no_grad()
+    def _encode_text(self, prompt: str) -> Tensor:
+        tokens = self.tokenizer([self.template.format(prompt)])
+        device = next(self.model.parameters()).device
+        return F.normalize(self.model.encode_text(tokens.to(device)), dim=-1)[0].cpu()
+
+
+def locate(path: str) -> str:
+    """The name by which open_clip finds the model."""
+    if path.startswith("hf-hub:"):
+        return path
+    shipped = Path(str(importlib.resources.files("alignlab") / "assets" / path))
+    folder = next((f for f in (Path(path), shipped) if f.is_dir()), None)
+    mend = "give a folder in open_clip's format, emoji_clip, or hf-hub:owner/name"
+    if folder is None:
+        raise FileNotFoundError(f"reward path={path}: there is no such folder and no such shipped model; {mend}")
+    if not (folder / "open_clip_config.json").is_file() or not any(folder.glob("open_clip_*.safetensors")):
+        raise FileNotFoundError(f"reward path={path}: {folder} lacks open_clip_config.json or its safetensors weights; {mend}")
+    return f"local-dir:{folder}"

@@ -1,0 +1,158 @@
+"""The run directory: what a run leaves behind, and how it goes on after it was stopped.
+
+    RUN/config.yaml  metrics.jsonl  summary.json  samples/step_*.png  checkpoints/step_*/  model/
+
+A checkpoint is written aside, synced and renamed, so a killed run never leaves half a one that counts.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torchvision.utils import save_image
+
+KEPT_CHECKPOINTS = 2
+
+
+class RunError(Exception):
+    """The run folder cannot be used as asked; one sentence."""
+
+
+class Run:
+    """One run folder.
+
+    Args:
+        folder: created if need be.
+        config: the resolved configuration. A non-empty folder must have been started with the same one.
+        ignore: top-level keys in which the two may differ.
+
+    Raises:
+        RunError: if the folder holds another run, or files that are none.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any], *, ignore: tuple[str, ...] = ()) -> None:
+        self.folder, self.config = folder, config
+        stored = folder / "config.yaml"
+        if stored.is_file():
+            old = yaml.safe_load(stored.read_text())
+            before, asked = ({k: v for k, v in c.items() if k not in ignore} for c in (old, config))
+            difference = first_difference(before, asked)
+            if difference is not None:
+                key, then, now = difference
+                raise RunError(
+                    f"{folder} holds a run with {key}={then}, but {key}={now} was asked for; choose another output_dir, or the same configuration to resume"
+                )
+        elif folder.is_dir() and any(p.name not in ("tensorboard",) for p in folder.iterdir()):
+            raise RunError(f"{folder} is not empty and holds no run (no config.yaml); choose another output_dir")
+        for name in ("samples", "checkpoints"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        write_aside(stored, yaml.safe_dump(config, sort_keys=False))
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """summary.json of a finished run."""
+        path = self.folder / "summary.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        write_aside(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+    # -- metrics
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Appends one JSON object to metrics.jsonl, to the disk."""
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def metrics(self) -> list[dict[str, Any]]:
+        path = self.folder / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+    # -- checkpoints
+
+    def save_checkpoint(self, step: int, policy: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """`policy` goes to policy.safetensors; `state` (plain values and tensors) to state.pt."""
+        final = self.folder / "checkpoints" / f"step_{step:06d}"
+        aside = final.with_name(f".{final.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        save_file({k: v.contiguous() for k, v in policy.items()}, aside / "policy.safetensors")
+        torch.save({"step": step, **state}, aside / "state.pt")
+        for path in (*aside.iterdir(), aside):
+            _sync(path)
+        shutil.rmtree(final, ignore_errors=True)
+        aside.rename(final)
+        _sync(final.parent)
+        for old in self._checkpoints()[:-KEPT_CHECKPOINTS]:
+            shutil.rmtree(old)
+
+    def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The newest one, with metrics.jsonl cut back to it; None if there is none."""
+        found = self._checkpoints()
+        if not found:
+            (self.folder / "metrics.jsonl").unlink(missing_ok=True)
+            return None
+        state = torch.load(found[-1] / "state.pt", map_location="cpu", weights_only=True)
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+        write_aside(path, "".join(lines[: state["metrics_lines"]]))
+        return load_file(found[-1] / "policy.safetensors"), state
+
+    def _checkpoints(self) -> list[Path]:
+        return sorted((self.folder / "checkpoints").glob("step_*"))
+
+    # -- pictures
+
+    def save_samples(self, step: int, images: Tensor, columns: int) -> None:
+        """A grid of images [n, 3, H, W] in [0, 1], small ones enlarged for the eye."""
+        factor = max(1, 96 // images.shape[-1])
+        large = images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+        save_image(large, self.folder / "samples" / f"step_{step:06d}.png", nrow=columns, padding=2)
+
+
+def first_difference(old: Any, new: Any, prefix: str = "") -> tuple[str, Any, Any] | None:
+    """The first key in which two nested dictionaries differ, with both values."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return None if old == new else (prefix.rstrip("."), old, new)
+    for key in (*new, *(k for k in old if k not in new)):
+        found = first_difference(old.get(key), new.get(key), f"{prefix}{key}.")
+        if found is not None:
+            return found
+    return None
+
+
+def write_aside(path: Path, text: str) -> None:
+    """Replaces a file in one step: a reader sees the old text or the new, never half."""
+    aside = path.with_name(f".{path.name}.new")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Commit and cleanliness of the checkout that holds `folder`; None outside one."""
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        status = subprocess.run(["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {"commit": commit, "clean": not status.strip()}
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)

@@ -1,0 +1,181 @@
+"""Does every algorithm learn? Runs each on the embedded model with three seeds and writes results/first_light.
+
+    python scripts/first_light.py                     # make first-light; goes on where it was stopped
+    python scripts/first_light.py --collect-only      # table and figure from the finished runs
+
+A claim counts if the mean gain over the seeds is at least 3 standard errors and at least half a standard deviation of
+the base model's reward, on prompts' noise that training never used.
+"""
+
+import argparse
+import csv
+import json
+import math
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "results" / "first_light"
+SEEDS = (0, 1, 2)
+ALGORITHMS = {
+    "rwr": ["algo=rwr"],
+    "ddpo_sf": ["algo=ddpo", "algo.estimator=sf"],
+    "ddpo_is": ["algo=ddpo", "algo.estimator=is"],
+    "draft": ["algo=draft"],
+    "draftp": ["algo=draftp", "kl_coeff=0.25"],
+}
+COLOURS = {"rwr": "#8c6bb1", "ddpo_sf": "#4292c6", "ddpo_is": "#08519c", "draft": "#fd8d3c", "draftp": "#d94801"}
+UNITS = {"jpeg_compressibility": "-kB (JPEG, quality 95)", "clip": "100 x cosine (image, prompt)"}
+CLAIMS = [("jpeg_compressibility", name) for name in ("rwr", "ddpo_sf", "ddpo_is")] + [("clip", name) for name in ALGORITHMS]
+
+
+def overrides(reward: str, name: str) -> list[str]:
+    return [*ALGORITHMS[name], f"reward={reward}", f"experiment=first_light/{name}"]
+
+
+def folder(runs: Path, reward: str, name: str, seed: int) -> Path:
+    return runs / f"{reward}-{name}-s{seed}"
+
+
+def run_all(runs: Path) -> None:
+    for seed in SEEDS:  # seeds outermost, so that a stopped study has all algorithms at fewer seeds
+        for reward, name in CLAIMS:
+            target = folder(runs, reward, name, seed)
+            if (target / "summary.json").is_file():
+                continue
+            command = [sys.executable, "-m", "alignlab.train", *overrides(reward, name), f"seed={seed}", f"output_dir={target}"]
+            print(" ".join(command[1:]), flush=True)
+            subprocess.run(command, cwd=ROOT, check=True)
+
+
+def gather(runs: Path) -> list[dict[str, Any]]:
+    """One row a claim, from the runs' summaries."""
+    rows = []
+    for reward, name in CLAIMS:
+        found = [folder(runs, reward, name, s) for s in SEEDS if (folder(runs, reward, name, s) / "summary.json").is_file()]
+        if not found:
+            continue
+        summaries = [json.loads((f / "summary.json").read_text()) for f in found]
+        gains = [s["final"]["reward"] - s["base"]["reward"] for s in summaries]
+        mean, error = statistics.mean(gains), statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else math.nan
+        base_std = statistics.mean(s["base"]["reward_std"] for s in summaries)
+        rows.append(
+            {
+                "reward": reward,
+                "algorithm": name,
+                "seeds": len(found),
+                "base": statistics.mean(s["base"]["reward"] for s in summaries),
+                "base_std": base_std,
+                "final": statistics.mean(s["final"]["reward"] for s in summaries),
+                "gain": mean,
+                "standard_error": error,
+                "gain_over_se": mean / error if error else math.inf,
+                "gain_over_base_std": mean / base_std,
+                "lpips_base": statistics.mean(s["base"]["lpips"] for s in summaries),
+                "lpips_final": statistics.mean(s["final"]["lpips"] for s in summaries),
+                "images": summaries[0]["samples_seen"],
+                "minutes": statistics.mean(s["wall_seconds"] for s in summaries) / 60,
+                "holds": mean >= 3 * error and mean >= 0.5 * base_std,
+            }
+        )
+    return rows
+
+
+def collect(runs: Path) -> None:
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    rows = gather(runs)
+    with (RESULTS / "table.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    for reward, name in CLAIMS:
+        for seed in SEEDS:
+            source = folder(runs, reward, name, seed)
+            if (source / "summary.json").is_file():
+                kept = RESULTS / "runs" / source.name
+                kept.mkdir(parents=True, exist_ok=True)
+                for file in ("config.yaml", "metrics.jsonl", "summary.json"):
+                    shutil.copy(source / file, kept / file)
+    figure(runs)
+    page(rows)
+
+
+def figure(runs: Path) -> None:
+    """Evaluation reward against images sampled: mean over seeds, with the range of the seeds."""
+    axes = plt.subplots(1, 2, figsize=(11, 4.2), constrained_layout=True)[1]
+    for axis, reward in zip(axes, UNITS, strict=True):
+        for claimed, name in CLAIMS:
+            if claimed != reward:
+                continue
+            curves = []
+            for seed in SEEDS:
+                path = folder(runs, reward, name, seed) / "metrics.jsonl"
+                if path.is_file():
+                    lines = [json.loads(line) for line in path.read_text().splitlines()]
+                    curves.append([(line["samples_seen"], line["eval/reward"]) for line in lines if "eval/reward" in line])
+            if not curves:
+                continue
+            x = [point[0] for point in curves[0]]
+            y = [[point[1] for point in curve] for curve in curves]
+            axis.plot(x, [statistics.mean(v) for v in zip(*y, strict=True)], "o-", ms=3, color=COLOURS[name], label=name)
+            axis.fill_between(
+                x,
+                [min(v) for v in zip(*y, strict=True)],
+                [max(v) for v in zip(*y, strict=True)],
+                color=COLOURS[name],
+                alpha=0.18,
+                lw=0,
+            )
+        base = [r["base"] for r in gather(runs) if r["reward"] == reward]
+        if base:
+            axis.axhline(base[0], color="0.5", ls="--", lw=1, label="base model")
+        axis.set(title=reward, xlabel="images sampled in training", ylabel=UNITS[reward])
+        axis.grid(alpha=0.25)
+        axis.legend(frameon=False, fontsize=8)
+    plt.savefig(RESULTS / "curves.png", dpi=130)
+    plt.close()
+
+
+def page(rows: list[dict[str, Any]]) -> None:
+    lines = [
+        "# First light: every algorithm learns on the embedded model", "",
+        "    make first-light", "",
+        f"Made on {platform.machine()}, 2 CPU cores, no GPU, seeds {', '.join(map(str, SEEDS))}. Every number is measured on the 45 training prompts with",
+        "noise that training never used (stream `final`, the same for the base model and every run). `gain` is the mean over",
+        "seeds ± its standard error; a claim holds if it is ≥ 3 standard errors and ≥ 0.5 standard deviations of the base",
+        "model's reward over images. LPIPS is the world's own perceptual distance (`lpips-emoji`), within prompts.",
+        "The runs' configurations, metrics and summaries are in `runs/`.", "", "![curves](curves.png)", "",
+        "| reward | algorithm | seeds | base | final | gain | gain / SE | gain / base sd | LPIPS base → final | images | minutes a run | holds |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for r in rows:
+        lines.append(
+            f"| {r['reward']} | {r['algorithm']} | {r['seeds']} | {r['base']:.3f} | {r['final']:.3f} | {r['gain']:.3f} ± {r['standard_error']:.3f} | "
+            f"{r['gain_over_se']:.1f} | {r['gain_over_base_std']:.2f} | {r['lpips_base']:.3f} → {r['lpips_final']:.3f} | {r['images']} | "
+            f"{r['minutes']:.1f} | {'yes' if r['holds'] else '**no**'} |"
+        )
+    (RESULTS / "README.md").write_text("\n".join(lines) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "first_light")
+    parser.add_argument("--collect-only", action="store_true")
+    args = parser.parse_args()
+    if not args.collect_only:
+        run_all(args.runs)
+    collect(args.runs)
+
+
+if __name__ == "__main__":
+    main()
