@@ -39,6 +39,8 @@ class Evaluation:
     """Images of each of them; diversity is measured within a prompt."""
     final_images: int = 4
     """Images of every training prompt, for the base model and at the end (summary.json)."""
+    batch: int = 64
+    """Images sampled at once; the numbers do not depend on it."""
 
 
 @dataclass
@@ -134,7 +136,7 @@ def _problems(c: dict[str, Any]) -> Iterator[str]:
     for key in ("steps", "samples_per_step", "micro_batch", "eval_every"):
         if c[key] < 1:
             yield f"{key}={c[key]} must be at least 1"
-    for key in ("prompts", "images", "final_images"):
+    for key in ("prompts", "images", "final_images", "batch"):
         if c["evaluation"][key] < (2 if key == "images" else 1):
             yield f"evaluation.{key}={c['evaluation'][key]} must be at least {2 if key == 'images' else 1}"
     for key in ("lr", "max_grad_norm"):
@@ -307,7 +309,7 @@ def _say(problems: str) -> int:
 def _sentence(error: Exception, name: str) -> str:
     """Hydra's composition errors, shorter and with the nearest right key."""
     cause = error.__cause__
-    key = str(getattr(cause, "full_key", "") or "")
+    key: str = getattr(cause, "full_key", None) or ""
     if (
         key
         and ("not in struct" in str(cause) or "Could not override" in str(error))
@@ -336,7 +338,8 @@ def _composed_keys(name: str) -> list[str]:
 
     def walk(node: Any, prefix: str) -> Iterator[str]:
         for key, value in node.items_ex(resolve=False) if isinstance(node, DictConfig) else ():
-            yield f"{prefix}{key}"
-            yield from walk(value, f"{prefix}{key}.")
+            path = prefix + str(key)
+            yield path
+            yield from walk(value, f"{path}.")
 
     return list(walk(cfg, ""))

@@ -12,8 +12,6 @@ from alignlab.policy import Policy
 from alignlab.rollout import Gradients, drift, rollout
 from alignlab.samplers import Sampler
 
-BATCH = 64  # images at once; the images do not depend on it
-
 
 class Diversity(Protocol):
     name: str
@@ -50,12 +48,13 @@ def evaluate(
     *,
     images: int,
     stream: str,
+    batch: int = 64,
 ) -> Measured:
     """Samples and scores (by name) `images` images of each prompt. The noise depends on `stream`, not on the run's seed."""
     key = noise_key([p for p in prompts for _ in range(images)], seed=0, stream=stream)
     pictures, scores = [], []
-    for k in range(0, len(key.prompts), BATCH):
-        part = key[range(k, min(k + BATCH, len(key.prompts)))]
+    for k in range(0, len(key.prompts), batch):
+        part = key[range(k, min(k + batch, len(key.prompts)))]
         record = rollout(policy, sampler, part, store="image")
         pictures.append(record.images)
         scores.append(score(record.images, record.prompts))
@@ -75,4 +74,8 @@ def distance_to_base(policy: Policy, sampler: Sampler, prompts: Sequence[str]) -
     record = rollout(policy, sampler, noise_key(prompts, seed=0, stream="drift"), gradients=Gradients.last(n, n))
     away = drift(policy, record)
     trajectory = None if away.trajectory is None else away.trajectory.item()
-    return {"eps_guided": away.eps_guided.item(), "eps_conditional": away.eps_conditional.item(), "trajectory": trajectory}
+    return {
+        "kl_eps_guided": away.eps_guided.item(),
+        "kl_eps_conditional": away.eps_conditional.item(),
+        "kl_trajectory": trajectory,
+    }

@@ -108,7 +108,7 @@ class Policy:
         self._copy: nn.Module | None = None
         self.lora_config: LoraConfig | None = None
         if full:
-            self._copy = copy.deepcopy(family.denoiser).to(self.dtype)
+            self._copy = copy.deepcopy(family.denoiser)  # float32 like what is trained: rounded weights would start at KL > 0
             family.denoiser.requires_grad_(True)
         else:
             lora = lora or LoRA()

@@ -7,8 +7,10 @@ A checkpoint is written aside, synced and renamed, so a killed run never leaves 
 
 import json
 import os
+import platform
 import shutil
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +88,7 @@ class Run:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         save_file({k: v.contiguous() for k, v in policy.items()}, aside / "policy.safetensors")
-        torch.save({"step": step, **state}, aside / "state.pt")
+        torch.save({"step": step, "metrics_lines": len(self.metrics()), **state}, aside / "state.pt")
         for path in (*aside.iterdir(), aside):
             _sync(path)
         shutil.rmtree(final, ignore_errors=True)
@@ -140,16 +142,23 @@ def write_aside(path: Path, text: str) -> None:
     aside.replace(path)
 
 
-def git_state(folder: Path) -> dict[str, Any] | None:
-    """Commit and cleanliness of the checkout that holds `folder`; None outside one."""
-    try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True
-        ).stdout.strip()
-        status = subprocess.run(["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return {"commit": commit, "clean": not status.strip()}
+def provenance(device: torch.device) -> dict[str, Any]:
+    """What made the numbers: versions, machine, and the commit of the checkout (None outside one)."""
+    here = Path(__file__).parent
+
+    def git(*command: str) -> str | None:
+        try:
+            return subprocess.run(["git", *command], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return None
+
+    commit = git("rev-parse", "HEAD")
+    return {
+        "versions": {name: version(name) for name in ("alignlab", "torch", "diffusers", "peft")}
+        | {"python": platform.python_version()},
+        "machine": {"device": str(device), "processor": platform.machine(), "threads": torch.get_num_threads()},
+        "git": commit and {"commit": commit, "clean": not git("status", "--porcelain")},
+    }
 
 
 def _sync(path: Path) -> None:

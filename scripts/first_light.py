@@ -40,7 +40,7 @@ CLAIMS = [("jpeg_compressibility", name) for name in ("rwr", "ddpo_sf", "ddpo_is
 
 
 def overrides(reward: str, name: str) -> list[str]:
-    return [*ALGORITHMS[name], f"reward={reward}", f"experiment=first_light/{name}"]
+    return [*ALGORITHMS[name], f"reward={reward}", "experiment=first_light"]
 
 
 def folder(runs: Path, reward: str, name: str, seed: int) -> Path:

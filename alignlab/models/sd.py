@@ -7,7 +7,6 @@ import importlib.resources
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor, nn
 
@@ -37,12 +36,14 @@ class StableDiffusion:
             source,
             revision=revision,
             variant=variant,
-            torch_dtype=torch.float32,
             safety_checker=None,
             requires_safety_checker=False,
         )
+        for module in (pipe.unet, pipe.vae, pipe.text_encoder):  # weights may be stored in half precision
+            module.float()
         self.pipe = pipe
-        self.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False, thresholding=False)
+        config = pipe.scheduler.config  # of another scheduler perhaps, which does not say; one that does say so is refused by ddim()
+        self.scheduler = DDIMScheduler.from_config({**config, "clip_sample": config.get("clip_sample", False)})
         self.denoiser: nn.Module = pipe.unet
         self.frozen: tuple[nn.Module, ...] = (pipe.text_encoder, pipe.vae)
         size = pipe.unet.config.sample_size

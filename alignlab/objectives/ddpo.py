@@ -11,7 +11,7 @@ it bounds the same true log-ratio at every resolution; steps with s = 0 are left
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -84,6 +84,8 @@ class DDPO:
             raise ValueError(
                 f"algo.updates_per_epoch={updates_per_epoch} and algo.inner_epochs={inner_epochs} must be at least 1"
             )
+        if kl_coeff < 0:
+            raise ValueError(f"kl_coeff={kl_coeff} must not be negative; 0 leaves the penalty out")
         if clip <= 0 or advantage_clip <= 0:
             raise ValueError(f"algo.clip={clip} and algo.advantage_clip={advantage_clip} must be positive")
         self.estimator, self.clip, self.clip_scaling = estimator, clip, clip_scaling
@@ -104,6 +106,8 @@ class DDPO:
         self, policy: Policy, rollouts: Iterator[Rollout], micro_batch: int, rng: np.random.Generator
     ) -> Iterator[Update]:
         data = Rollout.cat(list(rollouts))
+        if self.estimator == "is" and policy.dtype != torch.float32:
+            data = replace(data, log_probs=_anchor(policy, data, micro_batch))
         assert data.reward is not None
         advantages = self.statistics.standardise(data.prompts, data.reward.double().cpu().numpy())
         self._epoch = {
@@ -147,11 +151,11 @@ class DDPO:
             }
             if self.estimator == "is":
                 outside = (gap.abs() > self.clip_bound(now.x[0].numel())).float()
-                third = (3 * steps // len(record.sampler)).to(outside.device)
                 metrics["ddpo/clip_fraction"] = outside.mean()
-                for k, name in enumerate(("early", "middle", "late")):
-                    if bool((third == k).any()):
-                        metrics[f"ddpo/clip_fraction_{name}"] = outside[third == k].mean()
+                for k, name in enumerate(("early", "middle", "late")):  # thirds of the trajectory
+                    third = 3 * steps // len(record.sampler) == k
+                    if third.any():
+                        metrics[f"ddpo/clip_fraction_{name}"] = outside[third.to(outside.device)].mean()
         if self.kl_coeff > 0:
             kl = _step_kl(policy, record, rows, steps, now.x, now.out).mean()
             loss = loss + self.kl_coeff * kl
@@ -181,15 +185,27 @@ def _step_kl(policy: Policy, record: Rollout, rows: Tensor, steps: Tensor, x: Te
     return record.sampler.kl(steps, out, ref)
 
 
+def _all_pairs(record: Rollout, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every scored (sample, step) pair in slices of at most `size`: rows [M], steps [M]."""
+    scored = record.sampler.scored.cpu().nonzero()[:, 0]
+    for _, part in shares(torch.cartesian_prod(torch.arange(len(record)), scored), size):
+        yield part[:, 0], part[:, 1]
+
+
+@torch.no_grad()
+def _anchor(policy: Policy, record: Rollout, micro_batch: int) -> Tensor:
+    """[B, N] log-probs scored again at the shape that trains: a 16-bit matrix product depends on its batch size."""
+    log_probs = record.log_probs.clone()
+    for rows, steps in _all_pairs(record, micro_batch):
+        log_probs[rows, steps] = replay(policy, record, rows, steps).log_prob
+    return log_probs
+
+
 @torch.no_grad()
 def _later_kl(policy: Policy, record: Rollout, micro_batch: int) -> Tensor:
     """[B, N] D times the KL that the steps after each one pay (log p is a mean over D, so the return is in units of D)."""
     kl = torch.zeros(len(record), len(record.sampler))
-    scored = record.sampler.scored.cpu().nonzero()[:, 0]
-    pairs = torch.cartesian_prod(torch.arange(len(record)), scored)
-    for _, part in shares(pairs, micro_batch):
-        rows, steps = part[:, 0], part[:, 1]
+    for rows, steps in _all_pairs(record, micro_batch):
         now = replay(policy, record, rows, steps)
-        kl[rows, steps] = _step_kl(policy, record, rows, steps, now.x, now.out).cpu()
-    dimensions = record.latents[0, 0].numel()
-    return dimensions * (kl.flip(1).cumsum(1).flip(1) - kl)
+        kl[rows, steps] = _step_kl(policy, record, rows, steps, now.x, now.out).to(kl)
+    return record.latents[0, 0].numel() * (kl.flip(1).cumsum(1).flip(1) - kl)

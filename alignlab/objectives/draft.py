@@ -8,7 +8,7 @@
     ReFL        refl: leave the chain at a random late step and take its predicted x0; reward_cap = c gives relu(c - r)
 
 All of them are one rollout with another `Gradients` record. Differs from the papers: DRaFT-LV averages its 1 + n terms where
-the paper sums (a constant factor); the reference of DRaFT+ passes gradients to its input (ref_grad="none" is the
+the paper sums (a constant factor; lv_reduction=sum); the reference of DRaFT+ passes gradients to its input (ref_grad="none" is the
 published form, whose gradient at the optimum is not zero for K > 1).
 """
 
@@ -25,9 +25,10 @@ from alignlab.rollout import Gradients, Rollout, drift
 
 CHOICES = {
     "truncation": ("fixed", "per_rollout", "per_step"),
-    "kl": ("eps_guided", "eps_conditional", "trajectory"),
+    "kl": ("eps_guided", "eps_conditional", "trajectory"),  # attributes of rollout.Drift
     "ref_grad": ("input", "none"),
     "reward_on": ("x_N", "pred_x0"),
+    "lv_reduction": ("mean", "sum"),
 }
 
 
@@ -38,6 +39,7 @@ class DRaFT:
         k: how many last steps keep their graph, 1..N; None is all of them (DRaFT).
         truncation: "fixed" K; "per_rollout" draws K ~ U{1..N} once; "per_step" draws for each step (gaps appear).
         lv_samples: n of DRaFT-LV (the paper's n is 2); needs k = 1 and fixed truncation.
+        lv_reduction: "mean" over the 1 + n terms, or their "sum" as in the paper.
         detach_input: DRTune.
         refl: stop at a random step of the last k and train on its predicted x0.
         reward_on: the image is x_N, or the last step's predicted x0 (the published DRaFT+).
@@ -55,6 +57,7 @@ class DRaFT:
         k: int | None = 1,
         truncation: Literal["fixed", "per_rollout", "per_step"] = "fixed",
         lv_samples: int = 0,
+        lv_reduction: Literal["mean", "sum"] = "mean",
         detach_input: bool = False,
         refl: bool = False,
         reward_on: Literal["x_N", "pred_x0"] = "x_N",
@@ -63,7 +66,8 @@ class DRaFT:
         kl: Literal["eps_guided", "eps_conditional", "trajectory"] = "eps_guided",
         ref_grad: Literal["input", "none"] = "input",
     ) -> None:
-        for name, value in (("truncation", truncation), ("kl", kl), ("ref_grad", ref_grad), ("reward_on", reward_on)):
+        chosen = {"truncation": truncation, "kl": kl, "ref_grad": ref_grad, "reward_on": reward_on, "lv_reduction": lv_reduction}
+        for name, value in chosen.items():
             if value not in CHOICES[name]:
                 raise ValueError(f"algo.{name}={value!r} is not one of {', '.join(CHOICES[name])}")
         if k is not None and k < 1:
@@ -74,7 +78,13 @@ class DRaFT:
             )
         if kl_coeff < 0:
             raise ValueError(f"kl_coeff={kl_coeff} must not be negative; 0 leaves the penalty out")
-        self.k, self.truncation, self.lv_samples, self.detach_input = k, truncation, lv_samples, detach_input
+        self.k, self.truncation, self.lv_samples, self.lv_reduction, self.detach_input = (
+            k,
+            truncation,
+            lv_samples,
+            lv_reduction,
+            detach_input,
+        )
         self.refl, self.reward_on, self.reward_cap = refl, reward_on, reward_cap
         self.kl_coeff, self.kl, self.ref_grad = kl_coeff, kl, ref_grad
 
@@ -84,6 +94,8 @@ class DRaFT:
 
     def plan(self, steps: int, rng: np.random.Generator) -> Gradients:
         k = steps if self.k is None else self.k
+        if k > steps:
+            raise ValueError(f"algo.k={k} exceeds sampler.steps={steps}; set algo.k<={steps} or raise sampler.steps")
         kept, stop = tuple(range(steps - k, steps)), None
         if self.truncation == "per_rollout":
             kept = tuple(range(steps - int(rng.integers(1, steps + 1)), steps))
@@ -110,6 +122,8 @@ class DRaFT:
         assert batch.reward is not None
         reward = batch.reward
         loss = -reward.mean() if self.reward_cap is None else torch.relu(self.reward_cap - reward).mean()
+        if self.lv_reduction == "sum":
+            loss = (1 + batch.renoised) * loss
         metrics: Metrics = {"draft/kept_steps": torch.tensor(float(len(batch.kept)))}
         if self.reward_cap is not None:
             metrics["draft/capped"] = (reward.detach() > self.reward_cap).float().mean()
@@ -138,7 +152,3 @@ class DRaFT:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """DRaFT keeps nothing between updates."""
-
-
-# The field `kl` names the attributes of rollout.Drift.
-CHOICES_OF_DRIFT = {"eps_guided", "eps_conditional", "trajectory"}

@@ -117,7 +117,8 @@ class RWR:
             "rwr/effective_sample_size": float(weights.sum() ** 2 / np.square(weights).sum()),
             "rwr/weight_max": float(weights.max()),
         }
-        used = np.flatnonzero(weights)  # a sparse weight of 0 costs no forward pass
+        # A sparse weight of 0 costs no forward pass; a dense one that underflowed still counts in the mean.
+        used = np.flatnonzero(weights) if self.weighting == "sparse" else np.arange(len(weights))
         scale = torch.from_numpy(weights).float()
         for draw in range(self.inner_epochs):
             for piece in split(rng.permutation(len(used)), min(self.updates_per_epoch, len(used))):

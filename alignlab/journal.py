@@ -1,0 +1,82 @@
+"""What a run tells while it runs: averaged metrics, a progress bar, TensorBoard and other trackers."""
+
+import resource
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+
+class Averages:
+    """Share-weighted means of micro-batch metrics, on the device until they are read; names ending in _max keep the largest."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.shares: dict[str, float] = {}
+
+    def add(self, share: float, metrics: dict[str, Tensor]) -> None:
+        for name, value in metrics.items():
+            if name.endswith("_max"):
+                self.sums[name] = torch.maximum(self.sums.get(name, value), value)
+                self.shares[name] = 1.0
+            else:
+                self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + share * value
+                self.shares[name] = self.shares.get(name, 0.0) + share
+
+    def means(self) -> dict[str, float]:
+        return {name: (value / self.shares[name]).item() for name, value in self.sums.items()}
+
+
+class Journal:
+    """A bar (epoch, images/s, reward, remaining time), a line at evaluations, and the trackers. A context manager.
+
+    Args:
+        folder: TensorBoard's event files go to folder/tensorboard.
+        tracker: "none", or one that accelerate knows ("wandb", "trackio").
+        steps, start: epochs in all, and those already done.
+    """
+
+    def __init__(self, folder: Path, *, tracker: str, cpu: bool, steps: int, start: int) -> None:
+        AcceleratorState._reset_state(True)  # a sweep runs its jobs in one process
+        names = ["tensorboard"] if tracker == "none" else ["tensorboard", tracker]
+        self.accelerator = Accelerator(cpu=cpu, log_with=names, project_dir=folder)
+        self.accelerator.init_trackers("tensorboard")
+        self.bar = Progress(
+            TextColumn("epoch"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn()
+        )
+        self.task = self.bar.add_task("epoch", total=steps, completed=start, note="")
+
+    def __enter__(self) -> "Journal":
+        self.bar.start()
+        return self
+
+    def __call__(self, line: dict[str, Any]) -> None:
+        """Shows one line of metrics."""
+        self.accelerator.log({k: v for k, v in line.items() if v is not None}, step=line["step"])
+        note = f"reward {line['reward/mean']:.3f}  {line['images_per_second']:.1f} images/s"
+        self.bar.update(self.task, completed=line["step"], note=note)
+        if "eval/reward" in line:
+            self.bar.print(
+                f"epoch {line['step']:>4}  {note}  evaluation: reward {line['eval/reward']:.3f}  lpips {line['eval/lpips']:.3f}"
+            )
+        if line["reward/std"] == 0:
+            self.bar.print(
+                f"epoch {line['step']:>4}  warning: every image of this epoch earned the same reward, so there is nothing to learn from"
+            )
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.bar.stop()
+        self.accelerator.end_training()
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Of the device since its counter was reset, or of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
