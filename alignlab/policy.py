@@ -154,11 +154,11 @@ class Policy:
         if guidance_scale != 1:
             text = {k: torch.cat([v, cond.null[k].expand_as(v)]) for k, v in text.items()}
             x, t = torch.cat([x, x]), torch.cat([t, t])
-        if self.checkpointing and torch.is_grad_enabled() and not self._is_reference:
-            # The reference is never checkpointed: recomputation would run with the adapter switched on again.
-            out = checkpoint(self._denoise, x, t, text, use_reentrant=False)
+        run = self._denoise_frozen if self._is_reference else self._denoise
+        if self.checkpointing and torch.is_grad_enabled():
+            out = checkpoint(run, x, t, text, use_reentrant=False)
         else:
-            out = self._denoise(x, t, text)
+            out = run(x, t, text)
         return out.view(-1, m, *out.shape[1:])
 
     def predict(self, x: Tensor, t: Tensor, cond: Conditioning, guidance_scale: float) -> Tensor:
@@ -175,7 +175,7 @@ class Policy:
     def reference(self) -> Iterator[None]:
         """Inside, the policy is the frozen pretrained model: adapters off, or the copy kept for full fine-tuning."""
         # The flag is set directly: peft's disable_adapters() would also flip requires_grad of the trained weights.
-        trained = self.family.denoiser
+        outside, trained = self._is_reference, self.family.denoiser
         self._is_reference = True
         try:
             if self._copy is not None:
@@ -184,9 +184,13 @@ class Policy:
                 layer._disable_adapters = True
             yield
         finally:
-            self._is_reference, self.family.denoiser = False, trained
+            self._is_reference, self.family.denoiser = outside, trained
             for layer in self._adapters:
-                layer._disable_adapters = False
+                layer._disable_adapters = outside
+
+    def _denoise_frozen(self, x: Tensor, t: Tensor, text: dict[str, Tensor]) -> Tensor:
+        with self.reference():  # a checkpoint recomputes it during backward, when the adapters are on again
+            return self._denoise(x, t, text)
 
     def _denoise(self, x: Tensor, t: Tensor, text: dict[str, Tensor]) -> Tensor:
         # No weight cache: one filled under no_grad would cut the gradient of float32 weights in the last K steps.

@@ -11,11 +11,13 @@ import argparse
 import csv
 import json
 import math
+import os
 import platform
 import shutil
 import statistics
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +49,20 @@ def folder(runs: Path, reward: str, name: str, seed: int) -> Path:
     return runs / f"{reward}-{name}-s{seed}"
 
 
-def run_all(runs: Path) -> None:
-    for seed in SEEDS:  # seeds outermost, so that a stopped study has all algorithms at fewer seeds
-        for reward, name in CLAIMS:
-            target = folder(runs, reward, name, seed)
-            if (target / "summary.json").is_file():
-                continue
-            command = [sys.executable, "-m", "alignlab.train", *overrides(reward, name), f"seed={seed}", f"output_dir={target}"]
-            print(" ".join(command[1:]), flush=True)
-            subprocess.run(command, cwd=ROOT, check=True)
+def run_all(runs: Path, workers: int) -> None:
+    """Runs what is missing, `workers` at a time with one thread each; seeds outermost, so that a stopped study is balanced."""
+
+    def one(job: tuple[int, str, str]) -> None:
+        seed, reward, name = job
+        target = folder(runs, reward, name, seed)
+        command = [sys.executable, "-m", "alignlab.train", *overrides(reward, name), f"seed={seed}", f"output_dir={target}"]
+        print(" ".join(command[1:]), flush=True)
+        subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
+
+    jobs = [(seed, reward, name) for seed in SEEDS for reward, name in CLAIMS]
+    missing = [(s, r, n) for s, r, n in jobs if not (folder(runs, r, n, s) / "summary.json").is_file()]
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(one, missing))
 
 
 def gather(runs: Path) -> list[dict[str, Any]]:
@@ -150,7 +157,7 @@ def page(rows: list[dict[str, Any]]) -> None:
     lines = [
         "# First light: every algorithm learns on the embedded model", "",
         "    make first-light", "",
-        f"Made on {platform.machine()}, 2 CPU cores, no GPU, seeds {', '.join(map(str, SEEDS))}. Every number is measured on the 45 training prompts with",
+        f"Made on {platform.machine()}, 2 CPU cores, no GPU, two runs at a time with one thread each, seeds {', '.join(map(str, SEEDS))}. Every number is measured on the 45 training prompts with",
         "noise that training never used (stream `final`, the same for the base model and every run). `gain` is the mean over",
         "seeds ± its standard error; a claim holds if it is ≥ 3 standard errors and ≥ 0.5 standard deviations of the base",
         "model's reward over images. LPIPS is the world's own perceptual distance (`lpips-emoji`), within prompts.",
@@ -170,10 +177,11 @@ def page(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "first_light")
+    parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--collect-only", action="store_true")
     args = parser.parse_args()
     if not args.collect_only:
-        run_all(args.runs)
+        run_all(args.runs, args.workers)
     collect(args.runs)
 
 

@@ -210,7 +210,7 @@ def train_judge(work: Path, steps: int) -> None:
             + F.cross_entropy(colour.float(), torch.tensor(scenes.colours, device=DEVICE)) / 2
         )
 
-    fit("judge", judge, loss, steps=steps, lr=2e-3, folder=work)
+    fit("judge", judge, loss, steps=steps, lr=2e-3, folder=work, bf16=False)
     state = {k: v.half().contiguous() for k, v in judge.state_dict().items()}
     save_file(state, ASSETS / "emoji_judge.safetensors", metadata={"names": "|".join(NAMES), "colours": "|".join(COLOURS)})
 
@@ -223,8 +223,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--vae-steps", type=int, default=4300)
     parser.add_argument("--unet-steps", type=int, default=5500)
-    parser.add_argument("--clip-steps", type=int, default=1800)
-    parser.add_argument("--judge-steps", type=int, default=1200)
+    parser.add_argument("--clip-steps", type=int, default=1350)
+    parser.add_argument("--judge-steps", type=int, default=1000)
     parser.add_argument("--scenes", type=int, default=40000)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
