@@ -1,32 +1,35 @@
-"""From a composed Hydra configuration to objects, and from mistakes to one sentence each, before any model is loaded.
+"""From the command line to a checked, plain configuration, and from mistakes to one sentence each, before a model is loaded.
 
-Nothing below this file knows Hydra or OmegaConf: objects get plain values.
+Nothing below this file knows Hydra or OmegaConf: nodes.py builds objects from plain values.
 """
 
-import difflib
-import importlib
 import importlib.util
-import inspect
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import hydra
+import numpy as np
 import torch
+import yaml
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, OverrideParseException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from alignlab.nodes import ConfigError, build, fits, nearest, problems, resolve, words
+
 HERE = Path(__file__).resolve().parent
 CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"  # in a wheel, or in a checkout
-ALLOWED = ("alignlab", "torch.optim")  # where _target_ may point without the user's word
 
 
 @dataclass
@@ -66,10 +69,11 @@ class TrainConfig:
     """Keep stored trajectories in host memory."""
     eval_every: int = 20
     checkpoint_every: int = 20
-    """In epochs; 0 writes none but the last."""
+    """In epochs; 0 writes none but the first and the last."""
     output_dir: str | None = None
+    """The run's folder, or the sweep's; a new one under runs/ or multirun/ if it is null."""
     resume: str | None = None
-    """A run folder to go on with."""
+    """A run folder to go on with, in its own configuration."""
     tracker: str = "none"
     """none, wandb or trackio, beside TensorBoard."""
     allow_targets: list[str] = field(default_factory=list)
@@ -77,7 +81,7 @@ class TrainConfig:
     evaluation: Evaluation = field(default_factory=Evaluation)
     optimizer: Any = field(
         default_factory=lambda: {
-            "_target_": "torch.optim.AdamW", "_partial_": True, "lr": "${lr}", "betas": [0.9, 0.999], "weight_decay": 1e-4, "eps": 1e-8,
+            "_target_": "torch.optim.AdamW", "lr": "${lr}", "betas": [0.9, 0.999], "weight_decay": 1e-4, "eps": 1e-8,
         }
     )  # fmt: skip
     algo: Any = None
@@ -91,176 +95,125 @@ class TrainConfig:
 
 
 ConfigStore.instance().store(name="train_schema", node=TrainConfig)
+OmegaConf.register_new_resolver("or", lambda *values: next(v for v in values if v is not None), replace=True)
+
+KEYS = list(TrainConfig.__dataclass_fields__)
+NOT_SCIENCE = ("output_dir", "resume", "device", "tracker", "checkpoint_every", "offload")
+"""Keys in which a resumed run may differ."""
 CHOICES = {
     "precision": ("fp32", "bf16", "fp16"),
     "device": ("auto", "cpu", "cuda", "mps"),
     "tracker": ("none", "wandb", "trackio"),
 }
-GROUPS = ("algo", "model", "policy", "prompts", "sampler", "eval_sampler")
-NOT_SCIENCE = ("output_dir", "resume", "device", "tracker", "checkpoint_every", "offload")
-"""Keys in which a resumed run may differ."""
-
-
-class ConfigError(Exception):
-    """One sentence for each mistake: the key, the value, and the mend."""
+WEIGHING = {"weight": float, "normalize": bool}
+"""Keys of a reward that are the weighted sum's, not its constructor's."""
+RUNTIME = {
+    "model": (),
+    "policy": ("family", "precision", "device"),
+    "sampler": ("scheduler",),
+    "eval_sampler": ("scheduler",),
+    "prompts": (),
+    "algo": (),
+    "optimizer": ("params",),
+}
+"""The groups that are one node each, with the arguments that lab.py adds once a model is there."""
 
 
 # -- checking
 
 
 def checked(cfg: DictConfig) -> dict[str, Any]:
-    """The plain, resolved configuration.
+    """The plain, resolved configuration; that of the earlier run, if resume= is all that was asked for.
 
     Raises:
-        ConfigError: with every problem that was found, one a line.
+        ConfigError: with every problem that was found.
     """
+    overrides = HydraConfig.get().overrides if HydraConfig.initialized() else OmegaConf.create({"task": []})
+    typed = {word.lstrip("+~").partition("=")[0] for word in OmegaConf.to_container(overrides)["task"]}  # type: ignore[index, call-overload]
     try:
-        plain: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        c: Any = OmegaConf.to_container(cfg, resolve=True)
+        earlier = Path(c["resume"] or "") / "config.yaml"
+        if "resume" in typed <= {*NOT_SCIENCE} and earlier.is_file():
+            c = yaml.safe_load(earlier.read_text()) | {key: c[key] for key in NOT_SCIENCE}
     except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None) or "the configuration"
-        raise ConfigError(f"{key} has no usable value: {str(error).splitlines()[0]}; set {key}=...") from None
-    problems = list(_problems(plain))
-    if problems:
-        raise ConfigError("\n".join(dict.fromkeys(problems)))
-    return plain
+        raise ConfigError(f"{error.full_key} cannot be resolved: {_first_line(error)}") from None
+    found = list(dict.fromkeys(_problems(c)))
+    if found:
+        raise ConfigError("\n".join(found))
+    return c
 
 
 def _problems(c: dict[str, Any]) -> Iterator[str]:
-    known = list(TrainConfig.__dataclass_fields__)
-    for key in c:
-        if key not in known:
-            yield f"{key} is not a key of alignlab.train; {_nearest(key, known)}"
+    yield from (f"{key} is not a known key; {nearest(key, KEYS)}" for key in c if key not in KEYS)
+    deleted = [key for key in KEYS if key not in c]
+    if deleted:
+        yield f"{', '.join(deleted)} must not be deleted"
+        return
+    yield from _value_problems(c)
+    nodes = [
+        p for group, runtime in RUNTIME.items() for p in problems(group, c[group], allowed=c["allow_targets"], runtime=runtime)
+    ]
+    for group in ("reward", "eval_rewards"):
+        for name, node in (c[group] or {}).items():
+            nodes += problems(f"{group}.{name}", without_weighing(node), allowed=c["allow_targets"])
+            for key, kind in WEIGHING.items() if isinstance(node, dict) else ():
+                nodes += [] if fits(node.get(key), kind) else [f"{group}.{name}.{key}={node.get(key)} must be {words(kind)}"]
+    yield from nodes or _impossible_pairs(c)
+
+
+def _value_problems(c: dict[str, Any]) -> Iterator[str]:
     for key, choices in CHOICES.items():
         if c[key] not in choices:
             yield f"{key}={c[key]} is not one of {', '.join(choices)}"
-    for key in ("steps", "samples_per_step", "micro_batch", "eval_every"):
-        if c[key] < 1:
-            yield f"{key}={c[key]} must be at least 1"
-    for key in ("prompts", "images", "final_images", "batch"):
-        if c["evaluation"][key] < (2 if key == "images" else 1):
-            yield f"evaluation.{key}={c['evaluation'][key]} must be at least {2 if key == 'images' else 1}"
-    for key in ("lr", "max_grad_norm"):
-        if not c[key] > 0:
-            yield f"{key}={c[key]} must be positive"
-    for key in ("kl_coeff", "checkpoint_every", "seed"):
-        if c[key] < 0:
-            yield f"{key}={c[key]} must not be negative"
-    if c["device"] == "cuda" and not torch.cuda.is_available():
-        yield "device=cuda, but this torch sees no CUDA device; set device=cpu or device=auto"
-    if c["device"] == "mps" and not torch.backends.mps.is_available():
-        yield "device=mps, but this torch sees no MPS device; set device=cpu or device=auto"
-    if c["tracker"] in ("wandb", "trackio") and importlib.util.find_spec(c["tracker"]) is None:
-        yield f"tracker={c['tracker']}, but the package {c['tracker']} is not installed; pip install {c['tracker']}, or set tracker=none"
+    for least, keys in {0: "checkpoint_every seed", 1: "steps samples_per_step micro_batch eval_every"}.items():
+        yield from (f"{key}={c[key]} must be at least {least}" for key in keys.split() if c[key] < least)
+    for key, value in c["evaluation"].items():
+        least = 2 if key == "images" else 1  # diversity is measured over pairs
+        if value < least:
+            yield f"evaluation.{key}={value} must be at least {least}"
+    yield from (f"{key}={c[key]} must be positive" for key in ("lr", "max_grad_norm") if not c[key] > 0)
+    samples, micro = c["samples_per_step"], min(c["micro_batch"], c["samples_per_step"])
+    if micro > 0 and samples % micro:
+        divisor = next(k for k in range(micro, 0, -1) if samples % k == 0)
+        yield f"samples_per_step={samples} is not a multiple of micro_batch={micro}; set micro_batch={divisor}"
+    for device, backend in {"cuda": torch.cuda, "mps": torch.backends.mps}.items():
+        if c["device"] == device and not backend.is_available():
+            yield f"device={device}, but this torch sees no such device; set device=cpu or device=auto"
+    tracker = c["tracker"]
+    if tracker in ("wandb", "trackio") and importlib.util.find_spec(tracker) is None:
+        yield f"tracker={tracker}, but the package {tracker} is not installed; pip install {tracker}, or set tracker=none"
     if c["resume"] is not None and not (Path(c["resume"]) / "config.yaml").is_file():
         yield f"resume={c['resume']} is no run folder (it has no config.yaml); give the folder of an earlier run"
-
-    missing = [g for g in GROUPS if not isinstance(c[g], dict)]
-    for group in missing:
-        yield f"{group} is empty; choose one with {group}=NAME (python -m alignlab.train --help lists them)"
-    bound = {g: list(_node_problems(g, c[g], c["allow_targets"])) for g in (*GROUPS, "optimizer") if g not in missing}
-    for group in ("reward", "eval_rewards"):
-        for name, node in (c[group] or {}).items():
-            inner = {k: v for k, v in node.items() if k not in ("weight", "normalize")}
-            bound[f"{group}.{name}"] = list(_node_problems(f"{group}.{name}", inner, c["allow_targets"]))
     if not c["reward"]:
         yield "reward is empty; choose one with reward=NAME, or several with 'reward=[clip,jpeg_compressibility]'"
-    for problems in bound.values():
-        yield from problems
-    if not missing and not any(bound.values()):
-        yield from _impossible_pairs(c)
-
-
-def _node_problems(where: str, node: dict[str, Any], allowed: list[str]) -> Iterator[str]:
-    """Every _target_ must be allowed, exist, and take these arguments; cheap constructors are run."""
-    for key, value in node.items():
-        if isinstance(value, dict) and "_target_" in value:
-            yield from _node_problems(f"{where}.{key}", value, allowed)
-    target = node.get("_target_")
-    if not isinstance(target, str):
-        yield f"{where}._target_ is missing; name the class that builds {where}"
-        return
-    if not any(target == a or target.startswith(f"{a}.") for a in (*ALLOWED, *allowed)):
-        yield f"{where}._target_={target} lies outside alignlab and torch.optim; add allow_targets=[{target.split('.')[0]}] if you trust it"
-        return
-    try:
-        made = _resolve(target)
-    except (ImportError, AttributeError) as error:
-        yield f"{where}._target_={target} cannot be imported ({error})"
-        return
-    arguments = {k: v for k, v in node.items() if not k.startswith("_")}
-    names = [p.name for p in inspect.signature(made).parameters.values()]
-    for key in arguments:
-        if key not in names:
-            yield f"{where}.{key} is not an argument of {target}; {_nearest(key, names, f'{where}.')}"
-            return
-    check = getattr(made, "check", None)
-    try:
-        if check is not None:
-            check(**arguments)
-        elif where in ("algo", "prompts", "policy.lora"):
-            instantiate(node, _convert_="all")
-    except (ValueError, FileNotFoundError) as error:
-        yield str(error)
-    except InstantiationException as error:
-        yield str(error.__cause__ or error).splitlines()[0]
-    except TypeError as error:
-        yield f"{where}: {error}"
 
 
 def _impossible_pairs(c: dict[str, Any]) -> Iterator[str]:
-    import numpy as np
-
-    objective, samples, micro, n = (
-        instantiate(c["algo"], _convert_="all"),
-        c["samples_per_step"],
-        c["micro_batch"],
-        c["sampler"]["steps"],
-    )
-    for group in ("sampler", "eval_sampler"):
-        if c[group]["steps"] < 1:
-            yield f"{group}.steps={c[group]['steps']} must be at least 1"
-        if c[group]["eta"] < 0 or c[group]["guidance_scale"] < 0:
-            yield f"{group}.eta={c[group]['eta']} and {group}.guidance_scale={c[group]['guidance_scale']} must not be negative"
-    if objective.needs_noise and c["sampler"]["eta"] == 0:
+    objective, samples, sampler = build(c["algo"]), c["samples_per_step"], c["sampler"]
+    if objective.needs_noise and sampler.get("eta") == 0:
         yield "sampler.eta=0 makes the sampler deterministic, but this objective needs log-probs; set sampler.eta=1"
-    if objective.needs_gradient:
-        for name, node in c["reward"].items():
-            if not getattr(_resolve(node["_target_"]), "differentiable", False):
-                yield f"reward={name} is not differentiable, but algo={_resolve(c['algo']['_target_']).__name__} needs its gradient; use algo=ddpo or algo=rwr"
-    if samples % min(micro, samples):
-        yield f"samples_per_step={samples} is not a multiple of micro_batch={micro}; try micro_batch={_divisor(samples, micro)}"
-    per_prompt = c["prompts"].get("per_prompt", 1)
+    for name, node in (c["reward"] or {}).items():
+        if objective.needs_gradient and not resolve(node["_target_"]).differentiable:
+            needs = f"{type(objective).__name__} needs its gradient"
+            yield f"reward={name} is not differentiable, but {needs}; use algo=ddpo or algo=rwr, or another reward"
+    per_prompt, updates = c["prompts"].get("per_prompt", 1), c["algo"].get("updates_per_epoch", 1)
     if samples % per_prompt:
         yield f"samples_per_step={samples} is not a multiple of prompts.per_prompt={per_prompt}"
-    if c["algo"].get("updates_per_epoch", 1) > samples:
-        yield f"algo.updates_per_epoch={c['algo']['updates_per_epoch']} exceeds samples_per_step={samples}, so some updates would have no sample"
-    if n >= 1:
-        try:
-            objective.plan(n, np.random.default_rng(0))
-        except ValueError as error:
-            yield str(error)
+    if updates > samples:
+        yield f"algo.updates_per_epoch={updates} exceeds samples_per_step={samples}, so some updates would have no sample"
+    for group in ("sampler", "eval_sampler"):
+        for key, least in {"steps": 1, "eta": 0, "guidance_scale": 0}.items():
+            if c[group].get(key, least) < least:
+                yield f"{group}.{key}={c[group][key]} must be at least {least}"
+    try:
+        objective.plan(max(1, sampler["steps"]), np.random.default_rng(0))
+    except ValueError as error:
+        yield str(error)
 
 
-def _divisor(n: int, below: int) -> int:
-    return next(k for k in range(min(n, below), 0, -1) if n % k == 0)
-
-
-def _nearest(key: str, known: list[str], prefix: str = "") -> str:
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"did you mean {prefix}{close[0]}?" if close else f"known are {', '.join(sorted(known))}"
-
-
-def _resolve(target: str) -> Any:
-    module, _, name = target.rpartition(".")
-    return getattr(importlib.import_module(module), name)
-
-
-# -- building
-
-
-def build(node: dict[str, Any], **extra: Any) -> Any:
-    """The object that a checked node describes; `extra` are runtime arguments, passed as they are."""
-    return instantiate({**node, "_partial_": True}, _convert_="all")(**extra)
+def without_weighing(node: Any) -> Any:
+    """A reward's own node."""
+    return {k: v for k, v in node.items() if k not in WEIGHING} if isinstance(node, dict) else node
 
 
 def device_of(name: str) -> torch.device:
@@ -276,70 +229,106 @@ def command(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], N
     """`hydra.main` for a function of the composed configuration, with sentences in place of tracebacks for users' mistakes."""
 
     def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
-        def task(cfg: DictConfig) -> Any:
-            try:
-                return function(cfg)
-            except ConfigError as error:
-                if HydraConfig.get().mode == RunMode.MULTIRUN:
-                    raise  # the other jobs of the sweep go on
-                sys.exit(_say(str(error)))
-
         def run() -> None:
-            os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises instead of printing
+            started, failed = [], []
+
+            def task(cfg: DictConfig) -> Any:
+                started.append(True)
+                try:
+                    return function(cfg)
+                except ConfigError as error:  # in a sweep the other jobs go on
+                    at, job = HydraConfig.get(), HydraConfig.get().job
+                    failed.append(_say(error, f"{job.override_dirname}: " if at.mode == RunMode.MULTIRUN else ""))
+                    return float("nan")
+
+            sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # argparse wants it first
+            parser: Any = get_args_parser()
+            parser.error = lambda message: sys.exit(_say(f"{message}; --help shows how to call this"))
+            arguments = parser.parse_args()
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing
             try:
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
-            except ConfigError as error:
-                sys.exit(_say(str(error)))
-            except (ConfigCompositionException, OverrideParseException) as error:
-                sys.exit(_say(_sentence(error, name)))
-            except HydraException as error:
-                sys.exit(_say(str(error).splitlines()[0]))
+            except Exception as error:
+                if started:
+                    raise
+                sys.exit(_say(_diagnosis(name, arguments) or _first_line(error)))
+            if failed:
+                sys.exit(2)
 
         return run
 
     return decorate
 
 
-def _say(problems: str) -> int:
-    for line in problems.splitlines():
-        print(f"error: {line}", file=sys.stderr)
+def run_folder(c: dict[str, Any]) -> Path:
+    """resume=, or the job's folder in a sweep, or output_dir=, or a new one."""
+    at = HydraConfig.get()
+    given = c["resume"] or (at.runtime.output_dir if at.mode == RunMode.MULTIRUN else c["output_dir"])
+    return Path(given or f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}-{at.runtime.choices['algo']}")
+
+
+def _say(sentences: object, job: str = "") -> int:
+    for line in str(sentences).splitlines():
+        print(f"error: {job}{line}", file=sys.stderr)
     return 2
 
 
-def _sentence(error: Exception, name: str) -> str:
-    """Hydra's composition errors, shorter and with the nearest right key."""
-    cause = error.__cause__
-    key: str = getattr(cause, "full_key", None) or ""
-    if (
-        key
-        and ("not in struct" in str(cause) or "Could not override" in str(error))
-        and "could not be converted" not in str(cause)
-    ):
-        known = _composed_keys(name)
-        return f"{key} is not a known key; {_nearest(key, known)}"
-    if key:
-        return f"{key}: {str(cause).splitlines()[0]}"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    first = lines[0] if lines else type(error).__name__
-    options = [line for line in lines if line.startswith("'")]
-    if "Could not find" in first and options:
-        wanted = first.split("'")[1]
-        group, _, option = wanted.rpartition("/")
-        choices = [o.strip("'\t ") for o in options]
-        return (
-            f"{group}={option}: there is no such option; {_nearest(option, choices, f'{group}=')} (options: {', '.join(choices)})"
-        )
-    return first
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
-def _composed_keys(name: str) -> list[str]:
+def _diagnosis(name: str, arguments: Namespace) -> str:
+    """Why a command line composes no configuration: each override that is wrong by itself, and what the others get wrong."""
+    extra = Path(arguments.config_dir or "").resolve()
+    good, found = [f"hydra.searchpath=[file://{extra}]"] if arguments.config_dir and extra.is_dir() else [], []
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = hydra.compose(name)
+        for text in sorted(arguments.overrides, key=lambda text: "." in text.partition("=")[0]):  # groups decide which keys exist
+            for one in _singles(text) if arguments.multirun else [text]:
+                try:
+                    hydra.compose(name, [*good, one])
+                    good.append(one)
+                except Exception as error:
+                    found.append(_sentence(one, error, hydra.compose(name, good)))
+        try:
+            checked(hydra.compose(name, good))
+        except ConfigError as error:
+            found.append(str(error))
+    return "\n".join(dict.fromkeys(found))
 
-    def walk(node: Any, prefix: str) -> Iterator[str]:
-        for key, value in node.items_ex(resolve=False) if isinstance(node, DictConfig) else ():
-            path = prefix + str(key)
-            yield path
-            yield from walk(value, f"{path}.")
 
-    return list(walk(cfg, ""))
+def _singles(text: str) -> list[str]:
+    """An override of a sweep as the overrides of its jobs."""
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException:
+        return [text]
+    values = override.sweep_string_iterator() if override.is_discrete_sweep() else ()
+    return [f"{override.get_key_element()}={value}" for value in values] or [text]
+
+
+def _sentence(text: str, error: Exception, cfg: DictConfig) -> str:
+    """What is wrong with one override, given the configuration without it."""
+    key, _, value = text.lstrip("+~").partition("=")
+    cause = error.__cause__ or error
+    if isinstance(error, OverrideParseException) or not key:
+        return f"{text} cannot be read; write key=value, with quotes around blanks and brackets"
+    if "Ambiguous value" in str(error) or "requires --multirun" in str(error):
+        return f"{text} names several values; add -m to run each of them, or write a list as '{key}=[{value}]'"
+    if (CONF / key).is_dir():
+        options = getattr(error, "options", None) or sorted(p.stem for p in (CONF / key).glob("*.yaml"))
+        value = (getattr(error, "missing_cfg_file", None) or value).rpartition("/")[2]
+        return f"{key}={value} is no option; {nearest(value, options, f'{key}=')}"
+    if isinstance(cause, (AttributeError, KeyError)):  # a key that is not there
+        known = list(_dotted(OmegaConf.to_container(cfg)))
+        inner = [k for k in known if k.endswith(f".{key}")]
+        return f"{key} is not a known key; " + (f"did you mean {' or '.join(inner)}?" if inner else nearest(key, known))
+    typed = {**TrainConfig.__dataclass_fields__, **{f"evaluation.{k}": v for k, v in Evaluation.__dataclass_fields__.items()}}
+    return f"{text} must be {words(typed[key].type)}" if key in typed else f"{text}: {_first_line(cause)}"
+
+
+def _dotted(node: Any, prefix: str = "") -> Iterator[str]:
+    """Every key of nested dictionaries, but for the private ones."""
+    for key, value in node.items() if isinstance(node, dict) else ():
+        if not key.startswith("_"):
+            yield prefix + key
+            yield from _dotted(value, f"{prefix}{key}.")

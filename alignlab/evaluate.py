@@ -7,9 +7,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from alignlab.drift import drift
 from alignlab.noise import noise_key
 from alignlab.policy import Policy
-from alignlab.rollout import Gradients, drift, rollout
+from alignlab.rollout import Gradients, rollout
 from alignlab.samplers import Sampler
 
 

@@ -7,8 +7,6 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
@@ -43,6 +41,9 @@ class Journal:
     """
 
     def __init__(self, folder: Path, *, tracker: str, cpu: bool, steps: int, start: int) -> None:
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
+
         AcceleratorState._reset_state(True)  # a sweep runs its jobs in one process
         names = ["tensorboard"] if tracker == "none" else ["tensorboard", tracker]
         self.accelerator = Accelerator(cpu=cpu, log_with=names, project_dir=folder)

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignlab.config import build, device_of
+from alignlab.config import device_of, without_weighing
 from alignlab.data.prompts import Prompts
 from alignlab.metrics.diversity import PerceptualDistance
+from alignlab.nodes import build
 from alignlab.objectives import Objective
 from alignlab.policy import Policy
 from alignlab.rewards.compose import WeightedSum
@@ -68,9 +69,8 @@ class Lab:
 
 def weighted_sum(nodes: dict[str, Any]) -> WeightedSum:
     """The rewards of one group, with their weights."""
-    parts = {name: {k: v for k, v in node.items() if k not in ("weight", "normalize")} for name, node in nodes.items()}
     return WeightedSum(
-        {name: build(node) for name, node in parts.items()},
+        {name: build(without_weighing(node)) for name, node in nodes.items()},
         {name: node["weight"] for name, node in nodes.items()},
         {name for name, node in nodes.items() if node["normalize"]},
     )

@@ -10,14 +10,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
-from peft import LoraConfig
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from alignlab.conditioning import Conditioning
+
+if TYPE_CHECKING:
+    from peft import LoraConfig  # slow to import: the check of a configuration does without
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -45,25 +47,8 @@ class Family(Protocol):
     def decode(self, x0: Tensor) -> Tensor:
         """Latents to images [M, 3, H, W] in [0, 1], differentiably."""
 
-    def save(self, folder: Path, lora: dict[str, Tensor] | None, config: LoraConfig | None) -> None:
+    def save(self, folder: Path, lora: dict[str, Tensor] | None, config: "LoraConfig | None") -> None:
         """Writes what was learned in the ecosystem's format: a LoRA, or the whole pipeline when lora is None."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Conditioning:
-    """Encoded prompts and the encoded empty prompt."""
-
-    text: dict[str, Tensor]
-    """[B, ...] each."""
-    null: dict[str, Tensor]
-    """[1, ...] each."""
-
-    def __getitem__(self, rows: Tensor) -> "Conditioning":
-        return Conditioning(text={k: v[rows] for k, v in self.text.items()}, null=self.null)
-
-    @staticmethod
-    def cat(parts: Sequence["Conditioning"]) -> "Conditioning":
-        return Conditioning(text={k: torch.cat([p.text[k] for p in parts]) for k in parts[0].text}, null=parts[0].null)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +86,9 @@ class Policy:
         checkpointing: bool = True,
         device: torch.device | str = "cpu",
     ) -> None:
+        from peft import LoraConfig
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
         self.family, self.full, self.checkpointing = family, full, checkpointing
         self.device, self.dtype = torch.device(device), DTYPES[precision]
         for module in (*family.frozen, family.denoiser):
@@ -112,7 +100,7 @@ class Policy:
             family.denoiser.requires_grad_(True)
         else:
             lora = lora or LoRA()
-            family.denoiser.to(self.dtype)
+            nn.Module.to(family.denoiser, self.dtype)  # diffusers' own warns even of nothing
             targets = list(lora.targets or family.lora_targets)
             self.lora_config = LoraConfig(
                 r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, init_lora_weights="gaussian"
@@ -202,12 +190,16 @@ class Policy:
     def state_dict(self) -> dict[str, Tensor]:
         if self.full:
             return self.family.denoiser.state_dict()
+        from peft.utils import get_peft_model_state_dict
+
         return get_peft_model_state_dict(self.family.denoiser)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         if self.full:
             self.family.denoiser.load_state_dict(state)
         else:
+            from peft.utils import set_peft_model_state_dict
+
             set_peft_model_state_dict(self.family.denoiser, state)
 
     def save(self, folder: Path) -> None:

@@ -14,8 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from alignlab.conditioning import Conditioning
 from alignlab.noise import FIRST, NoiseKey
-from alignlab.policy import Conditioning, Policy, guide
+from alignlab.policy import Policy, guide
 from alignlab.samplers import Sampler
 
 
@@ -130,13 +131,17 @@ def rollout(
         offload: keep the stored latents in host memory.
     """
     n, b, shape = len(sampler), len(noise.prompts), policy.latent_shape
+    random, want_graph = [s > 0 for s in sampler.s.tolist()], torch.is_grad_enabled()
     plan = gradients or Gradients(steps=())
     end = n if plan.stop is None else plan.stop + 1
     kept = tuple(i for i in plan.steps if i < end)
     first = kept[0] if kept else end
+    if want_graph and kept and not (plan.x0_image or plan.stop is not None) and not sampler.b[list(kept)].any():
+        raise ValueError(
+            f"the kept steps {kept} are no-ops of this sampler (b = 0), so the image has no gradient; raise algo.k or set algo.reward_on=pred_x0"
+        )
     trained = range(n) if store == "all" else () if store == "image" else store
     wanted = {end} | {j for i in (*trained, *kept) if i < end for j in (i, i + 1)}
-    random, want_graph = [s > 0 for s in sampler.s.tolist()], torch.is_grad_enabled()
 
     cond = policy.encode(noise.prompts)
     x = noise.normal(FIRST, shape, policy.device)
@@ -225,41 +230,3 @@ def replay(policy: Policy, record: Rollout, rows: Tensor, steps: Tensor) -> Repl
     rows, steps = rows.to(policy.device), steps.to(policy.device)
     out = policy.predict(x, sampler.timesteps[steps], record.cond[rows], sampler.guidance_scale)
     return Replay(x=x, out=out, log_prob=sampler.log_prob(steps, x_next, sampler.mean(steps, x, out)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Drift:
-    """How far the kept steps of a rollout are from the frozen model, mean over B, the kept steps and C, h, w."""
-
-    eps_guided: Tensor
-    """[] mean (eps - eps_ref)^2 of the guided prediction: what DRaFT+ publishes as its KL."""
-    eps_conditional: Tensor
-    """[] the same of the conditional branch."""
-    trajectory: Tensor | None
-    """[] KL per step over the steps with s > 0; None if there are none."""
-
-
-def drift(policy: Policy, record: Rollout, *, through_input: bool = True) -> Drift:
-    """Compares a rollout's kept outputs with the reference at the same latents.
-
-    Args:
-        through_input: let gradients pass through the reference's input x_i. Without (the published form) the gradient at
-            the true optimum is not zero for K > 1.
-    """
-    sampler, w = record.sampler, record.sampler.guidance_scale
-    if record.outputs is None:
-        raise ValueError("this rollout kept no outputs; pass `gradients` to rollout()")
-    guided, conditional, trajectory = [], [], []
-    for k, i in enumerate(record.kept):
-        x = record.latents[:, record.slots.index(i)].to(policy.device)
-        with policy.reference(), torch.set_grad_enabled(through_input and torch.is_grad_enabled()):
-            ref = policy.branches(x if through_input else x.detach(), sampler.timesteps[i].expand(len(x)), record.cond, w)
-        mine = record.outputs[:, k].transpose(0, 1)  # [R, B, C, h, w]
-        out, out_ref = guide(mine, w), guide(ref, w)
-        guided.append(sampler.eps_error(i, out, out_ref))
-        conditional.append(sampler.eps_error(i, mine[0], ref[0]))
-        if bool(sampler.scored[i]):
-            trajectory.append(sampler.kl(i, out, out_ref))
-    mean = [torch.stack(v).mean() if v else None for v in (guided, conditional, trajectory)]
-    assert mean[0] is not None and mean[1] is not None
-    return Drift(eps_guided=mean[0], eps_conditional=mean[1], trajectory=mean[2])

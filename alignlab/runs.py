@@ -6,6 +6,7 @@ A checkpoint is written aside, synced and renamed, so a killed run never leaves 
 """
 
 import json
+import math
 import os
 import platform
 import shutil
@@ -18,7 +19,6 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torchvision.utils import save_image
 
 KEPT_CHECKPOINTS = 2
 
@@ -31,7 +31,7 @@ class Run:
     """One run folder.
 
     Args:
-        folder: created if need be.
+        folder: looked at only, until `begin`.
         config: the resolved configuration. A non-empty folder must have been started with the same one.
         ignore: top-level keys in which the two may differ.
 
@@ -51,11 +51,17 @@ class Run:
                 raise RunError(
                     f"{folder} holds a run with {key}={then}, but {key}={now} was asked for; choose another output_dir, or the same configuration to resume"
                 )
-        elif folder.is_dir() and any(p.name not in ("tensorboard",) for p in folder.iterdir()):
+        elif folder.is_dir() and any(p.name not in ("tensorboard", "multirun.yaml") for p in folder.iterdir()):
             raise RunError(f"{folder} is not empty and holds no run (no config.yaml); choose another output_dir")
-        for name in ("samples", "checkpoints"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
-        write_aside(stored, yaml.safe_dump(config, sort_keys=False))
+
+    def begin(self) -> None:
+        """Creates the folder."""
+        try:
+            for name in ("samples", "checkpoints"):
+                (self.folder / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{self.folder} cannot be written ({error.strerror}); choose another output_dir") from None
+        write_aside(self.folder / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -64,14 +70,14 @@ class Run:
         return json.loads(path.read_text()) if path.is_file() else None
 
     def finish(self, summary: dict[str, Any]) -> None:
-        write_aside(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+        write_aside(self.folder / "summary.json", json.dumps(_finite(summary), indent=2) + "\n")
 
     # -- metrics
 
     def log(self, line: dict[str, Any]) -> None:
         """Appends one JSON object to metrics.jsonl, to the disk."""
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(_finite(line)) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -116,6 +122,8 @@ class Run:
 
     def save_samples(self, step: int, images: Tensor, columns: int) -> None:
         """A grid of images [n, 3, H, W] in [0, 1], small ones enlarged for the eye."""
+        from torchvision.utils import save_image
+
         factor = max(1, 96 // images.shape[-1])
         large = images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
         save_image(large, self.folder / "samples" / f"step_{step:06d}.png", nrow=columns, padding=2)
@@ -130,6 +138,13 @@ def first_difference(old: Any, new: Any, prefix: str = "") -> tuple[str, Any, An
         if found is not None:
             return found
     return None
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity and no NaN: they are written as null."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_aside(path: Path, text: str) -> None:

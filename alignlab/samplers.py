@@ -55,19 +55,19 @@ class Sampler:
     # In what follows x, out, mean, x_next are [M, C, h, w] and i picks the step.
 
     def mean(self, i: Index, x: Tensor, out: Tensor) -> Tensor:
-        return _at(self.a, i, x) * x + _at(self.b, i, x) * out
+        return rows_of(self.a, i, x) * x + rows_of(self.b, i, x) * out
 
     def draw(self, i: Index, mean: Tensor, noise: Tensor) -> Tensor:
-        return mean + _at(self.s, i, mean) * noise
+        return mean + rows_of(self.s, i, mean) * noise
 
     def x0(self, i: Index, x: Tensor, out: Tensor) -> Tensor:
         """The image latent that the model predicts from x_i."""
-        return _at(self.p, i, x) * x + _at(self.q, i, x) * out
+        return rows_of(self.p, i, x) * x + rows_of(self.q, i, x) * out
 
     def log_prob(self, i: Index, x_next: Tensor, mean: Tensor) -> Tensor:
         """[M] float32: log N(x_next; mean, s^2), *mean* over C, h, w (a sum's ratio overflows). x_next is a constant."""
         s = self.s[i]
-        z = (x_next.detach() - mean) / _at(self.s, i, mean)
+        z = (x_next.detach() - mean) / rows_of(self.s, i, mean)
         return -z.square().mean((1, 2, 3)) / 2 - s.log() - 0.5 * math.log(2 * math.pi)
 
     def kl(self, i: Index, out: Tensor, out_ref: Tensor) -> Tensor:
@@ -80,10 +80,10 @@ class Sampler:
 
     def renoise(self, i: Index, x0: Tensor, noise: Tensor) -> Tensor:
         """x0 brought to the noise level of x_i."""
-        return _at(self.alpha, i, x0) * x0 + _at(self.sigma, i, x0) * noise
+        return rows_of(self.alpha, i, x0) * x0 + rows_of(self.sigma, i, x0) * noise
 
 
-def _at(vector: Tensor, i: Index, like: Tensor) -> Tensor:
+def rows_of(vector: Tensor, i: Index, like: Tensor) -> Tensor:
     """vector[i], shaped to scale rows of `like`."""
     value = vector[i]
     return value if value.ndim == 0 else value.view(-1, *[1] * (like.ndim - 1))
@@ -188,56 +188,3 @@ def flow(
     return _table(
         t, guidance_scale, a=a, b=b, s=(g2 * -dt).sqrt(), p=torch.ones_like(sigma), q=-sigma, alpha=1 - sigma, sigma=sigma
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ForwardProcess:
-    """How the model was trained: x_t = alpha_t x0 + sigma_t eps over T training timesteps, and what it regresses.
-
-    RWR, SFT and DPO train with it.
-    """
-
-    timesteps: Tensor
-    """[T] what the network is told."""
-    alpha: Tensor
-    sigma: Tensor
-    """[T] float32."""
-    prediction: Prediction
-
-    @classmethod
-    def of(cls, scheduler: Any) -> "ForwardProcess":
-        """Reads a diffusers DDIM/DDPM-like scheduler (alphas_cumprod) or a flow-matching one (sigmas)."""
-        if hasattr(scheduler, "alphas_cumprod"):
-            abar = scheduler.alphas_cumprod.double().cpu()
-            prediction = scheduler.config["prediction_type"]
-            return cls(
-                timesteps=torch.arange(len(abar)),
-                alpha=abar.sqrt().float(),
-                sigma=(1 - abar).sqrt().float(),
-                prediction=prediction,
-            )
-        train = int(scheduler.config["num_train_timesteps"])
-        sigma = torch.arange(train, 0, -1).double() / train
-        shift = scheduler.config.get("shift", 1.0)
-        sigma = (shift * sigma / (1 + (shift - 1) * sigma)).float()
-        return cls(timesteps=sigma * train, alpha=1 - sigma, sigma=sigma, prediction="flow")
-
-    def to(self, device: torch.device | str) -> "ForwardProcess":
-        return replace(self, timesteps=self.timesteps.to(device), alpha=self.alpha.to(device), sigma=self.sigma.to(device))
-
-    def __len__(self) -> int:
-        return len(self.alpha)
-
-    def noised(self, t: Tensor, x0: Tensor, noise: Tensor) -> Tensor:
-        """x_t [M, C, h, w] for table rows t [M]."""
-        return _at(self.alpha, t, x0) * x0 + _at(self.sigma, t, x0) * noise
-
-    def target(self, t: Tensor, x0: Tensor, noise: Tensor) -> Tensor:
-        """What the model was trained to predict from x_t: eps, v, x0, or the flow's velocity eps - x0."""
-        if self.prediction == "epsilon":
-            return noise
-        if self.prediction == "sample":
-            return x0
-        if self.prediction == "flow":
-            return noise - x0
-        return _at(self.alpha, t, x0) * noise - _at(self.sigma, t, x0) * x0

@@ -12,15 +12,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from alignlab.config import NOT_SCIENCE, ConfigError, checked, command
+from alignlab.config import NOT_SCIENCE, checked, command, run_folder
 from alignlab.evaluate import Measured, distance_to_base, evaluate
 from alignlab.journal import Averages, Journal, peak_memory_mb
 from alignlab.lab import Lab
+from alignlab.nodes import ConfigError
 from alignlab.noise import noise_key
+from alignlab.rewards.compose import RewardError
 from alignlab.rollout import Rollout, rollout
 from alignlab.runs import Run, RunError, provenance
 
@@ -32,6 +33,7 @@ def train(c: dict[str, Any], folder: Path) -> dict[str, Any]:
         print(f"{folder} is finished; nothing to do")
         return run.summary
     lab, began = Lab.of(c), time.perf_counter()
+    run.begin()
     saved = run.load_checkpoint()
     if saved is None:
         start, base, spent = 0, measure_base(lab, c, run), 0.0
@@ -159,10 +161,10 @@ def measure_base(lab: Lab, c: dict[str, Any], run: Run) -> dict[str, float | Non
 def main(cfg: DictConfig) -> float:
     """Hydra's task: checks everything, then trains. Returns the final reward, for sweepers that optimise."""
     c = checked(cfg)
-    folder = Path(c["resume"] or HydraConfig.get().runtime.output_dir)
+    folder = run_folder(c)
     try:
         summary = train(c, folder)
-    except RunError as error:
+    except (RunError, RewardError) as error:
         raise ConfigError(str(error)) from None
     for name, value in summary["final"].items():
         if value is not None:

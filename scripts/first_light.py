@@ -31,14 +31,14 @@ RESULTS = ROOT / "results" / "first_light"
 SEEDS = (0, 1, 2)
 ALGORITHMS = {
     "rwr": ["algo=rwr"],
-    "ddpo_sf": ["algo=ddpo", "algo.estimator=sf"],
+    "ddpo_sf": ["algo=ddpo", "algo.estimator=sf", "samples_per_step=16", "micro_batch=16", "steps=72", "eval_every=24"],  # one update an epoch
     "ddpo_is": ["algo=ddpo", "algo.estimator=is"],
     "draft": ["algo=draft"],
     "draftp": ["algo=draftp", "kl_coeff=0.25"],
 }
 COLOURS = {"rwr": "#8c6bb1", "ddpo_sf": "#4292c6", "ddpo_is": "#08519c", "draft": "#fd8d3c", "draftp": "#d94801"}
-UNITS = {"jpeg_compressibility": "-kB (JPEG, quality 95)", "clip": "100 x cosine (image, prompt)"}
-CLAIMS = [("jpeg_compressibility", name) for name in ("rwr", "ddpo_sf", "ddpo_is")] + [("clip", name) for name in ALGORITHMS]
+UNITS = {"jpeg_compressibility": "-kB (JPEG, quality 95)", "clip_blue": "100 x cosine (image, prompt on a blue background)"}
+CLAIMS = [("jpeg_compressibility", name) for name in ("rwr", "ddpo_sf", "ddpo_is")] + [("clip_blue", name) for name in ALGORITHMS]
 
 
 def overrides(reward: str, name: str) -> list[str]:
@@ -57,7 +57,7 @@ def run_all(runs: Path, workers: int) -> None:
         target = folder(runs, reward, name, seed)
         command = [sys.executable, "-m", "alignlab.train", *overrides(reward, name), f"seed={seed}", f"output_dir={target}"]
         print(" ".join(command[1:]), flush=True)
-        subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
+        subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
 
     jobs = [(seed, reward, name) for seed in SEEDS for reward, name in CLAIMS]
     missing = [(s, r, n) for s, r, n in jobs if not (folder(runs, r, n, s) / "summary.json").is_file()]

@@ -4,10 +4,10 @@ Loads a diffusers pipeline folder or a hub id; epsilon, v and sample prediction 
 """
 
 import importlib.resources
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor, nn
 
 
@@ -18,19 +18,27 @@ class StableDiffusion:
         path_or_id: a pipeline folder, the name of a model shipped in alignlab/assets ("emoji"), or a hub id.
         revision: of a hub id.
         variant: weight file variant of a hub id ("fp16").
+        lora_targets: which modules of the UNet LoRA adapts unless policy.lora.targets says otherwise.
 
     Raises:
         FileNotFoundError: if a folder-like path holds no pipeline.
     """
-
-    lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
 
     @staticmethod
     def check(path_or_id: str, **_: Any) -> None:
         """Raises before anything is loaded."""
         locate(path_or_id)
 
-    def __init__(self, path_or_id: str, *, revision: str | None = None, variant: str | None = None) -> None:
+    def __init__(
+        self,
+        path_or_id: str,
+        *,
+        revision: str | None = None,
+        variant: str | None = None,
+        lora_targets: Sequence[str] = ("to_q", "to_k", "to_v", "to_out.0"),
+    ) -> None:
+        from diffusers import DDIMScheduler, StableDiffusionPipeline  # slow to import, and the check of a configuration is quick
+
         source = locate(path_or_id)
         pipe: Any = StableDiffusionPipeline.from_pretrained(
             source,
@@ -41,8 +49,10 @@ class StableDiffusion:
         )
         for module in (pipe.unet, pipe.vae, pipe.text_encoder):  # weights may be stored in half precision
             module.float()
-        self.pipe = pipe
-        config = pipe.scheduler.config  # of another scheduler perhaps, which does not say; one that does say so is refused by ddim()
+        self.pipe, self.lora_targets = pipe, tuple(lora_targets)
+        config = (
+            pipe.scheduler.config
+        )  # of another scheduler perhaps, which does not say; one that does say so is refused by ddim()
         self.scheduler = DDIMScheduler.from_config({**config, "clip_sample": config.get("clip_sample", False)})
         self.denoiser: nn.Module = pipe.unet
         self.frozen: tuple[nn.Module, ...] = (pipe.text_encoder, pipe.vae)
@@ -76,14 +86,18 @@ def locate(path_or_id: str) -> str:
     shipped = importlib.resources.files("alignlab") / "assets" / path_or_id
     for folder in (Path(path_or_id), Path(str(shipped))):
         if folder.is_dir():
-            if not (folder / "model_index.json").is_file():
+            lacks = [] if (folder / "model_index.json").is_file() else ["model_index.json"]
+            for part in ("unet", "vae", "text_encoder"):
+                if not any(file.suffix in (".safetensors", ".bin") for file in (folder / part).glob("*")):
+                    lacks.append(f"weights in {part}/")
+            if lacks:
                 raise FileNotFoundError(
-                    f"model.path_or_id={path_or_id}: {folder} has no model_index.json; give a diffusers pipeline folder"
+                    f"path_or_id={path_or_id}: {folder} has no {', no '.join(lacks)}; give a diffusers pipeline folder"
                 )
             return str(folder)
     if path_or_id.count("/") != 1 or path_or_id.startswith((".", "/", "~")):
         raise FileNotFoundError(
-            f"model.path_or_id={path_or_id}: there is no such folder and no such shipped model; "
+            f"path_or_id={path_or_id}: there is no such folder and no such shipped model; "
             "give a diffusers pipeline folder, a hub id like owner/name, or emoji"
         )
     return path_or_id

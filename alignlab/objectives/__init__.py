@@ -6,7 +6,7 @@ model family, a scheduler or a config.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -64,14 +64,12 @@ def shares(items: Sequence[Any] | Tensor, size: int) -> Iterator[tuple[float, An
         yield len(part) / len(items), part
 
 
-def only_samples(rollouts: Iterator[Rollout]) -> Rollout:
-    """All of an epoch's rollouts as one record, without graphs."""
-    return Rollout.cat(list(rollouts))
+def one_of(key: str, value: str, choices: Sequence[str]) -> None:
+    """Refuses a value that is none of the choices."""
+    if value not in choices:
+        raise ValueError(f"algo.{key}={value} is not one of {', '.join(choices)}")
 
 
 def split(order: np.ndarray, parts: int) -> list[Tensor]:
     """A permutation cut into `parts` nearly equal pieces."""
     return [torch.from_numpy(piece) for piece in np.array_split(order, parts)]
-
-
-__all__ = ["Metrics", "Objective", "Update", "only_samples", "replace", "shares", "split"]

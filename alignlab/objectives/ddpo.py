@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignlab.objectives import Metrics, Update, shares, split
+from alignlab.objectives import Metrics, Update, one_of, shares, split
 from alignlab.objectives.advantages import PromptStatistics
 from alignlab.policy import Policy
 from alignlab.rollout import Gradients, Rollout, replay
@@ -72,12 +72,9 @@ class DDPO:
         kl_gradient: Literal["direct", "exact"] = "direct",
         statistics: PromptStatistics | None = None,
     ) -> None:
-        if estimator not in ("sf", "is"):
-            raise ValueError(f"algo.estimator={estimator!r} is not one of sf, is")
-        if clip_scaling not in ("1/D", "1/sqrtD", "none"):
-            raise ValueError(f"algo.clip_scaling={clip_scaling!r} is not one of 1/D, 1/sqrtD, none")
-        if kl_gradient not in ("direct", "exact"):
-            raise ValueError(f"algo.kl_gradient={kl_gradient!r} is not one of direct, exact")
+        one_of("estimator", estimator, ("sf", "is"))
+        one_of("clip_scaling", clip_scaling, ("1/D", "1/sqrtD", "none"))
+        one_of("kl_gradient", kl_gradient, ("direct", "exact"))
         if not 0 < timestep_fraction <= 1:
             raise ValueError(f"algo.timestep_fraction={timestep_fraction} is outside (0, 1]")
         if updates_per_epoch < 1 or inner_epochs < 1:

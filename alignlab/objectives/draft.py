@@ -19,17 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignlab.objectives import Metrics, Update
+from alignlab.drift import drift
+from alignlab.objectives import Metrics, Update, one_of
 from alignlab.policy import Policy
-from alignlab.rollout import Gradients, Rollout, drift
-
-CHOICES = {
-    "truncation": ("fixed", "per_rollout", "per_step"),
-    "kl": ("eps_guided", "eps_conditional", "trajectory"),  # attributes of rollout.Drift
-    "ref_grad": ("input", "none"),
-    "reward_on": ("x_N", "pred_x0"),
-    "lv_reduction": ("mean", "sum"),
-}
+from alignlab.rollout import Gradients, Rollout
 
 
 class DRaFT:
@@ -66,10 +59,11 @@ class DRaFT:
         kl: Literal["eps_guided", "eps_conditional", "trajectory"] = "eps_guided",
         ref_grad: Literal["input", "none"] = "input",
     ) -> None:
-        chosen = {"truncation": truncation, "kl": kl, "ref_grad": ref_grad, "reward_on": reward_on, "lv_reduction": lv_reduction}
-        for name, value in chosen.items():
-            if value not in CHOICES[name]:
-                raise ValueError(f"algo.{name}={value!r} is not one of {', '.join(CHOICES[name])}")
+        one_of("truncation", truncation, ("fixed", "per_rollout", "per_step"))
+        one_of("lv_reduction", lv_reduction, ("mean", "sum"))
+        one_of("reward_on", reward_on, ("x_N", "pred_x0"))
+        one_of("kl", kl, ("eps_guided", "eps_conditional", "trajectory"))  # attributes of drift.Drift
+        one_of("ref_grad", ref_grad, ("input", "none"))
         if k is not None and k < 1:
             raise ValueError(f"algo.k={k} must be at least 1; null keeps the graph of every step")
         if lv_samples < 0 or (lv_samples and (k != 1 or truncation != "fixed" or refl)):

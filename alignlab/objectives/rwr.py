@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from alignlab.forward import ForwardProcess
 from alignlab.noise import NoiseKey
-from alignlab.objectives import Metrics, Update, shares, split
+from alignlab.objectives import Metrics, Update, one_of, shares, split
 from alignlab.objectives.advantages import PromptStatistics
 from alignlab.policy import Policy
 from alignlab.rollout import Rollout
-from alignlab.samplers import ForwardProcess
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +74,8 @@ class RWR:
         kl_coeff: float = 0.0,
         statistics: PromptStatistics | None = None,
     ) -> None:
-        if weighting not in ("dense", "sparse"):
-            raise ValueError(f"algo.weighting={weighting!r} is not one of dense, sparse")
-        if scope not in ("batch", "prompt"):
-            raise ValueError(f"algo.scope={scope!r} is not one of batch, prompt")
+        one_of("weighting", weighting, ("dense", "sparse"))
+        one_of("scope", scope, ("batch", "prompt"))
         if temperature <= 0 or not 0 <= quantile < 1:
             raise ValueError(f"algo.temperature={temperature} must be positive and algo.quantile={quantile} in [0, 1)")
         if inner_epochs < 1 or updates_per_epoch < 1 or streaming < 0:

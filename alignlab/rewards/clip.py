@@ -73,7 +73,7 @@ def locate(path: str) -> str:
     folder = next((f for f in (Path(path), shipped) if f.is_dir()), None)
     mend = "give a folder in open_clip's format, emoji_clip, or hf-hub:owner/name"
     if folder is None:
-        raise FileNotFoundError(f"reward path={path}: there is no such folder and no such shipped model; {mend}")
+        raise FileNotFoundError(f"path={path}: there is no such folder and no such shipped model; {mend}")
     if not (folder / "open_clip_config.json").is_file() or not any(folder.glob("open_clip_*.safetensors")):
-        raise FileNotFoundError(f"reward path={path}: {folder} lacks open_clip_config.json or its safetensors weights; {mend}")
+        raise FileNotFoundError(f"path={path}: {folder} lacks open_clip_config.json or its safetensors weights; {mend}")
     return f"local-dir:{folder}"

@@ -17,7 +17,7 @@ class Colour:
 
     def __init__(self, channel: Literal["red", "green", "blue"] = "red") -> None:
         if channel not in CHANNELS:
-            raise ValueError(f"reward channel={channel!r} is not one of {', '.join(CHANNELS)}")
+            raise ValueError(f"channel={channel!r} is not one of {', '.join(CHANNELS)}")
         self.channel = CHANNELS.index(channel)
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -22,7 +22,7 @@ class JpegSize:
 
     def __init__(self, sign: int = -1, quality: int = 95) -> None:
         if sign not in (-1, 1) or not 1 <= quality <= 95:
-            raise ValueError(f"reward sign={sign} must be -1 or 1, and quality={quality} within 1..95")
+            raise ValueError(f"sign={sign} must be -1 or 1, and quality={quality} within 1..95")
         self.sign, self.quality = sign, quality
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -1,0 +1,142 @@
+"""A node is a dictionary with a `_target_`: the class that builds an object, and its arguments. Here nodes become objects,
+or sentences about what is wrong with them. Nothing is imported that the user did not allow, nothing heavy is loaded.
+"""
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+ALLOWED = ("alignlab", "torch.optim")
+"""Where `_target_` may point without the user's word."""
+
+
+class ConfigError(Exception):
+    """For each mistake one sentence on a line of its own: the key, the value, and the mend."""
+
+
+def build(node: dict[str, Any], **extra: Any) -> Any:
+    """The object that a checked node describes, with those inside it; `extra` arguments are known at runtime only.
+
+    Raises:
+        ConfigError: for what a constructor refuses.
+    """
+    arguments = {k: _built(v) for k, v in node.items() if k != "_target_"}
+    try:
+        return resolve(node["_target_"])(**arguments | extra)
+    except (ValueError, OSError) as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+
+
+def resolve(target: str) -> Any:
+    """What a dotted name names.
+
+    Raises:
+        ImportError: if there is no such module, or no such thing in it.
+    """
+    module, _, name = target.rpartition(".")
+    found = importlib.import_module(module)
+    if not hasattr(found, name):
+        raise ImportError(f"{module} has no {name}; {nearest(name, (n for n in vars(found) if n[0] != '_'))}")
+    return getattr(found, name)
+
+
+def problems(where: str, node: Any, *, allowed: Iterable[str] = (), runtime: Iterable[str] = ()) -> Iterator[str]:
+    """What is wrong with the node at key `where`: inner nodes first, then its arguments, then what its constructor refuses.
+
+    Constructors are run, for they are cheap; one that loads weights offers a static `check` of the same arguments instead,
+    and one that needs `runtime` arguments is not run.
+    """
+    inner = [p for key, value in _inside(where, node) for p in problems(key, value, allowed=allowed)]
+    found = inner + list(_binding_problems(where, node, [*ALLOWED, *allowed], runtime))
+    yield from found if found or runtime else _construction_problems(where, node)
+
+
+def _is_node(value: Any) -> bool:
+    return isinstance(value, dict) and "_target_" in value
+
+
+def _built(value: Any) -> Any:
+    return build(value) if _is_node(value) else [_built(v) for v in value] if isinstance(value, list) else value
+
+
+def _inside(where: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The nodes in a node's arguments, however deep in lists and dictionaries, by key."""
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        if _is_node(item):
+            yield f"{where}.{key}", item
+        else:
+            yield from _inside(f"{where}.{key}", item)
+
+
+def _binding_problems(where: str, node: Any, allowed: list[str], runtime: Iterable[str]) -> Iterator[str]:
+    """The _target_ must be allowed and exist, and take these arguments, of these types."""
+    if not _is_node(node) or not isinstance(node["_target_"], str):
+        yield f"{where} has no _target_; choose a file of conf/ with {where.split('.')[0]}=NAME (--help lists them)"
+        return
+    target = node["_target_"]
+    if not target.startswith(tuple(f"{a}." for a in allowed)):
+        mend = f"if you trust it, add 'allow_targets=[{target.split('.')[0]}]'"
+        yield f"{where}._target_={target} lies outside {' and '.join(ALLOWED)}; {mend}"
+        return
+    try:
+        parameters = inspect.signature(resolve(target)).parameters
+    except ImportError as error:
+        yield f"{where}._target_={target} cannot be imported: {error}"
+        return
+    named = {k: p for k, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for key, value in node.items():
+        if value == "???":
+            yield f"{where}.{key} has no value; set {where}.{key}=..."
+        elif key not in named and key != "_target_" and not open_ended:
+            yield f"{where}.{key} is not an argument of {target}; {nearest(key, named, f'{where}.')}"
+        elif key in named and not fits(value, named[key].annotation):
+            yield f"{where}.{key}={value} must be {words(named[key].annotation)}"
+    for key, p in named.items():
+        if p.default is p.empty and key not in node and key not in runtime:
+            yield f"{where}.{key} is missing, and {target} needs it; set +{where}.{key}=..."
+
+
+def _construction_problems(where: str, node: dict[str, Any]) -> Iterator[str]:
+    check = getattr(resolve(node["_target_"]), "check", None)
+    try:
+        check(**{k: v for k, v in node.items() if k != "_target_"}) if check else build(node)
+    except (ConfigError, ValueError, TypeError, OSError) as error:
+        named_argument = str(error).partition("=")[0] in node  # the constructor knows its argument, not where it stands
+        yield f"{where}.{error}" if named_argument else str(error)
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a plain value can be an argument so annotated; nodes, and what this does not understand, pass."""
+    kind, inner = get_origin(hint) or hint, get_args(hint)
+    if kind is Literal:
+        return value in inner
+    if kind in (Union, UnionType):
+        return any(fits(value, h) for h in inner)
+    if kind in (list, tuple, Sequence):
+        return isinstance(value, list) and all(fits(v, inner[0]) for v in value if inner)
+    if kind in (int, float):
+        return isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+    return isinstance(value, kind) if kind in (bool, str, NoneType) else True
+
+
+def words(hint: Any) -> str:
+    """A type as a user would call it."""
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, get_args(hint)))}"
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(map(words, get_args(hint)))
+    if get_origin(hint) in (list, tuple, Sequence):
+        return "a list"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
+    return names.get(hint) or inspect.formatannotation(hint)
+
+
+def nearest(key: str, known: Iterable[str], prefix: str = "") -> str:
+    """A question about the most similar known name, or all of them."""
+    names = {k.lower(): k for k in known}
+    close = difflib.get_close_matches(key.lower(), names, n=1, cutoff=0.5)
+    return f"did you mean {prefix}{names[close[0]]}?" if close else f"known are {', '.join(sorted(names.values()))}"

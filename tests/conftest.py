@@ -1,0 +1,94 @@
+"""Strict numerics for every test, and the tiny Stable Diffusion pipeline that stands in for a real one."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from alignlab.models.sd import StableDiffusion
+from alignlab.noise import NoiseKey, noise_key
+from alignlab.policy import LoRA, Policy
+
+torch.set_num_threads(1)
+
+SD_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
+"""Stable Diffusion 1.x, with no step-dependent option set."""
+
+
+@pytest.fixture(autouse=True)
+def _deterministic() -> None:
+    torch.manual_seed(0)
+    np.random.seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a random pipeline of real diffusers classes: 8x8 latents, 16x16 images, attention at both levels."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("tiny_sd")
+    tokenizer, words = _tokenizer(folder)
+    text = CLIPTextConfig(
+        vocab_size=words, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=12, bos_token_id=words - 2, eos_token_id=words - 1, pad_token_id=words - 1,
+    )  # fmt: skip
+    unet = UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(16, 32), norm_num_groups=8,
+        cross_attention_dim=16, attention_head_dim=2,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(8, 8), norm_num_groups=4, sample_size=16,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    )  # fmt: skip
+    with torch.no_grad():  # norms of a trained model are not 1 and 0, which 16 bits hold exactly
+        for norm in (m for net in (unet, vae) for m in net.modules() if isinstance(m, (torch.nn.GroupNorm, torch.nn.LayerNorm))):
+            norm.weight.add_(0.1 * torch.randn_like(norm.weight))
+            norm.bias.add_(0.1 * torch.randn_like(norm.bias))
+    StableDiffusionPipeline(
+        vae=vae, text_encoder=CLIPTextModel(text), tokenizer=tokenizer, unet=unet, safety_checker=None, feature_extractor=None,
+        scheduler=DDIMScheduler(**SD_SCHEDULE, set_alpha_to_one=False, steps_offset=1, prediction_type="v_prediction"), requires_safety_checker=False,
+    ).save_pretrained(folder / "pipeline")  # fmt: skip
+    return str(folder / "pipeline")
+
+
+def _tokenizer(folder: Path) -> tuple[CLIPTokenizer, int]:
+    """A byte-level CLIP tokenizer without merges, and its number of entries."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    letters = [chr(b) for b in plain] + [chr(256 + i) for i in range(256 - len(plain))]
+    tokens = [*letters, *(c + "</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
+    home = folder / "tokenizer"
+    home.mkdir()
+    (home / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (home / "merges.txt").write_text("#version: 0.2\n")
+    (home / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": 12, "pad_token": "<|endoftext|>"})
+    )
+    return CLIPTokenizer.from_pretrained(str(home)), len(tokens)
+
+
+PROMPTS = ("a cat", "a dog", "a cat", "a red bird", "a dog", "a cat", "", "two fish")
+
+
+def tiny_policy(
+    path: str, *, size: float = 0.75, rank: int = 4, alpha: float = 4.0, scheduler: Any = None, **options: Any
+) -> Policy:
+    """A policy on the tiny U-Net whose LoRA is random: `size` moves images by >= 0.05; 0 is the freshly initialised policy."""
+    family: Any = StableDiffusion(path)
+    family.scheduler = scheduler or family.scheduler
+    torch.manual_seed(1)
+    policy = Policy(family, lora=LoRA(rank=rank, alpha=alpha), **options)
+    if size and not policy.full:
+        with torch.no_grad():  # small in q and k: a saturated softmax amplifies round-off
+            for name, parameter in policy.family.denoiser.named_parameters():
+                if parameter.requires_grad:
+                    parameter.normal_(0, size / 4 if ".to_q." in name or ".to_k." in name else size)
+    return policy
+
+
+def key(n: int = 8, seed: int = 0) -> NoiseKey:
+    return noise_key(PROMPTS[:n], seed=seed, stream="test")

@@ -1,0 +1,59 @@
+"""Tiny runs for the tests: the command line in this process, and configurations small enough for seconds."""
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from alignlab import train
+from alignlab.config import CONF, checked
+
+TIMING = {"seconds", "images_per_second", "peak_memory_mb"}
+"""What two equal runs may differ in."""
+
+
+def tiny(model: str, *more: str) -> list[str]:
+    """Overrides of a run of about a second on the pipeline folder `model`."""
+    words = """steps=4 samples_per_step=4 micro_batch=2 eval_every=2 checkpoint_every=1 sampler.steps=3 eval_sampler.steps=2 device=cpu
+        reward=brightness prompts.prompts=[cat,dog,fish] prompts.unseen=[] prompts.per_prompt=1 policy.lora.rank=2 evaluation.prompts=2
+        evaluation.images=2 evaluation.final_images=2""".split()
+    return [f"model.path_or_id={model}", *words, *more]
+
+
+def configured(*overrides: str) -> dict[str, Any]:
+    """The checked configuration of a command line."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return checked(hydra.compose("train", list(overrides)))
+
+
+def command_line(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    """`python -m alignlab.train WORDS`, in this process; the exit code."""
+    monkeypatch.setattr(sys, "argv", ["alignlab.train", *words])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # the command sets it, and pytest puts it back
+    handlers = logging.root.handlers[:]  # a sweep's Hydra adds one, which would outlive this test's stdout
+    try:
+        train.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    finally:
+        logging.root.handlers[:] = handlers
+    return 0
+
+
+def lines(run: Path, leave_out: Sequence[str] = tuple(TIMING)) -> list[dict[str, Any]]:
+    """metrics.jsonl without what depends on the machine's mood."""
+    text = (run / "metrics.jsonl").read_text()
+    return [{k: v for k, v in json.loads(line).items() if k not in leave_out} for line in text.splitlines()]
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    """Whether two runs' last checkpoints hold bit-identical weights."""
+    a, b = (load_file(sorted((run / "checkpoints").glob("step_*"))[-1] / "policy.safetensors") for run in (one, other))
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)

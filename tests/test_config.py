@@ -1,0 +1,210 @@
+"""A user's mistake ends in one sentence: the key, the value, the mend. Before a model is loaded, and with nothing written."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from alignlab.models.sd import StableDiffusion
+from alignlab.nodes import fits, words
+from tests.running import command_line, configured, tiny
+
+# fmt: off
+MISTAKES = {
+    "mistyped key": ("kl_coef=1", "kl_coef is not a known key; did you mean kl_coeff?"),
+    "mistyped nested key": ("algo.truncatoin=fixed", "algo.truncatoin is not a known key; did you mean algo.truncation?"),
+    "nested key at the top": ("eta=1", "did you mean sampler.eta or eval_sampler.eta?"),
+    "new key": ("+foo=1", "foo is not a known key; known are algo, "),
+    "new nested key": ("+algo.foo=1", "algo.foo is not an argument of alignlab.objectives.draft.DRaFT"),
+    "unknown algorithm": ("algo=drafft", "algo=drafft is no option; did you mean algo=draft?"),
+    "no algorithm": ("algo=null", "algo=null is no option; known are ddpo, draft, draftp, rwr"),
+    "unknown reward": ("reward=clipp", "reward=clipp is no option; did you mean reward=clip?"),
+    "unknown reward among two": ("reward=[clip,jpegg]", "reward=jpegg is no option; known are"),
+    "no reward": ("reward=none", "reward is empty; choose one with reward=NAME"),
+    "unknown experiment": ("experiment=first_lite", "did you mean experiment=first_light?"),
+    "text for a number": ("kl_coeff=abc", "kl_coeff=abc must be a number"),
+    "text for a nested number": ("sampler.steps=abc", "sampler.steps=abc must be a whole number"),
+    "fraction for a count": ("steps=1.5", "steps=1.5 must be a whole number"),
+    "null for a number": ("seed=null", "seed=null must be a whole number"),
+    "text for a list": ("prompts.prompts=cat", "prompts.prompts=cat must be a list or null"),
+    "text for a weight": ("reward=clip reward.clip.weight=abc", "reward.clip.weight=abc must be a number"),
+    "no epochs": ("steps=0", "steps=0 must be at least 1"),
+    "no sampler steps": ("sampler.steps=0", "sampler.steps=0 must be at least 1"),
+    "negative eta": ("sampler.eta=-1", "sampler.eta=-1 must be at least 0"),
+    "negative learning rate": ("lr=-1", "lr=-1.0 must be positive"),
+    "negative KL weight": ("kl_coeff=-1", "kl_coeff=-1.0 must not be negative; 0 leaves the penalty out"),
+    "KL weight for RWR": ("algo=rwr kl_coeff=1", "kl_coeff=1.0: RWR has no KL term"),
+    "one image a prompt": ("evaluation.images=1", "evaluation.images=1 must be at least 2"),
+    "reward without gradient": ("algo=draft reward=jpeg_compressibility", "reward=jpeg_compressibility is not differentiable, but DRaFT needs its gradient; use algo=ddpo"),
+    "no noise for DDPO": ("algo=ddpo sampler.eta=0", "sampler.eta=0 makes the sampler deterministic, but this objective needs log-probs; set sampler.eta=1"),
+    "K > N": ("algo.k=60 sampler.steps=50", "algo.k=60 exceeds sampler.steps=50; set algo.k<=50 or raise sampler.steps"),
+    "K < 1": ("algo.k=0", "algo.k=0 must be at least 1"),
+    "LV with K = 2": ("algo.lv_samples=2 algo.k=2", "algo.lv_samples=2 needs algo.k=1"),
+    "micro-batch": ("samples_per_step=16 micro_batch=7", "samples_per_step=16 is not a multiple of micro_batch=7; set micro_batch=4"),
+    "per_prompt": ("samples_per_step=16 prompts.per_prompt=3", "samples_per_step=16 is not a multiple of prompts.per_prompt=3"),
+    "more updates than samples": ("algo=rwr algo.updates_per_epoch=300", "algo.updates_per_epoch=300 exceeds samples_per_step="),
+    "precision": ("precision=fp8", "precision=fp8 is not one of fp32, bf16, fp16"),
+    "no GPU": ("device=cuda", "device=cuda, but this torch sees no such device; set device=cpu or device=auto"),
+    "device": ("device=tpu", "device=tpu is not one of auto, cpu, cuda, mps"),
+    "tracker not installed": ("tracker=wandb", "tracker=wandb, but the package wandb is not installed; pip install wandb"),
+    "tracker": ("tracker=paper", "tracker=paper is not one of none, wandb, trackio"),
+    "missing model": ("model.path_or_id=/nowhere", "model.path_or_id=/nowhere: there is no such folder and no such shipped model"),
+    "folder without a model": ("model.path_or_id={tmp}/empty", "model.path_or_id={tmp}/empty: {tmp}/empty has no model_index.json"),
+    "model without weights": ("model.path_or_id={tmp}/unweighted", "has no weights in unet/"),
+    "missing reward model": ("reward=clip reward.clip.path=/nowhere", "reward.clip.path=/nowhere: there is no such folder"),
+    "colour": ("reward=colour reward.colour.channel=pink", "reward.colour.channel=pink must be one of red, green, blue"),
+    "quality": ("algo=ddpo reward=jpeg_compressibility +reward.jpeg_compressibility.quality=0", "quality=0 within 1..95"),
+    "missing prompts": ("prompts=file prompts.file=/nowhere.txt", "prompts.file=/nowhere.txt cannot be read"),
+    "no prompts file": ("prompts=file", "prompts.file has no value; set prompts.file=..."),
+    "empty prompts": ("prompts=file prompts.file={tmp}/empty.txt", "{tmp}/empty.txt holds no prompt"),
+    "prompts in another encoding": ("prompts=file prompts.file={tmp}/latin1.txt", "{tmp}/latin1.txt cannot be read: 'utf-8' codec"),
+    "template": ("prompts.template=animal", "prompts.template='animal' has no place for the prompt; write {{}} or {{a}}"),
+    "estimator": ("algo=ddpo algo.estimator=xx", "algo.estimator=xx must be one of sf, is"),
+    "clip scaling": ("algo=ddpo algo.clip_scaling=D", "algo.clip_scaling=D must be one of 1/D, 1/sqrtD, none"),
+    "temperature": ("algo=rwr algo.temperature=0", "algo.temperature=0 must be positive"),
+    "timesteps": ("algo=ddpo algo.timestep_fraction=0", "algo.timestep_fraction=0 is outside (0, 1]"),
+    "statistics": ("algo=ddpo algo.statistics.buffer_size=1", "exceeds buffer_size=1"),
+    "rank": ("policy.lora.rank=0", "policy.lora.rank=0 must be at least 1"),
+    "foreign target": ("algo._target_=os.system", "algo._target_=os.system lies outside alignlab and torch.optim"),
+    "hidden foreign target": ("optimizer.betas=[{_target_:os.system,command:ls}]", "optimizer.betas.0._target_=os.system lies outside alignlab and torch.optim"),
+    "your own target": ("algo._target_=my.module.Thing", "if you trust it, add 'allow_targets=[my]'"),
+    "your own target, allowed, but not there": ("algo._target_=my.module.Thing allow_targets=[my]", "algo._target_=my.module.Thing cannot be imported: No module named 'my'"),
+    "no such class": ("algo._target_=alignlab.objectives.draft.Draft", "alignlab.objectives.draft has no Draft; did you mean DRaFT?"),
+    "no such optimiser": ("optimizer._target_=torch.optim.Adamm", "torch.optim has no Adamm; did you mean Adam?"),
+    "resume of no run": ("resume={tmp}/empty", "resume={tmp}/empty is no run folder (it has no config.yaml)"),
+    "values without -m": ("kl_coeff=0,1", "kl_coeff=0,1 names several values; add -m to run each of them"),
+    "no value": ("kl_coeff", "kl_coeff cannot be read; write key=value"),
+    "broken syntax": ("prompts.prompts=[cat", "prompts.prompts=[cat cannot be read"),
+    "broken reference": ("samples_per_step=${{foo}}", "samples_per_step cannot be resolved: Interpolation key 'foo' not found"),
+    "deleted key": ("~steps", "steps must not be deleted"),
+    "unknown flag": ("--foo", "unrecognized arguments: --foo; --help shows how to call this"),
+    "missing folder of configurations": ("--config-dir=/nowhere", "'/nowhere' not found"),
+    "wrong in every job of a sweep": ("-m kl_coef=0,1", "kl_coef is not a known key; did you mean kl_coeff?"),
+    "wrong in one job of a sweep": ("-m output_dir={tmp}/sweep kl_coeff=abc,1", "kl_coeff=abc must be a number"),
+}
+# fmt: on
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with some unusable files, where loading a model is an error."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    for part in ("empty", "unweighted/unet"):
+        (tmp_path / part).mkdir(parents=True)
+    (tmp_path / "unweighted" / "model_index.json").write_text("{}")
+    (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "latin1.txt").write_bytes("ein Löwe\n".encode("latin-1"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(StableDiffusion, "__init__", refuse)
+    return tmp_path
+
+
+def files(folder: Path) -> set[Path]:
+    return {p for p in folder.rglob("*") if p.is_file() and p.name != "multirun.yaml"}
+
+
+@pytest.mark.parametrize(("words_typed", "said"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_mistake(words_typed: str, said: str, desk: Path, monkeypatch, capsys) -> None:
+    """Exit code 2, sentences only, the right words among them, no model, no file."""
+    before = files(desk)
+    typed = [word.replace("{tmp}", str(desk)).replace("{{", "{").replace("}}", "}") for word in words_typed.split()]
+    assert command_line(monkeypatch, *typed) == 2
+    out, err = capsys.readouterr()
+    assert said.replace("{tmp}", str(desk)).replace("{{", "{").replace("}}", "}") in err
+    assert all(line.startswith("error: ") for line in err.splitlines()), err
+    assert len(err.splitlines()) == 1, err
+    assert out == ""
+    assert files(desk) == before
+
+
+def test_all_mistakes_at_once(desk: Path, monkeypatch, capsys) -> None:
+    """Mistyped keys, unknown options, bad values and impossible pairs are reported together, one sentence each."""
+    typed = "algo=drafft rewards=clip steps=abc algo.kk=1 lr=-1 precision=fp8 policy.lora.rank=0 model.path_or_id=/nowhere eval_every=0"
+    assert command_line(monkeypatch, *typed.split()) == 2
+    sentences = capsys.readouterr().err.splitlines()
+    said = ("algo=drafft", "rewards is not", "steps=abc", "algo.kk", "lr=-1", "precision=fp8", "policy.lora.rank=0", "path_or_id=/nowhere", "eval_every=0")  # fmt: skip
+    assert len(sentences) == len(said)
+    for words_ in said:
+        assert sum(words_ in sentence for sentence in sentences) == 1, words_
+
+
+def test_one_bad_job_does_not_stop_a_sweep(tmp_path, monkeypatch, capsys) -> None:
+    """The jobs that can run do; the one that cannot says so in a sentence that names it; the command ends with 2."""
+    ran = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "alignlab.train.train",
+        lambda c, folder: ran.append(c["algo"]["k"]) or {"final": {"reward": 1.0}, "base": {"reward": 0.0}},
+    )
+    assert (
+        command_line(monkeypatch, "algo=draft", "-m", "algo.k=1,60,2", "sampler.steps=20", "output_dir=sweep") == 2
+    )  # -m in the middle
+    out, err = capsys.readouterr()
+    assert ran == [1, 2]
+    assert (
+        err
+        == "error: algo.k=60,algo=draft,sampler.steps=20: algo.k=60 exceeds sampler.steps=20; set algo.k<=20 or raise sampler.steps\n"
+    )
+    assert "Traceback" not in out
+
+
+def test_a_mistake_that_only_the_model_shows_is_a_sentence_too(tiny_sd: str, tmp_path, monkeypatch, capsys) -> None:
+    """eta beyond DDIM's bound and LoRA targets that the network lacks: exit code 2, one sentence, no run folder."""
+    for mistake in ("sampler.eta=3", "policy.lora.targets=[attention]"):
+        assert command_line(monkeypatch, *tiny(tiny_sd, mistake, f"output_dir={tmp_path}/run")) == 2
+        err = capsys.readouterr().err
+        assert "Traceback" not in err and re.match(r"error: .*(sampler\.eta=3|attention)", err.splitlines()[-1])
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_bug_keeps_its_traceback(desk: Path, monkeypatch) -> None:
+    """Only users' mistakes are shortened."""
+    with pytest.raises(AssertionError, match="a model was loaded"):
+        command_line(monkeypatch, "output_dir=run")
+
+
+def test_the_real_command(desk: Path) -> None:
+    """In a process of its own: exit code 2, nothing but sentences, nothing written, in the time it takes to import torch."""
+    before = files(desk)
+    code = "import sys; from alignlab.train import main; sys.argv[1:] = ['lr=-1', 'kl_coef=1']\ntry: main()\nfinally: print(*({'diffusers', 'transformers', 'peft'} & {*sys.modules}))"
+    for call in (["-m", "alignlab.train", "lr=-1", "kl_coef=1"], ["-c", code]):
+        done = subprocess.run([sys.executable, *call], capture_output=True, text=True, cwd=desk)
+        assert done.returncode == 2
+        assert done.stderr.splitlines() == [
+            "error: kl_coef is not a known key; did you mean kl_coeff?",
+            "error: lr=-1.0 must be positive",
+        ]
+        assert done.stdout.strip() == ""
+    assert files(desk) == before
+
+
+def test_help_lists_groups_and_keys(desk: Path, monkeypatch, capsys) -> None:
+    """--help shows commands, the options of every group and the top-level keys."""
+    assert command_line(monkeypatch, "--help") == 0
+    shown = capsys.readouterr().out
+    for word in (
+        "algo: ddpo, draft, draftp, rwr",
+        "python -m alignlab.train algo=draftp kl_coeff=0.25",
+        "samples_per_step",
+        "prompts: ",
+    ):
+        assert word in shown
+
+
+def test_the_command_line_wins() -> None:
+    """Command line over experiment, experiment over algorithm, algorithm over train.yaml."""
+    assert configured("algo=draftp")["kl_coeff"] == 0.25
+    assert configured("algo=draftp", "kl_coeff=0.5")["algo"]["kl_coeff"] == 0.5
+    assert configured("experiment=first_light", "evaluation.final_images=7")["evaluation"]["final_images"] == 7
+
+
+def test_types() -> None:
+    """What fits an annotation, and how a user would call it."""
+    assert fits(1, float) and not fits(True, float) and not fits(1.5, int) and not fits(None, int)
+    assert fits(None, int | None) and fits(["a"], list[str] | None) and not fits([1], list[str])
+    assert words(int | None) == "a whole number or null"

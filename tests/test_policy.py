@@ -1,0 +1,64 @@
+"""What a policy saves and what it refuses. Its reference, guidance and precision are in test_rollout.py."""
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from alignlab.policy import LoRA
+from tests.conftest import PROMPTS, tiny_policy
+
+
+def predictions(policy) -> torch.Tensor:
+    x, t = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([981, 500, 1])
+    with torch.no_grad():
+        return policy.predict(x, t, policy.encode(PROMPTS[:3]), 3.0)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_state_round_trip(tiny_sd, full):
+    """A fresh policy that loads a tuned one's state predicts the same, bit for bit, and its reference is still the base model."""
+    tuned, fresh = tiny_policy(tiny_sd, full=full), tiny_policy(tiny_sd, size=0, full=full)
+    with torch.no_grad():
+        for p in tuned.parameters():
+            p.add_(0.01 * torch.randn_like(p))
+    before = predictions(fresh)
+    fresh.load_state_dict({k: v.clone() for k, v in tuned.state_dict().items()})
+    assert torch.equal(predictions(fresh), predictions(tuned)) and not torch.equal(predictions(fresh), before)
+    with fresh.reference():
+        assert torch.equal(predictions(fresh), before)
+    assert all(p.requires_grad and p.dtype == torch.float32 for p in fresh.parameters())
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_saved_model_is_the_policy(tiny_sd, tmp_path, full):
+    """What save() writes, loaded by plain diffusers, predicts what the policy does (LoRA alpha other than rank included)."""
+    policy = tiny_policy(tiny_sd, full=full, alpha=2.0)
+    with torch.no_grad():
+        for p in policy.parameters():
+            p.add_(0.01 * torch.randn_like(p))
+    policy.save(tmp_path)
+    pipe = StableDiffusionPipeline.from_pretrained(str(tmp_path) if full else tiny_sd, safety_checker=None)
+    x, t = torch.randn(3, 4, 8, 8), torch.tensor([981, 500, 1])
+    cond = policy.encode(PROMPTS[:3])
+    base = pipe.unet(x, t, cond.text["prompt_embeds"]).sample.detach()
+    if not full:
+        pipe.load_lora_weights(str(tmp_path))
+    theirs = pipe.unet(x, t, cond.text["prompt_embeds"]).sample.detach()
+    torch.testing.assert_close(theirs, policy.predict(x, t, cond, 1.0).detach(), rtol=1e-4, atol=1e-5)
+    assert full or (theirs - base).abs().mean() > 0.05
+
+
+def test_encoding_does_not_depend_on_the_batch(tiny_sd):
+    """Embeddings are bit-equal in any batch, encoded once a prompt."""
+    policy, calls = tiny_policy(tiny_sd), []
+    encode = policy.family.encode
+    policy.family.encode = lambda prompts: calls.append(prompts) or encode(prompts)
+    whole = policy.encode(PROMPTS).text["prompt_embeds"]
+    assert torch.equal(policy.encode(PROMPTS[3:5]).text["prompt_embeds"], whole[3:5])
+    assert sorted(calls) == sorted([p] for p in set(PROMPTS))
+
+
+def test_refusal():
+    """A LoRA without rank is refused."""
+    with pytest.raises(ValueError, match=r"policy.lora.rank=0"):
+        LoRA(rank=0)
