@@ -1,9 +1,9 @@
 """From the command line to a checked, plain configuration, and from mistakes to one sentence each, before a model is loaded.
 
-Nothing below this file knows Hydra or OmegaConf: nodes.py builds objects from plain values.
+Nothing below this file knows Hydra or OmegaConf: checks.py says what is wrong with plain values, nodes.py makes objects of them.
 """
 
-import importlib.util
+import inspect
 import os
 import sys
 from argparse import Namespace
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import numpy as np
 import torch
 import yaml
 from hydra._internal.utils import get_args_parser
@@ -26,7 +25,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from alignlab.nodes import ConfigError, build, fits, nearest, problems, resolve, words
+from alignlab.checks import problems
+from alignlab.nodes import ConfigError, nearest, resolve, words
 
 HERE = Path(__file__).resolve().parent
 CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"  # in a wheel, or in a checkout
@@ -100,26 +100,6 @@ OmegaConf.register_new_resolver("or", lambda *values: next(v for v in values if 
 KEYS = list(TrainConfig.__dataclass_fields__)
 NOT_SCIENCE = ("output_dir", "resume", "device", "tracker", "checkpoint_every", "offload")
 """Keys in which a resumed run may differ."""
-CHOICES = {
-    "precision": ("fp32", "bf16", "fp16"),
-    "device": ("auto", "cpu", "cuda", "mps"),
-    "tracker": ("none", "wandb", "trackio"),
-}
-WEIGHING = {"weight": float, "normalize": bool}
-"""Keys of a reward that are the weighted sum's, not its constructor's."""
-RUNTIME = {
-    "model": (),
-    "policy": ("family", "precision", "device"),
-    "sampler": ("scheduler",),
-    "eval_sampler": ("scheduler",),
-    "prompts": (),
-    "algo": (),
-    "optimizer": ("params",),
-}
-"""The groups that are one node each, with the arguments that lab.py adds once a model is there."""
-
-
-# -- checking
 
 
 def checked(cfg: DictConfig) -> dict[str, Any]:
@@ -128,92 +108,18 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         ConfigError: with every problem that was found.
     """
-    overrides = HydraConfig.get().overrides if HydraConfig.initialized() else OmegaConf.create({"task": []})
-    typed = {word.lstrip("+~").partition("=")[0] for word in OmegaConf.to_container(overrides)["task"]}  # type: ignore[index, call-overload]
     try:
         c: Any = OmegaConf.to_container(cfg, resolve=True)
-        earlier = Path(c["resume"] or "") / "config.yaml"
-        if "resume" in typed <= {*NOT_SCIENCE} and earlier.is_file():
-            c = yaml.safe_load(earlier.read_text()) | {key: c[key] for key in NOT_SCIENCE}
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key} cannot be resolved: {_first_line(error)}") from None
-    found = list(dict.fromkeys(_problems(c)))
+    asked: Any = OmegaConf.to_container(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    keys, earlier = {word.lstrip("+~").partition("=")[0] for word in asked}, Path(c.get("resume") or "") / "config.yaml"
+    if "resume" in keys <= {*NOT_SCIENCE} and earlier.is_file():
+        c = yaml.safe_load(earlier.read_text()) | {key: c[key] for key in NOT_SCIENCE}
+    found = list(dict.fromkeys(problems(c, KEYS)))
     if found:
         raise ConfigError("\n".join(found))
     return c
-
-
-def _problems(c: dict[str, Any]) -> Iterator[str]:
-    yield from (f"{key} is not a known key; {nearest(key, KEYS)}" for key in c if key not in KEYS)
-    deleted = [key for key in KEYS if key not in c]
-    if deleted:
-        yield f"{', '.join(deleted)} must not be deleted"
-        return
-    yield from _value_problems(c)
-    nodes = [
-        p for group, runtime in RUNTIME.items() for p in problems(group, c[group], allowed=c["allow_targets"], runtime=runtime)
-    ]
-    for group in ("reward", "eval_rewards"):
-        for name, node in (c[group] or {}).items():
-            nodes += problems(f"{group}.{name}", without_weighing(node), allowed=c["allow_targets"])
-            for key, kind in WEIGHING.items() if isinstance(node, dict) else ():
-                nodes += [] if fits(node.get(key), kind) else [f"{group}.{name}.{key}={node.get(key)} must be {words(kind)}"]
-    yield from nodes or _impossible_pairs(c)
-
-
-def _value_problems(c: dict[str, Any]) -> Iterator[str]:
-    for key, choices in CHOICES.items():
-        if c[key] not in choices:
-            yield f"{key}={c[key]} is not one of {', '.join(choices)}"
-    for least, keys in {0: "checkpoint_every seed", 1: "steps samples_per_step micro_batch eval_every"}.items():
-        yield from (f"{key}={c[key]} must be at least {least}" for key in keys.split() if c[key] < least)
-    for key, value in c["evaluation"].items():
-        least = 2 if key == "images" else 1  # diversity is measured over pairs
-        if value < least:
-            yield f"evaluation.{key}={value} must be at least {least}"
-    yield from (f"{key}={c[key]} must be positive" for key in ("lr", "max_grad_norm") if not c[key] > 0)
-    samples, micro = c["samples_per_step"], min(c["micro_batch"], c["samples_per_step"])
-    if micro > 0 and samples % micro:
-        divisor = next(k for k in range(micro, 0, -1) if samples % k == 0)
-        yield f"samples_per_step={samples} is not a multiple of micro_batch={micro}; set micro_batch={divisor}"
-    for device, backend in {"cuda": torch.cuda, "mps": torch.backends.mps}.items():
-        if c["device"] == device and not backend.is_available():
-            yield f"device={device}, but this torch sees no such device; set device=cpu or device=auto"
-    tracker = c["tracker"]
-    if tracker in ("wandb", "trackio") and importlib.util.find_spec(tracker) is None:
-        yield f"tracker={tracker}, but the package {tracker} is not installed; pip install {tracker}, or set tracker=none"
-    if c["resume"] is not None and not (Path(c["resume"]) / "config.yaml").is_file():
-        yield f"resume={c['resume']} is no run folder (it has no config.yaml); give the folder of an earlier run"
-    if not c["reward"]:
-        yield "reward is empty; choose one with reward=NAME, or several with 'reward=[clip,jpeg_compressibility]'"
-
-
-def _impossible_pairs(c: dict[str, Any]) -> Iterator[str]:
-    objective, samples, sampler = build(c["algo"]), c["samples_per_step"], c["sampler"]
-    if objective.needs_noise and sampler.get("eta") == 0:
-        yield "sampler.eta=0 makes the sampler deterministic, but this objective needs log-probs; set sampler.eta=1"
-    for name, node in (c["reward"] or {}).items():
-        if objective.needs_gradient and not resolve(node["_target_"]).differentiable:
-            needs = f"{type(objective).__name__} needs its gradient"
-            yield f"reward={name} is not differentiable, but {needs}; use algo=ddpo or algo=rwr, or another reward"
-    per_prompt, updates = c["prompts"].get("per_prompt", 1), c["algo"].get("updates_per_epoch", 1)
-    if samples % per_prompt:
-        yield f"samples_per_step={samples} is not a multiple of prompts.per_prompt={per_prompt}"
-    if updates > samples:
-        yield f"algo.updates_per_epoch={updates} exceeds samples_per_step={samples}, so some updates would have no sample"
-    for group in ("sampler", "eval_sampler"):
-        for key, least in {"steps": 1, "eta": 0, "guidance_scale": 0}.items():
-            if c[group].get(key, least) < least:
-                yield f"{group}.{key}={c[group][key]} must be at least {least}"
-    try:
-        objective.plan(max(1, sampler["steps"]), np.random.default_rng(0))
-    except ValueError as error:
-        yield str(error)
-
-
-def without_weighing(node: Any) -> Any:
-    """A reward's own node."""
-    return {k: v for k, v in node.items() if k not in WEIGHING} if isinstance(node, dict) else node
 
 
 def device_of(name: str) -> torch.device:
@@ -319,6 +225,10 @@ def _sentence(text: str, error: Exception, cfg: DictConfig) -> str:
         value = (getattr(error, "missing_cfg_file", None) or value).rpartition("/")[2]
         return f"{key}={value} is no option; {nearest(value, options, f'{key}=')}"
     if isinstance(cause, (AttributeError, KeyError)):  # a key that is not there
+        parent, _, name = key.rpartition(".")
+        target = str(OmegaConf.select(cfg, f"{parent}._target_"))
+        if target.startswith("alignlab.") and name in inspect.signature(resolve(target)).parameters:
+            return f"{key} is not in the chosen file; write +{text} to add it"
         known = list(_dotted(OmegaConf.to_container(cfg)))
         inner = [k for k in known if k.endswith(f".{key}")]
         return f"{key} is not a known key; " + (f"did you mean {' or '.join(inner)}?" if inner else nearest(key, known))

@@ -2,23 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from alignlab.drift import drift
+from alignlab.lab import Lab
 from alignlab.noise import noise_key
 from alignlab.policy import Policy
 from alignlab.rollout import Gradients, rollout
+from alignlab.runs import Run
 from alignlab.samplers import Sampler
-
-
-class Diversity(Protocol):
-    name: str
-
-    def mean_pairwise(self, images: Tensor) -> float:
-        """Mean perceptual distance over the pairs of images [n, 3, H, W]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,28 +34,40 @@ class Measured:
         return {"reward": total.mean().item(), "reward_std": total.std().item(), **means, "lpips": self.lpips}
 
 
+def measure_base(lab: Lab, c: dict[str, Any], run: Run) -> dict[str, float | None]:
+    """The model as it was loaded. Normalised rewards take their scale from it."""
+    seen = measure_all(lab, c)
+    lab.reward.calibrate(seen.rewards)
+    measure(lab, c, run, 0)
+    return seen.numbers(lab.reward.combine)
+
+
+def measure(lab: Lab, c: dict[str, Any], run: Run, step: int) -> dict[str, float | None]:
+    """The evaluation during training, with its grid of samples and the distance to the base model."""
+    chosen, images = lab.prompts.prompts[: c["evaluation"]["prompts"]], c["evaluation"]["images"]
+    seen = evaluate(lab, chosen, images=images, stream="eval", batch=c["evaluation"]["batch"])
+    run.save_samples(step, seen.images, columns=images)
+    return seen.numbers(lab.reward.combine) | distance_to_base(lab.policy, lab.sampler, chosen)
+
+
+def measure_all(lab: Lab, c: dict[str, Any]) -> Measured:
+    """Every training prompt, on noise that nothing else uses: the numbers of the summary."""
+    images, batch = c["evaluation"]["final_images"], c["evaluation"]["batch"]
+    return evaluate(lab, lab.prompts.prompts, images=images, stream="final", batch=batch)
+
+
 @torch.no_grad()
-def evaluate(
-    policy: Policy,
-    sampler: Sampler,
-    score: Callable[[Tensor, Sequence[str]], dict[str, Tensor]],
-    diversity: Diversity,
-    prompts: Sequence[str],
-    *,
-    images: int,
-    stream: str,
-    batch: int = 64,
-) -> Measured:
+def evaluate(lab: Lab, prompts: Sequence[str], *, images: int, stream: str, batch: int) -> Measured:
     """Samples and scores (by name) `images` images of each prompt. The noise depends on `stream`, not on the run's seed."""
     key = noise_key([p for p in prompts for _ in range(images)], seed=0, stream=stream)
     pictures, scores = [], []
     for k in range(0, len(key.prompts), batch):
         part = key[range(k, min(k + batch, len(key.prompts)))]
-        record = rollout(policy, sampler, part, store="image")
+        record = rollout(lab.policy, lab.eval_sampler, part, store="image")
         pictures.append(record.images)
-        scores.append(score(record.images, record.prompts))
+        scores.append(lab.score(record.images, record.prompts))
     shown = torch.cat(pictures)
-    lpips = [diversity.mean_pairwise(group) for group in shown.split(images)] if images > 1 else []
+    lpips = [lab.diversity.mean_pairwise(group) for group in shown.split(images)] if images > 1 else []
     return Measured(
         images=shown.cpu(),
         rewards={name: torch.cat([s[name] for s in scores]).float().cpu() for name in scores[0]},

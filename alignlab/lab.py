@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignlab.config import device_of, without_weighing
+from alignlab.checks import without_weighing
+from alignlab.config import device_of
 from alignlab.data.prompts import Prompts
 from alignlab.metrics.diversity import PerceptualDistance
 from alignlab.nodes import build

@@ -43,13 +43,13 @@ def resolve(target: str) -> Any:
     return getattr(found, name)
 
 
-def problems(where: str, node: Any, *, allowed: Iterable[str] = (), runtime: Iterable[str] = ()) -> Iterator[str]:
+def node_problems(where: str, node: Any, *, allowed: Iterable[str] = (), runtime: Iterable[str] = ()) -> Iterator[str]:
     """What is wrong with the node at key `where`: inner nodes first, then its arguments, then what its constructor refuses.
 
     Constructors are run, for they are cheap; one that loads weights offers a static `check` of the same arguments instead,
     and one that needs `runtime` arguments is not run.
     """
-    inner = [p for key, value in _inside(where, node) for p in problems(key, value, allowed=allowed)]
+    inner = [p for key, value in _inside(where, node) for p in node_problems(key, value, allowed=allowed)]
     found = inner + list(_binding_problems(where, node, [*ALLOWED, *allowed], runtime))
     yield from found if found or runtime else _construction_problems(where, node)
 

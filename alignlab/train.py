@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from alignlab.config import NOT_SCIENCE, checked, command, run_folder
-from alignlab.evaluate import Measured, distance_to_base, evaluate
+from alignlab.evaluate import measure, measure_all, measure_base
 from alignlab.journal import Averages, Journal, peak_memory_mb
 from alignlab.lab import Lab
 from alignlab.nodes import ConfigError
@@ -121,40 +121,6 @@ def train_epoch(lab: Lab, c: dict[str, Any], epoch: int) -> dict[str, Any]:
     line |= {"loss": None, "kl": None, **log.means(), **lab.objective.epoch_metrics()}
     line |= {"grad_norm": float(np.mean(norms)), "updates": len(norms)}
     return line | {"seconds": seconds, "images_per_second": n / seconds, "peak_memory_mb": peak_memory_mb(lab.policy.device)}
-
-
-# -- evaluation: fixed prompts and noise, the base model first
-
-
-def measure(lab: Lab, c: dict[str, Any], run: Run, step: int) -> dict[str, float | None]:
-    """The evaluation during training, with its grid of samples and the distance to the base model."""
-    chosen, images = lab.prompts.prompts[: c["evaluation"]["prompts"]], c["evaluation"]["images"]
-    seen = evaluate(
-        lab.policy,
-        lab.eval_sampler,
-        lab.score,
-        lab.diversity,
-        chosen,
-        images=images,
-        stream="eval",
-        batch=c["evaluation"]["batch"],
-    )
-    run.save_samples(step, seen.images, columns=images)
-    return seen.numbers(lab.reward.combine) | distance_to_base(lab.policy, lab.sampler, chosen)
-
-
-def measure_all(lab: Lab, c: dict[str, Any]) -> Measured:
-    """Every training prompt, on noise that nothing else uses: the numbers of the summary."""
-    knobs = {"images": c["evaluation"]["final_images"], "batch": c["evaluation"]["batch"]}
-    return evaluate(lab.policy, lab.eval_sampler, lab.score, lab.diversity, lab.prompts.prompts, stream="final", **knobs)
-
-
-def measure_base(lab: Lab, c: dict[str, Any], run: Run) -> dict[str, float | None]:
-    """The model as it was loaded. Normalised rewards take their scale from it."""
-    seen = measure_all(lab, c)
-    lab.reward.calibrate(seen.rewards)
-    measure(lab, c, run, 0)
-    return seen.numbers(lab.reward.combine)
 
 
 @command("train")

@@ -17,6 +17,7 @@ MISTAKES = {
     "mistyped nested key": ("algo.truncatoin=fixed", "algo.truncatoin is not a known key; did you mean algo.truncation?"),
     "nested key at the top": ("eta=1", "did you mean sampler.eta or eval_sampler.eta?"),
     "new key": ("+foo=1", "foo is not a known key; known are algo, "),
+    "key that the file leaves out": ("algo=ddpo reward=jpeg_compressibility reward.jpeg_compressibility.quality=50", "is not in the chosen file; write +reward.jpeg_compressibility.quality=50 to add it"),
     "new nested key": ("+algo.foo=1", "algo.foo is not an argument of alignlab.objectives.draft.DRaFT"),
     "unknown algorithm": ("algo=drafft", "algo=drafft is no option; did you mean algo=draft?"),
     "no algorithm": ("algo=null", "algo=null is no option; known are ddpo, draft, draftp, rwr"),

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from alignlab.evaluate import measure_all
 from alignlab.lab import Lab
 from alignlab.noise import NoiseKey
-from alignlab.train import measure_all, train
+from alignlab.train import train
 from tests.running import configured, tiny
 
 

@@ -29,7 +29,9 @@ class Prompts:
         unseen: list[str] | None = None,
     ) -> None:
         if (prompts is None) == (file is None):
-            raise ValueError("prompts: give either prompts.prompts (a list) or prompts.file (a text file, one prompt a line)")
+            raise ValueError(
+                "prompts: give either prompts.prompts (a list) or prompts=file prompts.file=NAME (one prompt a line)"
+            )
         if "{}" not in template and "{a}" not in template:
             raise ValueError(f"prompts.template={template!r} has no place for the prompt; write {{}} or {{a}}")
         if per_prompt < 1:

@@ -40,13 +40,15 @@ class StableDiffusion:
         from diffusers import DDIMScheduler, StableDiffusionPipeline  # slow to import, and the check of a configuration is quick
 
         source = locate(path_or_id)
-        pipe: Any = StableDiffusionPipeline.from_pretrained(
-            source,
-            revision=revision,
-            variant=variant,
-            safety_checker=None,
-            requires_safety_checker=False,
-        )
+        try:
+            pipe: Any = StableDiffusionPipeline.from_pretrained(
+                source, revision=revision, variant=variant, safety_checker=None, requires_safety_checker=False
+            )
+        except OSError as error:
+            reason = str(error).strip().splitlines()[0].partition(" (")[0]
+            raise OSError(
+                f"model.path_or_id={path_or_id} cannot be loaded ({reason}); fetch it where there is a network, or give a folder"
+            ) from error
         for module in (pipe.unet, pipe.vae, pipe.text_encoder):  # weights may be stored in half precision
             module.float()
         self.pipe, self.lora_targets = pipe, tuple(lora_targets)

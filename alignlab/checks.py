@@ -1,0 +1,102 @@
+"""What is wrong with a plain configuration, before anything is loaded: values, nodes (nodes.py), and pairs that cannot be."""
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from alignlab.nodes import build, fits, nearest, node_problems, resolve, words
+
+CHOICES = {
+    "precision": ("fp32", "bf16", "fp16"),
+    "device": ("auto", "cpu", "cuda", "mps"),
+    "tracker": ("none", "wandb", "trackio"),
+}
+WEIGHING = {"weight": float, "normalize": bool}
+"""Keys of a reward that are the weighted sum's, not its constructor's."""
+GROUPS = {
+    "model": (),
+    "policy": ("family", "precision", "device"),
+    "sampler": ("scheduler",),
+    "eval_sampler": ("scheduler",),
+    "prompts": (),
+    "algo": (),
+    "optimizer": ("params",),
+}
+"""The groups that are one node each, with the arguments that lab.py adds once a model is there."""
+
+
+def problems(c: dict[str, Any], known: Sequence[str]) -> Iterator[str]:
+    """One sentence each. `known` are the top-level keys."""
+    yield from (f"{key} is not a known key; {nearest(key, known)}" for key in c if key not in known)
+    deleted = [key for key in known if key not in c]
+    if deleted:
+        yield f"{', '.join(deleted)} must not be deleted"
+        return
+    yield from _value_problems(c)
+    allowed = c["allow_targets"]
+    found = [p for group, runtime in GROUPS.items() for p in node_problems(group, c[group], allowed=allowed, runtime=runtime)]
+    for group in ("reward", "eval_rewards"):
+        for name, node in (c[group] or {}).items():
+            found += node_problems(f"{group}.{name}", without_weighing(node), allowed=allowed)
+            for key, kind in WEIGHING.items() if isinstance(node, dict) else ():
+                found += [] if fits(node.get(key), kind) else [f"{group}.{name}.{key}={node.get(key)} must be {words(kind)}"]
+    yield from found or _impossible_pairs(c)
+
+
+def _value_problems(c: dict[str, Any]) -> Iterator[str]:
+    for key, choices in CHOICES.items():
+        if c[key] not in choices:
+            yield f"{key}={c[key]} is not one of {', '.join(choices)}"
+    for least, keys in {0: "checkpoint_every seed", 1: "steps samples_per_step micro_batch eval_every"}.items():
+        yield from (f"{key}={c[key]} must be at least {least}" for key in keys.split() if c[key] < least)
+    for key, value in c["evaluation"].items():
+        least = 2 if key == "images" else 1  # diversity is measured over pairs
+        if value < least:
+            yield f"evaluation.{key}={value} must be at least {least}"
+    yield from (f"{key}={c[key]} must be positive" for key in ("lr", "max_grad_norm") if not c[key] > 0)
+    samples, micro = c["samples_per_step"], min(c["micro_batch"], c["samples_per_step"])
+    if micro > 0 and samples % micro:
+        divisor = next(k for k in range(micro, 0, -1) if samples % k == 0)
+        yield f"samples_per_step={samples} is not a multiple of micro_batch={micro}; set micro_batch={divisor}"
+    for device, backend in {"cuda": torch.cuda, "mps": torch.backends.mps}.items():
+        if c["device"] == device and not backend.is_available():
+            yield f"device={device}, but this torch sees no such device; set device=cpu or device=auto"
+    tracker = c["tracker"]
+    if tracker in ("wandb", "trackio") and importlib.util.find_spec(tracker) is None:
+        yield f"tracker={tracker}, but the package {tracker} is not installed; pip install {tracker}, or set tracker=none"
+    if c["resume"] is not None and not (Path(c["resume"]) / "config.yaml").is_file():
+        yield f"resume={c['resume']} is no run folder (it has no config.yaml); give the folder of an earlier run"
+    if not c["reward"]:
+        yield "reward is empty; choose one with reward=NAME, or several with 'reward=[clip,jpeg_compressibility]'"
+
+
+def _impossible_pairs(c: dict[str, Any]) -> Iterator[str]:
+    objective, samples, sampler = build(c["algo"]), c["samples_per_step"], c["sampler"]
+    if objective.needs_noise and sampler.get("eta") == 0:
+        yield "sampler.eta=0 makes the sampler deterministic, but this objective needs log-probs; set sampler.eta=1"
+    for name, node in (c["reward"] or {}).items():
+        if objective.needs_gradient and not resolve(node["_target_"]).differentiable:
+            needs = f"{type(objective).__name__} needs its gradient"
+            yield f"reward={name} is not differentiable, but {needs}; use algo=ddpo or algo=rwr, or another reward"
+    per_prompt, updates = c["prompts"].get("per_prompt", 1), c["algo"].get("updates_per_epoch", 1)
+    if samples % per_prompt:
+        yield f"samples_per_step={samples} is not a multiple of prompts.per_prompt={per_prompt}"
+    if updates > samples:
+        yield f"algo.updates_per_epoch={updates} exceeds samples_per_step={samples}, so some updates would have no sample"
+    for group in ("sampler", "eval_sampler"):
+        for key, least in {"steps": 1, "eta": 0, "guidance_scale": 0}.items():
+            if c[group].get(key, least) < least:
+                yield f"{group}.{key}={c[group][key]} must be at least {least}"
+    try:
+        objective.plan(max(1, sampler["steps"]), np.random.default_rng(0))
+    except ValueError as error:
+        yield str(error)
+
+
+def without_weighing(node: Any) -> Any:
+    """A reward's own node."""
+    return {k: v for k, v in node.items() if k not in WEIGHING} if isinstance(node, dict) else node
