@@ -25,6 +25,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results" / "first_light"
@@ -118,8 +119,12 @@ def collect(runs: Path) -> None:
             if (source / "summary.json").is_file():
                 kept = RESULTS / "runs" / source.name
                 kept.mkdir(parents=True, exist_ok=True)
-                for file in ("config.yaml", "metrics.jsonl", "summary.json"):
+                for file in ("metrics.jsonl", "summary.json"):
                     shutil.copy(source / file, kept / file)
+                config = yaml.safe_load((source / "config.yaml").read_text())
+                (kept / "config.yaml").write_text(
+                    yaml.safe_dump({**config, "output_dir": None}, sort_keys=False)
+                )  # no path of a machine
     figure(runs)
     page(rows)
 
