@@ -44,7 +44,9 @@ def problems(c: dict[str, Any], known: Sequence[str]) -> Iterator[str]:
             found += node_problems(f"{group}.{name}", without_weighing(node), allowed=allowed)
             for key, kind in WEIGHING.items() if isinstance(node, dict) else ():
                 found += [] if fits(node.get(key), kind) else [f"{group}.{name}.{key}={node.get(key)} must be {words(kind)}"]
-    yield from found or _impossible_pairs(c)
+    yield from found
+    if all(sentence.startswith(("model", "policy", "optimizer", "eval_rewards")) for sentence in found):
+        yield from _impossible_pairs(c)
 
 
 def _value_problems(c: dict[str, Any]) -> Iterator[str]:

@@ -4,6 +4,7 @@ Nothing below this file knows Hydra or OmegaConf: checks.py says what is wrong w
 """
 
 import inspect
+import logging
 import os
 import sys
 from argparse import Namespace
@@ -140,12 +141,15 @@ def command(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], N
 
             def task(cfg: DictConfig) -> Any:
                 started.append(True)
+                logging.disable(logging.INFO)  # of the libraries; the run has a journal of its own
                 try:
                     return function(cfg)
                 except ConfigError as error:  # in a sweep the other jobs go on
                     at, job = HydraConfig.get(), HydraConfig.get().job
                     failed.append(_say(error, f"{job.override_dirname}: " if at.mode == RunMode.MULTIRUN else ""))
                     return float("nan")
+                finally:
+                    logging.disable(logging.NOTSET)
 
             sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # argparse wants it first
             parser: Any = get_args_parser()

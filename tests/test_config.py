@@ -134,6 +134,15 @@ def test_all_mistakes_at_once(desk: Path, monkeypatch, capsys) -> None:
         assert sum(words_ in sentence for sentence in sentences) == 1, words_
 
 
+def test_all_impossible_pairs_at_once(desk: Path, monkeypatch, capsys) -> None:
+    """What cannot go together is reported beside what is wrong by itself elsewhere."""
+    typed = "algo=ddpo sampler.eta=0 samples_per_step=16 micro_batch=5 prompts.per_prompt=3 policy.lora.rank=0 model.path_or_id=/nowhere"
+    assert command_line(monkeypatch, *typed.split()) == 2
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 5
+    assert all(said in err for said in ("sampler.eta=0", "micro_batch=5", "per_prompt=3", "rank=0", "/nowhere"))
+
+
 def test_one_bad_job_does_not_stop_a_sweep(tmp_path, monkeypatch, capsys) -> None:
     """The jobs that can run do; the one that cannot says so in a sentence that names it; the command ends with 2."""
     ran = []

@@ -38,7 +38,12 @@ class StableDiffusion:
         lora_targets: Sequence[str] = ("to_q", "to_k", "to_v", "to_out.0"),
     ) -> None:
         from diffusers import DDIMScheduler, StableDiffusionPipeline  # slow to import, and the check of a configuration is quick
+        from diffusers.utils import logging as diffusers_logging
+        from transformers.utils import logging as transformers_logging
 
+        for library in (diffusers_logging, transformers_logging):  # a run has a progress bar of its own
+            library.set_verbosity_error()
+            library.disable_progress_bar()
         source = locate(path_or_id)
         try:
             pipe: Any = StableDiffusionPipeline.from_pretrained(
@@ -52,9 +57,8 @@ class StableDiffusion:
         for module in (pipe.unet, pipe.vae, pipe.text_encoder):  # weights may be stored in half precision
             module.float()
         self.pipe, self.lora_targets = pipe, tuple(lora_targets)
-        config = (
-            pipe.scheduler.config
-        )  # of another scheduler perhaps, which does not say; one that does say so is refused by ddim()
+        # Another scheduler's config does not speak of clip_sample; one that says true is refused by ddim().
+        config = pipe.scheduler.config
         self.scheduler = DDIMScheduler.from_config({**config, "clip_sample": config.get("clip_sample", False)})
         self.denoiser: nn.Module = pipe.unet
         self.frozen: tuple[nn.Module, ...] = (pipe.text_encoder, pipe.vae)
