@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check emoji-world first-light clean
+.PHONY: demo test emoji-world first-light clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m alignlab.train algo=draftp kl_coeff=0.25 output_dir=runs/demo
@@ -17,11 +17,11 @@ test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
 
 # Rebuilds the embedded world; needs the Debian package fonts-noto-color-emoji. Goes on where it was stopped.
-emoji-world: $(VENV)/.installed-test
+emoji-world: $(VENV)/.installed
 	$(BIN)/python scripts/emoji_world/build.py
 
 # The learning runs behind results/first_light; goes on where it was stopped.
-first-light: $(VENV)/.installed-test
+first-light: $(VENV)/.installed
 	$(BIN)/python scripts/first_light.py
 
 $(VENV)/bin/python:
