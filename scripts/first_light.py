@@ -53,8 +53,13 @@ def overrides(reward: str, name: str) -> list[str]:
     return [*ALGORITHMS[name], f"reward={reward}", "experiment=first_light"]
 
 
-def folder(runs: Path, reward: str, name: str, seed: int) -> Path:
-    return runs / f"{reward}-{name}-s{seed}"
+def label(reward: str, name: str, seed: int) -> str:
+    return f"{reward}-{name}-s{seed}"
+
+
+def kept(reward: str, name: str, seed: int) -> Path:
+    """A finished run's configuration, metrics and summary: committed, so that the study goes on elsewhere."""
+    return RESULTS / "runs" / label(reward, name, seed)
 
 
 def run_all(runs: Path, workers: int) -> None:
@@ -62,22 +67,36 @@ def run_all(runs: Path, workers: int) -> None:
 
     def one(job: tuple[int, str, str]) -> None:
         seed, reward, name = job
-        target = folder(runs, reward, name, seed)
+        target = runs / label(reward, name, seed)
         command = [sys.executable, "-m", "alignlab.train", *overrides(reward, name), f"seed={seed}", f"output_dir={target}"]
         print(" ".join(command[1:]), flush=True)
         subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+        keep(runs)
 
     jobs = [(seed, reward, name) for seed in SEEDS for reward, name in CLAIMS]
-    missing = [(s, r, n) for s, r, n in jobs if not (folder(runs, r, n, s) / "summary.json").is_file()]
+    missing = [(s, r, n) for s, r, n in jobs if not (kept(r, n, s) / "summary.json").is_file()]
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(one, missing))
 
 
-def gather(runs: Path) -> list[dict[str, Any]]:
-    """One row a claim, from the runs' summaries."""
+def keep(runs: Path) -> None:
+    """Copies what finished runs leave into results/, without any path of the machine."""
+    for reward, name in CLAIMS:
+        for seed in SEEDS:
+            source, target = runs / label(reward, name, seed), kept(reward, name, seed)
+            if (source / "summary.json").is_file():
+                target.mkdir(parents=True, exist_ok=True)
+                for file in ("metrics.jsonl", "summary.json"):
+                    shutil.copy(source / file, target / file)
+                config = yaml.safe_load((source / "config.yaml").read_text())
+                (target / "config.yaml").write_text(yaml.safe_dump({**config, "output_dir": None}, sort_keys=False))
+
+
+def gather() -> list[dict[str, Any]]:
+    """One row a claim, from the kept runs' summaries."""
     rows = []
     for reward, name in CLAIMS:
-        found = [folder(runs, reward, name, s) for s in SEEDS if (folder(runs, reward, name, s) / "summary.json").is_file()]
+        found = [kept(reward, name, s) for s in SEEDS if (kept(reward, name, s) / "summary.json").is_file()]
         if not found:
             continue
         summaries = [json.loads((f / "summary.json").read_text()) for f in found]
@@ -94,13 +113,13 @@ def gather(runs: Path) -> list[dict[str, Any]]:
                 "final": statistics.mean(s["final"]["reward"] for s in summaries),
                 "gain": mean,
                 "standard_error": error,
-                "gain_over_se": mean / error if error else math.inf,
+                "gain_over_se": mean / error,
                 "gain_over_base_std": mean / base_std,
                 "lpips_base": statistics.mean(s["base"]["lpips"] for s in summaries),
                 "lpips_final": statistics.mean(s["final"]["lpips"] for s in summaries),
                 "images": summaries[0]["samples_seen"],
                 "minutes": statistics.mean(s["wall_seconds"] for s in summaries) / 60,
-                "holds": mean >= 3 * error and mean >= 0.5 * base_std,
+                "holds": len(found) == len(SEEDS) and mean >= 3 * error and mean >= 0.5 * base_std,
             }
         )
     return rows
@@ -108,28 +127,17 @@ def gather(runs: Path) -> list[dict[str, Any]]:
 
 def collect(runs: Path) -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
-    rows = gather(runs)
+    keep(runs)
+    rows = gather()
     with (RESULTS / "table.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-    for reward, name in CLAIMS:
-        for seed in SEEDS:
-            source = folder(runs, reward, name, seed)
-            if (source / "summary.json").is_file():
-                kept = RESULTS / "runs" / source.name
-                kept.mkdir(parents=True, exist_ok=True)
-                for file in ("metrics.jsonl", "summary.json"):
-                    shutil.copy(source / file, kept / file)
-                config = yaml.safe_load((source / "config.yaml").read_text())
-                (kept / "config.yaml").write_text(
-                    yaml.safe_dump({**config, "output_dir": None}, sort_keys=False)
-                )  # no path of a machine
-    figure(runs)
+    figure(rows)
     page(rows)
 
 
-def figure(runs: Path) -> None:
+def figure(rows: list[dict[str, Any]]) -> None:
     """Evaluation reward against images sampled: mean over seeds, with the range of the seeds."""
     axes = plt.subplots(1, 2, figsize=(11, 4.2), constrained_layout=True)[1]
     for axis, reward in zip(axes, UNITS, strict=True):
@@ -138,7 +146,7 @@ def figure(runs: Path) -> None:
                 continue
             curves = []
             for seed in SEEDS:
-                path = folder(runs, reward, name, seed) / "metrics.jsonl"
+                path = kept(reward, name, seed) / "metrics.jsonl"
                 if path.is_file():
                     lines = [json.loads(line) for line in path.read_text().splitlines()]
                     curves.append([(line["samples_seen"], line["eval/reward"]) for line in lines if "eval/reward" in line])
@@ -155,7 +163,7 @@ def figure(runs: Path) -> None:
                 alpha=0.18,
                 lw=0,
             )
-        base = [r["base"] for r in gather(runs) if r["reward"] == reward]
+        base = [r["base"] for r in rows if r["reward"] == reward]
         if base:
             axis.axhline(base[0], color="0.5", ls="--", lw=1, label="base model")
         axis.set(title=reward, xlabel="images sampled in training", ylabel=UNITS[reward])
@@ -181,7 +189,7 @@ def page(rows: list[dict[str, Any]]) -> None:
         lines.append(
             f"| {r['reward']} | {r['algorithm']} | {r['seeds']} | {r['base']:.3f} | {r['final']:.3f} | {r['gain']:.3f} ± {r['standard_error']:.3f} | "
             f"{r['gain_over_se']:.1f} | {r['gain_over_base_std']:.2f} | {r['lpips_base']:.3f} → {r['lpips_final']:.3f} | {r['images']} | "
-            f"{r['minutes']:.1f} | {'yes' if r['holds'] else '**no**'} |"
+            f"{r['minutes']:.1f} | {'yes' if r['holds'] else '**no**' if r['seeds'] == len(SEEDS) else 'seeds missing'} |"
         )
     (RESULTS / "README.md").write_text("\n".join(lines) + "\n")
 
