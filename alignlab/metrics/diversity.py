@@ -5,7 +5,7 @@ along channels, squared difference, mean over space and depths: between 0 and 2.
 with uniform weights ("lpips-emoji"): its values are not comparable with AlexNet's.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +19,18 @@ class PerceptualDistance:
 
     Args:
         features: images [n, 3, 48, 48] in [0, 1] to feature maps [n, C_l, h_l, w_l]; None loads the shipped judge.
+        weights: [C_l] >= 0 for each depth, LPIPS's linear layers; None weighs all channels alike, with 1.
         name: how results call this distance.
     """
 
-    def __init__(self, features: Callable[[Tensor], list[Tensor]] | None = None, *, name: str = "lpips-emoji") -> None:
-        self.features, self.name = features or load_judge()[0].features, name
+    def __init__(
+        self,
+        features: Callable[[Tensor], list[Tensor]] | None = None,
+        *,
+        weights: Sequence[Tensor] | None = None,
+        name: str = "lpips-emoji",
+    ) -> None:
+        self.features, self.weights, self.name = features or load_judge()[0].features, weights, name
 
     @torch.no_grad()
     def pairwise(self, images: Tensor) -> Tensor:
@@ -33,8 +40,10 @@ class PerceptualDistance:
             images = F.interpolate(images, (48, 48), mode="bilinear", antialias=True)
         total = torch.zeros(len(images), len(images), dtype=torch.float64)
         depths = self.features(images)
-        for depth in depths:
+        for k, depth in enumerate(depths):
             unit = depth.double() / (depth.double().square().sum(1, keepdim=True).sqrt() + 1e-10)
+            if self.weights is not None:
+                unit = unit * self.weights[k].double().sqrt().view(1, -1, 1, 1)
             flat = unit.flatten(1)
             gram = flat @ flat.T
             norms = gram.diagonal()
@@ -44,4 +53,6 @@ class PerceptualDistance:
     def mean_pairwise(self, images: Tensor) -> float:
         """Mean over the pairs i < j of images [n >= 2, 3, H, W]."""
         n = len(images)
+        if n < 2:
+            raise ValueError(f"diversity is a mean over pairs, but got {n} image(s); two at least are needed")
         return self.pairwise(images).sum().item() / (n * (n - 1))

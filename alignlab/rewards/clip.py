@@ -1,6 +1,7 @@
 """Text-image agreement by any CLIP that open_clip loads (Radford et al. 2021; as a score, arXiv 2104.08718)."""
 
 import importlib.resources
+import json
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
 
 
 class ClipScore:
@@ -39,6 +42,7 @@ class ClipScore:
         self.model = open_clip.create_model(name, precision="fp32").eval().requires_grad_(False)
         self.tokenizer = open_clip.get_tokenizer(name)
         self.scale, self.template = scale, template
+        self.unit, self.typical_range = f"{scale:g} x cosine", (0.0, scale)
         visual = self.model.visual
         size = visual.image_size
         self.size = (size, size) if isinstance(size, int) else tuple(size)
@@ -76,4 +80,8 @@ def locate(path: str) -> str:
         raise FileNotFoundError(f"path={path}: there is no such folder and no such shipped model; {mend}")
     if not (folder / "open_clip_config.json").is_file() or not any(folder.glob("open_clip_*.safetensors")):
         raise FileNotFoundError(f"path={path}: {folder} lacks open_clip_config.json or its safetensors weights; {mend}")
+    text = json.loads((folder / "open_clip_config.json").read_text()).get("model_cfg", {}).get("text_cfg", {})
+    if text.get("hf_tokenizer_name") and not any((folder / file).is_file() for file in VOCABULARIES):
+        # transformers would make an empty vocabulary without a word, and every score be meaningless
+        raise FileNotFoundError(f"path={path}: {folder} lacks its tokenizer ({' or '.join(VOCABULARIES)}); {mend}")
     return f"local-dir:{folder}"

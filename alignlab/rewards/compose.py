@@ -67,6 +67,10 @@ class WeightedSum:
         """Fixes the statistics of the normalised rewards from raw values [n] of the base model."""
         for name in sorted(self.normalize):
             values = raw[name].double()
+            if not len(values) or not values.isfinite().all():
+                raise RewardError(
+                    f"reward {name} is to be normalised, which needs finite values; it was given {values.tolist()[:4]} ..."
+                )
             mean, std = values.mean().item(), values.std(correction=0).item()
             if std == 0:
                 raise RewardError(

@@ -57,3 +57,22 @@ def test_judge_shapes() -> None:
     assert name.shape == (2, len(names)) and colour.shape == (2, len(colours))
     assert not judge.training and not any(p.requires_grad for p in judge.parameters())
     assert {"lion", "cat", "hedgehog"} <= set(names) and len(names) >= 45
+
+
+def test_channels_can_be_weighed(distance: PerceptualDistance) -> None:
+    """LPIPS's linear layers: sum_c w_c (x_c - y_c)^2. Weights of 1 change nothing."""
+    images, weights = torch.rand(3, 3, 48, 48), [torch.rand(w) for w in WIDTHS]
+    slow = torch.zeros(3, 3)
+    for k, depth in enumerate(distance.features(images)):
+        unit = depth / depth.norm(dim=1, keepdim=True)
+        for i in range(3):
+            for j in range(3):
+                slow[i, j] += ((unit[i] - unit[j]).square() * weights[k].view(-1, 1, 1)).sum(0).mean() / len(WIDTHS)
+    torch.testing.assert_close(PerceptualDistance(weights=weights).pairwise(images), slow, rtol=0, atol=1e-5)
+    ones = PerceptualDistance(weights=[torch.ones(w) for w in WIDTHS])
+    torch.testing.assert_close(ones.pairwise(images), distance.pairwise(images), rtol=0, atol=1e-6)
+
+
+def test_one_image_has_no_diversity(distance: PerceptualDistance) -> None:
+    with pytest.raises(ValueError, match="two at least"):
+        distance.mean_pairwise(torch.rand(1, 3, 48, 48))

@@ -86,6 +86,8 @@ def test_refusals() -> None:
         RewardError, match=r"reward mean is 0.5 for all of the base model's images.*set reward.mean.normalize=false"
     ):
         constant.calibrate({"mean": torch.full((4,), 0.5)})
+    with pytest.raises(RewardError, match="reward mean is to be normalised, which needs finite values"):
+        constant.calibrate({"mean": torch.tensor([1.0, float("nan")])})
     with pytest.raises(RewardError, match="calibrate"):
         constant(torch.rand(3, 3, 4, 4), PROMPTS)
     with pytest.raises(ValueError, match="name different things: other"):
