@@ -28,7 +28,7 @@ class Gradients:
     """Ascending; the graph begins at the first, where x is a constant. Gaps are allowed: a gap's prediction is a constant,
     the latent still carries the gradient through it (a_i x_i)."""
     detach_input: bool = False
-    """The network sees sg(x_i), so gradients flow along a_i x_i only (DRTune)."""
+    """The network sees sg(x_i), so gradients flow along a_i x_i only (DRTune's stop-gradient)."""
     stop: int | None = None
     """Leave the chain at this step and take its predicted x0 as the image (ReFL)."""
     x0_image: bool = False

@@ -138,7 +138,7 @@ def collect(runs: Path) -> None:
 
 
 def figure(rows: list[dict[str, Any]]) -> None:
-    """Evaluation reward against images sampled: mean over seeds, with the range of the seeds."""
+    """Reward at evaluations (8 prompts, fixed noise) against images sampled: mean over seeds, with their range."""
     axes = plt.subplots(1, 2, figsize=(11, 4.2), constrained_layout=True)[1]
     for axis, reward in zip(axes, UNITS, strict=True):
         for claimed, name in CLAIMS:
@@ -163,9 +163,6 @@ def figure(rows: list[dict[str, Any]]) -> None:
                 alpha=0.18,
                 lw=0,
             )
-        base = [r["base"] for r in rows if r["reward"] == reward]
-        if base:
-            axis.axhline(base[0], color="0.5", ls="--", lw=1, label="base model")
         axis.set(title=reward, xlabel="images sampled in training", ylabel=UNITS[reward])
         axis.grid(alpha=0.25)
         axis.legend(frameon=False, fontsize=8)

@@ -116,6 +116,10 @@ class DDPO:
         if self.kl_coeff > 0 and self.kl_gradient == "exact":
             per_step -= self.kl_coeff * _later_kl(policy, data, micro_batch)
         scored = data.sampler.scored.cpu().nonzero()[:, 0].numpy()
+        if len(scored) == 0:
+            raise ValueError(
+                "no step of this sampler has a density (s = 0 everywhere), so there is nothing to learn from; raise sampler.steps"
+            )
         chosen = max(1, round(self.timestep_fraction * len(scored)))
         for _ in range(self.inner_epochs):
             for rows in split(rng.permutation(len(data)), min(self.updates_per_epoch, len(data))):

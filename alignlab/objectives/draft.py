@@ -4,7 +4,7 @@
     DRaFT-LV    K = 1 and n more images, each denoised from sg(x_0) re-noised to the last step's level; mean over 1 + n terms
     DRaFT+      L = -mean r + kl_coeff mean (eps_theta - eps_ref)^2 over the kept steps (NeMo-Aligner's published "KL")
     AlignProp   K drawn anew: per_rollout (its text) or per_step (its code: step i is kept with probability (i+1)/(N+1))
-    DRTune      detach_input: the network sees sg(x_i), gradients flow along a_i x_i
+    DRTune      its stop-gradient, detach_input: the network sees sg(x_i), gradients flow along a_i x_i
     ReFL        refl: leave the chain at a random late step and take its predicted x0; reward_cap = c gives relu(c - r)
 
 All of them are one rollout with another `Gradients` record. Differs from the papers: DRaFT-LV averages its 1 + n terms where
@@ -33,7 +33,7 @@ class DRaFT:
         truncation: "fixed" K; "per_rollout" draws K ~ U{1..N} once; "per_step" draws for each step (gaps appear).
         lv_samples: n of DRaFT-LV (the paper's n is 2); needs k = 1 and fixed truncation.
         lv_reduction: "mean" over the 1 + n terms, or their "sum" as in the paper.
-        detach_input: DRTune.
+        detach_input: the stop-gradient of DRTune.
         refl: stop at a random step of the last k and train on its predicted x0.
         reward_on: the image is x_N, or the last step's predicted x0 (the published DRaFT+).
         reward_cap: c of relu(c - r), in the reward's unit; None maximises without bound.
@@ -116,8 +116,6 @@ class DRaFT:
         assert batch.reward is not None
         reward = batch.reward
         loss = -reward.mean() if self.reward_cap is None else torch.relu(self.reward_cap - reward).mean()
-        if self.lv_reduction == "sum":
-            loss = (1 + batch.renoised) * loss
         metrics: Metrics = {"draft/kept_steps": torch.tensor(float(len(batch.kept)))}
         if self.reward_cap is not None:
             metrics["draft/capped"] = (reward.detach() > self.reward_cap).float().mean()
@@ -136,7 +134,8 @@ class DRaFT:
             }
             if away.trajectory is not None:
                 metrics["kl/trajectory"] = away.trajectory.detach()
-        return loss, metrics
+        scale = 1 + batch.renoised if self.lv_reduction == "sum" else 1
+        return scale * loss, metrics
 
     def epoch_metrics(self) -> dict[str, float]:
         return {}

@@ -7,7 +7,7 @@ on the policy's own samples x_0, with the model's own regression target (eps, v,
     dense    w_i = n softmax(r_i / tau), over the batch or within each prompt
     sparse   w_i = 1 for rewards above a quantile, else 0 (the sample is skipped)
 
-Differs from the published code: rewards are standardised (per prompt) before the softmax, because a raw inverse
+Differs from the published code: rewards are standardised (over the batch by default) before the softmax, because a raw inverse
 temperature leaves an effective sample size near 100 % on one reward and near 0 % on another (`standardise=false` is the
 published form); latents come from the rollout instead of re-encoding the image; the optimiser's state is kept between
 iterations; samples are shuffled in every inner epoch. The prediction is guided with the rollout's w, as published.
