@@ -172,7 +172,7 @@ def figure(rows: list[dict[str, Any]]) -> None:
 
 def page(rows: list[dict[str, Any]]) -> None:
     lines = [
-        "# First light: every algorithm learns on the embedded model", "",
+        "# First light: does every algorithm learn on the embedded model?", "",
         "    make first-light", "",
         f"Made on {platform.machine()}, 2 CPU cores, no GPU, two runs at a time with one thread each, seeds {', '.join(map(str, SEEDS))}. Every number is measured on the 45 training prompts with",
         "noise that training never used (stream `final`, the same for the base model and every run). `gain` is the mean over",
@@ -183,9 +183,12 @@ def page(rows: list[dict[str, Any]]) -> None:
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for r in rows:
+        many = r["seeds"] > 1
+        gain = f"{r['gain']:.3f} ± {r['standard_error']:.3f}" if many else f"{r['gain']:.3f}"
+        ratio = f"{r['gain_over_se']:.1f}" if many else "-"
         lines.append(
-            f"| {r['reward']} | {r['algorithm']} | {r['seeds']} | {r['base']:.3f} | {r['final']:.3f} | {r['gain']:.3f} ± {r['standard_error']:.3f} | "
-            f"{r['gain_over_se']:.1f} | {r['gain_over_base_std']:.2f} | {r['lpips_base']:.3f} → {r['lpips_final']:.3f} | {r['images']} | "
+            f"| {r['reward']} | {r['algorithm']} | {r['seeds']} | {r['base']:.3f} | {r['final']:.3f} | {gain} | "
+            f"{ratio} | {r['gain_over_base_std']:.2f} | {r['lpips_base']:.3f} → {r['lpips_final']:.3f} | {r['images']} | "
             f"{r['minutes']:.1f} | {'yes' if r['holds'] else '**no**' if r['seeds'] == len(SEEDS) else 'seeds missing'} |"
         )
     (RESULTS / "README.md").write_text("\n".join(lines) + "\n")
