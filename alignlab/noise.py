@@ -7,7 +7,7 @@ resumed; keys never collide between ranks or prompts; and noise need not be stor
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -38,8 +38,7 @@ class NoiseKey:
 
     def __getitem__(self, rows: Iterable[int]) -> "NoiseKey":
         rows = list(rows)
-        prompts, replicas = tuple(self.prompts[r] for r in rows), tuple(self.replicas[r] for r in rows)
-        return NoiseKey(seed=self.seed, stream=self.stream, epoch=self.epoch, prompts=prompts, replicas=replicas)
+        return replace(self, prompts=tuple(self.prompts[r] for r in rows), replicas=tuple(self.replicas[r] for r in rows))
 
 
 def noise_key(prompts: Sequence[str], *, seed: int, stream: str, epoch: int = 0) -> NoiseKey:

@@ -88,10 +88,6 @@ class Rollout:
         device = self.latents.device
         return self.latents[rows.to(device), slot[steps].to(device)]
 
-    def to(self, device: torch.device | str) -> "Rollout":
-        """Moves what grows with N (latents, images); the rest is small."""
-        return replace(self, latents=self.latents.to(device, non_blocking=True), images=self.images.to(device, non_blocking=True))
-
     @staticmethod
     def cat(parts: Sequence["Rollout"]) -> "Rollout":
         """One rollout of all samples, without graphs."""
