@@ -14,6 +14,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from alignlab.drift import drift
+from alignlab.noise import noise_key
 from alignlab.objectives.ddpo import DDPO
 from alignlab.objectives.draft import DRaFT
 from alignlab.objectives.rwr import RWR
@@ -420,7 +421,7 @@ def test_rwr_population_minimiser(prediction, guidance, reward):
     )
     sampler, tau, b = double(ddim(scheduler, steps=4, eta=1.0, guidance_scale=guidance)), 1.5, 40_000
     world = World(scheduler, torch.arange(8)).randomise(0.05)
-    record = sampled(world, sampler, reward, b)
+    record = replace(sampled(world, sampler, reward, b), noise=noise_key([""] * b, seed=0, stream="train"))
     with torch.no_grad():
         mean, covariance = world.chain(sampler, world.W, world.omega)[-1]
     precision = torch.linalg.inv(covariance)
@@ -432,7 +433,9 @@ def test_rwr_population_minimiser(prediction, guidance, reward):
         world.W.data = (G - base_G) / guidance
         world.omega.data = (h - base_h - (1 - guidance) * DELTA) / guidance
 
-    objective = lambda: RWR(standardise=False, temperature=tau, inner_epochs=1, updates_per_epoch=1)  # noqa: E731
+    objective = lambda: RWR(
+        weighting="dense", scope="batch", standardise=False, temperature=tau, inner_epochs=1, updates_per_epoch=1
+    )  # noqa: E731
     zero = [torch.zeros_like(p) for p in world.parameters()]
     place(centre, tilted)
     z, _ = z_scores(gradients(world, objective(), record, 40), zero)
@@ -440,5 +443,5 @@ def test_rwr_population_minimiser(prediction, guidance, reward):
     place(mean, covariance)  # self-imitation: the minimiser without weights
     z, _ = z_scores(gradients(world, objective(), record, 40), zero)
     assert z.abs().max() > 2 * LIMIT, z
-    ess = RWR(standardise=False, temperature=1e6).weights(record.prompts, record.reward.numpy())
+    ess = RWR(weighting="dense", scope="batch", standardise=False, temperature=1e6).weights(record.prompts, record.reward.numpy())
     assert float(ess.std()) < 1e-4  # and with tau -> infinity the weights are gone

@@ -27,7 +27,7 @@ from tests.running import command_line, configured, lines, same_weights, tiny
 # fmt: off
 ALGORITHMS = {  # each with the state a resume must carry: advantage buffers, a running quantile, random truncation, a normalised reward
     "ddpo": ["algo=ddpo", "reward=jpeg_compressibility", "algo.statistics.min_count=2", "algo.updates_per_epoch=2"],
-    "rwr": ["algo=rwr", "reward=jpeg_compressibility", "algo.weighting=sparse", "algo.streaming=6", "algo.updates_per_epoch=2", "algo.inner_epochs=2"],
+    "rwr": ["algo=rwr", "reward=jpeg_compressibility", "algo.weighting=sparse", "algo.streaming=6", "algo.scope=batch", "algo.standardise=false", "algo.updates_per_epoch=2", "algo.inner_epochs=2"],
     "draftp": ["algo=draftp", "algo.truncation=per_rollout", "reward=[brightness,colour]", "reward.brightness.normalize=true"],
 }
 # fmt: on

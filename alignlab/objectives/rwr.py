@@ -4,8 +4,8 @@
 
 on the policy's own samples x_0, with the model's own regression target (eps, v, x0 or velocity).
 
-    dense    w_i = n softmax(r_i / tau), over the batch or within each prompt
-    sparse   w_i = 1 for rewards above a quantile, else 0 (the sample is skipped)
+    sparse   w_i = 1 for rewards at or above a quantile, within each prompt or over the batch, else 0 (the sample is skipped)
+    dense    w_i = n softmax(r_i / tau)
 
 Differs from the published code: rewards are standardised (over the batch by default) before the softmax, because a raw inverse
 temperature leaves an effective sample size near 100 % on one reward and near 0 % on another (`standardise=false` is the
@@ -15,7 +15,7 @@ iterations; samples are shuffled in every inner epoch. The prediction is guided 
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -35,6 +35,7 @@ class Weighted:
     """Samples to regress on."""
 
     rollout: Rollout
+    process: ForwardProcess
     rows: Tensor
     """[M] long"""
     weights: Tensor
@@ -47,11 +48,12 @@ class RWR:
     """Reward-weighted regression on the policy's own samples.
 
     Args:
-        weighting: "dense" (softmax) or "sparse" (above a quantile).
+        weighting: "sparse" (at or above a quantile) or "dense" (softmax).
         scope: whether softmax or quantile are taken over the "batch" or within each "prompt".
         temperature: tau of the softmax, in standard deviations when standardise is true.
         quantile: of the sparse rule, in [0, 1).
-        streaming: take the sparse quantile over a running buffer of the last `streaming` rewards (0: this epoch's only).
+        streaming: take the sparse quantile over a running buffer of the last `streaming` rewards (0: this epoch's only);
+            it compares raw rewards of the whole batch, so it needs scope="batch" and standardise=False.
         standardise: standardise rewards with `statistics` first.
         inner_epochs: shuffled passes over the samples, each with fresh timesteps and noise.
         updates_per_epoch: optimiser steps in each pass.
@@ -63,14 +65,14 @@ class RWR:
     def __init__(
         self,
         *,
-        weighting: Literal["dense", "sparse"] = "dense",
-        scope: Literal["batch", "prompt"] = "batch",
+        weighting: Literal["dense", "sparse"] = "sparse",
+        scope: Literal["batch", "prompt"] = "prompt",
         temperature: float = 1.0,
         quantile: float = 0.8,
         streaming: int = 0,
         standardise: bool = True,
-        inner_epochs: int = 4,
-        updates_per_epoch: int = 4,
+        inner_epochs: int = 16,
+        updates_per_epoch: int = 2,
         kl_coeff: float = 0.0,
         statistics: PromptStatistics | None = None,
     ) -> None:
@@ -82,6 +84,10 @@ class RWR:
             raise ValueError(
                 f"algo.inner_epochs={inner_epochs} and algo.updates_per_epoch={updates_per_epoch} must be at least 1, algo.streaming={streaming} at least 0"
             )
+        if streaming and (scope == "prompt" or standardise):
+            raise ValueError(
+                f"algo.streaming={streaming} compares raw rewards of several epochs and prompts; set algo.scope=batch and algo.standardise=false"
+            )
         if kl_coeff:
             raise ValueError(f"kl_coeff={kl_coeff}: RWR has no KL term (its temperature bounds the step); leave kl_coeff at 0")
         self.weighting, self.scope, self.temperature, self.quantile = weighting, scope, temperature, quantile
@@ -91,7 +97,7 @@ class RWR:
             updates_per_epoch,
             0.0,
         )
-        self.statistics = statistics or PromptStatistics()
+        self.statistics = statistics or PromptStatistics(per_prompt=False)
         self.recent: deque[float] = deque(maxlen=streaming or None)
         self.streaming = streaming
         self._epoch: dict[str, float] = {}
@@ -117,12 +123,12 @@ class RWR:
         }
         # A sparse weight of 0 costs no forward pass; a dense one that underflowed still counts in the mean.
         used = np.flatnonzero(weights) if self.weighting == "sparse" else np.arange(len(weights))
-        scale = torch.from_numpy(weights).float()
+        scale, process = torch.from_numpy(weights).float(), ForwardProcess.of(policy.family.scheduler).to(policy.device)
         for draw in range(self.inner_epochs):
             for piece in split(rng.permutation(len(used)), min(self.updates_per_epoch, len(used))):
                 rows = torch.from_numpy(used)[piece]
                 batches = (
-                    (share, Weighted(rollout=data, rows=part, weights=scale[part], draw=draw))
+                    (share, Weighted(rollout=data, process=process, rows=part, weights=scale[part], draw=draw))
                     for share, part in shares(rows, micro_batch)
                 )
                 yield Update(batches=batches)
@@ -147,8 +153,7 @@ class RWR:
         return out
 
     def loss(self, policy: Policy, batch: Weighted) -> tuple[Tensor, Metrics]:
-        record, rows = batch.rollout, batch.rows
-        process = ForwardProcess.of(policy.family.scheduler).to(policy.device)
+        record, process, rows = batch.rollout, batch.process, batch.rows
         x0 = record.latent(rows, torch.full_like(rows, len(record.sampler))).to(policy.device)
         t, noise = _corruption(record.noise[rows.tolist()], batch.draw, len(process), x0)
         out = policy.predict(process.noised(t, x0, noise), process.timesteps[t], record.cond[rows], record.sampler.guidance_scale)
@@ -168,7 +173,7 @@ class RWR:
 
 def _corruption(key: NoiseKey, draw: int, timesteps: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """A uniform timestep [M] and noise [M, C, h, w] for each sample, the same whatever micro-batch it falls in."""
-    stream = NoiseKey(seed=key.seed, stream=f"{key.stream}/rwr", epoch=key.epoch, prompts=key.prompts, replicas=key.replicas)
+    stream = replace(key, stream=f"{key.stream}/rwr")
     noise = stream.normal(draw, like.shape[1:], like.device)
     uniform = torch.special.ndtr(stream.normal(-2 - draw, (), "cpu").double())  # a normal's own quantile is uniform
     return (uniform * timesteps).long().clamp(max=timesteps - 1).to(like.device), noise

@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
+from alignlab.forward import ForwardProcess
 from alignlab.noise import noise_key
 from alignlab.objectives.advantages import PromptStatistics
 from alignlab.objectives.rwr import RWR, Weighted, _corruption
@@ -18,7 +19,7 @@ from tests.linear_gaussian import LINEAR, World, double, scored
 from tests.objectives.test_ddpo import distance, epoch, unet_case
 
 
-@pytest.mark.parametrize("options", [{}, {"weighting": "sparse", "quantile": 0.3}])
+@pytest.mark.parametrize("options", [{"weighting": "dense"}, {"quantile": 0.3}])
 def test_micro_batch_size_does_not_matter(tiny_sd, options):
     """Loss and gradient of every update agree to 1e-9 (float64) for micro-batches of 6 samples, 4 and 1."""
     policy, record = unet_case(tiny_sd, exact=True)
@@ -34,34 +35,38 @@ def test_micro_batch_size_does_not_matter(tiny_sd, options):
 def test_dense_weights_by_hand():
     """n softmax(r / tau) over the batch, or within each prompt; mean 1 over each group, whatever constant is added to r."""
     prompts, rewards = ("a", "b", "a", "b", "b"), np.array([1.0, 2.0, 3.0, -1.0, 0.5])
-    batch = RWR(temperature=0.7).weights(prompts, rewards)
+    batch = RWR(weighting="dense", scope="batch", temperature=0.7).weights(prompts, rewards)
     np.testing.assert_allclose(batch, 5 * np.exp(rewards / 0.7) / np.exp(rewards / 0.7).sum())
-    own = RWR(temperature=0.7, scope="prompt").weights(prompts, rewards)
+    own = RWR(weighting="dense", scope="prompt", temperature=0.7).weights(prompts, rewards)
     for rows in ([0, 2], [1, 3, 4]):
         np.testing.assert_allclose(own[rows], len(rows) * np.exp(rewards[rows] / 0.7) / np.exp(rewards[rows] / 0.7).sum())
-    np.testing.assert_allclose(RWR(temperature=0.7).weights(prompts, rewards + 1e4), batch)
+    np.testing.assert_allclose(RWR(weighting="dense", scope="batch", temperature=0.7).weights(prompts, rewards + 1e4), batch)
 
 
 def test_sparse_weights_by_hand():
     """1 for rewards at or above the quantile of the batch or the prompt, else 0."""
     prompts, rewards = ("a",) * 5 + ("b",) * 5, np.arange(10.0)
-    assert RWR(weighting="sparse", quantile=0.8).weights(prompts, rewards).tolist() == [0] * 8 + [1, 1]
-    assert RWR(weighting="sparse", quantile=0.5, scope="prompt").weights(prompts, rewards).tolist() == [0, 0, 1, 1, 1] * 2
+    assert RWR(scope="batch", quantile=0.8).weights(prompts, rewards).tolist() == [0] * 8 + [1, 1]
+    assert RWR(scope="prompt", quantile=0.5).weights(prompts, rewards).tolist() == [0, 0, 1, 1, 1] * 2
 
 
 def test_streaming_quantile_by_hand():
     """The quantile runs over the last `streaming` rewards, this epoch's included; where nothing reaches it the best sample stands."""
-    objective, history = RWR(weighting="sparse", quantile=0.5, streaming=6), []
+    objective, history = RWR(scope="batch", standardise=False, quantile=0.5, streaming=6), []
     for rewards in ([1.0, 5.0, 3.0, 2.0], [6.0, 7.0, 4.0, 8.0], [0.0, 1.0, 0.5, 0.2]):
         history = [*history, *rewards][-6:]
         expected = [float(r >= np.quantile(history, 0.5)) for r in rewards]
         if not any(expected):
             expected[int(np.argmax(rewards))] = 1.0
         assert objective.weights(("a",) * 4, np.array(rewards)).tolist() == expected
-    strict = RWR(weighting="sparse", quantile=0.5, streaming=8)
+    strict = RWR(scope="batch", standardise=False, quantile=0.5, streaming=8)
     strict.weights(("a",) * 4, np.full(4, 10.0))
     strict.weights(("a",) * 4, np.full(4, 10.0))
     assert strict.weights(("a",) * 3, np.array([1.0, 3.0, 2.0])).tolist() == [0, 1, 0]
+
+
+def weighted(policy, record, rows, weights, draw):
+    return Weighted(rollout=record, process=ForwardProcess.of(policy.family.scheduler), rows=rows, weights=weights, draw=draw)
 
 
 def linear_case(n, rewards=None):
@@ -80,7 +85,7 @@ def test_effective_sample_size():
     rewards = rewards.view(5000, 4)[:, 0]
     world, record = linear_case(len(rewards), rewards)
     for tau in (5.0, 1.0):
-        objective = RWR(temperature=tau, statistics=PromptStatistics(per_prompt=False))
+        objective = RWR(weighting="dense", scope="batch", temperature=tau, statistics=PromptStatistics(per_prompt=False))
         next(objective.updates(world, iter([record]), 8, np.random.default_rng(0)))
         z = (rewards.numpy() - rewards.numpy().mean()) / rewards.numpy().std()
         w = np.exp(z / tau)
@@ -94,7 +99,7 @@ def test_loss_by_hand():
     """The loss of a batch is mean w |target - out|^2 on x_t = alpha_t x_0 + sigma_t eps, recomputed sample by sample."""
     world, record = linear_case(6)
     rows, weights = torch.tensor([4, 0, 3]), torch.tensor([0.5, 2.0, 1.0])
-    loss, _ = RWR().loss(world, Weighted(rollout=record, rows=rows, weights=weights, draw=1))
+    loss, _ = RWR().loss(world, weighted(world, record, rows, weights, draw=1))
     t, noise = _corruption(record.noise[rows.tolist()], 1, 1000, torch.empty(3, 1, 1, 2))
     total = 0.0
     for m, row in enumerate(rows.tolist()):
@@ -122,13 +127,13 @@ def test_corruption_is_keyed_and_uniform():
 def test_zero_weights():
     """Sparse zeros cost no forward pass. Dense weights that underflow still count in the mean: the loss is sum w_i e_i / n."""
     world, record = linear_case(10, torch.arange(10.0))
-    sparse = RWR(weighting="sparse", quantile=0.75, standardise=False, inner_epochs=1, updates_per_epoch=1)
+    sparse = RWR(quantile=0.75, standardise=False, inner_epochs=1, updates_per_epoch=1)
     world.rows = 0
     epoch(world, sparse, record, 4)
     assert world.rows == 3
-    dense = RWR(temperature=1e-3, standardise=False, inner_epochs=1, updates_per_epoch=1)
+    dense = RWR(weighting="dense", scope="batch", temperature=1e-3, standardise=False, inner_epochs=1, updates_per_epoch=1)
     ((loss, _),) = epoch(world, dense, record, 4)
-    only, _ = dense.loss(world, Weighted(rollout=record, rows=torch.tensor([9]), weights=torch.ones(1), draw=0))
+    only, _ = dense.loss(world, weighted(world, record, rows=torch.tensor([9]), weights=torch.ones(1), draw=0))
     assert loss == pytest.approx(only.item(), rel=1e-6)
 
 
@@ -137,7 +142,7 @@ def test_inner_epochs_shuffle():
     world, record = linear_case(12)
     passes = [[], []]
     for k, update in enumerate(
-        RWR(inner_epochs=2, updates_per_epoch=3).updates(world, iter([record]), 2, np.random.default_rng(0))
+        RWR(weighting="dense", inner_epochs=2, updates_per_epoch=3).updates(world, iter([record]), 2, np.random.default_rng(0))
     ):
         for _, batch in update.batches:
             assert batch.draw == k // 3
@@ -155,13 +160,13 @@ def test_prediction_is_guided_like_the_rollouts(tiny_sd):
                 policy, ddim(policy.family.scheduler, steps=2, eta=0.0, guidance_scale=guidance), key(2), store="image"
             )
             seen.clear()
-            RWR().loss(policy, Weighted(rollout=record, rows=torch.arange(2), weights=torch.ones(2), draw=0))
+            RWR().loss(policy, weighted(policy, record, rows=torch.arange(2), weights=torch.ones(2), draw=0))
         assert seen == [2 if guidance == 1 else 4]
 
 
 def test_state_survives_a_checkpoint():
     """Statistics and the streaming buffer come back, with its length."""
-    first, second = (RWR(weighting="sparse", streaming=5) for _ in range(2))
+    first, second = (RWR(scope="batch", standardise=False, streaming=5) for _ in range(2))
     first.statistics.standardise(["a", "b"], [1.0, 2.0])
     first.weights(("a",) * 7, np.arange(7.0))
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
@@ -177,6 +182,8 @@ def test_state_survives_a_checkpoint():
         ({"temperature": 0.0}, "algo.temperature=0.0"),
         ({"quantile": 1.0}, "algo.quantile=1.0"),
         ({"inner_epochs": 0}, "algo.inner_epochs=0"),
+        ({"streaming": 5, "standardise": False}, "algo.streaming=5.*scope=batch"),
+        ({"streaming": 5, "scope": "batch"}, "algo.streaming=5.*standardise=false"),
         ({"kl_coeff": 0.1}, "kl_coeff=0.1"),
     ],
 )
