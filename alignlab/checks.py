@@ -17,6 +17,8 @@ CHOICES = {
 }
 WEIGHING = {"weight": float, "normalize": bool}
 """Keys of a reward that are the weighted sum's, not its constructor's."""
+MEASURED = ("reward", "reward_std", "lpips", "mean", "std", "kl_eps_guided", "kl_eps_conditional", "kl_trajectory")
+"""Names that no reward may have."""
 GROUPS = {
     "model": (),
     "policy": ("family", "precision", "device"),
@@ -41,6 +43,8 @@ def problems(c: dict[str, Any], known: Sequence[str]) -> Iterator[str]:
     found = [p for group, runtime in GROUPS.items() for p in node_problems(group, c[group], allowed=allowed, runtime=runtime)]
     for group in ("reward", "eval_rewards"):
         for name, node in (c[group] or {}).items():
+            if name in MEASURED:
+                found.append(f"{group}.{name} is also the name of a number that every evaluation reports; call it something else")
             found += node_problems(f"{group}.{name}", without_weighing(node), allowed=allowed)
             for key, kind in WEIGHING.items() if isinstance(node, dict) else ():
                 found += [] if fits(node.get(key), kind) else [f"{group}.{name}.{key}={node.get(key)} must be {words(kind)}"]

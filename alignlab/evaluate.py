@@ -31,23 +31,23 @@ class Measured:
         """Means: the weighted reward (with its standard deviation over images), each reward, and diversity."""
         total = combine(self.rewards)
         means = {name: values.mean().item() for name, values in self.rewards.items()}
-        return {"reward": total.mean().item(), "reward_std": total.std().item(), **means, "lpips": self.lpips}
+        return {"reward": total.mean().item(), "reward_std": total.std(correction=0).item(), **means, "lpips": self.lpips}
 
 
-def measure_base(lab: Lab, c: dict[str, Any], run: Run) -> dict[str, float | None]:
+def measure_base(lab: Lab, c: dict[str, Any]) -> dict[str, float | None]:
     """The model as it was loaded. Normalised rewards take their scale from it."""
     seen = measure_all(lab, c)
     lab.reward.calibrate(seen.rewards)
-    measure(lab, c, run, 0)
     return seen.numbers(lab.reward.combine)
 
 
 def measure(lab: Lab, c: dict[str, Any], run: Run, step: int) -> dict[str, float | None]:
-    """The evaluation during training, with its grid of samples and the distance to the base model."""
+    """The evaluation before (step 0) and during training, with its grid of samples and the distance to the base model."""
     chosen, images = lab.prompts.prompts[: c["evaluation"]["prompts"]], c["evaluation"]["images"]
     seen = evaluate(lab, chosen, images=images, stream="eval", batch=c["evaluation"]["batch"])
     run.save_samples(step, seen.images, columns=images)
-    return seen.numbers(lab.reward.combine) | distance_to_base(lab.policy, lab.sampler, chosen)
+    numbers = seen.numbers(lab.reward.combine) | distance_to_base(lab.policy, lab.sampler, chosen)
+    return {f"eval/{name}": value for name, value in numbers.items()}
 
 
 def measure_all(lab: Lab, c: dict[str, Any]) -> Measured:

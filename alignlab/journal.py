@@ -16,7 +16,7 @@ class Averages:
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
-        self.shares: dict[str, float] = {}
+        self.shares: dict[str, Tensor | float] = {}
 
     def add(self, share: float, metrics: dict[str, Tensor]) -> None:
         for name, value in metrics.items():
@@ -24,8 +24,11 @@ class Averages:
                 self.sums[name] = torch.maximum(self.sums.get(name, value), value)
                 self.shares[name] = 1.0
             else:
-                self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + share * value
-                self.shares[name] = self.shares.get(name, 0.0) + share
+                weight: Tensor | float = share
+                if value.dim():  # one value a pair, nan where it has none; a scalar's nan is an accident, and is shown
+                    weight, value = share * (~value.isnan()).float().mean(), value.nansum() / len(value)
+                self.sums[name] = self.sums.get(name, 0) + share * value
+                self.shares[name] = self.shares.get(name, 0) + weight
 
     def means(self) -> dict[str, float]:
         return {name: (value / self.shares[name]).item() for name, value in self.sums.items()}
@@ -58,15 +61,17 @@ class Journal:
         return self
 
     def __call__(self, line: dict[str, Any]) -> None:
-        """Shows one line of metrics."""
+        """Shows one line of metrics; that of step 0 is the base model's evaluation and has nothing else."""
         self.accelerator.log({k: v for k, v in line.items() if v is not None}, step=line["step"])
-        note = f"reward {line['reward/mean']:.3f}  {line['images_per_second']:.1f} images/s"
+        note = "base model"
+        if line["step"]:
+            note = f"reward {line['reward/mean']:.3f}  {line['images_per_second']:.1f} images/s"
         self.bar.update(self.task, completed=line["step"], note=note)
         if "eval/reward" in line:
             self.bar.print(
                 f"epoch {line['step']:>4}  {note}  evaluation: reward {line['eval/reward']:.3f}  lpips {line['eval/lpips']:.3f}"
             )
-        if line["reward/std"] == 0:
+        if line.get("reward/std") == 0:
             self.bar.print(
                 f"epoch {line['step']:>4}  warning: every image of this epoch earned the same reward, so there is nothing to learn from"
             )

@@ -20,6 +20,10 @@ from alignlab.policy import Policy, guide
 from alignlab.samplers import Sampler
 
 
+class NothingToLearn(ValueError):
+    """The sampler leaves the objective without a gradient or a density; one sentence."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Gradients:
     """Which model outputs of a rollout keep their graph."""
@@ -30,7 +34,7 @@ class Gradients:
     detach_input: bool = False
     """The network sees sg(x_i), so gradients flow along a_i x_i only (DRTune's stop-gradient)."""
     stop: int | None = None
-    """Leave the chain at this step and take its predicted x0 as the image (ReFL)."""
+    """Leave the chain at this step (ReFL) and take its predicted x0 as the image."""
     x0_image: bool = False
     """The image is the last step's predicted x0 rather than x_N."""
     renoise: int = 0
@@ -133,7 +137,7 @@ def rollout(
     kept = tuple(i for i in plan.steps if i < end)
     first = kept[0] if kept else end
     if want_graph and kept and not (plan.x0_image or plan.stop is not None) and not sampler.b[list(kept)].any():
-        raise ValueError(
+        raise NothingToLearn(
             f"the kept steps {kept} are no-ops of this sampler (b = 0), so the image has no gradient; raise algo.k or set algo.reward_on=pred_x0"
         )
     trained = range(n) if store == "all" else () if store == "image" else store

@@ -22,7 +22,7 @@ from alignlab.lab import Lab
 from alignlab.nodes import ConfigError
 from alignlab.noise import noise_key
 from alignlab.rewards.compose import RewardError
-from alignlab.rollout import Rollout, rollout
+from alignlab.rollout import NothingToLearn, Rollout, rollout
 from alignlab.runs import Run, RunError, provenance
 
 
@@ -36,7 +36,8 @@ def train(c: dict[str, Any], folder: Path) -> dict[str, Any]:
     run.begin()
     saved = run.load_checkpoint()
     if saved is None:
-        start, base, spent = 0, measure_base(lab, c, run), 0.0
+        start, base, spent = 0, measure_base(lab, c), 0.0
+        run.log({"step": 0, "samples_seen": 0, **measure(lab, c, run, 0)})
     else:
         weights, state = saved
         lab.policy.load_state_dict(weights)
@@ -50,24 +51,26 @@ def train(c: dict[str, Any], folder: Path) -> dict[str, Any]:
     if saved is None:
         save(0)
     with Journal(folder, tracker=c["tracker"], cpu=lab.policy.device.type == "cpu", steps=c["steps"], start=start) as journal:
+        if start == 0:
+            journal(run.metrics()[0])
         for step in range(start + 1, c["steps"] + 1):
             line = {"step": step, "samples_seen": step * c["samples_per_step"], **train_epoch(lab, c, step)}
             if step % c["eval_every"] == 0 or step == c["steps"]:
-                line |= {f"eval/{k}": v for k, v in measure(lab, c, run, step).items()}
+                line |= measure(lab, c, run, step)
             run.log(line)
             journal(line)
             if step == c["steps"] or (c["checkpoint_every"] and step % c["checkpoint_every"] == 0):
                 save(step)
 
     lab.policy.save(folder / "model")
-    lines, final = run.metrics(), measure_all(lab, c).numbers(lab.reward.combine)
+    lines, final = run.metrics()[1:], measure_all(lab, c).numbers(lab.reward.combine)
     summary = {
         "base": base,
         "final": final,
         "diversity_metric": lab.diversity.name,
         "reward_unit": lab.reward.unit,
         "wall_seconds": spent + time.perf_counter() - began,
-        "samples_seen": lines[-1]["samples_seen"],
+        "samples_seen": c["steps"] * c["samples_per_step"],
         "images_per_second": float(np.median([line["images_per_second"] for line in lines])),
         "peak_memory_mb": max(line["peak_memory_mb"] for line in lines),
         "seed": c["seed"],
@@ -130,7 +133,7 @@ def main(cfg: DictConfig) -> float:
     folder = run_folder(c)
     try:
         summary = train(c, folder)
-    except (RunError, RewardError) as error:
+    except (RunError, RewardError, NothingToLearn) as error:
         raise ConfigError(str(error)) from None
     for name, value in summary["final"].items():
         if value is not None:

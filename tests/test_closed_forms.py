@@ -433,15 +433,13 @@ def test_rwr_population_minimiser(prediction, guidance, reward):
         world.W.data = (G - base_G) / guidance
         world.omega.data = (h - base_h - (1 - guidance) * DELTA) / guidance
 
-    objective = lambda: RWR(
-        weighting="dense", scope="batch", standardise=False, temperature=tau, inner_epochs=1, updates_per_epoch=1
-    )  # noqa: E731
+    options = {"weighting": "dense", "scope": "batch", "standardise": False, "inner_epochs": 1, "updates_per_epoch": 1}
     zero = [torch.zeros_like(p) for p in world.parameters()]
     place(centre, tilted)
-    z, _ = z_scores(gradients(world, objective(), record, 40), zero)
+    z, _ = z_scores(gradients(world, RWR(temperature=tau, **options), record, 40), zero)
     assert z.abs().max() < LIMIT, z
     place(mean, covariance)  # self-imitation: the minimiser without weights
-    z, _ = z_scores(gradients(world, objective(), record, 40), zero)
+    z, _ = z_scores(gradients(world, RWR(temperature=tau, **options), record, 40), zero)
     assert z.abs().max() > 2 * LIMIT, z
-    ess = RWR(weighting="dense", scope="batch", standardise=False, temperature=1e6).weights(record.prompts, record.reward.numpy())
+    ess = RWR(temperature=1e6, **options).weights(record.prompts, record.reward.numpy())
     assert float(ess.std()) < 1e-4  # and with tau -> infinity the weights are gone

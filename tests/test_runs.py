@@ -17,7 +17,14 @@ ALWAYS = {
 }  # fmt: skip
 OWN = {
     "draftp": {"draft/kept_steps", "kl/eps_guided", "kl/eps_conditional"},
-    "ddpo": {"ddpo/clip_fraction", "ddpo/approx_kl", "ddpo/log_ratio_max", "ddpo/own_statistics", "ddpo/advantage_std"},
+    "ddpo": {
+        "ddpo/clip_fraction",
+        "ddpo/approx_kl",
+        "ddpo/log_ratio_max",
+        "ddpo/own_statistics",
+        "ddpo/advantage_mean",
+        "ddpo/advantage_std",
+    },
     "rwr": {"rwr/effective_sample_size", "rwr/weight_max", "rwr/error"},
 }
 EVALUATION = {"reward", "reward_std", "brightness", "colour", "lpips"}
@@ -52,8 +59,16 @@ def test_what_a_run_leaves_behind(run) -> None:
 
 
 def test_metrics(run) -> None:
-    """One JSON object an epoch with the contract's keys; eval/* at evaluation steps only; an algorithm's own under its name."""
+    """One JSON object an epoch with the contract's keys; eval/* at evaluation steps only; an algorithm's own under its name.
+    Before them, the base model's evaluation."""
     name, folder = run
+    base = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
+    evaluations = [{k for k in line if k.startswith("eval/")} for line in (base, lines(folder)[1])]
+    assert base["step"] == base["samples_seen"] == 0 and evaluations[0] == evaluations[1] == base.keys() - {
+        "step",
+        "samples_seen",
+    }
+    assert base["eval/kl_eps_guided"] == 0 < lines(folder)[1]["eval/kl_eps_guided"]
     found = lines(folder, leave_out=())
     assert [line["step"] for line in found] == [1, 2, 3, 4]
     assert [line["samples_seen"] for line in found] == [4, 8, 12, 16]

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -122,6 +123,22 @@ def broken_gradient(patch: pytest.MonkeyPatch) -> str:
     return r"error: epoch 3: the gradient's norm is (nan|inf); lower lr or kl_coeff and resume from the last checkpoint, which is intact"
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("algo=ddpo samples_per_step=4 sampler.steps=1 algo.updates_per_epoch=1", "no step of this sampler has a density"),
+        ("algo=draftp kl_coeff=1 algo.kl=trajectory sampler.eta=1", "algo.kl=trajectory: none of the kept steps has a density"),
+    ],
+)
+def test_a_sampler_that_teaches_nothing(words, said, tiny_sd, tmp_path, monkeypatch, capsys) -> None:
+    """What only the model's scheduler can tell is one sentence too, with exit code 2."""
+    shutil.copytree(tiny_sd, tmp_path / "model")
+    config = tmp_path / "model" / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"set_alpha_to_one": True}))
+    code = command_line(monkeypatch, *tiny(str(tmp_path / "model"), *words.split(), f"output_dir={tmp_path}/run"))
+    assert code == 2 and said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("broken", [broken_reward, broken_gradient])
 def test_a_bad_number_stops_the_run(broken, tiny_sd, tmp_path, monkeypatch, capsys) -> None:
     """One sentence, exit code 2, no step is taken; the checkpoint before is whole: mended, the run ends as if nothing had been."""
@@ -198,7 +215,7 @@ def test_a_sweep_by_the_real_command(tiny_sd, tmp_path) -> None:
     assert done.returncode == 0, done.stderr
     runs = sorted(p.parent for p in tmp_path.glob("sweep/**/summary.json"))
     assert len(runs) == 2
-    assert [json.loads((r / "metrics.jsonl").read_text())["kl"] is None for r in runs] == [True, False]
+    assert [lines(r)[0]["kl"] is None for r in runs] == [True, False]
     assert not (tmp_path / "outputs").exists() and not (tmp_path / "runs").exists()
 
 

@@ -17,7 +17,8 @@ from alignlab.policy import Policy
 from alignlab.rollout import Gradients, Rollout
 
 Metrics = dict[str, Tensor]
-"""Scalars of one micro-batch. They are averaged with the micro-batches' weights; names ending in _max keep the largest."""
+"""Of one micro-batch: scalars, or [M] one value a pair with nan where it has none. They are averaged with the micro-batches'
+weights; names ending in _max keep the largest."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from torch import Tensor
 from alignlab.objectives import Metrics, Update, one_of, shares, split
 from alignlab.objectives.advantages import PromptStatistics
 from alignlab.policy import Policy
-from alignlab.rollout import Gradients, Rollout, replay
+from alignlab.rollout import Gradients, NothingToLearn, Rollout, replay
 
 REFERENCE_DIMENSIONS = 16384  # of Stable Diffusion at 512 px, where the published clip of 1e-4 was chosen
 
@@ -109,6 +109,7 @@ class DDPO:
         advantages = self.statistics.standardise(data.prompts, data.reward.double().cpu().numpy())
         self._epoch = {
             "ddpo/own_statistics": self.statistics.own_share(data.prompts),
+            "ddpo/advantage_mean": float(advantages.mean()),
             "ddpo/advantage_std": float(advantages.std()),
         }
         clipped = torch.from_numpy(advantages).float().clamp(-self.advantage_clip, self.advantage_clip)
@@ -117,7 +118,7 @@ class DDPO:
             per_step -= self.kl_coeff * _later_kl(policy, data, micro_batch)
         scored = data.sampler.scored.cpu().nonzero()[:, 0].numpy()
         if len(scored) == 0:
-            raise ValueError(
+            raise NothingToLearn(
                 "no step of this sampler has a density (s = 0 everywhere), so there is nothing to learn from; raise sampler.steps"
             )
         chosen = max(1, round(self.timestep_fraction * len(scored)))
@@ -153,10 +154,9 @@ class DDPO:
             if self.estimator == "is":
                 outside = (gap.abs() > self.clip_bound(now.x[0].numel())).float()
                 metrics["ddpo/clip_fraction"] = outside.mean()
+                third = (3 * steps // len(record.sampler)).to(outside.device)
                 for k, name in enumerate(("early", "middle", "late")):  # thirds of the trajectory
-                    third = 3 * steps // len(record.sampler) == k
-                    if third.any():
-                        metrics[f"ddpo/clip_fraction_{name}"] = outside[third.to(outside.device)].mean()
+                    metrics[f"ddpo/clip_fraction_{name}"] = outside.masked_fill(third != k, torch.nan)
         if self.kl_coeff > 0:
             kl = _step_kl(policy, record, rows, steps, now.x, now.out).mean()
             loss = loss + self.kl_coeff * kl

@@ -4,7 +4,7 @@
     DRaFT-LV    K = 1 and n more images, each denoised from sg(x_0) re-noised to the last step's level; mean over 1 + n terms
     DRaFT+      L = -mean r + kl_coeff mean (eps_theta - eps_ref)^2 over the kept steps (NeMo-Aligner's published "KL")
     AlignProp   K drawn anew: per_rollout (its text) or per_step (its code: step i is kept with probability (i+1)/(N+1))
-    DRTune      its stop-gradient, detach_input: the network sees sg(x_i), gradients flow along a_i x_i
+    DRTune      K equally spaced steps (spaced) with detach_input: the network sees sg(x_i), gradients flow along a_i x_i
     ReFL        refl: leave the chain at a random late step and take its predicted x0; reward_cap = c gives relu(c - r)
 
 All of them are one rollout with another `Gradients` record. Differs from the papers: DRaFT-LV averages its 1 + n terms where
@@ -22,7 +22,7 @@ from torch import Tensor
 from alignlab.drift import drift
 from alignlab.objectives import Metrics, Update, one_of
 from alignlab.policy import Policy
-from alignlab.rollout import Gradients, Rollout
+from alignlab.rollout import Gradients, NothingToLearn, Rollout
 
 
 class DRaFT:
@@ -30,11 +30,12 @@ class DRaFT:
 
     Args:
         k: how many last steps keep their graph, 1..N; None is all of them (DRaFT).
-        truncation: "fixed" K; "per_rollout" draws K ~ U{1..N} once; "per_step" draws for each step (gaps appear).
-        lv_samples: n of DRaFT-LV (the paper's n is 2); needs k = 1 and fixed truncation.
+        truncation: "fixed", the last K; "spaced", K equally spaced ones up to the last; "per_rollout" draws K ~ U{1..N} once;
+            "per_step" draws for each step (gaps appear). The drawn laws ignore k.
+        lv_samples: n of DRaFT-LV (the paper's n is 2); needs k = 1 and fixed truncation. All 1 + n images are predicted x0.
         lv_reduction: "mean" over the 1 + n terms, or their "sum" as in the paper.
         detach_input: the stop-gradient of DRTune.
-        refl: stop at a random step of the last k and train on its predicted x0.
+        refl: stop at a random step of the last k and train on its predicted x0; needs fixed truncation.
         reward_on: the image is x_N, or the last step's predicted x0 (the published DRaFT+).
         reward_cap: c of relu(c - r), in the reward's unit; None maximises without bound.
         kl_coeff: 0 is DRaFT, and then the reference is never evaluated.
@@ -48,7 +49,7 @@ class DRaFT:
         self,
         *,
         k: int | None = 1,
-        truncation: Literal["fixed", "per_rollout", "per_step"] = "fixed",
+        truncation: Literal["fixed", "spaced", "per_rollout", "per_step"] = "fixed",
         lv_samples: int = 0,
         lv_reduction: Literal["mean", "sum"] = "mean",
         detach_input: bool = False,
@@ -59,7 +60,7 @@ class DRaFT:
         kl: Literal["eps_guided", "eps_conditional", "trajectory"] = "eps_guided",
         ref_grad: Literal["input", "none"] = "input",
     ) -> None:
-        one_of("truncation", truncation, ("fixed", "per_rollout", "per_step"))
+        one_of("truncation", truncation, ("fixed", "spaced", "per_rollout", "per_step"))
         one_of("lv_reduction", lv_reduction, ("mean", "sum"))
         one_of("reward_on", reward_on, ("x_N", "pred_x0"))
         one_of("kl", kl, ("eps_guided", "eps_conditional", "trajectory"))  # attributes of drift.Drift
@@ -69,6 +70,10 @@ class DRaFT:
         if lv_samples < 0 or (lv_samples and (k != 1 or truncation != "fixed" or refl)):
             raise ValueError(
                 f"algo.lv_samples={lv_samples} needs algo.k=1 with fixed truncation and no refl (DRaFT-LV is a form of DRaFT-1)"
+            )
+        if refl and truncation != "fixed":
+            raise ValueError(
+                f"algo.refl=true keeps one step, so algo.truncation={truncation} means nothing; set algo.truncation=fixed"
             )
         if kl_coeff < 0:
             raise ValueError(f"kl_coeff={kl_coeff} must not be negative; 0 leaves the penalty out")
@@ -88,10 +93,12 @@ class DRaFT:
 
     def plan(self, steps: int, rng: np.random.Generator) -> Gradients:
         k = steps if self.k is None else self.k
-        if k > steps:
+        if k > steps and self.truncation in ("fixed", "spaced"):
             raise ValueError(f"algo.k={k} exceeds sampler.steps={steps}; set algo.k<={steps} or raise sampler.steps")
         kept, stop = tuple(range(steps - k, steps)), None
-        if self.truncation == "per_rollout":
+        if self.truncation == "spaced":
+            kept = tuple((j + 1) * steps // k - 1 for j in range(k))
+        elif self.truncation == "per_rollout":
             kept = tuple(range(steps - int(rng.integers(1, steps + 1)), steps))
         elif self.truncation == "per_step":
             draws = rng.integers(0, steps + 1, size=steps)
@@ -99,9 +106,8 @@ class DRaFT:
         if self.refl:
             stop = int(rng.integers(steps - k, steps))
             kept = (stop,)
-        return Gradients(
-            steps=kept, stop=stop, detach_input=self.detach_input, x0_image=self.reward_on == "pred_x0", renoise=self.lv_samples
-        )
+        x0_image = self.reward_on == "pred_x0" or self.lv_samples > 0  # DRaFT-LV's terms all weigh the prediction by q
+        return Gradients(steps=kept, stop=stop, detach_input=self.detach_input, x0_image=x0_image, renoise=self.lv_samples)
 
     def store(self, steps: int) -> Literal["all", "image"]:
         return "image"
@@ -123,7 +129,7 @@ class DRaFT:
             away = drift(policy, batch, through_input=self.ref_grad == "input" and not self.detach_input)
             chosen = getattr(away, self.kl)
             if chosen is None:
-                raise ValueError(
+                raise NothingToLearn(
                     "algo.kl=trajectory: none of the kept steps has a density; set sampler.eta above 0 or raise algo.k"
                 )
             loss = loss + self.kl_coeff * chosen

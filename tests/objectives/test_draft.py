@@ -109,11 +109,14 @@ def test_one_graph_at_a_time(tiny_sd):
 
 
 def test_truncation_laws():
-    """fixed keeps the last K; per_rollout draws K ~ U{1..N}; per_step keeps step i with probability (i+1)/(N+1), never nothing
+    """fixed keeps the last K, spaced every N/K-th up to the last; per_rollout draws K ~ U{1..N}; per_step keeps step i with probability (i+1)/(N+1), never nothing
     (4 standard errors over 20,000 draws)."""
     rng, n, draws = np.random.default_rng(0), 6, 20_000
     assert DRaFT(k=2).plan(n, rng).steps == (4, 5) and DRaFT(k=None).plan(n, rng).steps == (0, 1, 2, 3, 4, 5)
-    plans = [DRaFT(truncation="per_rollout").plan(n, rng).steps for _ in range(draws)]
+    assert DRaFT(truncation="spaced", k=3).plan(n, rng).steps == (1, 3, 5) and DRaFT(truncation="spaced", k=4).plan(
+        7, rng
+    ).steps == (0, 2, 4, 6)
+    plans = [DRaFT(truncation="per_rollout", k=9).plan(n, rng).steps for _ in range(draws)]
     assert all(steps == tuple(range(n - len(steps), n)) for steps in plans)
     share = np.bincount([len(steps) for steps in plans], minlength=n + 1)[1:] / draws
     assert np.abs(share - 1 / n).max() < 4 * np.sqrt(1 / n / draws)
@@ -143,6 +146,12 @@ def test_reward_cap(tiny_sd):
     assert float(metrics["draft/capped"]) == pytest.approx(1 / 3)
 
 
+def test_lv_terms_weigh_alike():
+    """All 1 + n images of DRaFT-LV are predicted x0; without it the image is x_N."""
+    plans = [DRaFT(lv_samples=n).plan(5, np.random.default_rng(0)) for n in (0, 2)]
+    assert [(p.x0_image, p.renoise) for p in plans] == [(False, 0), (True, 2)]
+
+
 def test_lv_reduction(tiny_sd):
     """ "sum", the paper's, is 1 + n times the mean."""
     policy = tiny_policy(tiny_sd)
@@ -158,6 +167,7 @@ def test_lv_reduction(tiny_sd):
         ({"k": 2, "lv_samples": 2}, "algo.lv_samples=2"),
         ({"refl": True, "lv_samples": 1}, "algo.lv_samples=1"),
         ({"truncation": "random"}, "algo.truncation"),
+        ({"refl": True, "truncation": "spaced"}, "algo.truncation=spaced"),
         ({"kl": "kl"}, "algo.kl="),
         ({"reward_on": "x0"}, "algo.reward_on"),
         ({"kl_coeff": -0.1}, "kl_coeff=-0.1"),
