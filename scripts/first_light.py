@@ -144,25 +144,16 @@ def figure(rows: list[dict[str, Any]]) -> None:
         for claimed, name in CLAIMS:
             if claimed != reward:
                 continue
-            curves = []
+            points: dict[int, list[float]] = {}  # rewards of the seeds by images sampled
             for seed in SEEDS:
                 path = kept(reward, name, seed) / "metrics.jsonl"
-                if path.is_file():
-                    lines = [json.loads(line) for line in path.read_text().splitlines()]
-                    curves.append([(line["samples_seen"], line["eval/reward"]) for line in lines if "eval/reward" in line])
-            if not curves:
-                continue
-            x = [point[0] for point in curves[0]]
-            y = [[point[1] for point in curve] for curve in curves]
-            axis.plot(x, [statistics.mean(v) for v in zip(*y, strict=True)], "o-", ms=3, color=COLOURS[name], label=name)
-            axis.fill_between(
-                x,
-                [min(v) for v in zip(*y, strict=True)],
-                [max(v) for v in zip(*y, strict=True)],
-                color=COLOURS[name],
-                alpha=0.18,
-                lw=0,
-            )
+                for line in map(json.loads, path.read_text().splitlines() if path.is_file() else ()):
+                    if "eval/reward" in line:
+                        points.setdefault(line["samples_seen"], []).append(line["eval/reward"])
+            x = sorted(points)
+            low, mean, high = ([f(points[k]) for k in x] for f in (min, statistics.mean, max))
+            axis.plot(x, mean, "o-", ms=3, color=COLOURS[name], label=name)
+            axis.fill_between(x, low, high, color=COLOURS[name], alpha=0.18, lw=0)
         axis.set(title=reward, xlabel="images sampled in training", ylabel=UNITS[reward])
         axis.grid(alpha=0.25)
         axis.legend(frameon=False, fontsize=8)

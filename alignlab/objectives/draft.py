@@ -8,7 +8,7 @@
     ReFL        refl: leave the chain at a random late step and take its predicted x0; reward_cap = c gives relu(c - r)
 
 All of them are one rollout with another `Gradients` record. Differs from the papers: DRaFT-LV averages its 1 + n terms where
-the paper sums (a constant factor; lv_reduction=sum); the reference of DRaFT+ passes gradients to its input (ref_grad="none" is the
+the paper sums (a constant factor; lv_reduction=sum); DRTune's random early stop is left out; the reference of DRaFT+ passes gradients to its input (ref_grad="none" is the
 published form, whose gradient at the optimum is not zero for K > 1).
 """
 
