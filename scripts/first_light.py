@@ -32,14 +32,7 @@ RESULTS = ROOT / "results" / "first_light"
 SEEDS = (0, 1, 2)
 ALGORITHMS = {
     "rwr": ["algo=rwr"],
-    "ddpo_sf": [
-        "algo=ddpo",
-        "algo.estimator=sf",
-        "samples_per_step=16",
-        "micro_batch=16",
-        "steps=72",
-        "eval_every=24",
-    ],  # one update an epoch
+    "ddpo_sf": ["algo=ddpo", "algo.estimator=sf", "lr=1e-3"],  # one noisy update an epoch wants the smaller step
     "ddpo_is": ["algo=ddpo", "algo.estimator=is"],
     "draft": ["algo=draft"],
     "draftp": ["algo=draftp", "kl_coeff=0.25"],
