@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test emoji-world first-light clean
+.PHONY: demo test emoji-world first-light reward-hacking clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m alignlab.train algo=draftp kl_coeff=0.25 output_dir=runs/demo
@@ -23,6 +23,10 @@ emoji-world: $(VENV)/.installed
 # The learning runs behind results/first_light; goes on where it was stopped.
 first-light: $(VENV)/.installed
 	$(BIN)/python scripts/first_light.py
+
+# The runs behind results/reward_hacking.
+reward-hacking: $(VENV)/.installed
+	$(BIN)/python scripts/reward_hacking.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -25,6 +25,7 @@ GROUPS = {
     "sampler": ("scheduler",),
     "eval_sampler": ("scheduler",),
     "prompts": (),
+    "diversity": (),
     "algo": (),
     "optimizer": ("params",),
 }

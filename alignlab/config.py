@@ -9,7 +9,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,7 @@ class TrainConfig:
     prompts: Any = None
     sampler: Any = None
     eval_sampler: Any = None
+    diversity: Any = None
 
 
 ConfigStore.instance().store(name="train_schema", node=TrainConfig)
@@ -132,8 +133,16 @@ def device_of(name: str) -> torch.device:
 # -- the command line
 
 
-def command(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
-    """`hydra.main` for a function of the composed configuration, with sentences in place of tracebacks for users' mistakes."""
+def command(
+    name: str, *, schema: type = TrainConfig, check: Callable[[DictConfig], Any] = checked
+) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+    """`hydra.main` for a function of the composed configuration, with sentences in place of tracebacks for users' mistakes.
+
+    Args:
+        name: of the primary file in conf/.
+        schema: the dataclass of its keys.
+        check: raises a ConfigError for a composed configuration that will not do.
+    """
 
     def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
         def run() -> None:
@@ -161,7 +170,7 @@ def command(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], N
             except Exception as error:
                 if started:
                     raise
-                sys.exit(_say(_diagnosis(name, arguments) or _first_line(error)))
+                sys.exit(_say(_diagnosis(name, arguments, schema, check) or _first_line(error)))
             if failed:
                 sys.exit(2)
 
@@ -187,7 +196,7 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def _diagnosis(name: str, arguments: Namespace) -> str:
+def _diagnosis(name: str, arguments: Namespace, schema: type, check: Callable[[DictConfig], Any]) -> str:
     """Why a command line composes no configuration: each override that is wrong by itself, and what the others get wrong."""
     extra = Path(arguments.config_dir or "").resolve()
     good, found = [f"hydra.searchpath=[file://{extra}]"] if arguments.config_dir and extra.is_dir() else [], []
@@ -198,9 +207,9 @@ def _diagnosis(name: str, arguments: Namespace) -> str:
                     hydra.compose(name, [*good, one])
                     good.append(one)
                 except Exception as error:
-                    found.append(_sentence(one, error, hydra.compose(name, good)))
+                    found.append(_sentence(one, error, hydra.compose(name, good), schema))
         try:
-            checked(hydra.compose(name, good))
+            check(hydra.compose(name, good))
         except ConfigError as error:
             found.append(str(error))
     return "\n".join(dict.fromkeys(found))
@@ -216,7 +225,7 @@ def _singles(text: str) -> list[str]:
     return [f"{override.get_key_element()}={value}" for value in values] or [text]
 
 
-def _sentence(text: str, error: Exception, cfg: DictConfig) -> str:
+def _sentence(text: str, error: Exception, cfg: DictConfig, schema: type) -> str:
     """What is wrong with one override, given the configuration without it."""
     key, _, value = text.lstrip("+~").partition("=")
     cause = error.__cause__ or error
@@ -236,7 +245,7 @@ def _sentence(text: str, error: Exception, cfg: DictConfig) -> str:
         known = list(_dotted(OmegaConf.to_container(cfg)))
         inner = [k for k in known if k.endswith(f".{key}")]
         return f"{key} is not a known key; " + (f"did you mean {' or '.join(inner)}?" if inner else nearest(key, known))
-    typed = {**TrainConfig.__dataclass_fields__, **{f"evaluation.{k}": v for k, v in Evaluation.__dataclass_fields__.items()}}
+    typed = {f.name: f for f in fields(schema)} | {f"evaluation.{f.name}": f for f in fields(Evaluation)}
     return f"{text} must be {words(typed[key].type)}" if key in typed else f"{text}: {_first_line(cause)}"
 
 

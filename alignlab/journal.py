@@ -39,22 +39,24 @@ class Journal:
 
     Args:
         folder: TensorBoard's event files go to folder/tensorboard.
+        epochs: those to come, counted from 1.
         tracker: "none", or one that accelerate knows ("wandb", "trackio").
-        steps, start: epochs in all, and those already done.
+        diversity: the name of the perceptual distance.
     """
 
-    def __init__(self, folder: Path, *, tracker: str, cpu: bool, steps: int, start: int) -> None:
+    def __init__(self, folder: Path, epochs: range, *, tracker: str, device: torch.device, diversity: str) -> None:
+        self.diversity = diversity
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
 
         AcceleratorState._reset_state(True)  # a sweep runs its jobs in one process
         names = ["tensorboard"] if tracker == "none" else ["tensorboard", tracker]
-        self.accelerator = Accelerator(cpu=cpu, log_with=names, project_dir=folder)
+        self.accelerator = Accelerator(cpu=device.type == "cpu", log_with=names, project_dir=folder)
         self.accelerator.init_trackers("tensorboard")
         self.bar = Progress(
             TextColumn("epoch"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn()
         )
-        self.task = self.bar.add_task("epoch", total=steps, completed=start, note="")
+        self.task = self.bar.add_task("epoch", total=epochs.stop - 1, completed=epochs.start - 1, note="")
 
     def __enter__(self) -> "Journal":
         self.bar.start()
@@ -69,7 +71,7 @@ class Journal:
         self.bar.update(self.task, completed=line["step"], note=note)
         if "eval/reward" in line:
             self.bar.print(
-                f"epoch {line['step']:>4}  {note}  evaluation: reward {line['eval/reward']:.3f}  lpips {line['eval/lpips']:.3f}"
+                f"epoch {line['step']:>4}  {note}  evaluation: reward {line['eval/reward']:.3f}  {self.diversity} {line['eval/lpips']:.3f}"
             )
         if line.get("reward/std") == 0:
             self.bar.print(

@@ -49,7 +49,7 @@ class Lab:
             eval_sampler=eval_sampler,
             reward=reward,
             held_out=held_out,
-            diversity=PerceptualDistance(),
+            diversity=build(c["diversity"]),
             prompts=build(c["prompts"]),
             objective=build(c["algo"]),
             optimizer=build(c["optimizer"], params=policy.parameters()),

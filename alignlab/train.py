@@ -50,10 +50,11 @@ def train(c: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     if saved is None:
         save(0)
-    with Journal(folder, tracker=c["tracker"], cpu=lab.policy.device.type == "cpu", steps=c["steps"], start=start) as journal:
+    epochs = range(start + 1, c["steps"] + 1)
+    with Journal(folder, epochs, tracker=c["tracker"], device=lab.policy.device, diversity=lab.diversity.name) as journal:
         if start == 0:
             journal(run.metrics()[0])
-        for step in range(start + 1, c["steps"] + 1):
+        for step in epochs:
             line = {"step": step, "samples_seen": step * c["samples_per_step"], **train_epoch(lab, c, step)}
             if step % c["eval_every"] == 0 or step == c["steps"]:
                 line |= measure(lab, c, run, step)

@@ -1,9 +1,10 @@
-"""Measures the embedded world and writes results/emoji_world: how well the model draws what it is asked for.
+"""Measures the embedded world and writes results/emoji_world: how well the model draws what it is asked for, and what its reward
+models and its perceptual distance are worth.
 
     python scripts/evaluate_emoji_world.py --images 8
 
 The judge was trained on renderings only and never used for tuning. Needs the Debian package fonts-noto-color-emoji for
-the real renderings that it is measured against.
+the real renderings that everything is measured against.
 """
 
 import argparse
@@ -13,23 +14,105 @@ import time
 from pathlib import Path
 
 import torch
+from scipy.stats import spearmanr
+from torch import Tensor
 from torchvision.utils import save_image
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
+from emoji_world.distortions import monotone_share  # noqa: E402
 from emoji_world.scenes import ANIMALS, COLOURS, NAMES, World, article  # noqa: E402
 
-from alignlab.metrics.diversity import PerceptualDistance  # noqa: E402
-from alignlab.metrics.judge import load_judge  # noqa: E402
+from alignlab.judge import Judge, load_judge  # noqa: E402
+from alignlab.metrics.diversity import EmojiDistance  # noqa: E402
 from alignlab.models.sd import StableDiffusion  # noqa: E402
 from alignlab.noise import noise_key  # noqa: E402
 from alignlab.policy import Policy  # noqa: E402
-from alignlab.rewards.clip import ClipScore  # noqa: E402
+from alignlab.rewards.aesthetic import Aesthetic  # noqa: E402
+from alignlab.rewards.clip import Clip  # noqa: E402
+from alignlab.rewards.emoji_rules import TrueAesthetic, TruePreference  # noqa: E402
+from alignlab.rewards.preference import Preference  # noqa: E402
 from alignlab.rollout import rollout  # noqa: E402
-from alignlab.samplers import ddim  # noqa: E402
+from alignlab.samplers import Sampler, ddim  # noqa: E402
 
 RESULTS = ROOT / "results" / "emoji_world"
+ANIMAL_IDS = list(range(len(ANIMALS)))
+Numbers = dict[str, float]
+
+
+def draw(policy: Policy, sampler: Sampler, prompts: list[str]) -> Tensor:
+    """One image of each prompt, [n, 3, 48, 48]."""
+    key = noise_key(prompts, seed=0, stream="world")
+    parts = (key[range(k, min(k + 64, len(prompts)))] for k in range(0, len(prompts), 64))
+    return torch.cat([rollout(policy, sampler, part, store="image").images for part in parts])
+
+
+def share(right: Tensor) -> float:
+    return right.float().mean().item()
+
+
+def drawing(policy: Policy, sampler: Sampler, judge: Judge, world: World, images: int) -> tuple[Numbers, Tensor]:
+    """What the judge sees in generated images, how diverse they are, and the images of the animals in a row."""
+    names = [k for k in ANIMAL_IDS for _ in range(images)]
+    pictures = draw(policy, sampler, [article(NAMES[k]) for k in names])
+    places = [(k, c) for k in ANIMAL_IDS for c in (k % 12, (k + 5) % 12)]
+    placed = judge(draw(policy, sampler, [f"{article(NAMES[k])} on {article(COLOURS[c])} background" for k, c in places]))
+    held = [k for k in range(len(ANIMALS), len(NAMES)) for _ in range(2)]
+    distance = EmojiDistance()
+    mine = [distance.mean_pairwise(group) for group in pictures.split(images)]
+    theirs = [distance.mean_pairwise(world.draw(images, names=[k] * images).images) for k in ANIMAL_IDS]
+    numbers = {
+        "animal top-1": share(judge(pictures)[0].argmax(1) == torch.tensor(names)),
+        "animal top-1 with a named background": share(placed[0].argmax(1) == torch.tensor([k for k, _ in places])),
+        "background colour": share(placed[1].argmax(1) == torch.tensor([c for _, c in places])),
+        "held-out glyph top-1": share(
+            judge(draw(policy, sampler, [article(NAMES[k]) for k in held]))[0].argmax(1) == torch.tensor(held)
+        ),
+        "diversity within a prompt / that of renderings (lpips-emoji)": sum(mine) / sum(theirs),
+    }
+    return numbers, pictures
+
+
+def speed(policy: Policy, guidance: float) -> Numbers:
+    sampler = ddim(policy.family.scheduler, steps=20, eta=0.0, guidance_scale=guidance)
+    key = noise_key([article(NAMES[k]) for k in ANIMAL_IDS[:32]], seed=1, stream="world")
+    rollout(policy, sampler, key, store="image")
+    began = time.perf_counter()
+    rollout(policy, sampler, key, store="image")
+    return {"images/s at 20 steps, guidance on": 32 / (time.perf_counter() - began)}
+
+
+def renderings(policy: Policy, judge: Judge, world: World) -> Numbers:
+    """Judge, autoencoder, CLIP and perceptual distance on real renderings that none of them was trained on."""
+    real = world.draw(1024)
+    names, images = torch.tensor(real.names), real.images
+    vae = policy.family.pipe.vae
+    rebuilt = (vae.decode(vae.encode(images[:256] * 2 - 1).latent_dist.mode()).sample / 2 + 0.5).clamp(0, 1)
+    clip, shown = Clip("emoji_clip"), names < len(ANIMALS)
+    similar = clip.images(images[shown]) @ clip.texts([article(NAMES[k]) for k in ANIMAL_IDS], images.device).T
+    ordered = monotone_share(EmojiDistance().between, images[:300], torch.Generator().manual_seed(0))
+    return {
+        "judge's top-1 on renderings": share(judge(images)[0].argmax(1) == names),
+        "autoencoder PSNR (dB)": -10 * (rebuilt - images[:256]).square().mean((1, 2, 3)).log10().mean().item(),
+        "CLIP zero-shot animal on renderings": share(similar.argmax(1) == names[shown]),
+        "lpips-emoji: triplets in order, all kinds": sum(ordered.values()) / len(ordered),
+        **{f"lpips-emoji: triplets in order, {kind}": value for kind, value in ordered.items()},
+    }
+
+
+def rewards(pictures: Tensor, prompts: list[str]) -> Numbers:
+    """The learned rewards: held-out data of their own, and agreement with their rules on generated images."""
+    numbers: Numbers = {}
+    for kind, learned, rule in (
+        ("preference", Preference("emoji_preference"), TruePreference()),
+        ("aesthetic", Aesthetic("emoji_aesthetic"), TrueAesthetic()),
+    ):
+        card = json.loads((ROOT / "alignlab" / "assets" / f"emoji_{kind}" / "reward.json").read_text())
+        numbers |= {f"{kind}, {k.replace('/', ' ').replace('_', '-')}": v for k, v in card.items() if k.startswith("held_out/")}
+        agreement = spearmanr(learned(pictures, prompts).numpy(), rule(pictures, prompts).numpy()).statistic
+        numbers[f"{kind}, Spearman with its rule on generated images"] = float(agreement)
+    return numbers
 
 
 @torch.no_grad()
@@ -44,82 +127,34 @@ def main() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
 
     judge, _, _ = load_judge()
-    distance = PerceptualDistance(judge.features)
-    policy = Policy(StableDiffusion("emoji"))
+    policy, world = Policy(StableDiffusion("emoji")), World(seed=777)
     sampler = ddim(policy.family.scheduler, steps=args.steps, eta=0.0, guidance_scale=args.guidance)
-    world = World(seed=777)
-    animals = list(range(len(ANIMALS)))
+    numbers, pictures = drawing(policy, sampler, judge, world, args.images)
+    prompts = [article(NAMES[k]) for k in ANIMAL_IDS for _ in range(args.images)]
+    numbers |= renderings(policy, judge, world) | rewards(pictures, prompts) | speed(policy, args.guidance)
 
-    def generate(prompts: list[str]) -> torch.Tensor:
-        key = noise_key(prompts, seed=0, stream="world")
-        parts = [
-            rollout(policy, sampler, key[range(k, min(k + 64, len(prompts)))], store="image").images
-            for k in range(0, len(prompts), 64)
-        ]
-        return torch.cat(parts)
-
-    # Animals, and the same on named backgrounds.
-    names = [k for k in animals for _ in range(args.images)]
-    pictures = generate([article(NAMES[k]) for k in names])
-    correct = judge(pictures)[0].argmax(1) == torch.tensor(names)
-    places = [(k, c) for k in animals for c in (k % 12, (k + 5) % 12)]
-    placed = generate([f"{article(NAMES[k])} on {article(COLOURS[c])} background" for k, c in places])
-    on_place, colours = judge(placed)
-    held = [k for k in range(len(ANIMALS), len(NAMES)) for _ in range(2)]
-    held_right = judge(generate([article(NAMES[k]) for k in held]))[0].argmax(1) == torch.tensor(held)
-
-    # Real renderings: the judge's own accuracy, autoencoder quality, and how diverse scenes of one animal are.
-    real = world.draw(1024)
-    judged = judge(real.images)
-    latents = policy.family.pipe.vae.encode(real.images[:256] * 2 - 1).latent_dist.mode()
-    rebuilt = (policy.family.pipe.vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
-    psnr = -10 * (rebuilt - real.images[:256]).square().mean((1, 2, 3)).log10()
-    mine = [distance.mean_pairwise(group) for group in pictures.split(args.images)]
-    theirs = [distance.mean_pairwise(world.draw(args.images, names=[k] * args.images).images) for k in animals]
-
-    clip = ClipScore("emoji_clip")
-    texts = [article(NAMES[k]) for k in animals]
-    features = clip.model.encode_image(clip.preprocess(real.images))
-    words = clip.model.encode_text(clip.tokenizer(texts))
-    similar = torch.nn.functional.normalize(features, dim=-1) @ torch.nn.functional.normalize(words, dim=-1).T
-    shown = torch.tensor([n < len(ANIMALS) for n in real.names])
-    zero_shot = similar[shown].argmax(1) == torch.tensor(real.names)[shown]
-
-    speed = ddim(policy.family.scheduler, steps=20, eta=0.0, guidance_scale=args.guidance)
-    key = noise_key([article(NAMES[k]) for k in animals[:32]], seed=1, stream="world")
-    rollout(policy, speed, key, store="image")
-    began = time.perf_counter()
-    rollout(policy, speed, key, store="image")
-    rate = 32 / (time.perf_counter() - began)
-
-    numbers = {
-        "animal top-1": correct.float().mean().item(),
-        "animal top-1 with a named background": (on_place.argmax(1) == torch.tensor([k for k, _ in places]))
-        .float()
-        .mean()
-        .item(),
-        "background colour": (colours.argmax(1) == torch.tensor([c for _, c in places])).float().mean().item(),
-        "held-out glyph top-1": held_right.float().mean().item(),
-        "autoencoder PSNR (dB)": psnr.mean().item(),
-        "diversity within a prompt / that of renderings": sum(mine) / sum(theirs),
-        "judge's top-1 on renderings": (judged[0].argmax(1) == torch.tensor(real.names)).float().mean().item(),
-        "CLIP zero-shot animal on renderings": zero_shot.float().mean().item(),
-        "images/s at 20 steps, guidance on": rate,
-    }
     settings = {"images per animal": args.images, "steps": args.steps, "guidance_scale": args.guidance, "threads": args.threads}
     (RESULTS / "numbers.json").write_text(json.dumps({"settings": settings, **numbers}, indent=2) + "\n")
-    rows = [f"| {name} | {value:.3f} |" for name, value in numbers.items()]
     page = [
-        "# The embedded world, measured", "", f"    python scripts/evaluate_emoji_world.py --images {args.images}", "",
-        f"DDIM, {args.steps} steps, guidance {args.guidance:g}, {args.threads} CPU threads. The judge is a classifier trained on renderings only.", "",
-        "| measure | value |", "|---|---|", *rows, "",
-        "Above: the 45 animals drawn by the model, one of each, not chosen. Below: real renderings.", "",
-        "![generated](generated.png)", "", "![renderings](renderings.png)",
+        "# The embedded world, measured", "", f"    python scripts/evaluate_emoji_world.py --images {args.images} --threads {args.threads}", "",
+        f"DDIM, {args.steps} steps, guidance {args.guidance:g}, {args.threads} CPU thread(s). The judge is a classifier trained on renderings only.",
+        "A triplet is a scene with a weaker and a stronger distortion of one kind (scripts/emoji_world/distortions.py).", "",
+        "| measure | value |", "|---|---|", *(f"| {name} | {value:.3f} |" for name, value in numbers.items()), "",
+        "The 45 animals drawn by the model (left), one of each, not chosen, and real renderings (right):", "",
+        "![drawn and real](animals.png)",
     ]  # fmt: skip
     (RESULTS / "README.md").write_text("\n".join(page) + "\n")
-    for name, images in (("generated", pictures[:: args.images]), ("renderings", world.draw(len(animals), names=animals).images)):
-        save_image(images.repeat_interleave(2, 2).repeat_interleave(2, 3), RESULTS / f"{name}.png", nrow=15)
+    real = world.draw(len(ANIMALS), names=ANIMAL_IDS).images
+    side_by_side(pictures[:: args.images], real, RESULTS / "animals.png")
     print(json.dumps(numbers, indent=2))
+
+
+def side_by_side(drawn: Tensor, real: Tensor, path: Path) -> None:
+    """Two blocks of nine columns with a white gap between them."""
+    both = torch.ones(5, 19, *drawn.shape[1:])
+    both[:, :9], both[:, 10:] = drawn.unflatten(0, (5, 9)), real.unflatten(0, (5, 9))
+    images = both.flatten(0, 1).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    save_image(images, path, nrow=19, pad_value=1.0)
 
 
 if __name__ == "__main__":

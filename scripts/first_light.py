@@ -32,7 +32,7 @@ RESULTS = ROOT / "results" / "first_light"
 SEEDS = (0, 1, 2)
 ALGORITHMS = {
     "rwr": ["algo=rwr"],
-    "ddpo_sf": ["algo=ddpo", "algo.estimator=sf", "lr=1e-3"],  # one noisy update an epoch wants the smaller step
+    "ddpo_sf": ["algo=ddpo", "algo.estimator=sf"],
     "ddpo_is": ["algo=ddpo", "algo.estimator=is"],
     "draft": ["algo=draft"],
     "draftp": ["algo=draftp", "kl_coeff=0.25"],

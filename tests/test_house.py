@@ -19,7 +19,7 @@ from tests.running import configured, lines, tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE, CONF = ROOT / "alignlab", ROOT / "conf"
-COMMANDS = {"train"}
+COMMANDS = {"train", "train_reward"}
 
 # What each module may import of alignlab, beside its own package; a package's row is its modules'.
 MAY = {
@@ -29,8 +29,9 @@ MAY = {
     "conditioning": set(),
     "forward": {"samplers"},
     "models": set(),
-    "rewards": set(),
-    "metrics": set(),
+    "judge": set(),
+    "rewards": {"judge"},
+    "metrics": {"judge"},
     "data": set(),
     "runs": set(),
     "journal": set(),
@@ -42,6 +43,7 @@ MAY = {
     "config": {"nodes", "checks"},
     "lab": {"checks", "config", "nodes", "data", "metrics", "objectives", "policy", "rewards", "samplers"},
     "evaluate": {"lab", "runs", "drift", "noise", "policy", "rollout", "samplers"},
+    "train_reward": {"config", "data", "nodes", "rewards"},
     "train": {"config", "nodes", "lab", "evaluate", "journal", "runs", "noise", "rollout", "rewards"},
 }
 OTHERS = {
@@ -101,6 +103,14 @@ def files() -> list[tuple[str, str]]:
 
 NEEDS = {  # what an option must be given to make sense
     "prompts=file": [f"prompts.file={ROOT / 'README.md'}"],
+    "prompts=dataset": [f"prompts.dataset={ROOT / 'results' / 'first_light'}", "prompts.column=algorithm"],
+    "diversity=alex": [f"diversity.weights={ROOT / 'README.md'}"],
+    "reward=preference": ["reward.preference.path=emoji_preference"],
+    "reward=aesthetic": ["reward.aesthetic.path=emoji_aesthetic"],
+    "reward=true_preference": ["algo=ddpo"],
+    "reward=true_aesthetic": ["algo=ddpo"],
+    "eval_rewards=preference": ["eval_rewards.preference.path=emoji_preference"],
+    "eval_rewards=aesthetic": ["eval_rewards.aesthetic.path=emoji_aesthetic"],
     "reward=jpeg_compressibility": ["algo=ddpo"],
     "reward=jpeg_incompressibility": ["algo=ddpo"],
 }

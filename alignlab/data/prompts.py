@@ -1,22 +1,33 @@
-"""Sets of prompts, and which of them an epoch draws: a pure function of (seed, epoch)."""
+"""Sets of prompts, and which of them an epoch draws: a pure function of (seed, epoch, rank)."""
 
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 
 class Prompts:
-    """A prompt set.
+    """A prompt set, split into those that training draws and those that it never sees.
 
     Args:
-        prompts: the prompts themselves; or
-        file: a UTF-8 text file, one prompt a line (empty lines are skipped).
-        template: "{}" is replaced by each prompt; "{a}" by the prompt with its article ("a lion", "an ant").
+        prompts: the words themselves; or
+        file: a UTF-8 file: .txt with one prompt a line (empty lines are skipped), or .jsonl with objects that have a
+            "prompt" and whatever else (kept as metadata); or
+        dataset: a Hugging Face dataset by name or folder, with `split` and `column`; or
+        imagenet_animals: the first that many classes of ImageNet (398 are all of its animals).
+        template: "{}" is replaced by each word; "{a}" by the word with its article ("a lion", "an ant"); "{key}" by each value
+            of `fill`.
+        fill: values for further places of the template: the set is the product of words and values.
         per_prompt: images drawn of each chosen prompt, in a row.
-        unseen: prompts held out of training, for the generalisation experiments.
+        unseen: words that training never draws; or
+        unseen_share: this share of the prompts, chosen by their own hash, so that a prompt stays on its side when others come.
 
     Raises:
-        ValueError: if neither or both are given, the set is empty, the template has no place, or the file cannot be read.
+        ValueError: unless exactly one source is given; if it cannot be read, is empty, or the template has no place for a word.
     """
 
     def __init__(
@@ -24,45 +35,116 @@ class Prompts:
         *,
         prompts: list[str] | None = None,
         file: str | None = None,
+        dataset: str | None = None,
+        split: str = "train",
+        column: str = "prompt",
+        imagenet_animals: int | None = None,
         template: str = "{}",
+        fill: Mapping[str, list[str]] | None = None,
         per_prompt: int = 1,
         unseen: list[str] | None = None,
+        unseen_share: float = 0.0,
     ) -> None:
-        if (prompts is None) == (file is None):
+        given = [s for s in (prompts, file, dataset, imagenet_animals) if s is not None]
+        if len(given) != 1:
             raise ValueError(
-                "prompts: give either prompts.prompts (a list) or prompts=file prompts.file=NAME (one prompt a line)"
+                "prompts: give exactly one of prompts.prompts (a list), prompts=file prompts.file=NAME and prompts=dataset prompts.dataset=NAME"
             )
         if "{}" not in template and "{a}" not in template:
             raise ValueError(f"prompts.template={template!r} has no place for the prompt; write {{}} or {{a}}")
+        absent = [key for key in fill or {} if f"{{{key}}}" not in template]
+        if absent:
+            raise ValueError(f"prompts.fill.{absent[0]} has no place in prompts.template={template!r}; write {{{absent[0]}}}")
         if per_prompt < 1:
             raise ValueError(f"prompts.per_prompt={per_prompt} must be at least 1")
-        words = _read(file) if prompts is None else prompts
+        if not 0 <= unseen_share < 1 or (unseen and unseen_share):
+            raise ValueError(f"prompts.unseen_share={unseen_share} must be in [0, 1), and 0 beside a list prompts.unseen")
+        self.metadata: dict[str, dict[str, Any]] = {}
+        """What a .jsonl file says of a prompt, beside the prompt."""
+        if imagenet_animals is not None:
+            words: Sequence[str] = _imagenet(imagenet_animals)
+        elif dataset is not None:
+            words = _dataset(dataset, split, column)
+        else:
+            words = self._file(file) if file is not None else prompts or []
         if not words:
-            raise ValueError(f"prompts: {file or 'prompts.prompts'} holds no prompt")
-        self.prompts = tuple(_fill(template, w) for w in words)
-        self.unseen = tuple(_fill(template, w) for w in unseen or ())
+            raise ValueError(f"prompts: {file or dataset or 'prompts.prompts'} holds no prompt")
+        every = list(dict.fromkeys(p for w in words for p in _filled(template, w, fill or {})))
+        self.unseen = tuple(p for w in unseen or () for p in _filled(template, w, fill or {}))
+        if unseen_share:
+            self.unseen = tuple(p for p in every if _share_of(p) < unseen_share)
+        kept = set(self.unseen)
+        self.prompts = tuple(p for p in every if p not in kept)
+        if not self.prompts:
+            raise ValueError("prompts: every prompt is unseen, so there is none to train on; lower prompts.unseen_share")
         self.per_prompt = per_prompt
 
-    def draw(self, n: int, *, seed: int, epoch: int) -> tuple[str, ...]:
-        """n prompts: groups of per_prompt, from shuffled passes over the set, so that all are met equally often."""
+    def draw(self, n: int, *, seed: int, epoch: int, rank: int = 0, ranks: int = 1) -> tuple[str, ...]:
+        """Rank's share of an epoch's n prompts, n / ranks of them: groups of per_prompt, from shuffled passes over the set, so that
+        all are met equally often. The ranks' shares together are the epoch's prompts whatever the number of ranks."""
         groups = n // self.per_prompt
-        chosen = [self._pick(seed, epoch * groups + k) for k in range(groups)]
+        mine = range(rank * groups // ranks, (rank + 1) * groups // ranks)
+        chosen = [self._pick(seed, epoch * groups + k) for k in mine]
         return tuple(p for p in chosen for _ in range(self.per_prompt))
 
     def _pick(self, seed: int, index: int) -> str:
         lap, place = divmod(index, len(self.prompts))
         return self.prompts[np.random.default_rng([seed, lap]).permutation(len(self.prompts))[place]]
 
+    def _file(self, file: str) -> list[str]:
+        try:
+            lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"prompts.file={file} cannot be read: {error}; give a UTF-8 .txt, one prompt a line, or a .jsonl with prompts"
+            ) from None
+        if not file.endswith(".jsonl"):
+            return [line.strip() for line in lines if line.strip()]
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    entry = json.loads(line)
+                    self.metadata[entry["prompt"].strip()] = {k: v for k, v in entry.items() if k != "prompt"}
+                except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
+                    raise ValueError(
+                        f'prompts.file={file}, line {number}: not an object with a text "prompt"; write {{"prompt": "a lion", ...}}'
+                    ) from None
+        return list(self.metadata)
 
-def _read(file: str | None) -> list[str]:
-    assert file is not None
+
+def _imagenet(n: int) -> list[str]:
+    if not 1 <= n <= 398:
+        raise ValueError(f"prompts.imagenet_animals={n} is outside 1..398, the animals among ImageNet's classes")
+    from torchvision.models import AlexNet_Weights
+
+    return list(AlexNet_Weights.DEFAULT.meta["categories"][:n])
+
+
+def _dataset(name: str, split: str, column: str) -> list[str]:
     try:
-        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"prompts.file={file} cannot be read: {error}; give a UTF-8 text file, one prompt a line") from None
-    return [line.strip() for line in lines if line.strip()]
+        from datasets import load_dataset
+    except ImportError:
+        raise ValueError(f"prompts.dataset={name} needs the package datasets; pip install 'alignlab[data]'") from None
+    try:
+        table = load_dataset(name, split=split)
+    except Exception as error:  # of many kinds: the hub's, the file system's, the formats'
+        raise ValueError(f"prompts.dataset={name}, split={split}, cannot be loaded: {str(error).splitlines()[0]}") from None
+    if column not in table.column_names:
+        raise ValueError(f"prompts.dataset={name} has no column {column}; its columns are {', '.join(table.column_names)}")
+    return [str(text).strip() for text in table[column] if str(text).strip()]
 
 
-def _fill(template: str, word: str) -> str:
+def _filled(template: str, word: str, fill: Mapping[str, list[str]]) -> list[str]:
     article = "an" if word[:1].lower() in set("aeiou") else "a"
-    return template.replace("{a}", f"{article} {word}").replace("{}", word)
+    out = []
+    for values in product(*fill.values()):
+        text = template
+        for key, value in zip(fill, values, strict=True):
+            text = text.replace(f"{{{key}}}", value)
+        out.append(text.replace("{a}", f"{article} {word}").replace("{}", word))
+    return out
+
+
+def _share_of(prompt: str) -> float:
+    """A fixed number in [0, 1) of a prompt."""
+    return int.from_bytes(hashlib.blake2b(prompt.encode(), digest_size=8).digest(), "big") / 2**64

@@ -1,4 +1,4 @@
-"""Text-image agreement by any CLIP that open_clip loads (Radford et al. 2021; as a score, arXiv 2104.08718)."""
+"""CLIP, and text-image agreement by any of those that open_clip loads (Radford et al. 2021; as a score, arXiv 2104.08718)."""
 
 import importlib.resources
 import json
@@ -14,17 +14,64 @@ from torch import Tensor
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
 
 
-class ClipScore:
-    """scale times the cosine between image and prompt. Differentiable. About 20 to 40 for matching pairs at scale 100.
+class Clip:
+    """Embeddings of images and texts, both of length 1, by a frozen CLIP in float32.
 
     Args:
         path: a folder in open_clip's format (open_clip_config.json and weights), the name of one shipped in
             alignlab/assets ("emoji_clip"), or "hf-hub:owner/name".
-        scale: 100 as usual.
-        template: "{}" is replaced by the prompt.
 
     Raises:
         FileNotFoundError: if there is no such folder, or it lacks a file.
+    """
+
+    def __init__(self, path: str) -> None:
+        import open_clip
+
+        name = locate(path)
+        self.model = open_clip.create_model(name, precision="fp32").eval().requires_grad_(False)
+        self.tokenizer = open_clip.get_tokenizer(name)
+        visual = self.model.visual
+        size = visual.image_size
+        self.size = (size, size) if isinstance(size, int) else tuple(size)
+        self.mean = torch.tensor(visual.preprocess_cfg["mean"]).view(1, 3, 1, 1)
+        self.std = torch.tensor(visual.preprocess_cfg["std"]).view(1, 3, 1, 1)
+        self._text = lru_cache(maxsize=4096)(lambda text: self.encode_texts([text])[0].detach().cpu())
+
+    @property
+    def width(self) -> int:
+        """Length of an embedding."""
+        return int(self.model.visual.output_dim)
+
+    def images(self, images: Tensor) -> Tensor:
+        """[B, width] from [B, 3, H, W] in [0, 1]; differentiable."""
+        self.model.to(images.device)
+        return F.normalize(self.model.encode_image(self.preprocess(images)), dim=-1)
+
+    def texts(self, texts: Sequence[str], device: torch.device) -> Tensor:
+        """[B, width]; each text is encoded once."""
+        with torch.no_grad():
+            return torch.stack([self._text(text) for text in texts]).to(device)
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """[B, width], computed anew."""
+        device = next(self.model.parameters()).device
+        return F.normalize(self.model.encode_text(self.tokenizer(list(texts)).to(device)), dim=-1)
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Resized (bicubic, antialiased) and normalised, without leaving tensors."""
+        if tuple(images.shape[-2:]) != self.size:
+            images = F.interpolate(images, self.size, mode="bicubic", antialias=True).clamp(0, 1)
+        return (images.float() - self.mean.to(images.device)) / self.std.to(images.device)
+
+
+class ClipScore:
+    """scale times the cosine between image and prompt. Differentiable. About 20 to 40 for matching pairs at scale 100.
+
+    Args:
+        path: of a `Clip`.
+        scale: 100 as usual.
+        template: "{}" is replaced by the prompt.
     """
 
     differentiable = True
@@ -36,37 +83,12 @@ class ClipScore:
         locate(path)
 
     def __init__(self, path: str, *, scale: float = 100.0, template: str = "{}") -> None:
-        import open_clip
-
-        name = locate(path)
-        self.model = open_clip.create_model(name, precision="fp32").eval().requires_grad_(False)
-        self.tokenizer = open_clip.get_tokenizer(name)
-        self.scale, self.template = scale, template
+        self.clip, self.scale, self.template = Clip(path), scale, template
         self.unit, self.typical_range = f"{scale:g} x cosine", (0.0, scale)
-        visual = self.model.visual
-        size = visual.image_size
-        self.size = (size, size) if isinstance(size, int) else tuple(size)
-        self.mean = torch.tensor(visual.preprocess_cfg["mean"]).view(1, 3, 1, 1)
-        self.std = torch.tensor(visual.preprocess_cfg["std"]).view(1, 3, 1, 1)
-        self._text = lru_cache(maxsize=4096)(self._encode_text)
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        self.model.to(images.device)
-        text = torch.stack([self._text(p) for p in prompts]).to(images.device)
-        image = F.normalize(self.model.encode_image(self.preprocess(images)), dim=-1)
-        return self.scale * (image * text).sum(-1)
-
-    def preprocess(self, images: Tensor) -> Tensor:
-        """Resized (bicubic, antialiased) and normalised, without leaving tensors."""
-        if tuple(images.shape[-2:]) != self.size:
-            images = F.interpolate(images, self.size, mode="bicubic", antialias=True).clamp(0, 1)
-        return (images.float() - self.mean.to(images.device)) / self.std.to(images.device)
-
-    @torch.no_grad()
-    def _encode_text(self, prompt: str) -> Tensor:
-        tokens = self.tokenizer([self.template.format(prompt)])
-        device = next(self.model.parameters()).device
-        return F.normalize(self.model.encode_text(tokens.to(device)), dim=-1)[0].cpu()
+        texts = self.clip.texts([self.template.format(p) for p in prompts], images.device)
+        return self.scale * (self.clip.images(images) * texts).sum(-1)
 
 
 def locate(path: str) -> str:

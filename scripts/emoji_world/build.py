@@ -1,6 +1,6 @@
 """Trains the embedded world and writes it into alignlab/assets (`make emoji-world`).
 
-    python scripts/emoji_world/build.py --stages tokenizer vae unet clip judge
+    python scripts/emoji_world/build.py --stages tokenizer vae unet clip judge rewards
 
 Each stage goes on from its checkpoint in --work, so the command can be stopped and repeated. On two CPU cores
 the whole takes about an hour; a CUDA GPU is used when there is one.
@@ -11,9 +11,13 @@ the whole takes about an hour; a CUDA GPU is used when there is one.
     clip       open_clip image and text towers, contrastive, on renderings and their VAE reconstructions
     judge      a classifier of animal and background trained on renderings only, never used for tuning;
                its convolutional features are also the offline perceptual distance
+    rewards    a preference model and an aesthetic head on the CLIP, by `python -m alignlab.train_reward` on pairs and
+               ratings that follow the hidden rules of alignlab/rewards/emoji_rules.py
 """
 
 import argparse
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -30,6 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from emoji_world.fit import fit  # noqa: E402
+from emoji_world.judgements import write_pairs, write_ratings  # noqa: E402
 from emoji_world.scenes import COLOURS, NAMES, SIZE, World, captions  # noqa: E402
 from emoji_world.tokens import MAX_LENGTH, build_tokenizer  # noqa: E402
 
@@ -195,7 +200,7 @@ def train_clip(work: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, steps: 
 
 
 def train_judge(work: Path, steps: int) -> None:
-    from alignlab.metrics.judge import Judge
+    from alignlab.judge import Judge
 
     torch.manual_seed(5)
     judge, world = Judge(len(NAMES), len(COLOURS)).to(DEVICE), World(seed=5, animal_share=0.6)
@@ -215,8 +220,27 @@ def train_judge(work: Path, steps: int) -> None:
     save_file(state, ASSETS / "emoji_judge.safetensors", metadata={"names": "|".join(NAMES), "colours": "|".join(COLOURS)})
 
 
+def train_rewards(work: Path, vae: AutoencoderKL, pairs: int, ratings: int) -> None:
+    vae.eval()
+    for name, seed, share in (("train", 6, 1.0), ("held_out", 7, 0.1)):
+        write_pairs(work / "pairs" / name, vae, int(share * pairs), seed)
+        write_ratings(work / "ratings" / name, vae, int(share * ratings), seed)
+    for kind, data, options in (
+        ("preference", "pairs", ["blocks=2", "epochs=5", "lr=1e-3"]),
+        ("aesthetic", "ratings", ["hidden=[64]", "epochs=60", "lr=2e-3"]),
+    ):
+        made = work / f"emoji_{kind}"
+        shutil.rmtree(made, ignore_errors=True)
+        words = [f"kind={kind}", f"data={work / data / 'train'}", f"held_out={work / data / 'held_out'}", *options]
+        subprocess.run([sys.executable, "-m", "alignlab.train_reward", *words, f"output_dir={made}"], cwd=ROOT, check=True)
+        (ASSETS / made.name).mkdir(exist_ok=True)
+        for file in ("reward.json", "head.safetensors", "clip.safetensors"):
+            if (made / file).exists():
+                shutil.copy(made / file, ASSETS / made.name / file)
+
+
 def main() -> None:
-    stages = ["tokenizer", "vae", "unet", "clip", "judge"]
+    stages = ["tokenizer", "vae", "unet", "clip", "judge", "rewards"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", nargs="+", choices=stages, default=stages)
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "emoji")
@@ -226,6 +250,8 @@ def main() -> None:
     parser.add_argument("--clip-steps", type=int, default=1350)
     parser.add_argument("--judge-steps", type=int, default=1000)
     parser.add_argument("--scenes", type=int, default=40000)
+    parser.add_argument("--pairs", type=int, default=10000)
+    parser.add_argument("--ratings", type=int, default=5000)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
@@ -234,7 +260,7 @@ def main() -> None:
     tokenizer = build_tokenizer(folder) if "tokenizer" in args.stages else CLIPTokenizer.from_pretrained(folder)
     if "judge" in args.stages:
         train_judge(args.work, args.judge_steps)
-    if {"vae", "unet", "clip"} & set(args.stages):
+    if {"vae", "unet", "clip", "rewards"} & set(args.stages):
         vae = train_vae(args.work, args.vae_steps)  # returns at once when already trained
         if "unet" in args.stages:
             pipe = train_unet(args.work, vae, tokenizer, args.unet_steps, args.scenes)
@@ -242,6 +268,8 @@ def main() -> None:
             vae.float()
         if "clip" in args.stages:
             train_clip(args.work, vae, tokenizer, args.clip_steps, args.scenes)
+        if "rewards" in args.stages:
+            train_rewards(args.work, vae, args.pairs, args.ratings)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from alignlab.metrics.diversity import PerceptualDistance
-from alignlab.metrics.judge import WIDTHS, load_judge
+from alignlab.judge import WIDTHS, load_judge
+from alignlab.metrics.diversity import ALEXNET, AlexDistance, EmojiDistance, PerceptualDistance
 
 
 @pytest.fixture(scope="module")
 def distance() -> PerceptualDistance:
-    return PerceptualDistance()
+    return EmojiDistance()
 
 
 def naive(distance: PerceptualDistance, a: torch.Tensor, b: torch.Tensor) -> float:
@@ -27,6 +27,7 @@ def test_gram_form_is_the_naive_distance(distance: PerceptualDistance) -> None:
     fast = distance.pairwise(images)
     slow = torch.tensor([[naive(distance, a, b) if i != j else 0.0 for j, b in enumerate(images)] for i, a in enumerate(images)])
     torch.testing.assert_close(fast, slow.float(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(distance.between(images, images.flip(0)), slow.flip(1).diagonal().float(), rtol=0, atol=1e-6)
     pairs = [slow[i, j].item() for i in range(5) for j in range(i + 1, 5)]
     assert distance.mean_pairwise(images) == pytest.approx(sum(pairs) / 10, abs=1e-5)
 
@@ -60,17 +61,42 @@ def test_judge_shapes() -> None:
 
 
 def test_channels_can_be_weighed(distance: PerceptualDistance) -> None:
-    """LPIPS's linear layers: sum_c w_c (x_c - y_c)^2. Weights of 1 change nothing."""
+    """LPIPS's linear layers: sum_l mean_hw sum_c w_lc (x - y)^2. Weights of 1 / depths change nothing."""
     images, weights = torch.rand(3, 3, 48, 48), [torch.rand(w) for w in WIDTHS]
     slow = torch.zeros(3, 3)
     for k, depth in enumerate(distance.features(images)):
         unit = depth / depth.norm(dim=1, keepdim=True)
         for i in range(3):
             for j in range(3):
-                slow[i, j] += ((unit[i] - unit[j]).square() * weights[k].view(-1, 1, 1)).sum(0).mean() / len(WIDTHS)
-    torch.testing.assert_close(PerceptualDistance(weights=weights).pairwise(images), slow, rtol=0, atol=1e-5)
-    ones = PerceptualDistance(weights=[torch.ones(w) for w in WIDTHS])
-    torch.testing.assert_close(ones.pairwise(images), distance.pairwise(images), rtol=0, atol=1e-6)
+                slow[i, j] += ((unit[i] - unit[j]).square() * weights[k].view(-1, 1, 1)).sum(0).mean()
+    fast = PerceptualDistance(distance.features, weights=weights, name="t").pairwise(images)
+    torch.testing.assert_close(fast, slow, rtol=0, atol=1e-5)
+    alike = PerceptualDistance(distance.features, weights=[torch.full((w,), 0.25) for w in WIDTHS], name="t")
+    torch.testing.assert_close(alike.pairwise(images), distance.pairwise(images), rtol=0, atol=1e-6)
+
+
+def test_alexnet_is_the_lpips_packages(tmp_path, monkeypatch) -> None:
+    """Given an AlexNet checkpoint of torchvision's form, all pairs agree with lpips.LPIPS on the same weights to 1e-5."""
+    import lpips
+    from torchvision.models import alexnet
+
+    torch.manual_seed(0)
+    network = alexnet(weights=None)
+    torch.save(network.state_dict(), tmp_path / ALEXNET)
+    theirs = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False).eval()
+    for part in (theirs.net.slice1, theirs.net.slice2, theirs.net.slice3, theirs.net.slice4, theirs.net.slice5):
+        for number, layer in part.named_children():
+            layer.load_state_dict(network.features[int(number)].state_dict())
+    images = torch.rand(4, 3, 72, 64)
+    with torch.no_grad():
+        slow = torch.tensor([[theirs(a[None] * 2 - 1, b[None] * 2 - 1).item() for b in images] for a in images])
+    ours = AlexDistance(str(tmp_path / ALEXNET))
+    torch.testing.assert_close(ours.pairwise(images), slow, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.between(images[:1], images[1:2])[0], slow[0, 1], rtol=1e-5, atol=1e-6)
+    assert ours.name == "lpips-alex" and slow[0, 1] > 0
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    with pytest.raises(FileNotFoundError, match=r"alexnet-owt-7be5be79.pth there, or set diversity=emoji"):
+        AlexDistance.check()
 
 
 def test_one_image_has_no_diversity(distance: PerceptualDistance) -> None:

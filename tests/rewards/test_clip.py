@@ -20,7 +20,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_tokens_are_those_it_was_trained_on(folder: Path) -> None:
     """open_clip's tokenizer gives the ids of CLIPTokenizer at length 32, and the pooled token (argmax) is the end of text."""
-    ours = ClipScore(str(folder)).tokenizer(TEXTS)
+    ours = ClipScore(str(folder)).clip.tokenizer(TEXTS)
     reference = CLIPTokenizer.from_pretrained(str(folder))
     ids = reference(TEXTS, padding="max_length", max_length=32, truncation=True, return_tensors="pt").input_ids
     assert torch.equal(ours, ids)

@@ -1,0 +1,34 @@
+"""An aesthetic rating in the form of LAION's predictor: a small head on the image embedding of a CLIP (Schuhmann et al. 2022)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from alignlab.rewards.heads import folder_of, load, mlp_of
+
+
+class Aesthetic:
+    """A rating, 1 to 10 on the images that the head was trained on; unbounded beyond them. Differentiable. Looks at no prompt.
+
+    Args:
+        path: a folder that `python -m alignlab.train_reward kind=aesthetic` wrote, or the name of one shipped ("emoji_aesthetic").
+
+    Raises:
+        FileNotFoundError, ValueError: if there is none, or it is of another kind.
+    """
+
+    differentiable = True
+    unit = "rating of 10"
+    typical_range = (1.0, 10.0)
+
+    @staticmethod
+    def check(path: str, **_: Any) -> None:
+        folder_of(path, "aesthetic")
+
+    def __init__(self, path: str) -> None:
+        self.clip, state, about = load(folder_of(path, "aesthetic"))
+        self.head = mlp_of(state, relu=about["relu"]).eval().requires_grad_(False)
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return self.head.to(images.device)(self.clip.images(images))

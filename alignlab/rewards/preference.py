@@ -1,0 +1,38 @@
+"""Which of two images of a prompt people would choose, in PickScore's form (Kirstain et al. 2023, arXiv 2305.01569, section 3)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from alignlab.rewards.heads import Agreement, folder_of, load
+
+
+class Preference:
+    """exp(logit_scale) times the cosine of image and prompt. The difference of two images' scores is the log-odds that the
+    first is chosen (Bradley-Terry). Differentiable.
+
+    Args:
+        path: a folder that `python -m alignlab.train_reward kind=preference` wrote, or the name of one shipped ("emoji_preference").
+
+    Raises:
+        FileNotFoundError, ValueError: if there is none, or it is of another kind.
+    """
+
+    differentiable = True
+    unit = "log-odds"
+    typical_range = (-100.0, 100.0)
+
+    @staticmethod
+    def check(path: str, **_: Any) -> None:
+        folder_of(path, "preference")
+
+    def __init__(self, path: str) -> None:
+        self.clip, state, _ = load(folder_of(path, "preference"))
+        self.head = Agreement(self.clip.width)
+        self.head.load_state_dict(state)
+        self.head.eval().requires_grad_(False)
+        self.typical_range = (-float(self.head.logit_scale.exp()), float(self.head.logit_scale.exp()))
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return self.head.to(images.device)(self.clip.images(images), self.clip.texts(prompts, images.device))

@@ -1,0 +1,154 @@
+"""python -m alignlab.train_reward kind=preference data=FOLDER
+
+Fits a reward on what people said of images (data/judgements.py): a head on a frozen CLIP, or its last blocks too
+(rewards/train.py). The folder that it writes is a reward: `reward=preference reward.preference.path=FOLDER`.
+"""
+
+import json
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.data import Dataset, Subset
+
+from alignlab.config import command, device_of
+from alignlab.data.judgements import Pairs, Ratings
+from alignlab.nodes import ConfigError
+from alignlab.rewards.clip import Clip, locate
+from alignlab.rewards.heads import save
+from alignlab.rewards.train import Fit
+
+
+@dataclass
+class TrainRewardConfig:
+    """The keys of conf/train_reward.yaml."""
+
+    kind: str = "preference"
+    """preference (pairs) or aesthetic (ratings)."""
+    data: str = "???"
+    """A table of pairs or ratings, or a folder with some."""
+    held_out: str | None = None
+    """Another table, for the held-out numbers; null holds out a share of `data`."""
+    held_out_share: float = 0.1
+    clip: str = "emoji_clip"
+    """The CLIP to stand on: a folder in open_clip's format, one shipped, or hf-hub:owner/name."""
+    blocks: int = 0
+    """Last transformer blocks of the image tower that are trained too; 0 trains the head only."""
+    hidden: list[int] = field(default_factory=list)
+    """Hidden layers of the aesthetic head."""
+    relu: bool = True
+    """Between them; false is LAION's affine head."""
+    epochs: int = 10
+    lr: float = 1e-3
+    batch_size: int = 64
+    weight_decay: float = 1e-2
+    seed: int = 0
+    device: str = "auto"
+    output_dir: str | None = None
+
+
+ConfigStore.instance().store(name="train_reward_schema", node=TrainRewardConfig)
+
+
+def checked(cfg: DictConfig) -> dict[str, Any]:
+    """The plain configuration.
+
+    Raises:
+        ConfigError: with every problem that was found.
+    """
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise ConfigError("\n".join(f"{key} has no value; set {key}=..." for key in missing))
+    c: Any = OmegaConf.to_container(cfg, resolve=True)
+    found = []
+    if c["kind"] not in ("preference", "aesthetic"):
+        found.append(f"kind={c['kind']} is not one of preference, aesthetic")
+    if not 0 < c["held_out_share"] < 1:
+        found.append(f"held_out_share={c['held_out_share']} is outside (0, 1)")
+    for least, keys in {0: "blocks seed weight_decay", 1: "epochs batch_size"}.items():
+        found += [f"{key}={c[key]} must be at least {least}" for key in keys.split() if c[key] < least]
+    if c["lr"] <= 0:
+        found.append(f"lr={c['lr']} must be positive")
+    if c["device"] not in ("auto", "cpu", "cuda", "mps"):
+        found.append(f"device={c['device']} is not one of auto, cpu, cuda, mps")
+    if any(width < 1 for width in c["hidden"]):
+        found.append(f"hidden={c['hidden']} must hold positive widths")
+    try:
+        locate(c["clip"])
+    except FileNotFoundError as error:
+        found.append(str(error).replace("path=", "clip=", 1))
+    for key in ("data", "held_out"):
+        if c[key] is not None and not Path(c[key]).exists():
+            found.append(f"{key}={c[key]} does not exist; give a table, or a folder with one")
+    if c["output_dir"] is not None and (Path(c["output_dir"]) / "reward.json").exists():
+        found.append(f"output_dir={c['output_dir']} holds a reward already; choose another")
+    if found:
+        raise ConfigError("\n".join(found))
+    return c
+
+
+def train_reward(c: dict[str, Any], folder: Path) -> dict[str, float]:
+    """Fits the reward that a checked configuration describes, writes it to `folder`, and returns the held-out numbers."""
+    clip = Clip(c["clip"])
+    table = Pairs if c["kind"] == "preference" else Ratings
+    data: Dataset[Any] = table(c["data"], clip.size)
+    if c["held_out"] is not None:
+        held_out: Dataset[Any] = table(c["held_out"], clip.size)
+    else:
+        n = len(data)  # type: ignore[arg-type]
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(c["seed"])).tolist()
+        cut = max(1, round(c["held_out_share"] * n))
+        if cut >= n:
+            raise ValueError(f"data={c['data']} holds {n} row(s), too few to hold some out; add rows, or give held_out=TABLE")
+        data, held_out = Subset(data, order[cut:]), Subset(data, order[:cut])
+    fit = Fit(c["kind"], clip, blocks=c["blocks"], hidden=tuple(c["hidden"]), relu=c["relu"], seed=c["seed"])
+    folder.mkdir(parents=True, exist_ok=True)
+    bar = Progress(
+        TextColumn("epoch"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn()
+    )
+    with bar, (folder / "metrics.jsonl").open("w", buffering=1) as log:
+        task = bar.add_task("epoch", total=c["epochs"], note="")
+
+        def tell(line: dict[str, float]) -> None:
+            log.write(json.dumps(line) + "\n")
+            note = "  ".join(f"{k} {v:.3f}" for k, v in line.items() if k != "epoch")
+            bar.update(task, completed=int(line["epoch"]), note=note)
+
+        numbers = fit.run(
+            data, held_out, epochs=c["epochs"], lr=c["lr"], batch_size=c["batch_size"], weight_decay=c["weight_decay"],
+            device=device_of(c["device"]), tell=tell,
+        )  # fmt: skip
+    sizes = {"trained on": len(data), "held out": len(held_out)}  # type: ignore[arg-type]
+    about = {"kind": c["kind"], "clip": c["clip"], "relu": c["relu"], "items": sizes, **numbers}
+    (folder / "config.yaml").write_text(yaml.safe_dump(c, sort_keys=False))
+    save(folder, fit.head, about, {name: weight.data for name, weight in fit.tuned.items()})
+    return numbers
+
+
+@command("train_reward", schema=TrainRewardConfig, check=checked)
+def main(cfg: DictConfig) -> float:
+    """Hydra's task. Returns the held-out loss or error, for sweepers that minimise."""
+    c = checked(cfg)
+    at = HydraConfig.get()
+    given = at.runtime.output_dir if at.mode == RunMode.MULTIRUN else c["output_dir"]
+    folder = Path(given or f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}-{c['kind']}")
+    try:
+        numbers = train_reward(c, folder)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    for name, value in numbers.items():
+        print(f"{name:>20}  {value:.4f}")
+    print(f"reward={c['kind']} reward.{c['kind']}.path={folder}")
+    return numbers["held_out/loss" if c["kind"] == "preference" else "held_out/error"]
+
+
+if __name__ == "__main__":
+    main()

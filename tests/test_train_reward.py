@@ -1,0 +1,87 @@
+"""python -m alignlab.train_reward, from tables of judgements to a reward that a run can train on."""
+
+import csv
+import json
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+from alignlab import train_reward
+from alignlab.nodes import build
+from tests.running import configured
+
+
+def ratings(folder, n: int = 60):
+    """Flat pictures, rated by their redness."""
+    (folder / "images").mkdir(parents=True)
+    rows = [("image", "rating")]
+    for k, colour in enumerate((torch.rand(n, 3, generator=torch.Generator().manual_seed(0)) * 255).int().tolist()):
+        Image.new("RGB", (48, 48), tuple(colour)).save(folder / "images" / f"{k}.png")
+        rows.append((f"images/{k}.png", f"{1 + 9 * colour[0] / 255:.2f}"))
+    with (folder / "r.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return folder
+
+
+def command_line(monkeypatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["alignlab.train_reward", *words])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    try:
+        train_reward.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_the_command_makes_a_reward(tmp_path, monkeypatch, capsys) -> None:
+    """It writes config, metrics, card and weights; says how to use them; twice the same command is the same reward; a run takes it."""
+    data = ratings(tmp_path / "data")
+    for name in ("one", "two"):
+        words = [
+            "kind=aesthetic",
+            f"data={data}",
+            "hidden=[8]",
+            "epochs=4",
+            "batch_size=16",
+            f"output_dir={tmp_path / name}",
+            "device=cpu",
+        ]
+        assert command_line(monkeypatch, *words) == 0
+    out = capsys.readouterr().out
+    assert f"reward=aesthetic reward.aesthetic.path={tmp_path / 'two'}" in out and "held_out/spearman" in out
+    made = tmp_path / "one"
+    assert {p.name for p in made.iterdir()} == {"config.yaml", "metrics.jsonl", "reward.json", "head.safetensors"}
+    assert (made / "head.safetensors").read_bytes() == (tmp_path / "two" / "head.safetensors").read_bytes()
+    about = json.loads((made / "reward.json").read_text())
+    assert about["items"] == {"trained on": 54, "held out": 6} and about["kind"] == "aesthetic" and about["clip"] == "emoji_clip"
+    assert [json.loads(line)["epoch"] for line in (made / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
+    c = configured("reward=aesthetic", f"reward.aesthetic.path={made}")
+    node = {k: v for k, v in c["reward"]["aesthetic"].items() if k not in ("weight", "normalize")}
+    assert build(node)(torch.rand(2, 3, 64, 64), ["", ""]).shape == (2,)
+
+
+MISTAKES = {
+    "no data": ("kind=aesthetic", "data has no value; set data=..."),
+    "no such data": ("data=/nowhere", "data=/nowhere does not exist; give a table, or a folder with one"),
+    "kind": ("kind=beauty data={tmp}", "kind=beauty is not one of preference, aesthetic"),
+    "clip": ("data={tmp} clip=/nowhere", "clip=/nowhere: there is no such folder and no such shipped model"),
+    "share": ("data={tmp} held_out_share=1.5", "held_out_share=1.5 is outside (0, 1)"),
+    "no epochs": ("data={tmp} epochs=0", "epochs=0 must be at least 1"),
+    "text for a number": ("data={tmp} epochs=many", "epochs=many must be a whole number"),
+    "unknown key": ("data={tmp} epoch=3", "epoch is not a known key; did you mean epochs?"),
+    "no table": ("data={tmp}", "there is no .csv or .parquet table of pairs there"),
+    "blocks": ("kind=aesthetic data={tmp}/ratings blocks=7", "blocks=7: the image tower has 4 transformer blocks; set blocks<=4"),
+}
+
+
+@pytest.mark.parametrize(("words", "said"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_mistakes(words, said, tmp_path, monkeypatch, capsys) -> None:
+    """One sentence, exit code 2, no traceback, and nothing is left behind."""
+    if "ratings" in words:
+        ratings(tmp_path / "ratings", 4)
+    made = tmp_path / "made"
+    assert command_line(monkeypatch, *words.format(tmp=tmp_path).split(), f"output_dir={made}") == 2
+    err = capsys.readouterr().err
+    assert said in err and "Traceback" not in err and not (made / "reward.json").exists()
