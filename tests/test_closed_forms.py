@@ -306,19 +306,20 @@ def _same_x0(noise):
 
 
 def test_draft_lv_with_no_samples_is_draft_1_and_averages_otherwise():
-    """lv_samples = 0 equals DRaFT-1; with n the loss is the mean over the 1 + n images of each sample."""
+    """lv_samples = 0 equals DRaFT-1; with n the loss is the mean over the predicted x0 of the sample and of its n renoised copies."""
     world, sampler = world_of("epsilon")
     (plain,), (none,) = (
         draft_gradients(world, sampler, objective, QUADRATIC, batches=1, size=5)
         for objective in (DRaFT(k=1), DRaFT(k=1, lv_samples=0))
     )
     torch.testing.assert_close(plain, none, rtol=0, atol=0)
+    (first,) = draft_gradients(world, sampler, DRaFT(k=1, reward_on="pred_x0"), QUADRATIC, batches=1, size=5)
     (three,) = draft_gradients(world, sampler, DRaFT(k=1, lv_samples=2), QUADRATIC, batches=1, size=5)
     record = rollout(world, sampler, draws(5), gradients=Gradients(steps=(N - 1,), renoise=2))
     assert record.samples == 5 and len(record) == 15
     renoised = torch.autograd.grad(-QUADRATIC(record.images[5:]).mean(), world.parameters())
-    for whole, first, rest in zip(three, plain, renoised, strict=True):
-        torch.testing.assert_close(whole, (first + 2 * rest) / 3)
+    for whole, one, rest in zip(three, first, renoised, strict=True):
+        torch.testing.assert_close(whole, (one + 2 * rest) / 3)
 
 
 # -- DRaFT+

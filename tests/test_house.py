@@ -103,7 +103,7 @@ def files() -> list[tuple[str, str]]:
 
 NEEDS = {  # what an option must be given to make sense
     "prompts=file": [f"prompts.file={ROOT / 'README.md'}"],
-    "prompts=dataset": [f"prompts.dataset={ROOT / 'results' / 'first_light'}", "prompts.column=algorithm"],
+    "prompts=dataset": ["prompts.dataset={captions}"],
     "diversity=alex": [f"diversity.weights={ROOT / 'README.md'}"],
     "reward=preference": ["reward.preference.path=emoji_preference"],
     "reward=aesthetic": ["reward.aesthetic.path=emoji_aesthetic"],
@@ -117,9 +117,10 @@ NEEDS = {  # what an option must be given to make sense
 
 
 @pytest.mark.parametrize(("group", "option"), [f for f in files() if f != ("reward", "none")])
-def test_every_configuration_file_builds(group: str, option: str) -> None:
+def test_every_configuration_file_builds(group: str, option: str, tmp_path: Path) -> None:
     """It composes, its _target_ resolves, its keys are the constructor's arguments and its constructor takes the values."""
-    configured(f"{group}={option}", *NEEDS.get(f"{group}={option}", []))
+    (tmp_path / "train.csv").write_text("prompt\na lion\na cat\n")
+    configured(f"{group}={option}", *(word.format(captions=tmp_path) for word in NEEDS.get(f"{group}={option}", [])))
 
 
 @pytest.mark.parametrize(("group", "option"), files())

@@ -43,7 +43,7 @@ def shuffled_pairs(record: Rollout) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 def test_ratio_is_1_before_any_update(tiny_sd, kind, eta, guidance):
     """In float32 replay gives the rollout's log-probs exactly at the rollout's batch shape; at micro-batch 3 of batch 8 with random
-    (sample, step) pairs the ratio is within 1e-6 of 1 (2e-5 where s < 0.05: one ulp of x is then 1e-5 of s). The LoRA moves the
+    (sample, step) pairs the ratio is within 2e-6 of 1 (2e-5 where s < 0.05: one ulp of x is then 1e-5 of s). The LoRA moves the
     images by >= 0.05."""
     policy = tiny_policy(tiny_sd, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0) if kind == "flow" else None)
     sampler = sampler_of(policy, kind, eta=eta, guidance=guidance)
@@ -61,7 +61,7 @@ def test_ratio_is_1_before_any_update(tiny_sd, kind, eta, guidance):
         again = torch.cat([replay(policy, record, rows[k : k + 3], steps[k : k + 3]).log_prob for k in range(0, len(rows), 3)])
     off = ((again - record.log_probs[rows, steps]).exp() - 1).abs()
     coarse = sampler.s[steps] < 0.05
-    assert off[~coarse].max() <= 1e-6 and off[coarse].max() <= 2e-5
+    assert off[~coarse].max() <= 2e-6 and off[coarse].max() <= 2e-5
 
 
 @pytest.mark.parametrize("guidance", [1.0, 5.0])

@@ -22,7 +22,7 @@ def fit(
     weight_decay: float = 0.01,
     warmup: int = 100,
     save_every: int = 250,
-    bf16: bool = True,
+    bf16: bool,
 ) -> None:
     """Trains `model` in place and leaves its EMA weights in it; goes on from `folder/name.pt` if that exists.
 
@@ -30,7 +30,7 @@ def fit(
         loss: computes the scalar loss of training step k (it draws its own batch).
         steps: optimiser steps in all.
         folder: where the training state is kept.
-        bf16: autocast; on CPUs the backward pass of thin convolutions is faster without.
+        bf16: autocast to bfloat16.
     """
     device = next(model.parameters()).device
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, betas=(0.9, 0.99))
