@@ -17,7 +17,7 @@ CHOICES = {
 }
 WEIGHING = {"weight": float, "normalize": bool}
 """Keys of a reward that are the weighted sum's, not its constructor's."""
-MEASURED = ("reward", "reward_std", "lpips", "mean", "std", "kl_eps_guided", "kl_eps_conditional", "kl_trajectory")
+MEASURED = ("reward", "lpips", "mean", "std", "kl_eps_guided", "kl_eps_conditional", "kl_trajectory")
 """Names that no reward may have."""
 GROUPS = {
     "model": (),
@@ -40,18 +40,29 @@ def problems(c: dict[str, Any], known: Sequence[str]) -> Iterator[str]:
         yield f"{', '.join(deleted)} must not be deleted"
         return
     yield from _value_problems(c)
-    allowed = c["allow_targets"]
-    found = [p for group, runtime in GROUPS.items() for p in node_problems(group, c[group], allowed=allowed, runtime=runtime)]
-    for group in ("reward", "eval_rewards"):
-        for name, node in (c[group] or {}).items():
-            if name in MEASURED:
-                found.append(f"{group}.{name} is also the name of a number that every evaluation reports; call it something else")
-            found += node_problems(f"{group}.{name}", without_weighing(node), allowed=allowed)
-            for key, kind in WEIGHING.items() if isinstance(node, dict) else ():
-                found += [] if fits(node.get(key), kind) else [f"{group}.{name}.{key}={node.get(key)} must be {words(kind)}"]
+    found = list(_node_problems(c, GROUPS, c["allow_targets"]))
     yield from found
     if all(sentence.startswith(("model", "policy", "optimizer", "eval_rewards")) for sentence in found):
         yield from _impossible_pairs(c)
+
+
+def bench_problems(c: dict[str, Any], allowed: Sequence[str]) -> Iterator[str]:
+    """The same of what an evaluation is made of."""
+    chosen = ("model", "eval_sampler", "prompts", "diversity")
+    yield from _node_problems(c, {group: GROUPS[group] for group in chosen}, allowed)
+
+
+def _node_problems(c: dict[str, Any], groups: dict[str, tuple[str, ...]], allowed: Sequence[str]) -> Iterator[str]:
+    for group, runtime in groups.items():
+        yield from node_problems(group, c[group], allowed=allowed, runtime=runtime)
+    for group in ("reward", "eval_rewards"):
+        for name, node in (c[group] or {}).items():
+            if name in MEASURED or name.endswith("_std"):
+                yield f"{group}.{name} is also the name of a number that every evaluation reports; call it something else"
+            yield from node_problems(f"{group}.{name}", without_weighing(node), allowed=allowed)
+            for key, kind in WEIGHING.items() if isinstance(node, dict) else ():
+                if not fits(node.get(key), kind):
+                    yield f"{group}.{name}.{key}={node.get(key)} must be {words(kind)}"
 
 
 def _value_problems(c: dict[str, Any]) -> Iterator[str]:

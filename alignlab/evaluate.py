@@ -1,89 +1,346 @@
-"""Evaluation: the same prompts and the same noises for the base model and every run, never the training noise."""
+"""python -m alignlab.evaluate run=runs/DIR
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+What was learned, against the model it started from: the same prompts and the same noises, so that every number is a
+difference image by image. Three sets of images:
+
+    train      every training prompt                                 rewards, win rate, drift from the base model
+    unseen     prompts that training never drew                      the same: does it generalise?
+    diversity  many images of each of a few training prompts         mean pairwise LPIPS and Vendi score (DRaFT+'s protocol)
+
+RUN/evaluation/evaluation.json has the numbers with their intervals, images.csv one line for each image of the run and
+base.csv those of the base model, which are computed once and kept by the hash of the model and of all that measures it.
+"""
+
+import glob
+import hashlib
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import yaml
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from alignlab.drift import drift
-from alignlab.lab import Lab
-from alignlab.noise import noise_key
-from alignlab.policy import Policy
-from alignlab.rollout import Gradients, rollout
-from alignlab.runs import Run
-from alignlab.samplers import Sampler
+from alignlab.checks import bench_problems
+from alignlab.config import command, device_of
+from alignlab.images import Images, read_images, write_images
+from alignlab.lab import Bench
+from alignlab.measure import distance_to_base, evaluate
+from alignlab.metrics.statistics import Interval, bootstrap, win_rate
+from alignlab.metrics.vendi import vendi_score
+from alignlab.nodes import ConfigError, build
+from alignlab.policy import LoRA, Policy
+from alignlab.rewards.clip import Clip, locate
+from alignlab.rewards.compose import RewardError
+from alignlab.runs import RunError, provenance, write_aside
+
+GROUPS = ("model", "reward", "prompts", "eval_sampler", "diversity")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """What an evaluation saw."""
+@dataclass
+class EvaluateConfig:
+    """The keys of conf/evaluate.yaml."""
 
-    images: Tensor
-    """[n, 3, H, W], a prompt's images in a row."""
-    rewards: dict[str, Tensor]
-    """[n] by name, each in its own unit."""
-    lpips: float | None
-    """Mean pairwise perceptual distance within a prompt, averaged over prompts; None for one image a prompt."""
-
-    def numbers(self, combine: Callable[[dict[str, Tensor]], Tensor]) -> dict[str, float | None]:
-        """Means: the weighted reward (with its standard deviation over images), each reward, and diversity."""
-        total = combine(self.rewards)
-        means = {name: values.mean().item() for name, values in self.rewards.items()}
-        return {"reward": total.mean().item(), "reward_std": total.std(correction=0).item(), **means, "lpips": self.lpips}
-
-
-def measure_base(lab: Lab, c: dict[str, Any]) -> dict[str, float | None]:
-    """The model as it was loaded. Normalised rewards take their scale from it."""
-    seen = measure_all(lab, c)
-    lab.reward.calibrate(seen.rewards)
-    return seen.numbers(lab.reward.combine)
-
-
-def measure(lab: Lab, c: dict[str, Any], run: Run, step: int) -> dict[str, float | None]:
-    """The evaluation before (step 0) and during training, with its grid of samples and the distance to the base model."""
-    chosen, images = lab.prompts.prompts[: c["evaluation"]["prompts"]], c["evaluation"]["images"]
-    seen = evaluate(lab, chosen, images=images, stream="eval", batch=c["evaluation"]["batch"])
-    run.save_samples(step, seen.images, columns=images)
-    numbers = seen.numbers(lab.reward.combine) | distance_to_base(lab.policy, lab.sampler, chosen)
-    return {f"eval/{name}": value for name, value in numbers.items()}
-
-
-def measure_all(lab: Lab, c: dict[str, Any]) -> Measured:
-    """Every training prompt, on noise that nothing else uses: the numbers of the summary."""
-    images, batch = c["evaluation"]["final_images"], c["evaluation"]["batch"]
-    return evaluate(lab, lab.prompts.prompts, images=images, stream="final", batch=batch)
+    run: str | None = None
+    """The folder of a finished run, or a pattern of several."""
+    lora: str | None = None
+    """Without a run: a LoRA folder in diffusers' format for `model`; null measures nothing but the base."""
+    name: str = "evaluation"
+    """The folder of the results, inside the run's."""
+    images: int = 4
+    """Images of each training and each unseen prompt."""
+    max_prompts: int = 64
+    """Of each set; larger sets are thinned out evenly."""
+    diversity_prompts: int = 8
+    diversity_images: int = 100
+    """Images of each of them. 100 are DRaFT+'s."""
+    features: str | None = "emoji_clip"
+    """The CLIP of the Vendi score: a folder in open_clip's format, one shipped, or hf-hub:owner/name."""
+    batch: int = 64
+    precision: str = "fp32"
+    """Of the denoiser, without a run."""
+    device: str = "auto"
+    cache: str = "~/.cache/alignlab/base"
+    """Where the base model's measurements are kept."""
+    allow_targets: list[str] | None = None
+    model: Any = None
+    reward: Any = None
+    eval_rewards: Any = None
+    prompts: Any = None
+    eval_sampler: Any = None
+    diversity: Any = None
 
 
-@torch.no_grad()
-def evaluate(lab: Lab, prompts: Sequence[str], *, images: int, stream: str, batch: int) -> Measured:
-    """Samples and scores (by name) `images` images of each prompt. The noise depends on `stream`, not on the run's seed."""
-    key = noise_key([p for p in prompts for _ in range(images)], seed=0, stream=stream)
-    pictures, scores = [], []
-    for k in range(0, len(key.prompts), batch):
-        part = key[range(k, min(k + batch, len(key.prompts)))]
-        record = rollout(lab.policy, lab.eval_sampler, part, store="image")
-        pictures.append(record.images)
-        scores.append(lab.score(record.images, record.prompts))
-    shown = torch.cat(pictures)
-    lpips = [lab.diversity.mean_pairwise(group) for group in shown.split(images)] if images > 1 else []
-    return Measured(
-        images=shown.cpu(),
-        rewards={name: torch.cat([s[name] for s in scores]).float().cpu() for name in scores[0]},
-        lpips=sum(lpips) / len(lpips) if lpips else None,
-    )
+ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
 
 
-@torch.no_grad()
-def distance_to_base(policy: Policy, sampler: Sampler, prompts: Sequence[str]) -> dict[str, float | None]:
-    """The three distances to the frozen model over all steps of the *training* sampler, one image a prompt."""
-    n = len(sampler)
-    record = rollout(policy, sampler, noise_key(prompts, seed=0, stream="drift"), gradients=Gradients.last(n, n))
-    away = drift(policy, record)
-    trajectory = None if away.trajectory is None else away.trajectory.item()
-    return {
-        "kl_eps_guided": away.eps_guided.item(),
-        "kl_eps_conditional": away.eps_conditional.item(),
-        "kl_trajectory": trajectory,
+def checked(cfg: DictConfig) -> dict[str, Any]:
+    """The plain configuration.
+
+    Raises:
+        ConfigError: with every problem that was found.
+    """
+    c: Any = OmegaConf.to_container(cfg, resolve=True)
+    c["allow_targets"] = c["allow_targets"] or []
+    found = list(bench_problems(c, c["allow_targets"]))
+    least = {"images": 1, "max_prompts": 1, "diversity_prompts": 0, "diversity_images": 2, "batch": 1}
+    found += [f"{key}={c[key]} must be at least {low}" for key, low in least.items() if c[key] < low]
+    if c["run"] is not None and c["lora"] is not None:
+        found.append(f"run={c['run']} and lora={c['lora']} exclude each other; give one of them")
+    if c["run"] is not None and not folders(c["run"]):
+        found.append(f"run={c['run']} is no run folder (it has no config.yaml); give the folder of a finished run")
+    if c["lora"] is not None and not Path(c["lora"]).is_dir():
+        found.append(f"lora={c['lora']} is no folder; give one with a LoRA in diffusers' format")
+    if c["features"] is not None:
+        try:
+            locate(c["features"])
+        except FileNotFoundError as error:
+            found.append(str(error).replace("path=", "features=", 1))
+    if found:
+        raise ConfigError("\n".join(found))
+    return c
+
+
+def folders(pattern: str) -> list[Path]:
+    """The run folders that a name or a pattern means."""
+    return [folder for folder in map(Path, sorted(glob.glob(pattern))) if (folder / "config.yaml").is_file()]
+
+
+def of_run(c: dict[str, Any], run: Path, asked: set[str]) -> dict[str, Any]:
+    """`c` with the groups of the run, but for those that were asked for by name. The run's rewards are all measured."""
+    its = yaml.safe_load((run / "config.yaml").read_text())
+    groups = {group: its[group] for group in GROUPS if group not in asked}
+    groups["eval_rewards"] = {**its["eval_rewards"], **c["eval_rewards"]}
+    return {**c, **groups, "policy": its["policy"], "precision": its["precision"], "run": str(run)}
+
+
+def policy_of(c: dict[str, Any], device: torch.device) -> Policy:
+    """The tuned policy: that of the run, the LoRA, or the base model with an adapter that does nothing."""
+    family: Any = build(c["model"])
+    learned = Path(c["run"]) / "model" if c["run"] else c["lora"] and Path(c["lora"])
+    if learned and not any(learned.rglob("*.safetensors")):
+        raise RunError(f"{learned} holds no weights; finish the run first (python -m alignlab.train resume={c['run']})")
+    if c["run"] and c["policy"]["full"]:
+        policy = Policy(family, full=True, precision=c["precision"], device=device)
+        tuned: Any = build({**c["model"], "path_or_id": str(learned)})
+        policy.load_state_dict(tuned.denoiser.state_dict())
+        return policy
+    state, config = family.read_lora(learned) if learned else ({}, {})
+    policy = Policy(family, lora=LoRA(**config), checkpointing=False, precision=c["precision"], device=device)
+    if state:
+        policy.load_state_dict(state)
+    return policy
+
+
+class Evaluation:
+    """The measurements of one policy and of its base model.
+
+    Args:
+        c: a checked configuration, with the groups of the run.
+    """
+
+    def __init__(self, c: dict[str, Any]) -> None:
+        self.c = c
+        self.policy = policy_of(c, device_of(c["device"]))
+        self.bench = Bench.of(c, self.policy)
+        self.features = None if c["features"] is None else Clip(c["features"])
+        prompts = self.bench.prompts
+        few = _thinned(prompts.prompts, c["diversity_prompts"])
+        self.sets: dict[str, tuple[tuple[str, ...], int]] = {
+            "train": (_thinned(prompts.prompts, c["max_prompts"]), c["images"]),
+            "unseen": (_thinned(prompts.unseen, c["max_prompts"]), c["images"]),
+            "diversity": (few, c["diversity_images"]),
+        }
+        self.sets = {name: chosen for name, chosen in self.sets.items() if chosen[0]}
+
+    @torch.no_grad()
+    def images(self, progress: Progress, who: str) -> Images:
+        """Samples and scores every set, prompt by prompt."""
+        rows: list[dict[str, Any]] = []
+        prompt_rows: list[dict[str, Any]] = []
+        kept = []
+        task = progress.add_task(who, total=sum(len(p) * n for p, n in self.sets.values()))
+        for name, (prompts, n) in self.sets.items():
+            at_once = max(1, self.c["batch"] // n)
+            for chosen in (prompts[k : k + at_once] for k in range(0, len(prompts), at_once)):
+                seen = evaluate(self.bench, chosen, images=n, stream=f"paired/{name}", batch=self.c["batch"])
+                columns = {**seen.rewards, **{f"image/{k}": v for k, v in seen.statistics.items()}}
+                rows += [
+                    {"set": name, "prompt": chosen[k // n], "image": k % n, **{c: float(v[k]) for c, v in columns.items()}}
+                    for k in range(n * len(chosen))
+                ]
+                if name == "train":
+                    kept.append((seen.images * 255).round().byte())
+                if name == "diversity":
+                    prompt_rows += [self.spread(*row) for row in zip(chosen, seen.lpips, seen.images.split(n), strict=True)]
+                progress.advance(task, n * len(chosen))
+        return Images(rows=rows, prompts=prompt_rows, pictures=torch.cat(kept))
+
+    def spread(self, prompt: str, lpips: float, images: Tensor) -> dict[str, Any]:
+        """The diversity of one prompt's images."""
+        vendi = None if self.features is None else vendi_score(self.features.images(images.to(self.policy.device)))
+        return {"prompt": prompt, "lpips": lpips, "vendi": vendi}
+
+    @torch.no_grad()
+    def base(self, progress: Progress) -> Images:
+        """The base model's, from the cache if these weights were ever measured in this way."""
+        path = Path(self.c["cache"]).expanduser() / self.key()
+        if not (path / "images.csv").is_file():
+            with self.policy.reference():
+                write_images(path, self.images(progress, "base model"))
+        return read_images(path)
+
+    def key(self) -> str:
+        """Of the base model's weights, of what was asked of it, and of how rewards and distance judge four fixed pictures."""
+        digest = hashlib.blake2b(digest_size=12)
+        with self.policy.reference():
+            modules = (self.policy.family.denoiser, *self.policy.family.frozen)
+        for module in modules:
+            for name, weight in sorted(module.state_dict().items()):
+                if "lora_" not in name:
+                    digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        probe = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(self.policy.device)
+        with torch.no_grad():
+            judged = {**self.bench.score(probe, ["a cat"] * 4), "diversity": self.bench.diversity.pairwise(probe).flatten()}
+        asked = {
+            "sets": self.sets, "eval_sampler": self.c["eval_sampler"], "diversity": self.bench.diversity.name,
+            "features": self.c["features"], "judged": {k: [f"{x:.4g}" for x in v.tolist()] for k, v in judged.items()},
+        }  # fmt: skip
+        digest.update(json.dumps(asked, sort_keys=True).encode())
+        return digest.hexdigest()
+
+    def drift(self, mine: Images, base: Images) -> dict[str, float | None]:
+        """How far the policy is from the base model: perceptually, image by image, and in the model's own distances."""
+        assert mine.pictures is not None and base.pictures is not None
+        apart = self.bench.diversity.between(mine.pictures.float() / 255, base.pictures.float() / 255)
+        few = self.sets["train"][0][: self.c["batch"]]
+        return {"lpips_to_base": apart.mean().item(), **distance_to_base(self.policy, self.bench.eval_sampler, few)}
+
+
+def _thinned(prompts: tuple[str, ...], most: int) -> tuple[str, ...]:
+    """At most `most` of them, evenly spaced."""
+    if len(prompts) <= most:
+        return prompts
+    return tuple(prompts[k * len(prompts) // most] for k in range(most))
+
+
+def numbers(mine: Images, base: Images, names: list[str]) -> dict[str, Any]:
+    """Means with 95 % intervals over prompts and images (one run says nothing of the spread over seeds)."""
+    out: dict[str, Any] = {}
+    for name in mine.sets:
+        out[name] = {
+            reward: {
+                "base": asdict(bootstrap(b[None])),
+                "tuned": asdict(bootstrap(m[None])),
+                "gain": asdict(bootstrap((m - b)[None])),
+                "win_rate": asdict(bootstrap(win_rate(m, b)[None])),
+            }
+            for reward in names
+            for m, b in [(mine.values(name, reward), base.values(name, reward))]
+        }
+    return out
+
+
+def spread(mine: Images, base: Images) -> dict[str, Any]:
+    """Diversity within each prompt, averaged over prompts, with 95 % intervals over the prompts."""
+    out: dict[str, Any] = {}
+    for measure in ("lpips", "vendi"):
+        pairs = [(m[measure], b[measure]) for m, b in zip(mine.prompts, base.prompts, strict=True) if m[measure] is not None]
+        for who, column in zip(("tuned", "base"), zip(*pairs, strict=True) if pairs else (), strict=False):
+            values: Interval = bootstrap(np.asarray(column, dtype=float)[None, :, None])
+            out.setdefault(measure, {})[who] = asdict(values)
+    return out
+
+
+def shifts(mine: Images, base: Images) -> dict[str, Any]:
+    """Image statistics on the training prompts: means, and the shift in standard deviations of the base model's images."""
+    out = {}
+    for name in (c for c in mine.columns if c.startswith("image/")):
+        m, b = mine.values("train", name), base.values("train", name)
+        out[name.removeprefix("image/")] = {"base": b.mean(), "tuned": m.mean(), "z": (m.mean() - b.mean()) / max(b.std(), 1e-9)}
+    return out
+
+
+def run_evaluation(c: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Measures, writes `folder`, and returns what evaluation.json holds."""
+    began = time.perf_counter()
+    this = Evaluation(c)
+    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as progress:
+        base = this.base(progress)
+        cached = time.perf_counter()
+        mine = this.images(progress, str(c["run"] or c["lora"] or "model"))
+    bench = this.bench
+    rewards = {**bench.held_out.rewards, **bench.reward.rewards}
+    model = {k: v for k, v in c["model"].items() if k != "lora_targets"}
+    result = {
+        "run": c["run"],
+        "protocol": {
+            "model": model,
+            "base": this.key(),
+            "eval_sampler": c["eval_sampler"],
+            "resolution": None if mine.pictures is None else list(mine.pictures.shape[-2:]),
+            "sets": {name: {"prompts": list(prompts), "images": n} for name, (prompts, n) in this.sets.items()},
+            "diversity_metric": bench.diversity.name,
+            "vendi_features": c["features"],
+        },
+        "units": {name: reward.unit for name, reward in rewards.items()},
+        "training_rewards": list(bench.reward.rewards),
+        "rewards": numbers(mine, base, list(rewards)),
+        "diversity": spread(mine, base),
+        "drift": this.drift(mine, base),
+        "image_statistics": shifts(mine, base),
+        "seconds": {"base": cached - began, "tuned": time.perf_counter() - cached},
+        **provenance(this.policy.device),
     }
+    write_images(folder, mine)
+    write_images(folder, base, name="base")
+    write_aside(folder / "evaluation.json", json.dumps(result, indent=2) + "\n")
+    return result
+
+
+@command("evaluate", schema=EvaluateConfig, check=checked)
+def main(cfg: DictConfig) -> float:
+    """Hydra's task. Returns the last run's gain in its first training reward."""
+    c = checked(cfg)
+    words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task)
+    asked = {word.lstrip("+~").partition("=")[0].partition(".")[0] for word in words}
+    jobs = [of_run(c, run, asked) for run in folders(c["run"])] if c["run"] else [c]
+    gain = float("nan")
+    for job in jobs:
+        folder = (Path(job["run"]) if job["run"] else Path(c["lora"] or "runs")) / c["name"]
+        try:
+            result = run_evaluation(job, folder)
+        except (RunError, RewardError) as error:
+            raise ConfigError(str(error)) from None
+        print(summary(result))
+        print(f"written: {folder}")
+        gain = result["rewards"]["train"][result["training_rewards"][0]]["gain"]["value"]
+    return gain
+
+
+def summary(result: dict[str, Any]) -> str:
+    """A few lines for the terminal."""
+    out = [f"{result['run'] or 'model'}: 95 % intervals over prompts and images"]
+    for where, rewards in result["rewards"].items():
+        for name, row in rewards.items() if where != "diversity" else ():
+            base, gain, wins = row["base"], row["gain"], row["win_rate"]
+            out.append(
+                f"{where:>7} {name:>20}  base {base['value']:8.3f}  gain {gain['value']:+8.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]"
+                f"  wins {wins['value']:.0%}"
+            )
+    for name, row in result["diversity"].items():
+        label = result["protocol"]["diversity_metric"] if name == "lpips" else "vendi"
+        out.append(f"{label:>28}  base {row['base']['value']:8.3f}  tuned {row['tuned']['value']:8.3f}")
+    out.append(f"{'distance to base':>28}  {result['drift']['lpips_to_base']:.3f} ({result['protocol']['diversity_metric']})")
+    return "\n".join(out)
+
+
+if __name__ == "__main__":
+    main()

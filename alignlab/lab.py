@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -22,43 +22,66 @@ STATEFUL = ("objective", "optimizer", "scaler", "reward")
 
 
 @dataclass(kw_only=True)
-class Lab:
+class Bench:
+    """A policy and what measures it."""
+
     policy: Policy
-    sampler: Sampler
     eval_sampler: Sampler
     reward: WeightedSum
     held_out: WeightedSum
     diversity: PerceptualDistance
     prompts: Prompts
-    objective: Objective
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
 
-    @staticmethod
-    def of(c: dict[str, Any]) -> "Lab":
-        """The seed decides the LoRA's initial A; all other draws are keyed (noise.py)."""
-        torch.manual_seed(c["seed"])
-        device = device_of(c["device"])
-        family = build(c["model"])
-        policy = build(c["policy"], family=family, precision=c["precision"], device=device)
-        sampler, eval_sampler = (build(c[group], scheduler=family.scheduler).to(device) for group in ("sampler", "eval_sampler"))
-        reward, held_out = (weighted_sum(c[group]) for group in ("reward", "eval_rewards"))
-        return Lab(
+    @classmethod
+    def of(cls, c: dict[str, Any], policy: Policy, **more: Any) -> Self:
+        return cls(
             policy=policy,
-            sampler=sampler,
-            eval_sampler=eval_sampler,
-            reward=reward,
-            held_out=held_out,
+            eval_sampler=build(c["eval_sampler"], scheduler=policy.family.scheduler).to(policy.device),
+            reward=weighted_sum(c["reward"]),
+            held_out=weighted_sum({k: node for k, node in c["eval_rewards"].items() if k not in c["reward"]}),
             diversity=build(c["diversity"]),
             prompts=build(c["prompts"]),
-            objective=build(c["algo"]),
-            optimizer=build(c["optimizer"], params=policy.parameters()),
-            scaler=torch.amp.GradScaler(device.type, enabled=c["precision"] == "fp16"),
+            **more,
         )
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Training and held-out rewards by name, [B] each."""
         return {**self.held_out.score(images, prompts), **self.reward.score(images, prompts)}
+
+
+@dataclass(kw_only=True)
+class Lab(Bench):
+    """The same, with what trains it."""
+
+    sampler: Sampler
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+
+    @classmethod
+    def from_config(cls, c: dict[str, Any]) -> Self:
+        """The seed decides the LoRA's initial A; all other draws are keyed (noise.py)."""
+        torch.manual_seed(c["seed"])
+        device = device_of(c["device"])
+        family = build(c["model"])
+        policy = build(c["policy"], family=family, precision=c["precision"], device=device)
+        return cls.of(
+            c,
+            policy,
+            sampler=build(c["sampler"], scheduler=family.scheduler).to(device),
+            objective=build(c["algo"]),
+            optimizer=build(c["optimizer"], params=policy.parameters()),
+            scaler=torch.amp.GradScaler(device.type, enabled=c["precision"] == "fp16"),
+        )
+
+    def spent(self) -> dict[str, int]:
+        """What methods are compared at, counted since the start: images that the training reward scored, and passes of one latent
+        through the denoiser (a guided prediction is two; recomputation under checkpointing counts)."""
+        return {
+            "reward_queries": self.reward.queries,
+            "denoiser_forwards": self.policy.passes["forward"],
+            "denoiser_backwards": self.policy.passes["backward"],
+        }
 
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name).state_dict() for name in STATEFUL}

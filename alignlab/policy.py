@@ -50,6 +50,9 @@ class Family(Protocol):
     def save(self, folder: Path, lora: dict[str, Tensor] | None, config: "LoraConfig | None") -> None:
         """Writes what was learned in the ecosystem's format: a LoRA, or the whole pipeline when lora is None."""
 
+    def read_lora(self, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """A saved LoRA: its weights, and the arguments of `LoRA`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoRA:
@@ -111,6 +114,8 @@ class Policy:
                 parameter.data = parameter.data.float()
         self._adapters = [m for m in family.denoiser.modules() if isinstance(m, BaseTunerLayer)]
         self._is_reference = False
+        self.passes = {"forward": 0, "backward": 0}
+        """Of single latents through the denoiser, so far."""
         self._encode = lru_cache(maxsize=4096)(self._encode_one)
 
     @property
@@ -143,6 +148,7 @@ class Policy:
             text = {k: torch.cat([v, cond.null[k].expand_as(v)]) for k, v in text.items()}
             x, t = torch.cat([x, x]), torch.cat([t, t])
         run = self._denoise_frozen if self._is_reference else self._denoise
+        self.passes["backward"] += len(x) * torch.is_grad_enabled()
         if self.checkpointing and torch.is_grad_enabled():
             out = checkpoint(run, x, t, text, use_reentrant=False)
         else:
@@ -181,6 +187,7 @@ class Policy:
             return self._denoise(x, t, text)
 
     def _denoise(self, x: Tensor, t: Tensor, text: dict[str, Tensor]) -> Tensor:
+        self.passes["forward"] += len(x)  # a checkpoint's second one too
         # No weight cache: one filled under no_grad would cut the gradient of float32 weights in the last K steps.
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32, cache_enabled=False):
             return self.family.denoise(x, t, text).float()

@@ -16,9 +16,9 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from alignlab.config import NOT_SCIENCE, checked, command, run_folder
-from alignlab.evaluate import measure, measure_all, measure_base
 from alignlab.journal import Averages, Journal, peak_memory_mb
 from alignlab.lab import Lab
+from alignlab.measure import measure, measure_all, measure_base
 from alignlab.nodes import ConfigError
 from alignlab.noise import noise_key
 from alignlab.rewards.compose import RewardError
@@ -32,7 +32,7 @@ def train(c: dict[str, Any], folder: Path) -> dict[str, Any]:
     if run.summary is not None:
         print(f"{folder} is finished; nothing to do")
         return run.summary
-    lab, began = Lab.of(c), time.perf_counter()
+    lab, began = Lab.from_config(c), time.perf_counter()
     run.begin()
     saved = run.load_checkpoint()
     if saved is None:
@@ -100,7 +100,7 @@ def train_epoch(lab: Lab, c: dict[str, Any], epoch: int) -> dict[str, Any]:
             rewards.append({name: r[: record.samples].detach() for name, r in {"reward": total, **by_name}.items()})
             yield replace(record, rewards=by_name, reward=total, share=chunk / n)
 
-    log, norms = Averages(), []
+    log, norms, before = Averages(), [], lab.spent()
     for update in lab.objective.updates(lab.policy, scored_rollouts(), c["micro_batch"], rng):
         lab.optimizer.zero_grad(set_to_none=True)
         for share, batch in update.batches:
@@ -124,6 +124,7 @@ def train_epoch(lab: Lab, c: dict[str, Any], epoch: int) -> dict[str, Any]:
         line |= {f"{prefix}/mean": values.mean().item(), f"{prefix}/std": values.std(correction=0).item()}
     line |= {"loss": None, "kl": None, **log.means(), **lab.objective.epoch_metrics()}
     line |= {"grad_norm": float(np.mean(norms)), "updates": len(norms)}
+    line |= {kind: count - before[kind] for kind, count in lab.spent().items()}
     return line | {"seconds": seconds, "images_per_second": n / seconds, "peak_memory_mb": peak_memory_mb(lab.policy.device)}
 
 
@@ -137,7 +138,7 @@ def main(cfg: DictConfig) -> float:
     except (RunError, RewardError, NothingToLearn) as error:
         raise ConfigError(str(error)) from None
     for name, value in summary["final"].items():
-        if value is not None:
+        if value is not None and not name.startswith("image/") and not name.endswith("_std"):
             print(f"{name:>24}  base {summary['base'][name]:8.3f}  final {value:8.3f}")
     print(f"pictures: {folder / 'samples'}")
     return float(summary["final"]["reward"])

@@ -103,12 +103,12 @@ def test_every_metric_is_explained(name):
 def test_every_common_metric_is_explained():
     """So is every key of an epoch's line and of an evaluation, in ddpo.md."""
     metrics = set()
-    places = {"train.py": ("train_epoch",), "evaluate.py": ("Measured.numbers", "distance_to_base")}
+    places = {"train.py": ("train_epoch",), "measure.py": ("Measured.numbers", "distance_to_base")}
     for file, names in places.items():
         for name in names:
             nodes = ast.walk(function(f"alignlab/{file}", name))
             keys = [key for node in nodes if isinstance(node, ast.Dict) for key in node.keys]
-            metrics |= {("eval/" if file == "evaluate.py" else "") + key.value for key in keys if isinstance(key, ast.Constant)}
+            metrics |= {("eval/" if file == "measure.py" else "") + key.value for key in keys if isinstance(key, ast.Constant)}
     assert metrics >= {"loss", "kl", "grad_norm", "eval/lpips", "eval/kl_trajectory"}
     table = rows(section("ddpo", "Logged"))
     for metric in metrics - {"reward"}:  # the sum, whose mean and std are logged

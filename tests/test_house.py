@@ -19,7 +19,7 @@ from tests.running import configured, lines, tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE, CONF = ROOT / "alignlab", ROOT / "conf"
-COMMANDS = {"train", "train_reward"}
+COMMANDS = {"train", "train_reward", "evaluate", "report"}
 
 # What each module may import of alignlab, beside its own package; a package's row is its modules'.
 MAY = {
@@ -42,9 +42,12 @@ MAY = {
     "checks": {"nodes"},
     "config": {"nodes", "checks"},
     "lab": {"checks", "config", "nodes", "data", "metrics", "objectives", "policy", "rewards", "samplers"},
-    "evaluate": {"lab", "runs", "drift", "noise", "policy", "rollout", "samplers"},
+    "measure": {"lab", "runs", "drift", "metrics", "noise", "policy", "rollout", "samplers"},
+    "compare": {"metrics", "runs"},
     "train_reward": {"config", "data", "nodes", "rewards"},
-    "train": {"config", "nodes", "lab", "evaluate", "journal", "runs", "noise", "rollout", "rewards"},
+    "train": {"config", "nodes", "lab", "measure", "journal", "runs", "noise", "rollout", "rewards"},
+    "evaluate": {"config", "nodes", "lab", "measure", "metrics", "runs", "checks", "rewards", "policy"},
+    "report": {"config", "nodes", "compare", "metrics", "runs"},
 }
 OTHERS = {
     "samplers": {"torch"},

@@ -86,6 +86,18 @@ class StableDiffusion:
         else:  # with the adapter's metadata, without which a reload takes alpha = rank
             self.pipe.save_lora_weights(folder, unet_lora_layers=lora, unet_lora_adapter_metadata=config.to_dict())
 
+    def read_lora(self, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The weights of a LoRA that `save` wrote, and its rank, alpha and targets."""
+        try:
+            state, _, about = self.pipe.lora_state_dict(str(folder), return_lora_metadata=True)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{folder} holds no LoRA that diffusers can read: {str(error).splitlines()[0]}") from None
+        about = {k.removeprefix("unet."): v for k, v in (about or {}).items()}
+        if not {"r", "lora_alpha", "target_modules"} <= about.keys():
+            raise ValueError(f"the LoRA in {folder} says nothing of its rank and alpha; save it with diffusers 0.36 or later")
+        state = {k.removeprefix("unet."): v.float() for k, v in state.items() if k.startswith("unet.")}
+        return state, {"rank": about["r"], "alpha": about["lora_alpha"], "targets": tuple(about["target_modules"])}
+
 
 def locate(path_or_id: str) -> str:
     """A folder as it is, a shipped model by name, else a hub id."""

@@ -29,6 +29,8 @@ class WeightedSum:
             raise ValueError(f"rewards and weights name different things: {', '.join(unknown)}")
         self.rewards, self.weights, self.normalize = dict(rewards), dict(weights), set(normalize)
         self.statistics: dict[str, tuple[float, float]] = {}
+        self.queries = 0
+        """Images scored so far."""
 
     @property
     def differentiable(self) -> bool:
@@ -48,6 +50,7 @@ class WeightedSum:
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Each reward [B] in its own unit, checked."""
+        self.queries += len(prompts)
         return {name: _checked(name, reward(images, prompts), prompts).to(images.device) for name, reward in self.rewards.items()}
 
     def combine(self, raw: Mapping[str, Tensor]) -> Tensor:

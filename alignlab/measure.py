@@ -1,0 +1,101 @@
+"""What training measures of itself: the same prompts and noises for the base model and every run, never the training noise."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignlab.drift import drift
+from alignlab.lab import Bench, Lab
+from alignlab.metrics.image_statistics import image_statistics
+from alignlab.noise import noise_key
+from alignlab.policy import Policy
+from alignlab.rollout import Gradients, rollout
+from alignlab.runs import Run
+from alignlab.samplers import Sampler
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What an evaluation saw."""
+
+    images: Tensor
+    """[n, 3, H, W], a prompt's images in a row."""
+    rewards: dict[str, Tensor]
+    """[n] by name, each in its own unit."""
+    statistics: dict[str, Tensor]
+    """[n] by name, of the images (metrics/image_statistics.py), and latent_norm, the root mean square of x_N."""
+    lpips: list[float]
+    """Mean pairwise perceptual distance within each prompt; empty for one image a prompt."""
+
+    def numbers(self, combine: Callable[[dict[str, Tensor]], Tensor]) -> dict[str, float | None]:
+        """Mean and standard deviation over images of the weighted reward, each reward and each image statistic; diversity."""
+        images = {f"image/{name}": values for name, values in self.statistics.items()}
+        every = {"reward": combine(self.rewards), **self.rewards, **images}
+        means = {name: values.mean().item() for name, values in every.items()}
+        spread = {f"{name}_std": values.std(correction=0).item() for name, values in every.items()}
+        return means | spread | {"lpips": sum(self.lpips) / len(self.lpips) if self.lpips else None}
+
+
+def measure_base(lab: Lab, c: dict[str, Any]) -> dict[str, float | None]:
+    """The model as it was loaded. Normalised rewards take their scale from it."""
+    seen = measure_all(lab, c)
+    lab.reward.calibrate(seen.rewards)
+    return seen.numbers(lab.reward.combine)
+
+
+def measure(lab: Lab, c: dict[str, Any], run: Run, step: int) -> dict[str, float | None]:
+    """The evaluation before (step 0) and during training, with its grid of samples and the distance to the base model."""
+    chosen, images = lab.prompts.prompts[: c["evaluation"]["prompts"]], c["evaluation"]["images"]
+    seen = evaluate(lab, chosen, images=images, stream="eval", batch=c["evaluation"]["batch"])
+    run.save_samples(step, seen.images, columns=images)
+    numbers = seen.numbers(lab.reward.combine) | distance_to_base(lab.policy, lab.sampler, chosen)
+    return {f"eval/{name}": value for name, value in numbers.items()}
+
+
+def measure_all(lab: Lab, c: dict[str, Any]) -> Measured:
+    """Every training prompt, on noise that nothing else uses: the numbers of the summary."""
+    images, batch = c["evaluation"]["final_images"], c["evaluation"]["batch"]
+    return evaluate(lab, lab.prompts.prompts, images=images, stream="final", batch=batch)
+
+
+@torch.no_grad()
+def evaluate(bench: Bench, prompts: Sequence[str], *, images: int, stream: str, batch: int) -> Measured:
+    """Samples and scores (by name) `images` images of each prompt. The noise depends on `stream`, not on the run's seed."""
+    key = noise_key([p for p in prompts for _ in range(images)], seed=0, stream=stream)
+    pictures, scores, statistics = [], [], []
+    for k in range(0, len(key.prompts), batch):
+        part = key[range(k, min(k + batch, len(key.prompts)))]
+        record = rollout(bench.policy, bench.eval_sampler, part, store="image")
+        pictures.append(record.images)
+        scores.append(bench.score(record.images, record.prompts))
+        norm = record.latents[:, -1].square().mean((1, 2, 3)).sqrt()
+        statistics.append({**image_statistics(record.images), "latent_norm": norm})
+    shown = torch.cat(pictures)
+    lpips = [bench.diversity.mean_pairwise(group) for group in shown.split(images)] if images > 1 else []
+    return Measured(
+        images=shown.cpu(),
+        rewards=_joined(scores),
+        statistics=_joined(statistics),
+        lpips=lpips,
+    )
+
+
+def _joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([part[name] for part in parts]).float().cpu() for name in parts[0]}
+
+
+@torch.no_grad()
+def distance_to_base(policy: Policy, sampler: Sampler, prompts: Sequence[str]) -> dict[str, float | None]:
+    """The three distances to the frozen model over all steps of the *training* sampler, one image a prompt."""
+    n = len(sampler)
+    record = rollout(policy, sampler, noise_key(prompts, seed=0, stream="drift"), gradients=Gradients.last(n, n))
+    away = drift(policy, record)
+    trajectory = None if away.trajectory is None else away.trajectory.item()
+    return {
+        "kl_eps_guided": away.eps_guided.item(),
+        "kl_eps_conditional": away.eps_conditional.item(),
+        "kl_trajectory": trajectory,
+    }
