@@ -125,12 +125,19 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
 
 
 def device_of(name: str) -> torch.device:
-    if name != "auto":
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    """auto is the best there is. The jobs of a sweep take the GPUs of the machine in turn."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        return torch.device("cuda", HydraConfig.get().job.num % torch.cuda.device_count())
+    return torch.device(name)
 
 
 # -- the command line
+
+
+class _Said(Exception):
+    """A job of a sweep ended with sentences that are already on the screen."""
 
 
 def command(
@@ -146,17 +153,19 @@ def command(
 
     def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
         def run() -> None:
-            started, failed = [], []
+            started = []
 
             def task(cfg: DictConfig) -> Any:
                 started.append(True)
                 logging.disable(logging.INFO)  # of the libraries; the run has a journal of its own
                 try:
                     return function(cfg)
-                except ConfigError as error:  # in a sweep the other jobs go on
-                    at, job = HydraConfig.get(), HydraConfig.get().job
-                    failed.append(_say(error, f"{job.override_dirname}: " if at.mode == RunMode.MULTIRUN else ""))
-                    return float("nan")
+                except ConfigError as error:
+                    at = HydraConfig.get()
+                    if at.mode == RunMode.MULTIRUN:  # the launcher lets the other jobs go on, perhaps in other processes
+                        _say(error, f"{at.job.override_dirname}: ")
+                        raise _Said from None
+                    sys.exit(_say(error))
                 finally:
                     logging.disable(logging.NOTSET)
 
@@ -167,12 +176,12 @@ def command(
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing
             try:
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
+            except _Said:
+                sys.exit(2)
             except Exception as error:
-                if started:
+                if started or not isinstance(error, (HydraException, OmegaConfBaseException, ValueError)):
                     raise
                 sys.exit(_say(_diagnosis(name, arguments, schema, check) or _first_line(error)))
-            if failed:
-                sys.exit(2)
 
         return run
 

@@ -40,7 +40,8 @@ def bootstrap(
     """Hierarchical bootstrap: seeds, prompts and images are drawn anew, each within the one above.
 
     The prompts are drawn once for all seeds of a resample, because all seeds were asked the same ones: their difficulty does
-    not average out over seeds. With a single seed the interval says nothing of the spread between seeds.
+    not average out over seeds. With a single seed the interval says nothing of the spread between seeds; with three it is
+    short, as any bootstrap of three; where only images vary it is wide, for each level draws their noise again.
 
     Args:
         values: [seeds, prompts, images]; for the difference of two models, the difference image by image.

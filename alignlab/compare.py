@@ -1,0 +1,232 @@
+"""Finished runs, read back and set side by side; those that cannot be compared are refused, and told why.
+
+Runs that differ in nothing but the seed are one variant. Comparable means the same evaluation: model, prompts, sampler, steps,
+guidance, resolution, rewards and their units, and distance. How a run was trained may differ; that is what is compared.
+"""
+
+import glob
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from alignlab.images import Images, read_images
+from alignlab.metrics.hacking import hacking_flags
+from alignlab.metrics.pareto import at_matched_reward
+from alignlab.runs import first_difference
+
+BUDGETS = {
+    "epochs": "step",
+    "images": "samples_seen",
+    "reward queries": "reward_queries",
+    "denoiser passes forward": "denoiser_forwards",
+    "denoiser passes backward": "denoiser_backwards",
+    "seconds": "seconds",
+}
+"""What a curve can be drawn against, and the key of metrics.jsonl that it comes from. The last four are counted in each epoch."""
+SAME = ("model", "eval_sampler", "prompts", "reward", "diversity", "evaluation")
+"""The parts of a configuration that must agree."""
+OWN = (
+    "output_dir",
+    "resume",
+    "device",
+    "tracker",
+    "checkpoint_every",
+    "offload",
+    "seed",
+    "eval_rewards",
+    "allow_targets",
+    "eval_every",
+)
+"""Keys that make no variant."""
+
+
+class CompareError(ValueError):
+    """The runs cannot be read or compared; one sentence."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One finished run."""
+
+    folder: Path
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    lines: list[dict[str, Any]]
+    """metrics.jsonl, the base model's evaluation first."""
+    evaluation: dict[str, Any] | None
+    """evaluation.json, if the run was evaluated."""
+
+    @property
+    def seed(self) -> int:
+        return int(self.config["seed"])
+
+    @cached_property
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The lines with an evaluation, each with its budgets so far."""
+        spent, out = {key: 0.0 for key in list(BUDGETS.values())[2:] if key in self.lines[-1]}, []
+        for line in self.lines:
+            spent = {key: total + line.get(key, 0.0) for key, total in spent.items()}
+            if "eval/reward" in line:
+                out.append({**line, **spent})
+        return out
+
+    def curve(self, key: str) -> list[float]:
+        return [float(line[key]) for line in self.evaluations]
+
+    @cached_property
+    def flags(self) -> list[str]:
+        """Signs of reward hacking."""
+        return hacking_flags(self.evaluations, list(self.config["reward"]))
+
+    @cached_property
+    def images(self) -> Images | None:
+        return read_images(self.folder / "evaluation") if self.evaluation else None
+
+    @cached_property
+    def base(self) -> Images | None:
+        return read_images(self.folder / "evaluation", "base") if self.evaluation else None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Runs that differ in their seed only."""
+
+    label: str
+    runs: list[Finished]
+
+    def curves(self, key: str) -> NDArray[np.float64]:
+        """[seeds, evaluations]; runs of one variant are evaluated at the same epochs."""
+        return np.array([run.curve(key) for run in self.runs])
+
+    def values(self, where: str, column: str) -> NDArray[np.float64] | None:
+        """[seeds, prompts, images] of the evaluation, None if a run has none."""
+        images = [run.images.values(where, column) for run in self.runs if run.images]
+        return np.stack(images) if len(images) == len(self.runs) else None
+
+    def spread(self, measure: str) -> NDArray[np.float64] | None:
+        """[seeds, prompts, 1] of "lpips" or "vendi" on the diversity set."""
+        rows = [[row[measure] for row in run.images.prompts] for run in self.runs if run.images]
+        if len(rows) < len(self.runs) or not rows[0] or rows[0][0] is None:
+            return None
+        return np.array(rows, dtype=float)[..., None]
+
+
+def read_runs(patterns: Sequence[str]) -> list[Finished]:
+    """The finished runs in folders, or in patterns of folders; runs that are not finished are an error.
+
+    Raises:
+        CompareError: if there is none, or one is not finished.
+    """
+    found = [Path(p) for pattern in patterns for p in sorted(glob.glob(pattern, recursive=True))]
+    folders = [f for f in dict.fromkeys(found) if (f / "config.yaml").is_file()]
+    if not folders:
+        raise CompareError(
+            f"runs={','.join(patterns)} holds no run (a folder with config.yaml); give run folders or a pattern like 'multirun/DIR/*'"
+        )
+    unfinished = [str(f) for f in folders if not (f / "summary.json").is_file()]
+    if unfinished:
+        raise CompareError(
+            f"{', '.join(unfinished)} not finished (no summary.json); finish with python -m alignlab.train resume={unfinished[0]}, or leave out"
+        )
+    return [_read(folder) for folder in folders]
+
+
+def _read(folder: Path) -> Finished:
+    try:
+        path = folder / "evaluation" / "evaluation.json"
+        return Finished(
+            folder=folder,
+            config=yaml.safe_load((folder / "config.yaml").read_text()),
+            summary=json.loads((folder / "summary.json").read_text()),
+            lines=[json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()],
+            evaluation=json.loads(path.read_text()) if path.is_file() else None,
+        )
+    except (OSError, ValueError) as error:
+        raise CompareError(f"{folder} cannot be read: {error}") from None
+
+
+def refuse_unlike(runs: Sequence[Finished]) -> None:
+    """Raises a CompareError that names the first difference in how two runs were measured."""
+    first = runs[0]
+    for run in runs[1:]:
+        for one, other in ((_measured_by(first), _measured_by(run)), (_protocol(first), _protocol(run))):
+            if one is not None and other is not None:
+                difference = first_difference(one, other)
+                if difference is not None:
+                    key, a, b = difference
+                    raise CompareError(
+                        f"{first.folder} and {run.folder} cannot be compared: {key} is {a} in the first and {b} in the second; leave one of them out"
+                    )
+
+
+def _measured_by(run: Finished) -> dict[str, Any]:
+    own = {key: run.config.get(key) for key in SAME}
+    for key, free in (("model", "lora_targets"), ("prompts", "per_prompt"), ("evaluation", "batch")):
+        own[key] = {k: v for k, v in run.config[key].items() if k != free}
+    return {**own, "reward_unit": run.summary["reward_unit"], "diversity_metric": run.summary["diversity_metric"]}
+
+
+def _protocol(run: Finished) -> dict[str, Any] | None:
+    return run.evaluation and {"evaluation": run.evaluation["protocol"]}
+
+
+def variants(runs: Sequence[Finished]) -> list[Variant]:
+    """Grouped by configuration, labelled by algorithm and by the keys in which variants of one algorithm differ, in the order met."""
+    plain = [_flat({k: v for k, v in run.config.items() if k not in OWN}) for run in runs]
+    names = [algorithm(run.config) for run in runs]
+    groups: dict[str, list[Finished]] = {}
+    for run, keys, name in zip(runs, plain, names, strict=True):
+        rivals = [other for other, its in zip(plain, names, strict=True) if its == name]
+        differing = [k for k in keys if any(other.get(k) != keys[k] for other in rivals) or (k == "kl_coeff" and keys[k])]
+        shown = [k for k in differing if not (k == "algo.kl_coeff" and "kl_coeff" in differing)]
+        groups.setdefault(" ".join([name, *(f"{k.removeprefix('algo.')}={keys[k]}" for k in shown)]), []).append(run)
+    for label, group in groups.items():
+        seeds = [run.seed for run in group]
+        if len(set(seeds)) < len(seeds):
+            twice = [str(run.folder) for run in group if seeds.count(run.seed) > 1]
+            raise CompareError(f"{' and '.join(twice)} are the same run ({label}, same seed); leave one of them out")
+        if len({tuple(run.curve("step")) for run in group}) > 1:
+            raise CompareError(f"the runs of {label} were evaluated at different epochs; give all of them the same eval_every")
+    return [Variant(label, sorted(group, key=lambda run: run.seed)) for label, group in groups.items()]
+
+
+def algorithm(config: dict[str, Any]) -> str:
+    """As the papers call it."""
+    name = config["algo"]["_target_"].rpartition(".")[2]
+    if name == "DRaFT" and config["kl_coeff"]:
+        return "DRaFT+"
+    return f"{name}-{config['algo']['estimator'].upper()}" if name == "DDPO" else name
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(node, dict):
+        return {prefix.rstrip("."): node}
+    return {k: v for key, value in node.items() for k, v in _flat(value, f"{prefix}{key}.").items()}
+
+
+def equal_budget(those: Sequence[Variant], key: str) -> float | None:
+    """The largest budget that every run reached; None if a run did not count it."""
+    ends = [run.evaluations[-1] for variant in those for run in variant.runs]
+    return float(min(line[key] for line in ends)) if all(key in line for line in ends) else None
+
+
+def at_budget(run: Finished, key: str, budget: float, value: str = "eval/reward") -> float:
+    """`value` at that budget, linear between evaluations."""
+    return float(np.interp(budget, run.curve(key), run.curve(value)))
+
+
+def matched_reward(those: Sequence[Variant]) -> tuple[float, dict[str, list[float]]]:
+    """A reward that every run reached, 90 % of the way from the base model to the least of their maxima, and each variant's
+    diversity when it first reached it, one value a seed."""
+    curves = [run.curve("eval/reward") for variant in those for run in variant.runs]
+    base = curves[0][0]
+    level = base + 0.9 * (min(map(max, curves)) - base)
+    found = {v.label: [at_matched_reward(r.curve("eval/reward"), r.curve("eval/lpips"), level) for r in v.runs] for v in those}
+    return level, {label: [x for x in values if x is not None] for label, values in found.items()}

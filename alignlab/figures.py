@@ -1,0 +1,157 @@
+"""The figures of a report, in plotly: they answer to hover and to clicks on the legend, and need no network."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from alignlab.compare import BUDGETS, Variant
+from alignlab.metrics.hacking import z_curves
+from alignlab.metrics.pareto import pareto_front
+from alignlab.metrics.statistics import Interval
+
+COLOURS = ("#1f6f8b", "#d1495b", "#edae49", "#66a182", "#8d5a97", "#2e4057", "#e07a5f", "#7a9e2f", "#b07d62", "#4f9fd8")
+GREY = "#8a8f98"
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
+DASHES = ("solid", "dot", "dash", "dashdot", "longdash")
+
+
+def colours(those: Sequence[Variant]) -> dict[str, str]:
+    """One for each variant, by its label."""
+    return {v.label: COLOURS[k % len(COLOURS)] for k, v in enumerate(those)}
+
+
+def learning(those: Sequence[Variant], unit: str, diversity: str) -> go.Figure:
+    """Reward and diversity over training, mean over seeds with its standard error; a menu chooses the budget on the x axis."""
+    figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.09, subplot_titles=("reward", "diversity"))
+    budgets = {name: key for name, key in BUDGETS.items() if all(key in run.evaluations[-1] for v in those for run in v.runs)}
+    by_budget: dict[str, list[Any]] = {name: [] for name in budgets}
+    for variant in those:
+        colour = colours(those)[variant.label]
+        for column, key in enumerate(("eval/reward", "eval/lpips"), 1):
+            y = variant.curves(key)
+            mean, error = y.mean(0), y.std(0, ddof=1) / np.sqrt(len(y)) if len(y) > 1 else np.zeros(y.shape[1])
+            shared = {"legendgroup": variant.label, "row": 1, "col": column}
+            figure.add_scatter(
+                x=[], y=[*(mean + error), *(mean - error)[::-1]], fill="toself", fillcolor=colour, opacity=0.18, mode="none",
+                hoverinfo="skip", showlegend=False, **shared,
+            )  # fmt: skip
+            figure.add_scatter(
+                x=[], y=mean, name=escaped(variant.label), mode="lines+markers", line={"color": colour, "width": 2.2}, marker={"size": 5},
+                showlegend=column == 1, customdata=error, hovertemplate="%{y:.3f} ± %{customdata:.3f}<extra>" + escaped(variant.label) + "</extra>",
+                **shared,
+            )  # fmt: skip
+            for name, budget in budgets.items():
+                x = variant.curves(budget).mean(0)
+                by_budget[name] += [[*x, *x[::-1]], list(x)]
+    for trace, x in zip(figure.data, by_budget["epochs"], strict=True):
+        trace.x = x
+    buttons = [
+        {"label": name, "method": "update", "args": [{"x": xs}, {"xaxis.title.text": name, "xaxis2.title.text": name}]}
+        for name, xs in by_budget.items()
+    ]
+    figure.update_xaxes(title_text="epochs")
+    figure.update_yaxes(title_text=unit, row=1, col=1)
+    figure.update_yaxes(title_text=diversity, row=1, col=2)
+    menu = {"buttons": buttons, "x": 1.0, "xanchor": "right", "y": 1.2, "yanchor": "bottom", "bgcolor": "white"}
+    figure.update_layout(updatemenus=[menu])
+    return styled(figure, 430)
+
+
+def trade_off(those: Sequence[Variant], unit: str, diversity: str) -> go.Figure:
+    """Each seed's way from the base model through reward and diversity."""
+    figure = go.Figure()
+    for variant in those:
+        for k, run in enumerate(variant.runs):
+            figure.add_scatter(
+                x=run.curve("eval/reward"), y=run.curve("eval/lpips"), name=escaped(variant.label), legendgroup=variant.label, showlegend=k == 0,
+                mode="lines+markers", line={"color": colours(those)[variant.label], "width": 1.6}, marker={"size": 5}, opacity=0.85,
+                text=[f"epoch {step:g}, seed {run.seed}" for step in run.curve("step")],
+                hovertemplate="reward %{x:.3f}, diversity %{y:.3f}<br>%{text}<extra>" + escaped(variant.label) + "</extra>",
+            )  # fmt: skip
+    figure.update_xaxes(title_text=f"reward ({unit})")
+    figure.update_yaxes(title_text=diversity)
+    return styled(figure, 430)
+
+
+def pareto(
+    points: dict[str, tuple[Interval, Interval]], base: tuple[float, float], palette: dict[str, str], axes: tuple[str, str]
+) -> go.Figure:
+    """Where each variant ended, with 95 % intervals, the base model, and the front that no variant beats."""
+    figure, labels = go.Figure(), list(points)
+    spots = [(points[name][0].value, points[name][1].value) for name in labels]
+    front = [spots[k] for k in pareto_front([*spots, base]) if k < len(spots)]
+    figure.add_scatter(
+        x=[p[0] for p in front], y=[p[1] for p in front], mode="lines", line={"color": GREY, "dash": "dot", "width": 1.5}, name="Pareto front",
+        hoverinfo="skip",
+    )  # fmt: skip
+    for name in labels:
+        x, y = points[name]
+        figure.add_scatter(
+            x=[x.value], y=[y.value], name=escaped(name), mode="markers", marker={"size": 12, "color": palette[name], "line": {"color": "white", "width": 1}},
+            error_x=_bars(x), error_y=_bars(y),
+            hovertemplate=f"reward {x.value:.3f} [{x.low:.3f}, {x.high:.3f}]<br>diversity {y.value:.3f} [{y.low:.3f}, {y.high:.3f}]"
+            f"<extra>{escaped(name)}</extra>",
+        )  # fmt: skip
+    figure.add_scatter(
+        x=[base[0]], y=[base[1]], name="base model", mode="markers", marker={"size": 14, "symbol": "star", "color": GREY},
+        hovertemplate="reward %{x:.3f}, diversity %{y:.3f}<extra>base model</extra>",
+    )  # fmt: skip
+    figure.update_xaxes(title_text=axes[0])
+    figure.update_yaxes(title_text=axes[1])
+    return styled(figure, 430)
+
+
+def _bars(interval: Interval) -> dict[str, Any]:
+    return {
+        "type": "data", "symmetric": False, "array": [interval.high - interval.value], "arrayminus": [interval.value - interval.low],
+        "thickness": 1.4, "width": 4,
+    }  # fmt: skip
+
+
+def z_scores(those: Sequence[Variant]) -> go.Figure:
+    """The training reward against all others over training, in standard deviations of the base model's images."""
+    columns = min(3, len(those))
+    rows = -(-len(those) // columns)
+    figure = make_subplots(
+        rows=rows,
+        cols=columns,
+        shared_yaxes="all",
+        subplot_titles=[escaped(v.label) for v in those],
+        vertical_spacing=0.16 / rows + 0.04,
+    )
+    for k, variant in enumerate(those):
+        curves = [z_curves(run.evaluations) for run in variant.runs]
+        training = set(variant.runs[0].config["reward"])
+        if not curves[0]:
+            continue
+        shown = ["reward", *(n for n in curves[0] if n != "reward" and not n.startswith("image/") and n not in training)]
+        for j, name in enumerate(shown):
+            mean = np.mean([c[name] for c in curves if name in c], 0)
+            label = "training reward" if name == "reward" else name
+            figure.add_scatter(
+                x=variant.curves("step")[0], y=mean, name=label, legendgroup=label, showlegend=k == 0, mode="lines+markers", marker={"size": 4},
+                line={"color": "#222831" if j == 0 else COLOURS[(j - 1) % len(COLOURS)], "dash": DASHES[0 if j == 0 else 1 + (j - 1) % 4], "width": 2},
+                hovertemplate="epoch %{x:g}: %{y:+.2f} sd<extra>" + escaped(label) + "</extra>", row=1 + k // columns, col=1 + k % columns,
+            )  # fmt: skip
+    figure.add_hline(y=0, line={"color": GREY, "width": 1})
+    figure.update_yaxes(title_text="sd of the base model", col=1)
+    figure.update_xaxes(title_text="epoch", row=rows)
+    return styled(figure, 140 + 230 * rows)
+
+
+def styled(figure: go.Figure, height: int) -> go.Figure:
+    figure.update_layout(
+        template="plotly_white", height=height, font={"family": FONT, "size": 13, "color": "#222831"}, margin={"l": 64, "r": 20, "t": 64, "b": 56},
+        legend={"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0}, hovermode="closest", paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="white",
+    )  # fmt: skip
+    figure.update_xaxes(gridcolor="#eceff3", zeroline=False, linecolor="#c9ced6", ticks="outside", tickcolor="#c9ced6")
+    figure.update_yaxes(gridcolor="#eceff3", zeroline=False, linecolor="#c9ced6", ticks="outside", tickcolor="#c9ced6")
+    return figure
+
+
+def escaped(text: str) -> str:
+    """Plotly reads a little HTML in its texts: a label is shown as it is."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,0 +1,183 @@
+"""python -m alignlab.report 'runs=multirun/DIR/*'
+
+Finished runs side by side in one page that needs no network: curves, the Pareto plot, reward hacking in units of the base
+model, the same pictures over training, tables of outcomes, contrasts and configurations. The tables lie beside it as CSV.
+"""
+
+import base64
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hydra.core.config_store import ConfigStore
+from jinja2 import Environment, FileSystemLoader, select_autoescape
+from markupsafe import Markup
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+from plotly.graph_objects import Figure
+from plotly.offline import get_plotlyjs
+
+from alignlab import figures
+from alignlab.compare import (
+    BUDGETS,
+    CompareError,
+    Finished,
+    Variant,
+    equal_budget,
+    matched_reward,
+    read_runs,
+    refuse_unlike,
+    variants,
+)
+from alignlab.config import command
+from alignlab.metrics.pareto import hypervolume
+from alignlab.metrics.statistics import Interval
+from alignlab.nodes import ConfigError
+from alignlab.outcomes import base_point, contrasts, evaluated, outcomes
+from alignlab.runs import write_aside
+
+TEMPLATES = Path(__file__).parent / "assets"
+PICTURE = 420
+"""Largest side of a grid of samples in the page, in pixels."""
+
+
+@dataclass
+class ReportConfig:
+    """The keys of conf/report.yaml."""
+
+    runs: Any = None
+    """Run folders, or patterns of them: one, or a list."""
+    output_dir: str = "report"
+    """Where report.html and the tables go."""
+    title: str = "Comparison"
+
+
+ConfigStore.instance().store(name="report_schema", node=ReportConfig)
+
+
+def checked(cfg: DictConfig) -> dict[str, Any]:
+    """The plain configuration, `runs` a list.
+
+    Raises:
+        ConfigError: if no runs are named.
+    """
+    c: Any = OmegaConf.to_container(cfg, resolve=True)
+    c["runs"] = [c["runs"]] if isinstance(c["runs"], str) else c["runs"]
+    if not c["runs"]:
+        raise ConfigError("runs has no value; give run folders or a pattern: 'runs=multirun/DIR/*'")
+    return c
+
+
+def report(runs: Sequence[Finished], folder: Path, title: str) -> Path:
+    """Writes report.html and its tables into `folder`, and returns the page's path.
+
+    Raises:
+        CompareError: if the runs cannot be compared.
+    """
+    refuse_unlike(runs)
+    those = variants(runs)
+    found, first = outcomes(those), runs[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_table(folder / "variants.csv", [flat(asdict(o)) for o in found])
+    write_table(folder / "runs.csv", [run_row(v, run) for v in those for run in v.runs])
+    unit, diversity = first.summary["reward_unit"], first.summary["diversity_metric"]
+    base = base_point(those)
+    points = {o.label: (o.reward, o.diversity) for o in found}
+    level, _ = matched_reward(those)
+    drawn: dict[str, Figure] = {
+        "learning": figures.learning(those, unit, diversity),
+        "trade_off": figures.trade_off(those, unit, diversity),
+        "pareto": figures.pareto(points, base, figures.colours(those), (f"reward ({unit})", diversity)),
+        "z_scores": figures.z_scores(those),
+    }
+    env = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=select_autoescape(default=True, default_for_string=True))
+    env.filters["interval"] = interval_text
+    page = env.get_template("report.html").render(
+        title=title, plotly=Markup(get_plotlyjs()), first=first, those=those, outcomes=found, evaluated=evaluated(those), unit=unit, diversity=diversity,
+        figures={name: Markup(f.to_html(full_html=False, include_plotlyjs=False, div_id=name, config={"displayModeBar": False, "responsive": True})) for name, f in drawn.items()},
+        base=base, area=hypervolume([(r.value, d.value) for r, d in points.values()], (base[0], 0.0)), level=level,
+        budget=equal_budget(those, "samples_seen"), contrasts=contrasts(those), strips=strips(those), rows=[run_row(v, r) for v in those for r in v.runs],
+        palette=figures.colours(those), held_out=list(found[0].held_out),
+    )  # fmt: skip
+    write_aside(folder / "report.html", page)
+    return folder / "report.html"
+
+
+def run_row(variant: Variant, run: Finished) -> dict[str, Any]:
+    """One line of the table of runs: budgets, outcome, flags."""
+    last = run.evaluations[-1]
+    return {
+        "variant": variant.label, "seed": run.seed, "folder": str(run.folder),
+        **{name: last.get(key) for name, key in BUDGETS.items()},
+        "reward, base": run.summary["base"]["reward"], "reward, final": run.summary["final"]["reward"],
+        "diversity, base": run.summary["base"]["lpips"], "diversity, final": run.summary["final"]["lpips"],
+        "flags": len(run.flags),
+    }  # fmt: skip
+
+
+def strips(those: Sequence[Variant]) -> list[dict[str, Any]]:
+    """For each variant the grids of its first seed over training, as data URIs, the base model's first."""
+    out = []
+    for variant in those:
+        pictures = sorted((variant.runs[0].folder / "samples").glob("step_*.png"))
+        if pictures:
+            out.append({
+                "label": variant.label, "seed": variant.runs[0].seed, "steps": [int(p.stem.removeprefix("step_")) for p in pictures],
+                "images": [data_uri(p) for p in pictures],
+            })  # fmt: skip
+    return out
+
+
+def data_uri(path: Path) -> str:
+    with Image.open(path) as picture:
+        small = picture.convert("RGB")
+        small.thumbnail((PICTURE, PICTURE), Image.Resampling.LANCZOS)
+        packed = io.BytesIO()
+        small.save(packed, "WEBP", quality=82)
+    return f"data:image/webp;base64,{base64.b64encode(packed.getvalue()).decode()}"
+
+
+def interval_text(interval: Interval | None, form: str = ".3f") -> str:
+    if interval is None:
+        return "–"
+    if not np.isfinite(interval.low):
+        return f"{interval.value:{form}}"
+    return f"{interval.value:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
+
+
+def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """One level of keys, for a table."""
+    out: dict[str, Any] = {}
+    for key, value in node.items():
+        out |= (
+            flat(value, f"{prefix}{key}.")
+            if isinstance(value, dict)
+            else {f"{prefix}{key}": "; ".join(value) if isinstance(value, tuple) else value}
+        )
+    return out
+
+
+def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
+        table.writeheader()
+        table.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+
+
+@command("report", schema=ReportConfig, check=checked)
+def main(cfg: DictConfig) -> None:
+    """Hydra's task."""
+    c = checked(cfg)
+    try:
+        page = report(read_runs(c["runs"]), Path(c["output_dir"]), c["title"])
+    except CompareError as error:
+        raise ConfigError(str(error)) from None
+    print(f"written: {page}")
+
+
+if __name__ == "__main__":
+    main()

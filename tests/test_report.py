@@ -1,0 +1,141 @@
+"""The page stands alone, shows what it is given as text, and answers in a real browser."""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from alignlab import report as report_command
+from alignlab.compare import read_runs
+from alignlab.report import report
+from tests.runs_on_disk import made_run
+
+NASTY = "<script>window.broken = 1</script>"
+CHROMIUM = shutil.which("chromium")
+browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
+
+
+@pytest.fixture
+def page(tmp_path) -> Path:
+    """Three variants, one of them hacked, with a prompt and an option that would be code if they were not text."""
+    words = {"prompts.prompts": ["cat", NASTY]}
+    for seed in (0, 1):
+        made_run(tmp_path / "runs" / f"draft-{seed}", words, seed=seed, held_out_falls=True)
+        made_run(tmp_path / "runs" / f"plus-{seed}", words | {"kl_coeff": 0.1}, seed=seed, gain=0.6)
+        made_run(tmp_path / "runs" / f"odd-{seed}", words | {"algo.truncation": NASTY}, seed=seed, gain=0.8)
+    return report(read_runs([str(tmp_path / "runs" / "*")]), tmp_path / "out", f"A title with {NASTY}")
+
+
+def test_it_stands_alone(page):
+    """No address is loaded, no file beside it; prompts, labels and titles are text; the tables hold every variant and run."""
+    text = page.read_text()
+    own = text[text.rindex("</style>") :].partition("</script>")[2]  # after plotly's own code
+    assert not re.search(r"""(?:src|href)=["'](?!data:)""", own)
+    assert NASTY not in text and "&lt;script&gt;window.broken" in text
+    rows = list(csv.DictReader((page.parent / "variants.csv").open()))
+    assert [row["label"] for row in rows] == ["DRaFT", f"DRaFT truncation={NASTY}", "DRaFT+ kl_coeff=0.1"] and float(
+        rows[0]["gain.value"]
+    ) > 0.9
+    assert len(list(csv.DictReader((page.parent / "runs.csv").open()))) == 6
+
+
+def in_browser(page: Path, script: str, tmp_path: Path) -> dict:
+    """What `script` leaves in document.title as JSON after it ran at the end of the page in headless Chromium."""
+    copy = tmp_path / "page.html"
+    late = f"<script>window.addEventListener('load', () => setTimeout(async () => {{ {script} }}, 300));</script>"
+    copy.write_text(page.read_text().replace("</body>", f"{late}</body>"))
+    flags = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update
+        --disable-sync --virtual-time-budget=20000 --window-size=1240,2400 --dump-dom""".split()
+    assert CHROMIUM is not None
+    done = subprocess.run(
+        [CHROMIUM, *flags, f"--user-data-dir={tmp_path / 'profile'}", copy.as_uri()], capture_output=True, text=True, timeout=120
+    )
+    found = re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)
+    assert found and found[1].startswith("{"), done.stdout[-500:]
+    return json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+
+
+@browser
+def test_it_answers_in_a_browser(page, tmp_path):
+    """The figures are drawn; a click on the legend hides a variant in both panels; the menu changes the x axis; hover shows a value;
+    the slider moves through training; nothing of a prompt or label ran."""
+    seen = in_browser(
+        page,
+        """
+        const out = { broken: window.broken ?? 0, plots: document.querySelectorAll(".main-svg").length };
+        const plot = document.getElementById("learning");
+        const shown = () => plot._fullData.filter(t => t.mode.includes("lines") && t.visible === true).length;
+        out.before = shown();
+        const item = plot.querySelector(".legendtoggle");
+        const box = item.getBoundingClientRect();
+        for (const kind of ["mousedown", "mouseup", "click"]) item.dispatchEvent(new MouseEvent(kind, {bubbles: true, clientX: box.x + 3, clientY: box.y + 3}));
+        await new Promise(r => setTimeout(r, 1500));
+        out.after = shown();
+        const menu = plot.layout.updatemenus[0].buttons;
+        out.budgets = menu.map(b => b.label);
+        await Plotly.update(plot, ...menu[1].args);
+        out.axis = plot.layout.xaxis.title.text;
+        out.images = plot._fullData[1].x.at(-1);
+        Plotly.Fx.hover(plot, [{ curveNumber: 5, pointNumber: 2 }], "xy");
+        await new Promise(r => setTimeout(r, 300));
+        out.hover = plot.querySelectorAll(".hoverlayer text").length;
+        const slider = document.getElementById("when");
+        const epochs = () => [...document.querySelectorAll(".strip .epoch")].map(e => e.textContent);
+        out.last = epochs();
+        slider.value = 0; slider.dispatchEvent(new Event("input"));
+        out.first = epochs();
+        out.visible = [...document.querySelectorAll(".strip img")].filter(i => !i.hidden).map(i => i.naturalWidth);
+        out.now = document.getElementById("now").textContent;
+        out.flags = document.querySelectorAll("ul.flags li").length;
+        document.title = JSON.stringify(out);
+        """,
+        tmp_path,
+    )
+    assert seen["broken"] == 0 and seen["plots"] >= 4
+    assert seen["before"] == 6 and seen["after"] == 4  # both panels
+    assert seen["budgets"][:2] == ["epochs", "images"] and seen["axis"] == "images" and seen["images"] == 320
+    assert seen["hover"] > 0
+    assert seen["last"] == ["20"] * 3 and seen["first"] == ["0"] * 3 and seen["now"] == "base model"
+    assert seen["visible"] == [64] * 3 and seen["flags"] == 2
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+    """Patterns and lists; mistakes are sentences and exit code 2."""
+
+    def typed(*words: str) -> int:
+        monkeypatch.setattr("sys.argv", ["alignlab.report", *words])
+        try:
+            report_command.main()
+        except SystemExit as end:
+            return int(end.code or 0)
+        return 0
+
+    made_run(tmp_path / "a", seed=0)
+    made_run(tmp_path / "b", {"eval_sampler.steps": 5}, seed=1)
+    assert typed(f"runs={tmp_path}/a", f"output_dir={tmp_path}/out", "title=Mine") == 0
+    assert "<h1>Mine</h1>" in (tmp_path / "out" / "report.html").read_text()
+    capsys.readouterr()
+    for words, sentence in (
+        ([f"runs=[{tmp_path}/a,{tmp_path}/b]"], "eval_sampler.steps is 20 in the first and 5 in the second"),
+        ([f"runs={tmp_path}/none*"], "holds no run"),
+        ([], "runs has no value"),
+        ([f"runs={tmp_path}/a", "titel=x"], "did you mean title"),
+    ):
+        assert typed(*words) == 2
+        err = capsys.readouterr().err
+        assert sentence in err and "Traceback" not in err
+
+
+def test_a_hundred_runs_are_quick(tmp_path):
+    """The page of 100 runs in 20 variants is made in seconds."""
+    import time
+
+    for k in range(100):
+        made_run(tmp_path / "runs" / str(k), {"lr": 1e-4 * (1 + k // 5)}, seed=k % 5)
+    began = time.perf_counter()
+    report(read_runs([str(tmp_path / "runs" / "*")]), tmp_path / "out", "hundred")
+    assert time.perf_counter() - began < 60
