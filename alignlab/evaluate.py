@@ -30,7 +30,7 @@ from torch import Tensor
 
 from alignlab.checks import bench_problems
 from alignlab.config import command, device_of
-from alignlab.images import Images, read_images, write_images
+from alignlab.images import Images, read_images, six_digits, write_images
 from alignlab.lab import Bench
 from alignlab.measure import distance_to_base, evaluate
 from alignlab.metrics.statistics import Interval, bootstrap, win_rate
@@ -173,7 +173,7 @@ class Evaluation:
                 seen = evaluate(self.bench, chosen, images=n, stream=f"paired/{name}", batch=self.c["batch"])
                 columns = {**seen.rewards, **{f"image/{k}": v for k, v in seen.statistics.items()}}
                 rows += [
-                    {"set": name, "prompt": chosen[k // n], "image": k % n, **{c: float(v[k]) for c, v in columns.items()}}
+                    {"set": name, "prompt": chosen[k // n], "image": k % n, **{c: six_digits(v[k]) for c, v in columns.items()}}
                     for k in range(n * len(chosen))
                 ]
                 if name == "train":
@@ -194,7 +194,7 @@ class Evaluation:
         path = Path(self.c["cache"]).expanduser() / self.key()
         if not (path / "images.csv").is_file():
             with self.policy.reference():
-                write_images(path, self.images(progress, "base model"))
+                write_images(path, self.images(progress, "base model"), pictures=True)
         return read_images(path)
 
     def key(self) -> str:

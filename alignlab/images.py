@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,9 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-PLACE = ("set", "prompt", "image")
+KINDS: dict[str, Callable[[str], Any]] = {"set": str, "prompt": str, "image": int}
+"""Of the columns that say which image it is; all others are numbers."""
+PLACE = tuple(KINDS)
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,8 @@ class Images:
     """What one model drew, and what it earned."""
 
     rows: list[dict[str, Any]]
-    """Each with its set, prompt and number, each reward, and each image statistic ("image/...")."""
+    """Each with its set, prompt and number, each reward, and each image statistic ("image/..."), to six digits, as on the disk: so that
+    equal images tie."""
     prompts: list[dict[str, Any]]
     """Each with a prompt of the diversity set, its lpips and its vendi (None without features)."""
     pictures: Tensor | None = None
@@ -41,12 +45,16 @@ class Images:
         return np.array([row[column] for row in rows]).reshape(count, -1)
 
 
-def write_images(folder: Path, images: Images, name: str = "images") -> None:
-    """folder/NAME.csv with six digits, folder/NAME_diversity.json; a cache (the default name) keeps the pictures too."""
+def six_digits(value: Tensor) -> float:
+    return float(f"{value.item():.6g}")
+
+
+def write_images(folder: Path, images: Images, name: str = "images", *, pictures: bool = False) -> None:
+    """folder/NAME.csv, folder/NAME_diversity.json and, if asked, folder/NAME.safetensors with the pictures."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}_diversity.json").write_text(json.dumps(images.prompts))
-    if images.pictures is not None and name == "images":
-        save_file({"pictures": images.pictures.contiguous()}, folder / "pictures.safetensors")
+    if pictures and images.pictures is not None:
+        save_file({"pictures": images.pictures.contiguous()}, folder / f"{name}.safetensors")
     aside = folder / f".{name}.csv"
     with aside.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
@@ -57,9 +65,9 @@ def write_images(folder: Path, images: Images, name: str = "images") -> None:
 
 
 def read_images(folder: Path, name: str = "images") -> Images:
-    """What `write_images` wrote; the pictures only where they were kept."""
+    """What `write_images` wrote."""
     with (folder / f"{name}.csv").open(newline="", encoding="utf-8") as file:
-        rows = [{k: v if k in PLACE[:2] else float(v) for k, v in row.items()} for row in csv.DictReader(file)]
-    kept = folder / "pictures.safetensors"
-    pictures = load_file(kept)["pictures"] if kept.is_file() and name == "images" else None
+        rows = [{k: KINDS.get(k, float)(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    kept = folder / f"{name}.safetensors"
+    pictures = load_file(kept)["pictures"] if kept.is_file() else None
     return Images(rows, json.loads((folder / f"{name}_diversity.json").read_text()), pictures)
