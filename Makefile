@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test emoji-world first-light reward-hacking clean
+.PHONY: demo test emoji-world first-light reward-hacking first-comparison clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m alignlab.train algo=draftp kl_coeff=0.25 output_dir=runs/demo
@@ -27,6 +27,10 @@ first-light: $(VENV)/.installed
 # The runs behind results/reward_hacking.
 reward-hacking: $(VENV)/.installed
 	$(BIN)/python scripts/reward_hacking.py
+
+# The runs behind results/first_comparison, their evaluation and their page; goes on where it was stopped.
+first-comparison: $(VENV)/.installed
+	$(BIN)/python scripts/first_comparison.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
