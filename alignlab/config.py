@@ -3,6 +3,7 @@
 Nothing below this file knows Hydra or OmegaConf: checks.py says what is wrong with plain values, nodes.py makes objects of them.
 """
 
+import hashlib
 import inspect
 import logging
 import os
@@ -98,6 +99,7 @@ class TrainConfig:
 
 ConfigStore.instance().store(name="train_schema", node=TrainConfig)
 OmegaConf.register_new_resolver("or", lambda *values: next(v for v in values if v is not None), replace=True)
+OmegaConf.register_new_resolver("folder", lambda overrides: folder_name(overrides), replace=True)
 
 KEYS = list(TrainConfig.__dataclass_fields__)
 NOT_SCIENCE = ("output_dir", "resume", "device", "tracker", "checkpoint_every", "offload")
@@ -188,6 +190,18 @@ def command(
     return decorate
 
 
+def folder_name(overrides: str) -> str:
+    """The folder of one job of a sweep: its overrides, as one name that any file system takes."""
+    name = overrides.replace("/", "_")
+    return name if len(name) <= 180 else f"{name[:160]}-{hashlib.blake2b(name.encode(), digest_size=6).hexdigest()}"
+
+
+LAUNCHERS = {"joblib": "alignlab[sweeps]", "submitit_slurm": "alignlab[sweeps]", "submitit_local": "alignlab[sweeps]"} | {
+    "ray": "hydra-ray-launcher"
+}
+"""Where Hydra's launchers come from."""
+
+
 def run_folder(c: dict[str, Any]) -> Path:
     """resume=, or the job's folder in a sweep, or output_dir=, or a new one."""
     at = HydraConfig.get()
@@ -242,6 +256,9 @@ def _sentence(text: str, error: Exception, cfg: DictConfig, schema: type) -> str
         return f"{text} cannot be read; write key=value, with quotes around blanks and brackets"
     if "Ambiguous value" in str(error) or "requires --multirun" in str(error):
         return f"{text} names several values; add -m to run each of them, or write a list as '{key}=[{value}]'"
+    missing = str(getattr(error, "missing_cfg_file", None) or "").rpartition("/")[2]
+    if key == "hydra/launcher" and missing in LAUNCHERS:
+        return f"{text} needs a plugin of Hydra's; pip install '{LAUNCHERS[missing]}'"
     if (CONF / key).is_dir():
         options = getattr(error, "options", None) or sorted(p.stem for p in (CONF / key).glob("*.yaml"))
         value = (getattr(error, "missing_cfg_file", None) or value).rpartition("/")[2]

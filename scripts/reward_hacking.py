@@ -23,10 +23,13 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results" / "reward_hacking"
 RUNS = {
     "draft": ["algo=draft"],
-    "draftp": ["algo=draftp", "kl_coeff=4"],
+    "draftp": ["algo=draftp", "kl_coeff=0.1"],
 }
-COMMON = ["reward=emoji_preference", "eval_rewards=true_preference", "steps=120", "eval_every=10", "evaluation.final_images=2"]
-LABELS = {"draft": "DRaFT-1, no penalty", "draftp": "DRaFT+, kl_coeff 4"}
+COMMON = [
+    "reward=emoji_preference", "eval_rewards=true_preference", "steps=60", "lr=6e-3", "eval_every=10", "evaluation.images=4",
+    "evaluation.final_images=2",
+]  # fmt: skip
+LABELS = {"draft": "DRaFT-1, no penalty", "draftp": "DRaFT+, kl_coeff 0.1"}
 COLOURS = {"draft": "#d94801", "draftp": "#08519c"}
 
 
@@ -71,7 +74,7 @@ def collect(runs: Path) -> None:
 def page(rows: list[tuple[str, dict[str, Any]]]) -> None:
     lines = [
         "# Reward hacking, measured", "", "    make reward-hacking", "",
-        "Both runs train on the learned preference model `emoji_preference` (DRaFT-1, 120 epochs of 16 images, seed 0); its hidden",
+        "Both runs train on the learned preference model `emoji_preference` (DRaFT-1, 60 epochs of 16 images at three times the usual lr, seed 0); its hidden",
         "rule `true_preference` (right animal, large, centred, contrasting background) only watches. The table is measured on all 45",
         "prompts with noise that training never used, LPIPS as lpips-emoji; the curves on 8 prompts.", "",
         "![curves](curves.png)", "",
