@@ -66,17 +66,11 @@ def train(c: dict[str, Any], folder: Path) -> dict[str, Any]:
     lab.policy.save(folder / "model")
     lines, final = run.metrics()[1:], measure_all(lab, c).numbers(lab.reward.combine)
     summary = {
-        "base": base,
-        "final": final,
-        "diversity_metric": lab.diversity.name,
-        "reward_unit": lab.reward.unit,
-        "wall_seconds": spent + time.perf_counter() - began,
-        "samples_seen": c["steps"] * c["samples_per_step"],
+        "base": base, "final": final, "diversity_metric": lab.diversity.name, "reward_unit": lab.reward.unit,
+        "wall_seconds": spent + time.perf_counter() - began, "samples_seen": c["steps"] * c["samples_per_step"],
         "images_per_second": float(np.median([line["images_per_second"] for line in lines])),
-        "peak_memory_mb": max(line["peak_memory_mb"] for line in lines),
-        "seed": c["seed"],
-        **provenance(lab.policy.device),
-    }
+        "peak_memory_mb": max(line["peak_memory_mb"] for line in lines), "seed": c["seed"], **provenance(lab.policy.device),
+    }  # fmt: skip
     run.finish(summary)
     return summary
 

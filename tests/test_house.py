@@ -43,11 +43,14 @@ MAY = {
     "config": {"nodes", "checks"},
     "lab": {"checks", "config", "nodes", "data", "metrics", "objectives", "policy", "rewards", "samplers"},
     "measure": {"lab", "runs", "drift", "metrics", "noise", "policy", "rollout", "samplers"},
-    "compare": {"metrics", "runs"},
+    "images": set(),
+    "compare": {"images", "metrics", "runs"},
+    "outcomes": {"compare", "images", "metrics"},
+    "figures": {"compare", "metrics"},
     "train_reward": {"config", "data", "nodes", "rewards"},
     "train": {"config", "nodes", "lab", "measure", "journal", "runs", "noise", "rollout", "rewards"},
-    "evaluate": {"config", "nodes", "lab", "measure", "metrics", "runs", "checks", "rewards", "policy"},
-    "report": {"config", "nodes", "compare", "metrics", "runs"},
+    "evaluate": {"config", "nodes", "lab", "measure", "metrics", "runs", "checks", "rewards", "policy", "images"},
+    "report": {"config", "nodes", "compare", "figures", "metrics", "outcomes", "runs"},
 }
 OTHERS = {
     "samplers": {"torch"},
