@@ -57,7 +57,7 @@ def learning(those: Sequence[Variant], unit: str, diversity: str) -> go.Figure:
     figure.update_yaxes(title_text=diversity, row=1, col=2)
     menu = {"buttons": buttons, "x": 1.0, "xanchor": "right", "y": 1.2, "yanchor": "bottom", "bgcolor": "white"}
     figure.update_layout(updatemenus=[menu])
-    return styled(figure, 430)
+    return styled(figure, 430, top=96)
 
 
 def trade_off(those: Sequence[Variant], unit: str, diversity: str) -> go.Figure:
@@ -139,13 +139,13 @@ def z_scores(those: Sequence[Variant]) -> go.Figure:
     figure.add_hline(y=0, line={"color": GREY, "width": 1})
     figure.update_yaxes(title_text="sd of the base model", col=1)
     figure.update_xaxes(title_text="epoch", row=rows)
-    return styled(figure, 140 + 230 * rows)
+    return styled(figure, 140 + 230 * rows, top=40)
 
 
-def styled(figure: go.Figure, height: int) -> go.Figure:
+def styled(figure: go.Figure, height: int, top: int = 24) -> go.Figure:
     figure.update_layout(
-        template="plotly_white", height=height, font={"family": FONT, "size": 13, "color": "#222831"}, margin={"l": 64, "r": 20, "t": 64, "b": 56},
-        legend={"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0}, hovermode="closest", paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="white",
+        template="plotly_white", height=height, font={"family": FONT, "size": 13, "color": "#222831"}, margin={"l": 64, "r": 20, "t": top, "b": 56},
+        legend={"orientation": "h", "y": -62 / (height - top - 56), "yanchor": "top", "x": 0}, hovermode="closest", paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="white",
     )  # fmt: skip
     figure.update_xaxes(gridcolor="#eceff3", zeroline=False, linecolor="#c9ced6", ticks="outside", tickcolor="#c9ced6")
     figure.update_yaxes(gridcolor="#eceff3", zeroline=False, linecolor="#c9ced6", ticks="outside", tickcolor="#c9ced6")

@@ -18,19 +18,17 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import yaml
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results" / "reward_hacking"
-RUNS = {
-    "draft": ["algo=draft"],
-    "draftp": ["algo=draftp", "kl_coeff=0.1"],
-}
+RUNS = {"draft": ["algo=draft", "lr=1.5e-2"]}
 COMMON = [
-    "reward=emoji_preference", "eval_rewards=true_preference", "steps=60", "lr=6e-3", "eval_every=10", "evaluation.images=4",
-    "evaluation.final_images=2",
+    "reward=emoji_preference", "eval_rewards=true_preference", "steps=80", "eval_every=20", "evaluation.prompts=45",
+    "evaluation.images=2", "evaluation.final_images=2",
 ]  # fmt: skip
-LABELS = {"draft": "DRaFT-1, no penalty", "draftp": "DRaFT+, kl_coeff 0.1"}
-COLOURS = {"draft": "#d94801", "draftp": "#08519c"}
+LABELS = {"draft": "DRaFT-1, no penalty, lr 1.5e-2"}
+COLOURS = {"draft": "#d94801"}
 
 
 def run(name: str, runs: Path) -> None:
@@ -41,8 +39,6 @@ def run(name: str, runs: Path) -> None:
 
 def collect(runs: Path) -> None:
     """Copies what the runs left, draws both rewards over the epochs and writes the page."""
-    from PIL import Image
-
     rows, axes = [], plt.subplots(1, 2, figsize=(10, 3.8), constrained_layout=True)[1]
     for name in RUNS:
         kept, source = RESULTS / "runs" / name, runs / name
@@ -54,7 +50,7 @@ def collect(runs: Path) -> None:
             (kept / "config.yaml").write_text(yaml.safe_dump({**config, "output_dir": None}, sort_keys=False))
             grids = sorted((source / "samples").glob("*.png"))
             for when, grid in (("before", grids[0]), ("after", grids[-1])):
-                Image.open(grid).convert("RGB").save(RESULTS / f"{name}_{when}.png", optimize=True)
+                wide(Image.open(grid).convert("RGB")).save(RESULTS / f"{name}_{when}.png", optimize=True)
         lines = [json.loads(line) for line in (kept / "metrics.jsonl").read_text().splitlines()]
         lines = [line for line in lines if "eval/reward" in line]
         x = [line["step"] for line in lines]
@@ -71,12 +67,22 @@ def collect(runs: Path) -> None:
     page(rows)
 
 
+def wide(grid: Image.Image, columns: int = 9) -> Image.Image:
+    """The first image of each prompt, from a grid of 45 rows of two, in rows of nine."""
+    side = (grid.width - 2) // 2
+    tiles = [grid.crop((2, 2 + k * side, side, (k + 1) * side)) for k in range(grid.height // side)]
+    out = Image.new("RGB", (columns * side, -(-len(tiles) // columns) * side), "white")
+    for k, tile in enumerate(tiles):
+        out.paste(tile, (k % columns * side, k // columns * side))
+    return out
+
+
 def page(rows: list[tuple[str, dict[str, Any]]]) -> None:
     lines = [
         "# Reward hacking, measured", "", "    make reward-hacking", "",
-        "Both runs train on the learned preference model `emoji_preference` (DRaFT-1, 60 epochs of 16 images at three times the usual lr, seed 0); its hidden",
-        "rule `true_preference` (right animal, large, centred, contrasting background) only watches. The table is measured on all 45",
-        "prompts with noise that training never used, LPIPS as lpips-emoji; the curves on 8 prompts.", "",
+        "DRaFT-1 without a penalty and at seven times its usual step, 80 epochs of 16 images, seed 0, follows the learned preference model",
+        "`emoji_preference`; its hidden rule `true_preference` (right animal, large, centred, contrasting background) only watches. All 45",
+        "prompts, noise that training never used: the table two images each, the curves two others; LPIPS as lpips-emoji.", "",
         "![curves](curves.png)", "",
         "| run | learned reward, base → final | true reward, base → final | LPIPS, base → final |", "|---|---|---|---|",
     ]  # fmt: skip

@@ -88,7 +88,7 @@ def test_it_answers_in_a_browser(page, tmp_path):
         out.last = epochs();
         slider.value = 0; slider.dispatchEvent(new Event("input"));
         out.first = epochs();
-        out.visible = [...document.querySelectorAll(".strip img")].filter(i => !i.hidden).map(i => i.naturalWidth);
+        out.visible = [...document.querySelectorAll(".strip img")].filter(i => i.clientHeight > 0).map(i => i.naturalWidth);
         out.now = document.getElementById("now").textContent;
         out.flags = document.querySelectorAll("ul.flags li").length;
         document.title = JSON.stringify(out);
