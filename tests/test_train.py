@@ -230,3 +230,24 @@ def test_micro_batches_do_not_change_the_run(tiny_sd, tmp_path) -> None:
     for x, y in zip(a, b, strict=True):
         assert x["loss"] == pytest.approx(y["loss"], rel=1e-4, abs=1e-5)
         assert x["reward/mean"] == pytest.approx(y["reward/mean"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("words", "branches", "forwards", "backwards"),
+    [
+        (["algo=draft", "algo.k=2"], 2, 3, 2),
+        (["algo=draft", "algo.k=2", "policy.checkpointing=true"], 2, 3 + 2, 2),  # recomputed in the backward pass
+        (["algo=draft", "algo.k=1", "sampler.guidance_scale=1"], 1, 3, 1),
+        (["algo=draftp", "kl_coeff=1", "algo.k=1"], 2, 3 + 1, 1),  # the reference's pass; at K = 1 its input is a constant
+        (["algo=draft", "algo.k=1", "algo.lv_samples=2"], 2, 3 + 2, 1 + 2),
+        (["algo=ddpo", "reward=jpeg_compressibility", "algo.updates_per_epoch=1"], 2, 3 + 3, 3),
+    ],
+)
+def test_budgets_are_counted(words, branches, forwards, backwards, tiny_sd, tmp_path) -> None:
+    """Passes of single latents in each epoch, by hand: 4 samples, 3 steps, two branches with guidance; evaluations do not count."""
+    train(configured(*tiny(tiny_sd, "sampler.guidance_scale=3", "steps=2", *words)), tmp_path)
+    lv = 3 if "algo.lv_samples=2" in words else 1
+    for line in lines(tmp_path):
+        assert line["denoiser_forwards"] == 4 * branches * forwards
+        assert line["denoiser_backwards"] == 4 * branches * backwards
+        assert line["reward_queries"] == 4 * lv
