@@ -37,8 +37,9 @@ def drift(policy: Policy, record: Rollout, *, through_input: bool = True) -> Dri
     guided, conditional, trajectory = [], [], []
     for k, i in enumerate(record.kept):
         x = record.latents[:, record.slots.index(i)].to(policy.device)
-        with policy.reference(), torch.set_grad_enabled(through_input and torch.is_grad_enabled()):
-            ref = policy.branches(x if through_input else x.detach(), sampler.timesteps[i].expand(len(x)), record.cond, w)
+        moves = through_input and k > 0  # the graph begins at the first kept step: its input is a constant
+        with policy.reference(), torch.set_grad_enabled(moves and torch.is_grad_enabled()):
+            ref = policy.branches(x if moves else x.detach(), sampler.timesteps[i].expand(len(x)), record.cond, w)
         mine = record.outputs[:, k].transpose(0, 1)  # [R, B, C, h, w]
         out, out_ref = guide(mine, w), guide(ref, w)
         guided.append(sampler.eps_error(i, out, out_ref))

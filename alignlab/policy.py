@@ -148,7 +148,7 @@ class Policy:
             text = {k: torch.cat([v, cond.null[k].expand_as(v)]) for k, v in text.items()}
             x, t = torch.cat([x, x]), torch.cat([t, t])
         run = self._denoise_frozen if self._is_reference else self._denoise
-        self.passes["backward"] += len(x) * (torch.is_grad_enabled() and (x.requires_grad or not self._is_reference))
+        self.passes["backward"] += len(x) * torch.is_grad_enabled()
         if self.checkpointing and torch.is_grad_enabled():
             out = checkpoint(run, x, t, text, use_reentrant=False)
         else:
