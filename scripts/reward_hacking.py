@@ -21,13 +21,17 @@ import yaml
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from alignlab.compare import read_runs  # noqa: E402
+
 RESULTS = ROOT / "results" / "reward_hacking"
-RUNS = {"draft": ["algo=draft", "lr=1.5e-2"]}
+RUNS = {"draft": ["algo=draft", "lr=6e-3"]}
 COMMON = [
-    "reward=emoji_preference", "eval_rewards=true_preference", "steps=80", "eval_every=20", "evaluation.prompts=45",
-    "evaluation.images=2", "evaluation.final_images=2",
+    "reward=emoji_preference", "eval_rewards=true_preference", "steps=60", "eval_every=10", "evaluation.images=4",
+    "evaluation.final_images=2",
 ]  # fmt: skip
-LABELS = {"draft": "DRaFT-1, no penalty, lr 1.5e-2"}
+LABELS = {"draft": "DRaFT-1, no penalty, lr 6e-3"}
 COLOURS = {"draft": "#d94801"}
 
 
@@ -50,7 +54,7 @@ def collect(runs: Path) -> None:
             (kept / "config.yaml").write_text(yaml.safe_dump({**config, "output_dir": None}, sort_keys=False))
             grids = sorted((source / "samples").glob("*.png"))
             for when, grid in (("before", grids[0]), ("after", grids[-1])):
-                wide(Image.open(grid).convert("RGB")).save(RESULTS / f"{name}_{when}.png", optimize=True)
+                Image.open(grid).convert("RGB").save(RESULTS / f"{name}_{when}.png", optimize=True)
         lines = [json.loads(line) for line in (kept / "metrics.jsonl").read_text().splitlines()]
         lines = [line for line in lines if "eval/reward" in line]
         x = [line["step"] for line in lines]
@@ -67,22 +71,20 @@ def collect(runs: Path) -> None:
     page(rows)
 
 
-def wide(grid: Image.Image, columns: int = 9) -> Image.Image:
-    """The first image of each prompt, from a grid of 45 rows of two, in rows of nine."""
-    side = (grid.width - 2) // 2
-    tiles = [grid.crop((2, 2 + k * side, side, (k + 1) * side)) for k in range(grid.height // side)]
-    out = Image.new("RGB", (columns * side, -(-len(tiles) // columns) * side), "white")
-    for k, tile in enumerate(tiles):
-        out.paste(tile, (k % columns * side, k // columns * side))
-    return out
+def flags() -> list[str]:
+    """What the watchdog of `alignlab.report` says of the runs."""
+    return [f"- {LABELS[run.folder.name]}: {flag}." for run in read_runs([str(RESULTS / "runs" / "*")]) for flag in run.flags]
 
 
 def page(rows: list[tuple[str, dict[str, Any]]]) -> None:
     lines = [
         "# Reward hacking, measured", "", "    make reward-hacking", "",
-        "DRaFT-1 without a penalty and at seven times its usual step, 80 epochs of 16 images, seed 0, follows the learned preference model",
-        "`emoji_preference`; its hidden rule `true_preference` (right animal, large, centred, contrasting background) only watches. All 45",
-        "prompts, noise that training never used: the table two images each, the curves two others; LPIPS as lpips-emoji.", "",
+        "DRaFT-1 without a penalty and at three times its usual step, 60 epochs of 16 images, seed 0, follows the learned preference model",
+        "`emoji_preference`; its hidden rule `true_preference` (right animal, large, centred, contrasting background) only watches. The curves",
+        "are measured on eight prompts with four images each, the table on all 45 prompts with two others each; LPIPS is lpips-emoji.", "",
+        *flags(), "",
+        "So on those eight prompts the learned reward goes on rising while the rule, having risen at first, falls below the base model;",
+        "over all 45 prompts the rule still ends above it: hacking begins on some prompts before others.", "",
         "![curves](curves.png)", "",
         "| run | learned reward, base → final | true reward, base → final | LPIPS, base → final |", "|---|---|---|---|",
     ]  # fmt: skip
