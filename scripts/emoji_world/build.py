@@ -268,6 +268,10 @@ def main() -> None:
             pipe = train_unet(args.work, vae, tokenizer, args.unet_steps, args.scenes)
             pipe.to(torch.float16).save_pretrained(ASSETS / "emoji")
             vae.float()
+            about = (
+                ASSETS / "emoji" / "text_encoder" / "config.json"
+            )  # transformers would otherwise compute in the stored precision
+            about.write_text(about.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
         if "clip" in args.stages:
             train_clip(args.work, vae, tokenizer, args.clip_steps, args.scenes)
         if "rewards" in args.stages:
