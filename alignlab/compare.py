@@ -4,7 +4,6 @@ Runs that differ in nothing but the seed are one variant. Comparable means the s
 guidance, resolution, rewards and their units, and distance. How a run was trained may differ; that is what is compared.
 """
 
-import glob
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from alignlab.images import Images, read_images
 from alignlab.metrics.hacking import hacking_flags
 from alignlab.metrics.pareto import at_matched_reward
-from alignlab.runs import first_difference
+from alignlab.runs import first_difference, run_folders
 
 BUDGETS = {
     "epochs": "step",
@@ -124,8 +123,7 @@ def read_runs(patterns: Sequence[str]) -> list[Finished]:
     Raises:
         CompareError: if there is none, or one is not finished.
     """
-    found = [Path(p) for pattern in patterns for p in sorted(glob.glob(pattern, recursive=True))]
-    folders = [f for f in dict.fromkeys(found) if (f / "config.yaml").is_file()]
+    folders = list(dict.fromkeys(folder for pattern in patterns for folder in run_folders(pattern)))
     if not folders:
         raise CompareError(
             f"runs={','.join(patterns)} holds no run (a folder with config.yaml); give run folders or a pattern like 'multirun/DIR/*'"

@@ -11,7 +11,6 @@ RUN/evaluation/evaluation.json has the numbers with their intervals, images.csv 
 base.csv those of the base model, which are computed once and kept by the hash of the model and of all that measures it.
 """
 
-import glob
 import hashlib
 import json
 import time
@@ -39,7 +38,7 @@ from alignlab.nodes import ConfigError, build
 from alignlab.policy import LoRA, Policy
 from alignlab.rewards.clip import Clip, locate
 from alignlab.rewards.compose import RewardError
-from alignlab.runs import RunError, provenance, write_aside
+from alignlab.runs import RunError, provenance, run_folders, write_aside
 
 GROUPS = ("model", "reward", "prompts", "eval_sampler", "diversity")
 
@@ -94,7 +93,7 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     found += [f"{key}={c[key]} must be at least {low}" for key, low in least.items() if c[key] < low]
     if c["run"] is not None and c["lora"] is not None:
         found.append(f"run={c['run']} and lora={c['lora']} exclude each other; give one of them")
-    if c["run"] is not None and not folders(c["run"]):
+    if c["run"] is not None and not run_folders(c["run"]):
         found.append(f"run={c['run']} is no run folder (it has no config.yaml); give the folder of a finished run")
     if c["lora"] is not None and not Path(c["lora"]).is_dir():
         found.append(f"lora={c['lora']} is no folder; give one with a LoRA in diffusers' format")
@@ -106,11 +105,6 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     if found:
         raise ConfigError("\n".join(found))
     return c
-
-
-def folders(pattern: str) -> list[Path]:
-    """The run folders that a name or a pattern means."""
-    return [folder for folder in map(Path, sorted(glob.glob(pattern))) if (folder / "config.yaml").is_file()]
 
 
 def of_run(c: dict[str, Any], run: Path, asked: set[str]) -> dict[str, Any]:
@@ -311,7 +305,7 @@ def main(cfg: DictConfig) -> float:
     c = checked(cfg)
     words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task)
     asked = {word.lstrip("+~").partition("=")[0].partition(".")[0] for word in words}
-    jobs = [of_run(c, run, asked) for run in folders(c["run"])] if c["run"] else [c]
+    jobs = [of_run(c, run, asked) for run in run_folders(c["run"])] if c["run"] else [c]
     gain = float("nan")
     for job in jobs:
         folder = (Path(job["run"]) if job["run"] else Path(c["lora"] or "runs")) / c["name"]

@@ -5,6 +5,7 @@
 A checkpoint is written aside, synced and renamed, so a killed run never leaves half a one that counts.
 """
 
+import glob
 import json
 import math
 import os
@@ -127,6 +128,12 @@ class Run:
         factor = max(1, 96 // images.shape[-1])
         large = images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
         save_image(large, self.folder / "samples" / f"step_{step:06d}.png", nrow=columns, padding=2)
+
+
+def run_folders(pattern: str) -> list[Path]:
+    """The run folders that a name, or a pattern of names, means. A folder's own name may hold brackets."""
+    found = [pattern] if Path(pattern).is_dir() else sorted(glob.glob(pattern, recursive=True))
+    return [folder for folder in map(Path, found) if (folder / "config.yaml").is_file()]
 
 
 def first_difference(old: Any, new: Any, prefix: str = "") -> tuple[str, Any, Any] | None:

@@ -8,7 +8,7 @@ import torch
 import yaml
 from PIL import Image
 
-from alignlab.runs import Run, RunError, first_difference
+from alignlab.runs import Run, RunError, first_difference, run_folders
 from alignlab.train import train
 from tests.running import command_line, configured, lines, tiny
 
@@ -200,3 +200,14 @@ def test_nothing_is_written_before_the_model_is_there(tiny_sd, tmp_path, monkeyp
     with pytest.raises(RuntimeError):
         train(configured(*tiny(tiny_sd)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_run_folders(tmp_path) -> None:
+    """A pattern, a plain name with brackets as sweeps make them, and nothing that is no run."""
+    for name in ("a", "prompts=[cat,dog]", "no run"):
+        (tmp_path / name).mkdir()
+    for name in ("a", "prompts=[cat,dog]"):
+        (tmp_path / name / "config.yaml").write_text("")
+    assert [f.name for f in run_folders(f"{tmp_path}/*")] == ["a", "prompts=[cat,dog]"]
+    assert [f.name for f in run_folders(f"{tmp_path}/prompts=[cat,dog]")] == ["prompts=[cat,dog]"]
+    assert run_folders(f"{tmp_path}/no run") == run_folders(f"{tmp_path}/none") == []
