@@ -156,7 +156,7 @@ class Evaluation:
 
     @torch.no_grad()
     def images(self, progress: Progress, who: str) -> Images:
-        """Samples and scores every set, prompt by prompt."""
+        """Samples and scores every set, some prompts at a time."""
         rows: list[dict[str, Any]] = []
         prompt_rows: list[dict[str, Any]] = []
         kept = []
@@ -197,9 +197,10 @@ class Evaluation:
         with self.policy.reference():
             modules = (self.policy.family.denoiser, *self.policy.family.frozen)
         for module in modules:
-            for name, weight in sorted(module.state_dict().items()):
-                if "lora_" not in name:
-                    digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            # Whatever adapters there are: theirs left out, what they wrap by its own name.
+            weights = {name.replace(".base_layer", ""): w for name, w in module.state_dict().items() if "lora_" not in name}
+            for _, weight in sorted(weights.items()):
+                digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         probe = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(self.policy.device)
         with torch.no_grad():
             judged = {**self.bench.score(probe, ["a cat"] * 4), "diversity": self.bench.diversity.pairwise(probe).flatten()}

@@ -10,6 +10,8 @@ import torch
 from alignlab import evaluate as command
 from alignlab.compare import read_runs
 from alignlab.images import Images, read_images, write_images
+from alignlab.nodes import build
+from alignlab.policy import Policy
 from alignlab.train import train
 from tests.running import configured, tiny
 
@@ -78,6 +80,8 @@ def test_the_base_is_measured_once(run, tmp_path, monkeypatch):
     c = command.of_run(_checked(*PROTOCOL, f"run={run}", f"cache={cache}"), run, set())
     one = command.Evaluation(c)
     before = one.key()
+    monkeypatch.setattr(command, "policy_of", lambda c, device: Policy(build(c["model"]), full=True))
+    assert command.Evaluation(c).key() == before  # without adapters: the same base
     with torch.no_grad():
         one.policy.family.frozen[1].decoder.conv_out.weight.mul_(1.01)
     assert one.key() != before
