@@ -1,6 +1,7 @@
 """Strict numerics for every test, and the tiny Stable Diffusion pipeline that stands in for a real one."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from alignlab.noise import NoiseKey, noise_key
 from alignlab.policy import LoRA, Policy
 
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start: they may not have every core for themselves
 
 SD_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
 """Stable Diffusion 1.x, with no step-dependent option set."""

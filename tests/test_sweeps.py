@@ -35,7 +35,7 @@ def test_a_killed_sweep_goes_on(tiny_sd: str, tmp_path) -> None:
     sweep = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while 1 not in jobs(there) or not any(jobs(there)[1].glob("checkpoints/step_00000[3-9]")):
         assert sweep.poll() is None, "the sweep ended before it could be killed"
-        time.sleep(0.02)
+        time.sleep(0.1)
     sweep.send_signal(signal.SIGKILL)
     sweep.wait()
     first, second = jobs(there)[0], jobs(there)[1]
