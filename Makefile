@@ -14,7 +14,7 @@ test: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # Rebuilds the embedded world; needs the Debian package fonts-noto-color-emoji. Goes on where it was stopped.
 emoji-world: $(VENV)/.installed
