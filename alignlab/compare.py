@@ -104,11 +104,6 @@ class Variant:
         """[seeds, evaluations]; runs of one variant are evaluated at the same epochs."""
         return np.array([run.curve(key) for run in self.runs])
 
-    def values(self, where: str, column: str) -> NDArray[np.float64] | None:
-        """[seeds, prompts, images] of the evaluation, None if a run has none."""
-        images = [run.images.values(where, column) for run in self.runs if run.images]
-        return np.stack(images) if len(images) == len(self.runs) else None
-
     def spread(self, measure: str) -> NDArray[np.float64] | None:
         """[seeds, prompts, 1] of "lpips" or "vendi" on the diversity set."""
         rows = [[row[measure] for row in run.images.prompts] for run in self.runs if run.images]

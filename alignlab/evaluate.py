@@ -15,6 +15,7 @@ import hashlib
 import json
 import time
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -185,12 +186,13 @@ class Evaluation:
     @torch.no_grad()
     def base(self, progress: Progress) -> Images:
         """The base model's, from the cache if these weights were ever measured in this way."""
-        path = Path(self.c["cache"]).expanduser() / self.key()
+        path = Path(self.c["cache"]).expanduser() / self.key
         if not (path / "images.csv").is_file():
             with self.policy.reference():
                 write_images(path, self.images(progress, "base model"), pictures=True)
         return read_images(path)
 
+    @cached_property
     def key(self) -> str:
         """Of the base model's weights, of what was asked of it, and of how rewards and distance judge four fixed pictures."""
         digest = hashlib.blake2b(digest_size=12)
@@ -278,7 +280,7 @@ def run_evaluation(c: dict[str, Any], folder: Path) -> dict[str, Any]:
         "run": c["run"],
         "protocol": {
             "model": model,
-            "base": this.key(),
+            "base": this.key,
             "eval_sampler": c["eval_sampler"],
             "resolution": None if mine.pictures is None else list(mine.pictures.shape[-2:]),
             "sets": {name: {"prompts": list(prompts), "images": n} for name, (prompts, n) in this.sets.items()},

@@ -89,7 +89,7 @@ def _joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def distance_to_base(policy: Policy, sampler: Sampler, prompts: Sequence[str]) -> dict[str, float | None]:
-    """The three distances to the frozen model over all steps of the *training* sampler, one image a prompt."""
+    """The three distances to the frozen model over all steps of the sampler (in a run the *training* one), one image a prompt."""
     n = len(sampler)
     record = rollout(policy, sampler, noise_key(prompts, seed=0, stream="drift"), gradients=Gradients.last(n, n))
     away = drift(policy, record)

@@ -83,7 +83,8 @@ def report(runs: Sequence[Finished], folder: Path, title: str) -> Path:
     found, first = outcomes(those), runs[0]
     folder.mkdir(parents=True, exist_ok=True)
     write_table(folder / "variants.csv", [flat(asdict(o)) for o in found])
-    write_table(folder / "runs.csv", [run_row(v, run) for v in those for run in v.runs])
+    rows, palette = [run_row(v, run) for v in those for run in v.runs], figures.colours(those)
+    write_table(folder / "runs.csv", rows)
     unit, diversity = first.summary["reward_unit"], first.summary["diversity_metric"]
     base = base_point(those)
     points = {o.label: (o.reward, o.diversity) for o in found}
@@ -91,7 +92,7 @@ def report(runs: Sequence[Finished], folder: Path, title: str) -> Path:
     drawn: dict[str, Figure] = {
         "learning": figures.learning(those, unit, diversity),
         "trade_off": figures.trade_off(those, unit, diversity),
-        "pareto": figures.pareto(points, base, figures.colours(those), (f"reward ({unit})", diversity)),
+        "pareto": figures.pareto(points, base, palette, (f"reward ({unit})", diversity)),
         "z_scores": figures.z_scores(those),
     }
     env = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=select_autoescape(default=True, default_for_string=True))
@@ -100,8 +101,8 @@ def report(runs: Sequence[Finished], folder: Path, title: str) -> Path:
         title=title, plotly=Markup(get_plotlyjs()), first=first, those=those, outcomes=found, evaluated=evaluated(those), unit=unit, diversity=diversity,
         figures={name: Markup(f.to_html(full_html=False, include_plotlyjs=False, div_id=name, config={"displayModeBar": False, "responsive": True})) for name, f in drawn.items()},
         base=base, area=hypervolume([(r.value, d.value) for r, d in points.values()], (base[0], 0.0)), level=level,
-        budget=equal_budget(those, "samples_seen"), contrasts=contrasts(those), strips=strips(those), rows=[run_row(v, r) for v in those for r in v.runs],
-        palette=figures.colours(those), held_out=list(found[0].held_out),
+        budget=equal_budget(those, "samples_seen"), contrasts=contrasts(those), strips=strips(those), rows=rows,
+        palette=palette, held_out=list(found[0].held_out),
     )  # fmt: skip
     write_aside(folder / "report.html", page)
     return folder / "report.html"

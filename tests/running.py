@@ -5,6 +5,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import hydra
@@ -33,13 +34,13 @@ def configured(*overrides: str) -> dict[str, Any]:
         return checked(hydra.compose("train", list(overrides)))
 
 
-def command_line(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    """`python -m alignlab.train WORDS`, in this process; the exit code."""
-    monkeypatch.setattr(sys, "argv", ["alignlab.train", *words])
+def command_line(monkeypatch: pytest.MonkeyPatch, *words: str, command: ModuleType = train) -> int:
+    """`python -m alignlab.train WORDS` (or another command), in this process; the exit code."""
+    monkeypatch.setattr(sys, "argv", [command.__name__, *words])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # the command sets it, and pytest puts it back
     handlers = logging.root.handlers[:]  # a sweep's Hydra adds one, which would outlive this test's stdout
     try:
-        train.main()
+        command.main()
     except SystemExit as end:
         return int(end.code or 0)
     finally:

@@ -13,20 +13,14 @@ from alignlab.images import Images, read_images, write_images
 from alignlab.nodes import build
 from alignlab.policy import Policy
 from alignlab.train import train
-from tests.running import configured, tiny
+from tests.running import command_line, configured, tiny
 
 PROTOCOL = "images=2 diversity_prompts=2 diversity_images=3 features=null eval_rewards=colour".split()
 
 
 def typed(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     """`python -m alignlab.evaluate WORDS`, in this process; the exit code."""
-    monkeypatch.setattr("sys.argv", ["alignlab.evaluate", *words])
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    try:
-        command.main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
+    return command_line(monkeypatch, *words, command=command)
 
 
 @pytest.fixture
@@ -78,13 +72,13 @@ def test_the_base_is_measured_once(run, tmp_path, monkeypatch):
     assert [who == "base model" for who in drawn] == [True, False, False, True, False, True, False]
     assert len(list(cache.iterdir())) == 3
     c = command.of_run(_checked(*PROTOCOL, f"run={run}", f"cache={cache}"), run, set())
-    one = command.Evaluation(c)
-    before = one.key()
+    before = command.Evaluation(c).key
     monkeypatch.setattr(command, "policy_of", lambda c, device: Policy(build(c["model"]), full=True))
-    assert command.Evaluation(c).key() == before  # without adapters: the same base
+    assert command.Evaluation(c).key == before  # without adapters: the same base
+    other = command.Evaluation(c)
     with torch.no_grad():
-        one.policy.family.frozen[1].decoder.conv_out.weight.mul_(1.01)
-    assert one.key() != before
+        other.policy.family.frozen[1].decoder.conv_out.weight.mul_(1.01)
+    assert other.key != before
 
 
 def _checked(*words: str) -> dict:

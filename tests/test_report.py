@@ -12,6 +12,7 @@ import pytest
 from alignlab import report as report_command
 from alignlab.compare import read_runs
 from alignlab.report import report
+from tests.running import command_line
 from tests.runs_on_disk import made_run
 
 NASTY = "<script>window.broken = 1</script>"
@@ -106,17 +107,11 @@ def test_it_answers_in_a_browser(page, tmp_path):
 def test_the_command(tmp_path, monkeypatch, capsys):
     """Patterns and lists; mistakes are sentences and exit code 2."""
 
-    def typed(*words: str) -> int:
-        monkeypatch.setattr("sys.argv", ["alignlab.report", *words])
-        try:
-            report_command.main()
-        except SystemExit as end:
-            return int(end.code or 0)
-        return 0
-
     made_run(tmp_path / "a", seed=0)
     made_run(tmp_path / "b", {"eval_sampler.steps": 5}, seed=1)
-    assert typed(f"runs={tmp_path}/a", f"output_dir={tmp_path}/out", "title=Mine") == 0
+    assert (
+        command_line(monkeypatch, f"runs={tmp_path}/a", f"output_dir={tmp_path}/out", "title=Mine", command=report_command) == 0
+    )
     assert "<h1>Mine</h1>" in (tmp_path / "out" / "report.html").read_text()
     capsys.readouterr()
     for words, sentence in (
@@ -125,7 +120,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         ([], "runs has no value"),
         ([f"runs={tmp_path}/a", "titel=x"], "did you mean title"),
     ):
-        assert typed(*words) == 2
+        assert command_line(monkeypatch, *words, command=report_command) == 2
         err = capsys.readouterr().err
         assert sentence in err and "Traceback" not in err
 

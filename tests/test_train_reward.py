@@ -2,7 +2,6 @@
 
 import csv
 import json
-import sys
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from PIL import Image
 
 from alignlab import train_reward
 from alignlab.nodes import build
-from tests.running import configured
+from tests.running import command_line, configured
 
 
 def ratings(folder, n: int = 60):
@@ -23,16 +22,6 @@ def ratings(folder, n: int = 60):
     with (folder / "r.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
     return folder
-
-
-def command_line(monkeypatch, *words: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["alignlab.train_reward", *words])
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    try:
-        train_reward.main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
 
 
 def test_the_command_makes_a_reward(tmp_path, monkeypatch, capsys) -> None:
@@ -48,7 +37,7 @@ def test_the_command_makes_a_reward(tmp_path, monkeypatch, capsys) -> None:
             f"output_dir={tmp_path / name}",
             "device=cpu",
         ]
-        assert command_line(monkeypatch, *words) == 0
+        assert command_line(monkeypatch, *words, command=train_reward) == 0
     out = capsys.readouterr().out
     assert f"reward=aesthetic reward.aesthetic.path={tmp_path / 'two'}" in out and "held_out/spearman" in out
     made = tmp_path / "one"
@@ -82,6 +71,6 @@ def test_mistakes(words, said, tmp_path, monkeypatch, capsys) -> None:
     if "ratings" in words:
         ratings(tmp_path / "ratings", 4)
     made = tmp_path / "made"
-    assert command_line(monkeypatch, *words.format(tmp=tmp_path).split(), f"output_dir={made}") == 2
+    assert command_line(monkeypatch, *words.format(tmp=tmp_path).split(), f"output_dir={made}", command=train_reward) == 2
     err = capsys.readouterr().err
     assert said in err and "Traceback" not in err and not (made / "reward.json").exists()
