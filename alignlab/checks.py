@@ -46,9 +46,10 @@ def problems(c: dict[str, Any], known: Sequence[str]) -> Iterator[str]:
         yield from _impossible_pairs(c)
 
 
-def bench_problems(c: dict[str, Any], allowed: Sequence[str]) -> Iterator[str]:
+def bench_problems(
+    c: dict[str, Any], allowed: Sequence[str], chosen: Sequence[str] = ("model", "eval_sampler", "prompts", "diversity")
+) -> Iterator[str]:
     """The same of what an evaluation is made of."""
-    chosen = ("model", "eval_sampler", "prompts", "diversity")
     yield from _node_problems(c, {group: GROUPS[group] for group in chosen}, allowed)
 
 
@@ -56,7 +57,7 @@ def _node_problems(c: dict[str, Any], groups: dict[str, tuple[str, ...]], allowe
     for group, runtime in groups.items():
         yield from node_problems(group, c[group], allowed=allowed, runtime=runtime)
     for group in ("reward", "eval_rewards"):
-        for name, node in (c[group] or {}).items():
+        for name, node in (c.get(group) or {}).items():
             if name in MEASURED or name.endswith("_std"):
                 yield f"{group}.{name} is also the name of a number that every evaluation reports; call it something else"
             yield from node_problems(f"{group}.{name}", without_weighing(node), allowed=allowed)

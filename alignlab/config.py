@@ -78,6 +78,8 @@ class TrainConfig:
     """A run folder to go on with, in its own configuration."""
     tracker: str = "none"
     """none, wandb or trackio, beside TensorBoard."""
+    quick: bool = False
+    """A try in seconds instead of a result: the sizes of QUICK, at most."""
     allow_targets: list[str] = field(default_factory=list)
     """Modules of your own that _target_ may name."""
     evaluation: Evaluation = field(default_factory=Evaluation)
@@ -106,6 +108,12 @@ NOT_SCIENCE = ("output_dir", "resume", "device", "tracker", "checkpoint_every", 
 """Keys in which a resumed run may differ."""
 
 
+QUICK = {
+    "steps": 2, "eval_every": 1, "samples_per_step": 8, "micro_batch": 8, "eval_sampler.steps": 5, "evaluation.prompts": 2,
+    "evaluation.images": 2, "evaluation.final_images": 1,
+}  # fmt: skip
+
+
 def checked(cfg: DictConfig) -> dict[str, Any]:
     """The plain, resolved configuration; that of the earlier run, if resume= is all that was asked for.
 
@@ -123,6 +131,10 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     found = list(dict.fromkeys(problems(c, KEYS)))
     if found:
         raise ConfigError("\n".join(found))
+    for key, most in QUICK.items() if c["quick"] else ():
+        group, _, name = key.rpartition(".")
+        node = c[group] if group else c
+        node[name] = min(node[name], most)
     return c
 
 

@@ -29,17 +29,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from alignlab.checks import bench_problems
-from alignlab.config import command, device_of
+from alignlab.config import command
 from alignlab.images import Images, read_images, six_digits, write_images
 from alignlab.lab import Bench
 from alignlab.measure import distance_to_base, evaluate
 from alignlab.metrics.statistics import Interval, bootstrap, win_rate
 from alignlab.metrics.vendi import vendi_score
-from alignlab.nodes import ConfigError, build
-from alignlab.policy import LoRA, Policy
+from alignlab.nodes import ConfigError
 from alignlab.rewards.clip import Clip, locate
 from alignlab.rewards.compose import RewardError
 from alignlab.runs import RunError, provenance, run_folders, write_aside
+from alignlab.tuned import dialled, policy_of
 
 GROUPS = ("model", "reward", "prompts", "eval_sampler", "diversity")
 
@@ -66,6 +66,10 @@ class EvaluateConfig:
     batch: int = 64
     precision: str = "fp32"
     """Of the denoiser, without a run."""
+    lora_scale: float = 1.0
+    """How much of the LoRA: 0 is the base model, 1 the tuned one."""
+    annealing: float = 0.0
+    """Power of annealed importance guidance: from the base model at the first step to the tuned one at the last. 0 leaves it out."""
     device: str = "auto"
     cache: str = "~/.cache/alignlab/base"
     """Where the base model's measurements are kept."""
@@ -98,6 +102,8 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
         found.append(f"run={c['run']} is no run folder (it has no config.yaml); give the folder of a finished run")
     if c["lora"] is not None and not Path(c["lora"]).is_dir():
         found.append(f"lora={c['lora']} is no folder; give one with a LoRA in diffusers' format")
+    if c["annealing"] < 0:
+        found.append(f"annealing={c['annealing']} must not be negative; 0 leaves it out")
     if c["features"] is not None:
         try:
             locate(c["features"])
@@ -116,24 +122,6 @@ def of_run(c: dict[str, Any], run: Path, asked: set[str]) -> dict[str, Any]:
     return {**c, **groups, "policy": its["policy"], "precision": its["precision"], "run": str(run)}
 
 
-def policy_of(c: dict[str, Any], device: torch.device) -> Policy:
-    """The tuned policy: that of the run, the LoRA, or the base model with an adapter that does nothing."""
-    family: Any = build(c["model"])
-    learned = Path(c["run"]) / "model" if c["run"] else c["lora"] and Path(c["lora"])
-    if learned and not any(learned.rglob("*.safetensors")):
-        raise RunError(f"{learned} holds no weights; finish the run first (python -m alignlab.train resume={c['run']})")
-    if c["run"] and c["policy"]["full"]:
-        policy = Policy(family, full=True, precision=c["precision"], device=device)
-        tuned: Any = build({**c["model"], "path_or_id": str(learned)})
-        policy.load_state_dict(tuned.denoiser.state_dict())
-        return policy
-    state, config = family.read_lora(learned) if learned else ({}, {})
-    policy = Policy(family, lora=LoRA(**config), checkpointing=False, precision=c["precision"], device=device)
-    if state:
-        policy.load_state_dict(state)
-    return policy
-
-
 class Evaluation:
     """The measurements of one policy and of its base model.
 
@@ -143,8 +131,8 @@ class Evaluation:
 
     def __init__(self, c: dict[str, Any]) -> None:
         self.c = c
-        self.policy = policy_of(c, device_of(c["device"]))
-        self.bench = Bench.of(c, self.policy)
+        self.policy = policy_of(c)
+        self.bench = Bench.of(c, dialled(self.policy, lora_scale=c["lora_scale"], annealing=c["annealing"]))
         self.features = None if c["features"] is None else Clip(c["features"])
         prompts = self.bench.prompts
         few = _thinned(prompts.prompts, c["diversity_prompts"])
@@ -218,7 +206,7 @@ class Evaluation:
         assert mine.pictures is not None and base.pictures is not None
         apart = self.bench.diversity.between(mine.pictures.float() / 255, base.pictures.float() / 255)
         few = self.sets["train"][0][: self.c["batch"]]
-        return {"lpips_to_base": apart.mean().item(), **distance_to_base(self.policy, self.bench.eval_sampler, few)}
+        return {"lpips_to_base": apart.mean().item(), **distance_to_base(self.bench.policy, self.bench.eval_sampler, few)}
 
 
 def _thinned(prompts: tuple[str, ...], most: int) -> tuple[str, ...]:
@@ -287,6 +275,7 @@ def run_evaluation(c: dict[str, Any], folder: Path) -> dict[str, Any]:
             "diversity_metric": bench.diversity.name,
             "vendi_features": c["features"],
         },
+        "dials": {"lora_scale": c["lora_scale"], "annealing": c["annealing"]},
         "units": {name: reward.unit for name, reward in rewards.items()},
         "training_rewards": list(bench.reward.rewards),
         "rewards": numbers(mine, base, list(rewards)),

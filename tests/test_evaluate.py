@@ -73,7 +73,7 @@ def test_the_base_is_measured_once(run, tmp_path, monkeypatch):
     assert len(list(cache.iterdir())) == 3
     c = command.of_run(_checked(*PROTOCOL, f"run={run}", f"cache={cache}"), run, set())
     before = command.Evaluation(c).key
-    monkeypatch.setattr(command, "policy_of", lambda c, device: Policy(build(c["model"]), full=True))
+    monkeypatch.setattr(command, "policy_of", lambda c: Policy(build(c["model"]), full=True))
     assert command.Evaluation(c).key == before  # without adapters: the same base
     other = command.Evaluation(c)
     with torch.no_grad():

@@ -19,7 +19,7 @@ from tests.running import configured, lines, tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE, CONF = ROOT / "alignlab", ROOT / "conf"
-COMMANDS = {"train", "train_reward", "evaluate", "report"}
+COMMANDS = {"train", "train_reward", "evaluate", "report", "sample", "figure"}
 
 # What each module may import of alignlab, beside its own package; a package's row is its modules'.
 MAY = {
@@ -36,6 +36,8 @@ MAY = {
     "runs": set(),
     "journal": set(),
     "policy": {"conditioning"},
+    "dials": {"conditioning", "policy"},
+    "tuned": {"config", "dials", "nodes", "policy", "runs"},
     "rollout": {"samplers", "policy", "noise", "conditioning"},
     "drift": {"rollout", "samplers", "policy"},
     "objectives": {"rollout", "samplers", "policy", "noise", "forward", "drift", "conditioning"},
@@ -49,7 +51,11 @@ MAY = {
     "figures": {"compare", "metrics"},
     "train_reward": {"config", "data", "nodes", "rewards"},
     "train": {"config", "nodes", "lab", "measure", "journal", "runs", "noise", "rollout", "rewards"},
-    "evaluate": {"config", "nodes", "lab", "measure", "metrics", "runs", "checks", "rewards", "policy", "images"},
+    "evaluate": {"config", "nodes", "lab", "measure", "metrics", "runs", "checks", "rewards", "tuned", "images"},
+    "sample": {"checks", "config", "nodes", "noise", "policy", "rollout", "runs", "samplers", "tuned"},
+    "probes": {"config", "dials", "lab", "measure", "nodes", "runs", "sample", "tuned"},
+    "paper": {"compare", "figures", "metrics"},
+    "figure": {"config", "compare", "metrics", "nodes", "paper", "probes", "report"},
     "report": {"config", "nodes", "compare", "figures", "metrics", "outcomes", "runs"},
 }
 OTHERS = {

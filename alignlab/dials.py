@@ -1,0 +1,50 @@
+"""Dials of a tuned model that need no training: how much of the tuning a sample gets.
+
+scale_lora    W + s (alpha/rank) B A for the whole trajectory; s = 0 is the base model, 1 the tuned one (DRaFT, arXiv 2309.17400)
+Annealed      eps = g eps_tuned + (1 - g) eps_base with g = (1 - t/T)^power: the base model lays out the picture, the tuned one
+              finishes it (annealed importance guidance, Jena et al., arXiv 2409.06493)
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from alignlab.conditioning import Conditioning
+    from alignlab.policy import Policy
+
+
+def scale_lora(policy: "Policy", scale: float) -> None:
+    """Sets s of every adapter, for all calls that follow."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers: list[Any] = [m for m in policy.family.denoiser.modules() if isinstance(m, BaseTunerLayer)]
+    for layer in layers:
+        for adapter in layer.active_adapters:
+            layer.set_scale(adapter, scale)
+
+
+class Annealed:
+    """A policy whose predictions go over from the base model's to the tuned one's along the trajectory.
+
+    Args:
+        policy: everything but the prediction is its own.
+        power: > 0; large ones stay with the base model longer. At t = 0 the tuned model rules, at t = T the base.
+    """
+
+    def __init__(self, policy: "Policy", power: float) -> None:
+        if power <= 0:
+            raise ValueError(f"annealing={power} must be positive")
+        self.policy, self.power = policy, power
+        self.length = policy.family.scheduler.config.num_train_timesteps
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.policy, name)
+
+    def branches(self, x: Tensor, t: Tensor, cond: "Conditioning", guidance_scale: float) -> Tensor:
+        """Like `Policy.branches`: [R, M, C, h, w]."""
+        tuned = self.policy.branches(x, t, cond, guidance_scale)
+        with self.policy.reference():
+            base = self.policy.branches(x, t, cond, guidance_scale)
+        g = ((1 - t / self.length) ** self.power).view(1, -1, *[1] * (x.dim() - 1))
+        return base + g * (tuned - base)

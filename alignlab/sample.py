@@ -1,0 +1,122 @@
+"""python -m alignlab.sample run=runs/DIR prompt='a lion'
+
+Pictures of a prompt, to look at: the base model's above, the tuned one's below, the same noise in each column.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from alignlab.checks import bench_problems
+from alignlab.config import command
+from alignlab.nodes import ConfigError, build
+from alignlab.noise import noise_key
+from alignlab.policy import Policy
+from alignlab.rollout import rollout
+from alignlab.runs import RunError, run_folders
+from alignlab.samplers import Sampler
+from alignlab.tuned import dialled, policy_of
+
+
+@dataclass
+class SampleConfig:
+    """The keys of conf/sample.yaml."""
+
+    run: str | None = None
+    """The folder of a finished run."""
+    lora: str | None = None
+    """Without a run: a LoRA folder in diffusers' format for `model`."""
+    prompt: Any = "a lion"
+    """One, or a list."""
+    n: int = 8
+    """Images of each prompt."""
+    seed: int = 0
+    lora_scale: float = 1.0
+    """How much of the LoRA: 0 is the base model, 1 the tuned one; more overshoots."""
+    annealing: float = 0.0
+    """Power of annealed importance guidance; 0 leaves it out."""
+    output: str | None = None
+    """A .png file; null is sample.png in the run's folder, or here."""
+    precision: str = "fp32"
+    device: str = "auto"
+    allow_targets: list[str] | None = None
+    model: Any = None
+    eval_sampler: Any = None
+
+
+ConfigStore.instance().store(name="sample_schema", node=SampleConfig)
+
+
+def checked(cfg: DictConfig) -> dict[str, Any]:
+    """The plain configuration, `prompt` a list, with the run's model, sampler and precision unless they were asked for by name.
+
+    Raises:
+        ConfigError: with every problem that was found.
+    """
+    c: Any = OmegaConf.to_container(cfg, resolve=True)
+    c["prompt"] = [c["prompt"]] if isinstance(c["prompt"], str) else c["prompt"]
+    c["allow_targets"] = c["allow_targets"] or []
+    found = [f"n={c['n']} must be at least 1"] * (c["n"] < 1)
+    if c["annealing"] < 0:
+        found.append(f"annealing={c['annealing']} must not be negative; 0 leaves it out")
+    if not c["prompt"] or not all(isinstance(prompt, str) for prompt in c["prompt"]):
+        found.append(f"prompt={c['prompt']} must be a text, or a list of texts")
+    if c["run"] is not None and len(run_folders(c["run"])) != 1:
+        found.append(f"run={c['run']} is no run folder (it has no config.yaml); give the folder of a finished run")
+    elif c["run"] is not None:
+        its = yaml.safe_load((run_folders(c["run"])[0] / "config.yaml").read_text())
+        words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+        asked = {word.lstrip("+~").partition("=")[0].partition(".")[0] for word in words}
+        c |= {key: its[key] for key in ("model", "eval_sampler", "precision") if key not in asked} | {"policy": its["policy"]}
+    found += [problem for problem in bench_problems(c, c["allow_targets"], ("model", "eval_sampler"))]
+    if found:
+        raise ConfigError("\n".join(found))
+    return c
+
+
+@torch.no_grad()
+def pictures(policy: Policy, sampler: Sampler, prompt: str, *, n: int, seed: int = 0) -> Tensor:
+    """[n, 3, H, W] in [0, 1]; image i depends on (seed, prompt, i) alone."""
+    return rollout(policy, sampler, noise_key([prompt] * n, seed=seed, stream="sample"), store="image").images.cpu()
+
+
+def save_rows(rows: list[Tensor], path: Path) -> None:
+    """Writes rows of equally many images, small ones enlarged for the eye."""
+    grid = make_grid(torch.cat(rows), nrow=len(rows[0]), padding=1, pad_value=1.0)
+    factor = max(1, 96 // rows[0].shape[-1])
+    grid = grid.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((grid * 255).round().byte().permute(1, 2, 0).numpy()).save(path, optimize=True)
+
+
+@command("sample", schema=SampleConfig, check=checked)
+def main(cfg: DictConfig) -> None:
+    """Hydra's task."""
+    c = checked(cfg)
+    try:
+        policy = policy_of(c)
+        shown = dialled(policy, lora_scale=c["lora_scale"], annealing=c["annealing"])
+    except RunError as error:
+        raise ConfigError(str(error)) from None
+    sampler = build(c["eval_sampler"], scheduler=policy.family.scheduler).to(policy.device)
+    rows = []
+    for prompt in c["prompt"]:
+        with policy.reference():
+            rows.append(pictures(policy, sampler, prompt, n=c["n"], seed=c["seed"]))
+        rows.append(pictures(shown, sampler, prompt, n=c["n"], seed=c["seed"]))
+    path = Path(c["output"] or Path(c["run"] or ".") / "sample.png")
+    save_rows(rows, path)
+    print(f"written: {path} (base model above, tuned below: {', '.join(c['prompt'])})")
+
+
+if __name__ == "__main__":
+    main()

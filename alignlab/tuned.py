@@ -1,0 +1,71 @@
+"""What a run learned, loaded again: as a policy, or as a diffusers pipeline."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from alignlab.config import device_of
+from alignlab.dials import Annealed, scale_lora
+from alignlab.nodes import build
+from alignlab.policy import LoRA, Policy
+from alignlab.runs import RunError
+
+
+def load(run: str | Path) -> Any:
+    """The diffusers pipeline of a finished run: `alignlab.load("runs/demo")("a lion", num_inference_steps=20).images[0]`.
+
+    Raises:
+        RunError: if the folder holds no run, or no weights.
+    """
+    folder = Path(run)
+    if not (folder / "config.yaml").is_file():
+        raise RunError(f"{folder} is no run folder (it has no config.yaml); give the folder of a finished run")
+    its = yaml.safe_load((folder / "config.yaml").read_text())
+    learned, model = weights(folder), its["model"]
+    family: Any = build({**model, "path_or_id": str(learned)} if its["policy"]["full"] else model)
+    if not its["policy"]["full"]:
+        family.pipe.load_lora_weights(str(learned))
+    return family.pipe
+
+
+def weights(run: Path) -> Path:
+    """RUN/model, which must hold some."""
+    if not any((run / "model").rglob("*.safetensors")):
+        raise RunError(f"{run / 'model'} holds no weights; finish the run first (python -m alignlab.train resume={run})")
+    return run / "model"
+
+
+def policy_of(c: dict[str, Any]) -> Policy:
+    """The tuned policy: that of the run, the LoRA, or the base model with an adapter that does nothing.
+
+    Args:
+        c: with the keys model, precision, device, run or lora (a folder in diffusers' format) or neither, and a run's policy.
+    """
+    family: Any = build(c["model"])
+    device, learned = device_of(c["device"]), weights(Path(c["run"])) if c["run"] else c["lora"] and Path(c["lora"])
+    if c["run"] and c["policy"]["full"]:
+        policy = Policy(family, full=True, precision=c["precision"], device=device)
+        tuned: Any = build({**c["model"], "path_or_id": str(learned)})
+        policy.load_state_dict(tuned.denoiser.state_dict())
+        return policy
+    try:
+        state, config = family.read_lora(learned) if learned else ({}, {})
+    except ValueError as error:
+        raise RunError(str(error)) from None
+    policy = Policy(family, lora=LoRA(**config), checkpointing=False, precision=c["precision"], device=device)
+    if state:
+        policy.load_state_dict(state)
+    return policy
+
+
+def dialled(policy: Policy, *, lora_scale: float = 1.0, annealing: float = 0.0) -> Policy:
+    """The policy with its dials set (dials.py); annealing = 0 leaves that one out."""
+    if lora_scale != 1:
+        if policy.full:
+            raise RunError(
+                f"lora_scale={lora_scale}: every weight of this model was tuned, so there is no LoRA to scale; leave it at 1"
+            )
+        scale_lora(policy, lora_scale)
+    turned: Any = Annealed(policy, annealing) if annealing else policy
+    return turned

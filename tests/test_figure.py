@@ -1,0 +1,158 @@
+"""The papers' figures: every one is drawn from runs whose numbers are known; a quick one goes the whole way on the embedded model."""
+
+import csv
+import json
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from alignlab import figure
+from alignlab.config import QUICK
+from alignlab.paper import FIGURES, draftp_fig3
+from alignlab.probes import ANNEALING, LORA_SCALES, SETS, probe
+from tests.running import command_line, configured
+
+EVALUATIONS = (0, 10, 20)
+
+
+def write_run(folder: Path, c: dict[str, Any], gain: float) -> None:
+    """A finished run of that configuration: every reward rises linearly by `gain`, diversity falls by a tenth of it."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(c))
+    names, lines = dict.fromkeys(["reward", *c["reward"], *c["eval_rewards"]]), []
+    for k, step in enumerate(EVALUATIONS):
+        line: dict[str, Any] = {"step": step, "samples_seen": 16 * step, "seconds": 5.0 * k, "reward_queries": 160 * (k > 0)}
+        line |= {"denoiser_forwards": 6400 * (k > 0), "denoiser_backwards": 320 * (k > 0), "eval/lpips": 0.6 - 0.05 * k * gain}
+        for name in names:
+            line |= {f"eval/{name}": 5 + gain * k / 2, f"eval/{name}_std": 1.0}
+        lines.append(json.dumps(line))
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    ends = {who: {**dict.fromkeys(names, 5 + g), "lpips": 0.6 - 0.1 * g} for who, g in (("base", 0.0), ("final", gain))}
+    about = {
+        "reward_unit": "points",
+        "diversity_metric": "lpips-emoji",
+        "machine": {"device": "cpu"},
+        "wall_seconds": 60.0,
+        "samples_seen": 320,
+    }
+    (folder / "summary.json").write_text(json.dumps({**ends, **about}))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seeds of every job of every experiment, and the answers to every probe."""
+    home = tmp_path_factory.mktemp("store")
+    for experiment in {name for one in FIGURES.values() for name in one.experiments}:
+        grid = {key: values.split(",") for key, values in figure.swept(experiment).items() if key != "seed"}
+        for k, point in enumerate(product(*grid.values())):
+            words = [f"{key}={value}" for key, value in zip(grid, point, strict=True)]
+            c = configured(f"experiment={experiment}", *words)
+            for seed in (0, 1):
+                run = home / "runs" / experiment / f"{','.join(words)},seed={seed}"
+                write_run(run, {**c, "seed": seed}, gain=1 + k + 0.1 * seed)
+                answer(run)
+    return home
+
+
+def answer(run: Path) -> None:
+    """What weights would have said: half of the gain at every dial; twice of it on prompts of every kind; grey pictures."""
+    ends = {"reward": 5.5, "true_preference": 5.5, "lpips": 0.5}
+    dials = [{"dial": "lora_scale", "value": v, **ends} for v in LORA_SCALES] + [
+        {"dial": "annealing", "value": v, **ends} for v in ANNEALING
+    ]
+    kinds = {name: {"prompts": ["a", "b"], "base": [[1.0, 2.0], [3.0, 4.0]], "tuned": [[3.0, 4.0], [5.0, 6.0]]} for name in SETS}
+    for name, found in (("dials", dials), ("generalisation", kinds), ("lion", {}), ("varied", {"prompts": ["cat", "dog"]})):
+        (run / "probes" / name).mkdir(parents=True)
+        (run / "probes" / name / "answer.json").write_text(json.dumps(found))
+        for who in ("base", "tuned"):
+            Image.new("L", (198, 50), 100).save(run / "probes" / name / f"{who}.png")
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_is_drawn(name: str, store: Path) -> None:
+    """PNG, table and page; a page names command, runs and seeds; nothing is trained; no `quick` on it."""
+    folder = figure.make(name, FIGURES[name], {"quick": False, "home": str(store), "draw_only": True, "workers": 2})
+    picture = np.asarray(Image.open(folder / "figure.png").convert("RGB"))
+    assert picture.std() > 5
+    page = (folder / "README.md").read_text()
+    assert f"name={name}\n" in page and "seeds 0, 1" in page and "figure.png" in page
+    assert list(csv.DictReader((folder / "table.csv").open()))
+
+
+def test_the_numbers_of_a_figure(store: Path) -> None:
+    """Figure 3 of DRaFT+: the curves are the means over seeds, the table's gain is that of the summaries, in order of kl_coeff."""
+    runs = {name: figure.finished(store / "runs" / name) for name in ("draftp_fig3", "ddpo_preference")}
+    drawn, rows = draftp_fig3(runs)
+    assert [row["variant"] for row in rows] == [
+        "DRaFT-1",
+        *(f"DRaFT+ KL {k}" for k in ("0.01", "0.03", "0.1", "0.3", "1")),
+        "DDPO-IS",
+    ]
+    for k, row in enumerate(rows[:6]):
+        assert row["gain"].value == pytest.approx(1 + k + 0.05) and row["seeds"] == 2
+        np.testing.assert_allclose(drawn.axes[1].lines[k].get_ydata(), 5 + (1.05 + k) * np.array([0, 0.5, 1]))
+        np.testing.assert_allclose(drawn.axes[0].lines[k].get_ydata(), 0.6 - 0.1 * (1.05 + k) * np.array([0, 0.5, 1]))
+
+
+def test_generalisation_and_dials_come_from_the_answers(store: Path) -> None:
+    """A gain of 2 on every kind of prompts; the dials' points lie where they were measured."""
+    rows = FIGURES["ddpo_generalisation"].draw({"ddpo_preference": figure.finished(store / "runs" / "ddpo_preference")})[1]
+    assert [row["gain"].value for row in rows] == [2.0] * len(SETS)
+    experiments = FIGURES["fronts"].experiments
+    rows = FIGURES["fronts"].draw({name: figure.finished(store / "runs" / name) for name in experiments})[1]
+    found = {row["regulariser"]: row for row in rows}
+    assert found["LoRA scale"]["reward"].value == 5.5 and found["annealed guidance"]["lpips"].value == 0.5
+    assert {"eps-MSE KL", "trajectory KL", "reward cap", "K", "early stopping"} <= found.keys()
+
+
+def test_without_weights_there_is_no_answer(store: Path, tmp_path: Path) -> None:
+    """A question that was never asked of a run whose weights are gone."""
+    write_run(tmp_path / "run", configured("experiment=draftp_fig3"), gain=1.0)
+    assert not probe(tmp_path / "run", "dials") and not (tmp_path / "run" / "probes").exists()
+
+
+def test_bad_names(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """One sentence, and code 2."""
+    monkeypatch.chdir(tmp_path)
+    for words, sentence in (
+        (["name=draft_fig3"], "did you mean name=draftp_fig3?"),
+        (["name=fronts", "workers=0"], "workers=0 must be at least 1"),
+        (["name=fronts", "draw_only=true"], "no run of draftp_fig3, trajectory_kl, reward_cap, draft_k is finished"),
+    ):
+        assert command_line(monkeypatch, *words, command=figure) == 2
+        assert sentence in capsys.readouterr().err
+
+
+def test_quick_is_small() -> None:
+    """Whatever the algorithm; smaller sizes stay."""
+    for algo in ("ddpo", "rwr", "draft"):
+        c = configured(f"algo={algo}", "quick=true", "eval_sampler.steps=3")
+        for name, most in QUICK.items():
+            group, _, last = name.rpartition(".")
+            assert (c[group] if group else c)[last] <= most
+        assert c["eval_sampler"]["steps"] == 3
+
+
+def test_a_quick_figure_goes_the_whole_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Sweeps by the launcher, pictures of the weights, a stamped figure; typed again, nothing is trained again; another figure of the
+    same sweeps is only drawn."""
+    monkeypatch.chdir(tmp_path)
+    assert command_line(monkeypatch, "name=draftp_fig4", "quick=true", command=figure) == 0
+    home = tmp_path / "runs" / "quick"
+    runs = [*home.glob("runs/*/*/summary.json")]
+    assert len(runs) == 7 and all((run.parent / "probes" / "lion" / "tuned.png").is_file() for run in runs)
+    assert len(list(csv.DictReader((home / "paper" / "draftp_fig4" / "table.csv").open()))) == 8  # and the base model
+    written = [run.stat().st_mtime_ns for run in runs]
+    capfd.readouterr()
+    assert command_line(monkeypatch, "name=draftp_fig3", "quick=true", command=figure) == 0
+    assert "alignlab.train" not in capfd.readouterr().out
+    assert written == [run.stat().st_mtime_ns for run in runs]
+    red = np.asarray(Image.open(home / "paper" / "draftp_fig3" / "figure.png").convert("RGB")).astype(int)
+    assert (red[..., 0] - red[..., 2] > 10).sum() > 2000  # the stamp
