@@ -14,6 +14,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import yaml
 from hydra.core.config_store import ConfigStore
 from matplotlib import pyplot as plt
@@ -23,9 +24,9 @@ from alignlab.compare import CompareError, Finished, read_runs
 from alignlab.config import CONF, command
 from alignlab.metrics.statistics import Interval
 from alignlab.nodes import ConfigError, nearest
-from alignlab.paper import FIGURES, PaperFigure, Rows
+from alignlab.paper import FIGURES, STYLE, PaperFigure, Rows
 from alignlab.probes import probe
-from alignlab.report import interval_text, write_table
+from alignlab.tables import interval_text, write_table
 
 
 @dataclass
@@ -104,14 +105,15 @@ def make(name: str, figure: PaperFigure, c: dict[str, Any]) -> Path:
             )
     if not any(runs.values()):
         raise ConfigError(f"name={name}: no run of {', '.join(figure.experiments)} is finished; leave out draw_only")
-    drawn, rows = figure.draw({experiment: there for experiment, there in runs.items() if there})
-    if c["quick"]:
-        drawn.text(0.5, 0.5, "quick", fontsize=64, color="#d1495b", alpha=0.25, ha="center", va="center", rotation=20)
     folder = home / "paper" / name
     folder.mkdir(parents=True, exist_ok=True)
-    drawn.savefig(folder / "figure.png", dpi=130)
-    if not any(axes.images for axes in drawn.axes):
-        drawn.savefig(folder / "figure.svg", metadata={"Date": None})
+    with plt.rc_context(STYLE):
+        drawn, rows = figure.draw({experiment: there for experiment, there in runs.items() if there})
+        if c["quick"]:
+            drawn.text(0.5, 0.5, "quick", fontsize=64, color="#d1495b", alpha=0.25, ha="center", va="center", rotation=20)
+        drawn.savefig(folder / "figure.png", dpi=130)
+        if not any(axes.images for axes in drawn.axes):
+            drawn.savefig(folder / "figure.svg", metadata={"Date": None})
     plt.close(drawn)
     write_table(folder / "table.csv", [spread_out(row) for row in rows])
     (folder / "README.md").write_text(page(name, figure, runs, rows, c))
@@ -173,6 +175,7 @@ def cell(value: Any) -> str:
 def main(cfg: DictConfig) -> None:
     """Hydra's task."""
     c = checked(cfg)
+    matplotlib.use("Agg")
     for name, figure in FIGURES.items():
         if c["name"] in ("all", name):
             try:

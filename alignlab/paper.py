@@ -9,9 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
@@ -27,12 +24,11 @@ from alignlab.metrics.statistics import Interval, bootstrap, over_seeds
 Rows = list[dict[str, Any]]
 Runs = dict[str, list[Finished]]
 """By experiment."""
-plt.rcParams.update(
-    {
-        "font.family": "DejaVu Sans", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
-        "axes.titlesize": 10, "legend.frameon": False, "legend.fontsize": 8, "lines.linewidth": 1.8, "svg.hashsalt": "alignlab",
-    }
-)  # fmt: skip
+STYLE: Any = {
+    "font.family": "DejaVu Sans", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
+    "axes.titlesize": 10, "legend.frameon": False, "legend.fontsize": 8, "lines.linewidth": 1.8, "svg.hashsalt": "alignlab",
+}  # fmt: skip
+"""For matplotlib's rc_context."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +53,8 @@ def label(variant: Variant) -> str:
     config = variant.runs[0].config
     algo, kl = config["algo"], config["kl_coeff"]
     name = algo["_target_"].rpartition(".")[2]
+    if name not in ("DDPO", "RWR", "DRaFT"):  # somebody's own
+        return variant.label
     if name == "DDPO":
         return f"DDPO-{algo['estimator'].upper()}"
     if name == "RWR":

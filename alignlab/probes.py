@@ -17,9 +17,8 @@ from alignlab.dials import scale_lora
 from alignlab.lab import Bench, weighted_sum
 from alignlab.measure import evaluate
 from alignlab.nodes import build
-from alignlab.runs import write_aside
-from alignlab.sample import pictures, save_rows
-from alignlab.tuned import dialled, policy_of
+from alignlab.runs import save_grid, write_aside
+from alignlab.tuned import dialled, pictures, policy_of
 
 LORA_SCALES = (0.25, 0.5, 0.75)
 ANNEALING = (0.5, 1.0, 2.0, 4.0)
@@ -79,7 +78,7 @@ def pictures_of(prompts: Sequence[str], n: int) -> Callable[[Bench, dict[str, An
         for who, scope in (("tuned", nullcontext()), ("base", bench.policy.reference())):
             with scope:
                 rows = [pictures(bench.policy, bench.eval_sampler, prompt, n=n) for prompt in prompts]
-            save_rows(rows, folder / f"{who}.png")
+            save_grid(torch.cat(rows), folder / f"{who}.png", columns=n)
         return {"prompts": prompts, "images": n}
 
     return look

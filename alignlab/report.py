@@ -5,14 +5,12 @@ model, the same pictures over training, tables of outcomes, contrasts and config
 """
 
 import base64
-import csv
 import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from hydra.core.config_store import ConfigStore
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 from markupsafe import Markup
@@ -35,10 +33,10 @@ from alignlab.compare import (
 )
 from alignlab.config import command
 from alignlab.metrics.pareto import hypervolume
-from alignlab.metrics.statistics import Interval
 from alignlab.nodes import ConfigError
 from alignlab.outcomes import base_point, contrasts, evaluated, outcomes
 from alignlab.runs import write_aside
+from alignlab.tables import interval_text, write_table
 
 TEMPLATES = Path(__file__).parent / "assets"
 PICTURE = 420
@@ -142,14 +140,6 @@ def data_uri(path: Path) -> str:
     return f"data:image/webp;base64,{base64.b64encode(packed.getvalue()).decode()}"
 
 
-def interval_text(interval: Interval | None, form: str = ".3f") -> str:
-    if interval is None:
-        return "–"
-    if not np.isfinite(interval.low):
-        return f"{interval.value:{form}}"
-    return f"{interval.value:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
-
-
 def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """One level of keys, for a table."""
     out: dict[str, Any] = {}
@@ -160,13 +150,6 @@ def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
             else {f"{prefix}{key}": "; ".join(value) if isinstance(value, tuple) else value}
         )
     return out
-
-
-def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
-        table.writeheader()
-        table.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
 
 
 @command("report", schema=ReportConfig, check=checked)

@@ -122,12 +122,15 @@ class Run:
     # -- pictures
 
     def save_samples(self, step: int, images: Tensor, columns: int) -> None:
-        """A grid of images [n, 3, H, W] in [0, 1], small ones enlarged for the eye."""
-        from torchvision.utils import save_image
+        save_grid(images, self.folder / "samples" / f"step_{step:06d}.png", columns)
 
-        factor = max(1, 96 // images.shape[-1])
-        large = images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
-        save_image(large, self.folder / "samples" / f"step_{step:06d}.png", nrow=columns, padding=2)
+
+def save_grid(images: Tensor, path: Path, columns: int) -> None:
+    """A grid of images [n, 3, H, W] in [0, 1], small ones enlarged for the eye."""
+    from torchvision.utils import save_image
+
+    factor = max(1, 96 // images.shape[-1])
+    save_image(images.repeat_interleave(factor, 2).repeat_interleave(factor, 3), path, nrow=columns, padding=2)
 
 
 def run_folders(pattern: str) -> list[Path]:

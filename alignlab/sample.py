@@ -12,19 +12,13 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from alignlab.checks import bench_problems
 from alignlab.config import command
 from alignlab.nodes import ConfigError, build
-from alignlab.noise import noise_key
-from alignlab.policy import Policy
-from alignlab.rollout import rollout
-from alignlab.runs import RunError, run_folders
-from alignlab.samplers import Sampler
-from alignlab.tuned import dialled, policy_of
+from alignlab.runs import RunError, run_folders, save_grid
+from alignlab.tuned import dialled, pictures, policy_of
 
 
 @dataclass
@@ -83,21 +77,6 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     return c
 
 
-@torch.no_grad()
-def pictures(policy: Policy, sampler: Sampler, prompt: str, *, n: int, seed: int = 0) -> Tensor:
-    """[n, 3, H, W] in [0, 1]; image i depends on (seed, prompt, i) alone."""
-    return rollout(policy, sampler, noise_key([prompt] * n, seed=seed, stream="sample"), store="image").images.cpu()
-
-
-def save_rows(rows: list[Tensor], path: Path) -> None:
-    """Writes rows of equally many images, small ones enlarged for the eye."""
-    grid = make_grid(torch.cat(rows), nrow=len(rows[0]), padding=1, pad_value=1.0)
-    factor = max(1, 96 // rows[0].shape[-1])
-    grid = grid.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray((grid * 255).round().byte().permute(1, 2, 0).numpy()).save(path, optimize=True)
-
-
 @command("sample", schema=SampleConfig, check=checked)
 def main(cfg: DictConfig) -> None:
     """Hydra's task."""
@@ -108,13 +87,13 @@ def main(cfg: DictConfig) -> None:
     except RunError as error:
         raise ConfigError(str(error)) from None
     sampler = build(c["eval_sampler"], scheduler=policy.family.scheduler).to(policy.device)
-    rows = []
+    rows: list[Tensor] = []
     for prompt in c["prompt"]:
         with policy.reference():
             rows.append(pictures(policy, sampler, prompt, n=c["n"], seed=c["seed"]))
         rows.append(pictures(shown, sampler, prompt, n=c["n"], seed=c["seed"]))
     path = Path(c["output"] or Path(c["run"] or ".") / "sample.png")
-    save_rows(rows, path)
+    save_grid(torch.cat(rows), path, columns=c["n"])
     print(f"written: {path} (base model above, tuned below: {', '.join(c['prompt'])})")
 
 

@@ -1,15 +1,20 @@
-"""What a run learned, loaded again: as a policy, or as a diffusers pipeline."""
+"""What a run learned, loaded again: as a policy, as pictures, or as a diffusers pipeline."""
 
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from torch import Tensor
 
 from alignlab.config import device_of
 from alignlab.dials import Annealed, scale_lora
 from alignlab.nodes import build
+from alignlab.noise import noise_key
 from alignlab.policy import LoRA, Policy
+from alignlab.rollout import rollout
 from alignlab.runs import RunError
+from alignlab.samplers import Sampler
 
 
 def load(run: str | Path) -> Any:
@@ -57,6 +62,12 @@ def policy_of(c: dict[str, Any]) -> Policy:
     if state:
         policy.load_state_dict(state)
     return policy
+
+
+@torch.no_grad()
+def pictures(policy: Policy, sampler: Sampler, prompt: str, *, n: int, seed: int = 0) -> Tensor:
+    """[n, 3, H, W] in [0, 1]; image i depends on (seed, prompt, i) alone."""
+    return rollout(policy, sampler, noise_key([prompt] * n, seed=seed, stream="sample"), store="image").images.cpu()
 
 
 def dialled(policy: Policy, *, lora_scale: float = 1.0, annealing: float = 0.0) -> Policy:

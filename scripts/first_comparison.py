@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from alignlab.compare import Finished, read_runs, variants  # noqa: E402
 from alignlab.outcomes import base_point, outcomes  # noqa: E402
-from alignlab.report import interval_text  # noqa: E402
+from alignlab.tables import interval_text  # noqa: E402
 
 RESULTS = Path("results/first_comparison")
 SWEEPS = {"draftp_fig3": ["kl_coeff=0,0.03,0.1,0.3"], "rwr_preference": [], "ddpo_preference": []}
