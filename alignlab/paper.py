@@ -142,7 +142,7 @@ def draftp_fig3(runs: Runs) -> tuple[Figure, Rows]:
     kl, ddpo = by_kl(every(runs, "draftp_fig3")), every(runs, "ddpo_preference")
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.7), layout="constrained")
     reward, diversity = unit(kl)
-    styled = [*zip(kl, ({"color": c} for c in shades(kl)), strict=True), *((v, {"color": "black", "ls": "--"}) for v in ddpo)]
+    styled = [*zip(kl, ({"color": c} for c in shades(kl)), strict=False), *((v, {"color": "black", "ls": "--"}) for v in ddpo)]
     for variant, style in styled:
         curve(axes[0], variant, "step", "eval/lpips", **style)
         curve(axes[1], variant, "step", "eval/reward", **style)
