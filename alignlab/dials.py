@@ -1,8 +1,8 @@
 """Dials of a tuned model that need no training: how much of the tuning a sample gets.
 
-scale_lora    W + s (alpha/rank) B A for the whole trajectory; s = 0 is the base model, 1 the tuned one (DRaFT, arXiv 2309.17400)
-Annealed      eps = g eps_tuned + (1 - g) eps_base with g = (1 - t/T)^power: the base model lays out the picture, the tuned one
-              finishes it (annealed importance guidance, Jena et al., arXiv 2409.06493)
+W + s (alpha/rank) B A                      scale_lora: s = 0 is the base model, 1 the tuned one (DRaFT, arXiv 2309.17400)
+out_i = g_i tuned_i + (1 - g_i) base_i      Annealed: g_i = (i/N)^power at step i of N. The base model lays out the picture, the
+                                            tuned one finishes it (Jena et al., arXiv 2409.06493)
 """
 
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from alignlab.conditioning import Conditioning
     from alignlab.policy import Policy
+    from alignlab.samplers import Sampler
 
 
 def scale_lora(policy: "Policy", scale: float) -> None:
@@ -29,14 +30,14 @@ class Annealed:
 
     Args:
         policy: everything but the prediction is its own.
-        power: > 0; large ones stay with the base model longer. At t = 0 the tuned model rules, at t = T the base.
+        sampler: whose steps are counted.
+        power: > 0; large ones stay with the base model longer.
     """
 
-    def __init__(self, policy: "Policy", power: float) -> None:
+    def __init__(self, policy: "Policy", sampler: "Sampler", power: float) -> None:
         if power <= 0:
             raise ValueError(f"annealing={power} must be positive")
-        self.policy, self.power = policy, power
-        self.length = policy.family.scheduler.config.num_train_timesteps
+        self.policy, self.sampler, self.power = policy, sampler, power
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.policy, name)
@@ -46,5 +47,6 @@ class Annealed:
         tuned = self.policy.branches(x, t, cond, guidance_scale)
         with self.policy.reference():
             base = self.policy.branches(x, t, cond, guidance_scale)
-        g = ((1 - t / self.length) ** self.power).view(1, -1, *[1] * (x.dim() - 1))
+        step = (self.sampler.timesteps[None] - t[:, None]).abs().argmin(1)
+        g = ((step / len(self.sampler)) ** self.power).view(1, -1, *[1] * (x.dim() - 1))
         return base + g * (tuned - base)

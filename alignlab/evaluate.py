@@ -14,7 +14,7 @@ base.csv those of the base model, which are computed once and kept by the hash o
 import hashlib
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,9 @@ class Evaluation:
     def __init__(self, c: dict[str, Any]) -> None:
         self.c = c
         self.policy = policy_of(c)
-        self.bench = Bench.of(c, dialled(self.policy, lora_scale=c["lora_scale"], annealing=c["annealing"]))
+        bench = Bench.of(c, self.policy)
+        turned = dialled(self.policy, bench.eval_sampler, lora_scale=c["lora_scale"], annealing=c["annealing"])
+        self.bench = replace(bench, policy=turned)
         self.features = None if c["features"] is None else Clip(c["features"])
         prompts = self.bench.prompts
         few = _thinned(prompts.prompts, c["diversity_prompts"])

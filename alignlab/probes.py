@@ -43,7 +43,7 @@ def dials(bench: Bench, c: dict[str, Any], folder: Path) -> list[dict[str, Any]]
     for name, values in (("lora_scale", LORA_SCALES), ("annealing", ANNEALING)):
         for value in values:
             turned, prompts = (
-                replace(bench, policy=dialled(whole, **{name: value})),
+                replace(bench, policy=dialled(whole, bench.eval_sampler, **{name: value})),
                 bench.prompts.prompts[: c["evaluation"]["prompts"]],
             )
             seen = evaluate(turned, prompts, images=c["evaluation"]["images"], stream="eval", batch=c["evaluation"]["batch"])

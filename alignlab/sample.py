@@ -83,10 +83,10 @@ def main(cfg: DictConfig) -> None:
     c = checked(cfg)
     try:
         policy = policy_of(c)
-        shown = dialled(policy, lora_scale=c["lora_scale"], annealing=c["annealing"])
+        sampler = build(c["eval_sampler"], scheduler=policy.family.scheduler).to(policy.device)
+        shown = dialled(policy, sampler, lora_scale=c["lora_scale"], annealing=c["annealing"])
     except RunError as error:
         raise ConfigError(str(error)) from None
-    sampler = build(c["eval_sampler"], scheduler=policy.family.scheduler).to(policy.device)
     rows: list[Tensor] = []
     for prompt in c["prompt"]:
         with policy.reference():

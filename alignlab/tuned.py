@@ -70,7 +70,7 @@ def pictures(policy: Policy, sampler: Sampler, prompt: str, *, n: int, seed: int
     return rollout(policy, sampler, noise_key([prompt] * n, seed=seed, stream="sample"), store="image").images.cpu()
 
 
-def dialled(policy: Policy, *, lora_scale: float = 1.0, annealing: float = 0.0) -> Policy:
+def dialled(policy: Policy, sampler: Sampler, *, lora_scale: float = 1.0, annealing: float = 0.0) -> Policy:
     """The policy with its dials set (dials.py); annealing = 0 leaves that one out."""
     if lora_scale != 1:
         if policy.full:
@@ -78,5 +78,5 @@ def dialled(policy: Policy, *, lora_scale: float = 1.0, annealing: float = 0.0) 
                 f"lora_scale={lora_scale}: every weight of this model was tuned, so there is no LoRA to scale; leave it at 1"
             )
         scale_lora(policy, lora_scale)
-    turned: Any = Annealed(policy, annealing) if annealing else policy
+    turned: Any = Annealed(policy, sampler, annealing) if annealing else policy
     return turned

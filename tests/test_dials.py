@@ -36,23 +36,24 @@ def test_the_scale_interpolates(tiny_sd: str) -> None:
 
 @torch.no_grad()
 def test_annealed_guidance(tiny_sd: str) -> None:
-    """eps = g tuned + (1 - g) base with g = (1 - t/T)^power, branch by branch; inside reference() it is the base model; a power must
-    be positive."""
+    """out_i = g tuned + (1 - g) base with g = (i/N)^power, branch by branch; inside reference() it is the base model; a power must be
+    positive."""
     policy = tiny_policy(tiny_sd)
-    x, t = torch.randn(3, *policy.latent_shape), torch.tensor([0, 500, 1000])
+    sampler = ddim(policy.family.scheduler, steps=4, eta=0.0, guidance_scale=2.0)
+    x, t = torch.randn(3, *policy.latent_shape), sampler.timesteps[[3, 2, 0]]
     cond = policy.encode(["a cat", "a dog", "two fish"])
     tuned = policy.branches(x, t, cond, 2.0)
     with policy.reference():
         base = policy.branches(x, t, cond, 2.0)
-    annealed = Annealed(policy, 2.0)
-    for row, g in enumerate((1.0, 0.25, 0.0)):
+    annealed = Annealed(policy, sampler, 2.0)
+    for row, g in enumerate((9 / 16, 0.25, 0.0)):
         mixed = g * tuned[:, row] + (1 - g) * base[:, row]
         torch.testing.assert_close(annealed.branches(x, t, cond, 2.0)[:, row], mixed)
     with annealed.reference():
         torch.testing.assert_close(annealed.branches(x, t, cond, 2.0), base)
-    assert dialled(policy) is policy
+    assert dialled(policy, sampler) is policy
     with pytest.raises(ValueError, match="must be positive"):
-        Annealed(policy, 0.0)
+        Annealed(policy, sampler, 0.0)
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ MAY = {
     "runs": set(),
     "journal": set(),
     "policy": {"conditioning"},
-    "dials": {"conditioning", "policy"},
+    "dials": {"conditioning", "policy", "samplers"},
     "tuned": {"config", "dials", "nodes", "noise", "policy", "rollout", "runs", "samplers"},
     "rollout": {"samplers", "policy", "noise", "conditioning"},
     "drift": {"rollout", "samplers", "policy"},
