@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from alignlab.nodes import build, fits, nearest, node_problems, resolve, words
+from alignlab.runs import run_folders
 
 CHOICES = {
     "precision": ("fp32", "bf16", "fp16"),
@@ -67,9 +68,7 @@ def _node_problems(c: dict[str, Any], groups: dict[str, tuple[str, ...]], allowe
 
 
 def _value_problems(c: dict[str, Any]) -> Iterator[str]:
-    for key, choices in CHOICES.items():
-        if c[key] not in choices:
-            yield f"{key}={c[key]} is not one of {', '.join(choices)}"
+    yield from _choice_problems(c, list(CHOICES))
     for least, keys in {0: "checkpoint_every seed", 1: "steps samples_per_step micro_batch eval_every"}.items():
         yield from (f"{key}={c[key]} must be at least {least}" for key in keys.split() if c[key] < least)
     for key, value in c["evaluation"].items():
@@ -81,9 +80,6 @@ def _value_problems(c: dict[str, Any]) -> Iterator[str]:
     if micro > 0 and samples % micro:
         divisor = next(k for k in range(micro, 0, -1) if samples % k == 0)
         yield f"samples_per_step={samples} is not a multiple of micro_batch={micro}; set micro_batch={divisor}"
-    for device, backend in {"cuda": torch.cuda, "mps": torch.backends.mps}.items():
-        if c["device"] == device and not backend.is_available():
-            yield f"device={device}, but this torch sees no such device; set device=cpu or device=auto"
     tracker = c["tracker"]
     if tracker in ("wandb", "trackio") and importlib.util.find_spec(tracker) is None:
         yield f"tracker={tracker}, but the package {tracker} is not installed; pip install {tracker}, or set tracker=none"
@@ -107,6 +103,10 @@ def _impossible_pairs(c: dict[str, Any]) -> Iterator[str]:
     if updates > samples:
         yield f"algo.updates_per_epoch={updates} exceeds samples_per_step={samples}, so some updates would have no sample"
     for group in ("sampler", "eval_sampler"):
+        flow = c[group]["_target_"] == "alignlab.samplers.flow"
+        if getattr(resolve(c["model"]["_target_"]), "rectified_flow", flow) != flow:
+            kind, fits_it = ("a diffusion model", "ddim") if flow else ("a rectified flow", "flow")
+            yield f"{group}={'flow' if flow else 'ddim'} does not fit this model, which is {kind}; set {group}={fits_it}"
         for key, least in {"steps": 1, "eta": 0, "guidance_scale": 0}.items():
             if c[group].get(key, least) < least:
                 yield f"{group}.{key}={c[group][key]} must be at least {least}"
@@ -114,6 +114,28 @@ def _impossible_pairs(c: dict[str, Any]) -> Iterator[str]:
         objective.plan(max(1, sampler["steps"]), np.random.default_rng(0))
     except ValueError as error:
         yield str(error)
+
+
+def tuned_problems(c: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with how a command names what was learned, and its dials."""
+    if c["run"] is not None and c["lora"] is not None:
+        yield f"run={c['run']} and lora={c['lora']} exclude each other; give one of them"
+    if c["run"] is not None and not run_folders(c["run"]):
+        yield f"run={c['run']} is no run folder (it has no config.yaml); give the folder of a finished run"
+    if c["lora"] is not None and not Path(c["lora"]).is_dir():
+        yield f"lora={c['lora']} is no folder; give one with a LoRA in diffusers' format"
+    if c["annealing"] < 0:
+        yield f"annealing={c['annealing']} must not be negative; 0 leaves it out"
+    yield from _choice_problems(c, ("precision", "device"))
+
+
+def _choice_problems(c: dict[str, Any], keys: Sequence[str]) -> Iterator[str]:
+    for key in keys:
+        if c[key] not in CHOICES[key]:
+            yield f"{key}={c[key]} is not one of {', '.join(CHOICES[key])}"
+    for device, backend in {"cuda": torch.cuda, "mps": torch.backends.mps}.items():
+        if c["device"] == device and not backend.is_available():
+            yield f"device={device}, but this torch sees no such device; set device=cpu or device=auto"
 
 
 def without_weighing(node: Any) -> Any:

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from alignlab.images import Images, read_images
 from alignlab.metrics.hacking import hacking_flags
 from alignlab.metrics.pareto import at_matched_reward
-from alignlab.runs import first_difference, run_folders
+from alignlab.runs import first_difference, read_config, run_folders
 
 BUDGETS = {
     "epochs": "step",
@@ -136,7 +135,7 @@ def _read(folder: Path) -> Finished:
         path = folder / "evaluation" / "evaluation.json"
         return Finished(
             folder=folder,
-            config=yaml.safe_load((folder / "config.yaml").read_text()),
+            config=read_config(folder),
             summary=json.loads((folder / "summary.json").read_text()),
             lines=[json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()],
             evaluation=json.loads(path.read_text()) if path.is_file() else None,

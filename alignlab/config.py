@@ -17,7 +17,6 @@ from typing import Any
 
 import hydra
 import torch
-import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
@@ -29,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from alignlab.checks import problems
 from alignlab.nodes import ConfigError, nearest, resolve, words
+from alignlab.runs import read_config
 
 HERE = Path(__file__).resolve().parent
 CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"  # in a wheel, or in a checkout
@@ -127,14 +127,15 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     asked: Any = OmegaConf.to_container(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     keys, earlier = {word.lstrip("+~").partition("=")[0] for word in asked}, Path(c.get("resume") or "") / "config.yaml"
     if "resume" in keys <= {*NOT_SCIENCE} and earlier.is_file():
-        c = yaml.safe_load(earlier.read_text()) | {key: c[key] for key in NOT_SCIENCE}
+        c = read_config(earlier.parent) | {key: c[key] for key in NOT_SCIENCE}
+    for key, most in QUICK.items() if c.get("quick") else ():
+        group, _, name = key.rpartition(".")
+        node = c.get(group) if group else c
+        if isinstance(node, dict) and isinstance(node.get(name), int):
+            node[name] = min(node[name], most)
     found = list(dict.fromkeys(problems(c, KEYS)))
     if found:
         raise ConfigError("\n".join(found))
-    for key, most in QUICK.items() if c["quick"] else ():
-        group, _, name = key.rpartition(".")
-        node = c[group] if group else c
-        node[name] = min(node[name], most)
     return c
 
 

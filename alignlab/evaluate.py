@@ -21,15 +21,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from alignlab.checks import bench_problems
+from alignlab.checks import bench_problems, tuned_problems
 from alignlab.config import command
+from alignlab.data.prompts import thinned
 from alignlab.images import Images, read_images, six_digits, write_images
 from alignlab.lab import Bench
 from alignlab.measure import distance_to_base, evaluate
@@ -38,7 +38,7 @@ from alignlab.metrics.vendi import vendi_score
 from alignlab.nodes import ConfigError
 from alignlab.rewards.clip import Clip, locate
 from alignlab.rewards.compose import RewardError
-from alignlab.runs import RunError, provenance, run_folders, write_aside
+from alignlab.runs import RunError, provenance, read_config, run_folders, write_aside
 from alignlab.tuned import dialled, policy_of
 
 GROUPS = ("model", "reward", "prompts", "eval_sampler", "diversity")
@@ -96,14 +96,7 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     found = list(bench_problems(c, c["allow_targets"]))
     least = {"images": 1, "max_prompts": 1, "diversity_prompts": 0, "diversity_images": 2, "batch": 1}
     found += [f"{key}={c[key]} must be at least {low}" for key, low in least.items() if c[key] < low]
-    if c["run"] is not None and c["lora"] is not None:
-        found.append(f"run={c['run']} and lora={c['lora']} exclude each other; give one of them")
-    if c["run"] is not None and not run_folders(c["run"]):
-        found.append(f"run={c['run']} is no run folder (it has no config.yaml); give the folder of a finished run")
-    if c["lora"] is not None and not Path(c["lora"]).is_dir():
-        found.append(f"lora={c['lora']} is no folder; give one with a LoRA in diffusers' format")
-    if c["annealing"] < 0:
-        found.append(f"annealing={c['annealing']} must not be negative; 0 leaves it out")
+    found += tuned_problems(c)
     if c["features"] is not None:
         try:
             locate(c["features"])
@@ -116,7 +109,7 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
 
 def of_run(c: dict[str, Any], run: Path, asked: set[str]) -> dict[str, Any]:
     """`c` with the groups of the run, but for those that were asked for by name. The run's rewards are all measured."""
-    its = yaml.safe_load((run / "config.yaml").read_text())
+    its = read_config(run)
     groups = {group: its[group] for group in GROUPS if group not in asked}
     groups["eval_rewards"] = {**its["eval_rewards"], **c["eval_rewards"]}
     return {**c, **groups, "policy": its["policy"], "precision": its["precision"], "run": str(run)}
@@ -137,10 +130,10 @@ class Evaluation:
         self.bench = replace(bench, policy=turned)
         self.features = None if c["features"] is None else Clip(c["features"])
         prompts = self.bench.prompts
-        few = _thinned(prompts.prompts, c["diversity_prompts"])
+        few = thinned(prompts.prompts, c["diversity_prompts"])
         self.sets: dict[str, tuple[tuple[str, ...], int]] = {
-            "train": (_thinned(prompts.prompts, c["max_prompts"]), c["images"]),
-            "unseen": (_thinned(prompts.unseen, c["max_prompts"]), c["images"]),
+            "train": (thinned(prompts.prompts, c["max_prompts"]), c["images"]),
+            "unseen": (thinned(prompts.unseen, c["max_prompts"]), c["images"]),
             "diversity": (few, c["diversity_images"]),
         }
         self.sets = {name: chosen for name, chosen in self.sets.items() if chosen[0]}
@@ -209,13 +202,6 @@ class Evaluation:
         apart = self.bench.diversity.between(mine.pictures.float() / 255, base.pictures.float() / 255)
         few = self.sets["train"][0][: self.c["batch"]]
         return {"lpips_to_base": apart.mean().item(), **distance_to_base(self.bench.policy, self.bench.eval_sampler, few)}
-
-
-def _thinned(prompts: tuple[str, ...], most: int) -> tuple[str, ...]:
-    """At most `most` of them, evenly spaced."""
-    if len(prompts) <= most:
-        return prompts
-    return tuple(prompts[k * len(prompts) // most] for k in range(most))
 
 
 def numbers(mine: Images, base: Images, names: list[str]) -> dict[str, Any]:

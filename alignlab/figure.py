@@ -6,26 +6,30 @@ goes on), asks their weights what it must know, draws it, and writes PNG, SVG (b
 """
 
 import os
-import platform
+import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 import yaml
 from hydra.core.config_store import ConfigStore
 from matplotlib import pyplot as plt
 from omegaconf import DictConfig, OmegaConf
 
 from alignlab.compare import CompareError, Finished, read_runs
-from alignlab.config import CONF, command
+from alignlab.config import CONF, command, folder_name
 from alignlab.metrics.statistics import Interval
 from alignlab.nodes import ConfigError, nearest
 from alignlab.paper import FIGURES, STYLE, PaperFigure, Rows
 from alignlab.probes import probe
+from alignlab.rewards.compose import RewardError
+from alignlab.runs import RunError
 from alignlab.tables import interval_text, write_table
 
 
@@ -62,10 +66,15 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     return c
 
 
-def swept(experiment: str) -> dict[str, str]:
-    """The grid of an experiment: its keys and their values, comma-separated."""
+def grid(experiment: str, quick: bool) -> list[str]:
+    """The folders of an experiment's jobs, as its sweep names them; quick leaves out all seeds but 0."""
     node = yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_text())
-    return {key: str(values) for key, values in node["hydra"]["sweeper"]["params"].items()}
+    axes = {key: str(values).split(",") for key, values in node["hydra"]["sweeper"]["params"].items()}
+    fixed = {"experiment": experiment}
+    if quick:
+        axes, fixed = {**axes, "seed": ["0"]}, {**fixed, "quick": "True"}
+    points = [{**fixed, **dict(zip(axes, point, strict=True))} for point in product(*axes.values())]
+    return [folder_name(",".join(f"{key}={point[key]}" for key in sorted(point))) for point in points]
 
 
 def run_sweep(experiment: str, folder: Path, c: dict[str, Any]) -> None:
@@ -82,41 +91,49 @@ def run_sweep(experiment: str, folder: Path, c: dict[str, Any]) -> None:
         )
 
 
-def finished(folder: Path) -> list[Finished]:
-    """Of a sweep's runs those that have a summary."""
-    folders = sorted(str(path.parent) for path in folder.glob("*/summary.json"))
+def finished(folder: Path, names: Sequence[str]) -> list[Finished]:
+    """Of a sweep's runs those that have a summary: the grid's, and more seeds of them."""
+    points = {seedless(name) for name in names}
+    folders = sorted(str(path.parent) for path in folder.glob("*/summary.json") if seedless(path.parent.name) in points)
     return read_runs(folders) if folders else []
 
 
+def seedless(name: str) -> str:
+    return re.sub(r"seed=\d+", "seed", name)
+
+
 def make(name: str, figure: PaperFigure, c: dict[str, Any]) -> Path:
-    """Runs, asks and draws; returns the figure's folder."""
-    home = Path("runs/quick" if c["quick"] else c["home"])
-    runs = {experiment: finished(home / "runs" / experiment) for experiment in figure.experiments}
-    for experiment, there in runs.items():
-        jobs = prod(len(v.split(",")) for k, v in swept(experiment).items() if not (c["quick"] and k == "seed"))
-        if len(there) < jobs and not c["draw_only"]:
-            run_sweep(experiment, home / "runs" / experiment, c)
-            runs[experiment] = finished(home / "runs" / experiment)
-    for experiment, question in figure.probes.items():
-        lost = [str(run.folder) for run in runs[experiment] if not probe(run.folder, question)]
+    """Runs, asks and draws; returns the figure's folder.
+
+    Raises:
+        CompareError: if there is too little to draw, or runs that cannot be compared.
+    """
+    home, runs = Path("runs/quick" if c["quick"] else c["home"]), {}
+    for experiment in figure.experiments:
+        there, names = home / "runs" / experiment, grid(experiment, c["quick"])
+        if not c["draw_only"] and any(not (there / job / "summary.json").is_file() for job in names):
+            run_sweep(experiment, there, c)
+        runs[experiment] = finished(there, names)
+    for ask in figure.probes:
+        lost = [run for run in runs[ask.experiment] if ask.of(run.config) and not probe(run.folder, ask.question)]
         if lost:
             print(
-                f"{name}: the weights of {len(lost)} runs of {experiment} are not at hand ({lost[0]}, …); they are left out of {question}"
+                f"{name}: the weights of {lost[0].folder}{' and others' * (len(lost) > 1)} are gone, so {ask.question} is without them"
             )
     if not any(runs.values()):
-        raise ConfigError(f"name={name}: no run of {', '.join(figure.experiments)} is finished; leave out draw_only")
+        raise CompareError(f"no run of {', '.join(figure.experiments)} is finished; leave out draw_only")
     folder = home / "paper" / name
-    folder.mkdir(parents=True, exist_ok=True)
     with plt.rc_context(STYLE):
         drawn, rows = figure.draw({experiment: there for experiment, there in runs.items() if there})
         if c["quick"]:
             drawn.text(0.5, 0.5, "quick", fontsize=64, color="#d1495b", alpha=0.25, ha="center", va="center", rotation=20)
+        folder.mkdir(parents=True, exist_ok=True)
         drawn.savefig(folder / "figure.png", dpi=130)
         if not any(axes.images for axes in drawn.axes):
             drawn.savefig(folder / "figure.svg", metadata={"Date": None})
     plt.close(drawn)
     write_table(folder / "table.csv", [spread_out(row) for row in rows])
-    (folder / "README.md").write_text(page(name, figure, runs, rows, c))
+    (folder / "README.md").write_text(page(name, figure, runs, rows, c["quick"]))
     return folder
 
 
@@ -124,40 +141,39 @@ def spread_out(row: dict[str, Any]) -> dict[str, Any]:
     """Intervals as three columns."""
     out: dict[str, Any] = {}
     for key, value in row.items():
-        out |= (
-            {key: value.value, f"{key} low": value.low, f"{key} high": value.high}
-            if isinstance(value, Interval)
-            else {key: value}
-        )
+        if isinstance(value, Interval):
+            ends = (value.low, value.high) if np.isfinite(value.low) else (None, None)  # one seed has no interval
+            out |= {key: value.value, f"{key} low": ends[0], f"{key} high": ends[1]}
+        else:
+            out[key] = value
     return out
 
 
-def page(name: str, figure: PaperFigure, runs: dict[str, list[Finished]], rows: Rows, c: dict[str, Any]) -> str:
+def page(name: str, figure: PaperFigure, runs: dict[str, list[Finished]], rows: Rows, quick: bool) -> str:
     """README.md: the figure, its command, what it cost and its table."""
     lines = [
         f"# {figure.title}",
         "",
         f"After {figure.source}.",
         "",
-        f"    python -m alignlab.figure name={name}{' quick=true' if c['quick'] else ''}",
+        f"    python -m alignlab.figure name={name}{' quick=true' if quick else ''}",
         "",
     ]
     for experiment, there in runs.items():
-        jobs = prod(len(values.split(",")) for values in swept(experiment).values())
         minutes = sum(run.summary["wall_seconds"] for run in there) / 60
-        seeds = sorted({run.seed for run in there})
+        seeds = ", ".join(map(str, sorted({run.seed for run in there}))) or "–"
         lines.append(
-            f"- `{experiment}`: {len(there)} of {jobs} runs finished, seeds {', '.join(map(str, seeds)) or '–'}, {minutes:.0f} minutes in all."
+            f"- `{experiment}`: {len(there)} of {len(grid(experiment, quick))} runs finished, seeds {seeds}, {minutes:.0f} minutes in all."
         )
-    machine = next(run.summary["machine"] for there in runs.values() for run in there)
-    about = ", ".join(str(v) for v in machine.values()) if isinstance(machine, dict) else str(machine)
+    machines = {", ".join(f"{k} {v}" for k, v in run.summary["machine"].items()) for there in runs.values() for run in there}
     lines += [
         "",
-        f"Machine: {about or platform.machine()}; {c['workers']} runs at a time. Intervals: 95 %, over seeds.",
+        f"Made on: {'; '.join(sorted(machines))}. The cores were shared, so minutes and seconds are rough.",
         "",
-        "![figure](figure.png)",
+        figure.note,
         "",
     ]
+    lines += ["![figure](figure.png)", ""]
     if rows:
         heads = list(dict.fromkeys(key for row in rows for key in row))
         lines += [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
@@ -176,12 +192,15 @@ def main(cfg: DictConfig) -> None:
     """Hydra's task."""
     c = checked(cfg)
     matplotlib.use("Agg")
+    failed = []
     for name, figure in FIGURES.items():
         if c["name"] in ("all", name):
             try:
                 print(f"written: {make(name, figure, c) / 'figure.png'}", flush=True)
-            except CompareError as error:
-                raise ConfigError(f"name={name}: {error}") from None
+            except (CompareError, ConfigError, RunError, RewardError) as error:
+                failed.append(f"name={name}: {error}")
+    if failed:
+        raise ConfigError("\n".join(failed))
 
 
 if __name__ == "__main__":

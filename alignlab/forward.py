@@ -34,7 +34,7 @@ class ForwardProcess:
             )
         train = int(scheduler.config["num_train_timesteps"])
         sigma = torch.arange(train, 0, -1).double() / train
-        shift = scheduler.config.get("shift", 1.0)
+        shift = getattr(scheduler, "static_shift", scheduler.config.get("shift", 1.0))
         sigma = (shift * sigma / (1 + (shift - 1) * sigma)).float()
         return cls(timesteps=sigma * train, alpha=1 - sigma, sigma=sigma, prediction="flow")
 

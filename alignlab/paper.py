@@ -1,13 +1,13 @@
 """The papers' figures, drawn from finished runs: what each needs, and how it is drawn (matplotlib).
 
-A drawing function takes the runs by experiment and returns the figure and the rows of its table. It shows what there is: an
-experiment without a finished run is left out of the drawing.
+A drawing function takes the finished runs by experiment and returns the figure and the rows of its table. It shows what there is; if
+that is too little for a drawing it raises a CompareError.
 """
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from alignlab.compare import Finished, Variant, matched_reward, refuse_unlike, variants
+from alignlab.compare import CompareError, Finished, Variant, matched_reward, refuse_unlike, variants
 from alignlab.figures import COLOURS, GREY
 from alignlab.metrics.hacking import z_curves
 from alignlab.metrics.statistics import Interval, bootstrap, over_seeds
@@ -32,6 +32,16 @@ STYLE: Any = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ask:
+    """A question to the weights of some runs (probes.py)."""
+
+    question: str
+    experiment: str
+    of: Callable[[dict[str, Any]], bool]
+    """Which runs, by their configuration."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PaperFigure:
     """What one figure shows, and what it is made of."""
 
@@ -41,8 +51,20 @@ class PaperFigure:
     experiments: tuple[str, ...]
     """conf/experiment: the sweeps."""
     draw: Callable[[Runs], tuple[Figure, Rows]]
-    probes: dict[str, str] = field(default_factory=dict)
-    """Experiment -> what its runs' weights are asked (probes.py)."""
+    note: str
+    """How to read it."""
+    probes: tuple[Ask, ...] = ()
+
+
+SHOWN_SEED = 2
+"""Of the runs whose pictures are shown."""
+SHOWN_KL = 0.03
+"""kl_coeff of the run in figure 5."""
+BANDS = "Curves: the evaluations during training (8 prompts, 4 noises each), mean over seeds with its standard error."
+TABLE = "Table: gains after training on all 45 prompts (2 other noises each); diversity at the last evaluation; Student's 95 % intervals over seeds."
+
+
+# -- parts of drawings
 
 
 # -- parts of drawings
@@ -73,11 +95,17 @@ def label(variant: Variant) -> str:
 
 
 def every(runs: Runs, *experiments: str) -> list[Variant]:
-    """The variants of these experiments (all of them if none is named), which must be comparable."""
-    chosen = [run for name in experiments or runs for run in runs.get(name, ())]
-    if chosen:
-        refuse_unlike(chosen)
-    return variants(chosen)
+    """The variants of these experiments (all of them if none is named); all runs must be comparable.
+
+    Raises:
+        CompareError: if they are not, or there is none at all.
+    """
+    refuse_unlike([run for there in runs.values() for run in there] or _nothing())
+    return variants([run for name in experiments or runs for run in runs.get(name, ())])
+
+
+def _nothing() -> NoReturn:
+    raise CompareError("none of the finished runs belongs into this figure; finish its experiments first")
 
 
 def shades(those: Sequence[Variant]) -> Iterator[Any]:
@@ -110,22 +138,24 @@ def unit(those: Sequence[Variant]) -> tuple[str, str]:
 
 
 def table(those: Sequence[Variant]) -> Rows:
-    """What became of each variant on all training prompts: means over seeds with Student's 95 % interval."""
+    """What became of each variant: means over seeds with Student's 95 % interval. `matched` is the diversity where the curve first reaches
+    `level`, a reward that all of them reached."""
     level, matched = matched_reward(those)
+    reached = level > those[0].runs[0].curve("eval/reward")[0]
     rows = []
     for v in those:
         ends = [(run.summary["base"], run.summary["final"]) for run in v.runs]
         held_out = [name for name in v.runs[0].config["eval_rewards"] if name not in v.runs[0].config["reward"]]
         numbers: dict[str, Interval] = {
             "gain": over_seeds([final["reward"] - base["reward"] for base, final in ends]),
-            "diversity": over_seeds([run.curve("eval/lpips")[-1] for run in v.runs]),
             **{name: over_seeds([final[name] - base[name] for base, final in ends]) for name in held_out},
+            "diversity": over_seeds([run.curve("eval/lpips")[-1] for run in v.runs]),
         }
-        if len(matched[v.label]) == len(v.runs):
-            numbers[f"diversity at reward {level:.2f}"] = over_seeds(matched[v.label])
+        if reached and len(matched[v.label]) == len(v.runs):
+            numbers["matched"] = over_seeds(matched[v.label])
         rows.append({
-            "variant": label(v), "seeds": len(v.runs), **numbers, "images": v.runs[0].summary["samples_seen"],
-            "minutes": float(np.mean([run.summary["wall_seconds"] for run in v.runs])) / 60,
+            "variant": label(v), "seeds": len(v.runs), **numbers, "level": f"{level:.2f}" if reached else None,
+            "images": v.runs[0].summary["samples_seen"], "minutes": float(np.mean([run.summary["wall_seconds"] for run in v.runs])) / 60,
         })  # fmt: skip
     return rows
 
@@ -139,7 +169,7 @@ def base_line(axes: Axes, those: Sequence[Variant], key: str) -> None:
 
 def draftp_fig3(runs: Runs) -> tuple[Figure, Rows]:
     """Diversity and reward over training, and against each other, by kl_coeff."""
-    kl, ddpo = by_kl(every(runs, "draftp_fig3")), every(runs, "ddpo_preference")
+    kl, ddpo = by_kl(every(runs, "draftp_fig3")) or _nothing(), every(runs, "ddpo_preference")
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.7), layout="constrained")
     reward, diversity = unit(kl)
     styled = [*zip(kl, ({"color": c} for c in shades(kl)), strict=False), *((v, {"color": "black", "ls": "--"}) for v in ddpo)]
@@ -167,7 +197,7 @@ def strip(run: Finished, name: str, who: str = "tuned") -> NDArray[np.uint8] | N
 
 
 def draftp_fig4(runs: Runs) -> tuple[Figure, Rows]:
-    """One prompt: a column a model (the base first, then kl_coeff falling), a row a noise."""
+    """One prompt: a row a noise, a column a model: the base, DDPO, DRaFT+ with kl_coeff falling, DRaFT."""
     columns: list[tuple[str, NDArray[np.uint8]]] = []
     for variant in (*every(runs, "ddpo_preference"), *reversed(by_kl(every(runs, "draftp_fig3")))):
         for run in variant.runs:
@@ -175,14 +205,12 @@ def draftp_fig4(runs: Runs) -> tuple[Figure, Rows]:
             if mine is not None and base is not None:
                 columns = columns or [("base model", base)]
                 columns.append((f"{label(variant)}\nseed {run.seed}", mine))
-                break
-    figure, axes = plt.subplots(
-        1, max(1, len(columns)), figsize=(1.35 * max(1, len(columns)), 9.6), layout="constrained", squeeze=False
-    )
-    for cell, (name, row) in zip(axes[0], columns, strict=False):
+    if not columns:
+        _nothing()
+    figure, axes = plt.subplots(1, len(columns), figsize=(1.35 * len(columns), 9.6), layout="constrained", squeeze=False)
+    for cell, (name, row) in zip(axes[0], columns, strict=True):
         cell.imshow(upright(row))
         cell.set_title(name, fontsize=8)
-    for cell in axes[0]:
         cell.axis("off")
     return figure, [{"column": name.replace("\n", ", ")} for name, _ in columns]
 
@@ -196,29 +224,23 @@ def upright(row: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def draftp_fig5(runs: Runs) -> tuple[Figure, Rows]:
     """Varied prompts, most of them never trained on: the base model beside a tuned one, the same noises."""
-    shown = [run for v in every(runs) for run in v.runs if strip(run, "varied") is not None]
+    shown = [(v, run) for v in every(runs) for run in v.runs if strip(run, "varied") is not None]
+    variant, run = shown[0] if shown else _nothing()
+    prompts = json.loads((run.folder / "probes" / "varied" / "answer.json").read_text())["prompts"]
     figure, axes = plt.subplots(1, 2, figsize=(8.2, 6.4), layout="constrained")
-    rows: Rows = []
-    if shown:
-        run = shown[-1]
-        prompts = json.loads((run.folder / "probes" / "varied" / "answer.json").read_text())["prompts"]
-        for cell, who in zip(axes, ("base", "tuned"), strict=True):
-            picture = strip(run, "varied", who)
-            assert picture is not None
-            cell.imshow(picture)
-            name = "base model" if who == "base" else f"DRaFT+ KL {run.config['kl_coeff']:g}, seed {run.seed}"
-            cell.set_title(name)
-            cell.set_yticks(
-                np.arange(0.5, len(prompts)) * picture.shape[0] / len(prompts), prompts if who == "base" else [""] * len(prompts)
-            )
-            cell.set_xticks([])
-        rows = [{"prompt": prompt} for prompt in prompts]
-    for cell in axes:
+    for cell, who, name in zip(axes, ("base", "tuned"), ("base model", f"{label(variant)}, seed {run.seed}"), strict=True):
+        picture = strip(run, "varied", who)
+        assert picture is not None
+        cell.imshow(picture)
+        cell.set_title(name)
+        cell.set_yticks(
+            np.arange(0.5, len(prompts)) * picture.shape[0] / len(prompts), prompts if who == "base" else [""] * len(prompts)
+        )
+        cell.set_xticks([])
         cell.grid(visible=False)
         cell.tick_params(length=0)
-        for side in cell.spines.values():
-            side.set_visible(False)
-    return figure, rows
+        cell.spines[:].set_visible(False)
+    return figure, [{"prompt": prompt} for prompt in prompts]
 
 
 def ddpo_fig4(runs: Runs) -> tuple[Figure, Rows]:
@@ -228,12 +250,12 @@ def ddpo_fig4(runs: Runs) -> tuple[Figure, Rows]:
         for run in there:
             panels.setdefault(" + ".join(run.config["reward"]), {}).setdefault(name, []).append(run)
     figure, axes = plt.subplots(
-        1, max(1, len(panels)), figsize=(3.6 * max(1, len(panels)), 3.4), layout="constrained", squeeze=False
+        1, len(panels) or _nothing(), figsize=(3.6 * len(panels), 3.4), layout="constrained", squeeze=False
     )
     palette = dict(zip(("RWR", "RWR-sparse", "DDPO-SF", "DDPO-IS"), COLOURS, strict=False))
     rows: Rows = []
     for cell, (name, part) in zip(axes[0], panels.items(), strict=False):
-        those = sorted(every(part), key=lambda v: list(palette).index(label(v)))
+        those = sorted((v for v in every(part) if label(v) in palette), key=lambda v: list(palette).index(label(v)))
         for variant in those:
             curve(cell, variant, "reward_queries", "eval/reward", color=palette[label(variant)])
         base_line(cell, those, "eval/reward")
@@ -253,13 +275,13 @@ def ddpo_generalisation(runs: Runs) -> tuple[Figure, Rows]:
     """The gain on prompts of other kinds than those that training drew, in the reward that it was trained on."""
     figure, cell = plt.subplots(figsize=(7.4, 3.4), layout="constrained")
     rows: Rows = []
-    shown = [v for v in every(runs) if any((run.folder / "probes" / "generalisation").is_dir() for run in v.runs)]
-    for k, variant in enumerate(shown):
-        files = [run.folder / "probes" / "generalisation" / "answer.json" for run in variant.runs]
-        answers = [json.loads(file.read_text()) for file in files if file.is_file()]
+    found = [(v, [run.folder / "probes" / "generalisation" / "answer.json" for run in v.runs]) for v in every(runs)]
+    answered = [(v, [json.loads(file.read_text()) for file in files if file.is_file()]) for v, files in found]
+    answered = [(v, answers) for v, answers in answered if answers] or _nothing()
+    for k, (variant, answers) in enumerate(answered):
         for j, (name, words) in enumerate(SET_NAMES.items()):
             gain = bootstrap(np.array([np.array(a[name]["tuned"]) - np.array(a[name]["base"]) for a in answers]))
-            x = j + 0.8 * ((k + 0.5) / len(shown) - 0.5)
+            x = j + 0.8 * ((k + 0.5) / len(answered) - 0.5)
             cell.errorbar(
                 x, gain.value, [[gain.value - gain.low], [gain.high - gain.value]], fmt="o", color=COLOURS[k], capsize=3, label=label(variant) if j == 0 else None
             )  # fmt: skip
@@ -267,16 +289,20 @@ def ddpo_generalisation(runs: Runs) -> tuple[Figure, Rows]:
     cell.axhline(0, color=GREY, lw=1)
     cell.set_xticks(range(len(SET_NAMES)), list(SET_NAMES.values()))
     cell.set(ylabel="gain in the training reward")
-    if shown:
-        cell.legend()
+    cell.legend()
     return figure, rows
 
 
+def passes(run: Finished) -> NDArray[np.float64]:
+    """Through the denoiser, so far: a backward pass counts as two forward ones."""
+    return np.array(run.curve("denoiser_forwards")) + 2 * np.array(run.curve("denoiser_backwards"))
+
+
 def k_laws(runs: Runs) -> tuple[Figure, Rows]:
-    """How many and which steps should keep their gradient? At equal images, at equal passes through the denoiser, and in the plane."""
-    those = [v for v in every(runs) if not v.runs[0].config["kl_coeff"]]
+    """How many and which steps should keep their gradient? At equal reward queries, at equal passes through the denoiser, and in the plane."""
+    those = [v for v in every(runs) if not v.runs[0].config["kl_coeff"]] or _nothing()
     fixed = sorted(
-        (v for v in those if label(v).startswith("DRaFT-") and v.runs[0].config["algo"]["lv_samples"] == 0),
+        (v for v in those if v.runs[0].config["algo"]["truncation"] == "fixed" and not v.runs[0].config["algo"]["lv_samples"]),
         key=lambda v: v.runs[0].config["algo"]["k"],
     )
     others = [v for v in those if v not in fixed]
@@ -286,9 +312,8 @@ def k_laws(runs: Runs) -> tuple[Figure, Rows]:
         (v, {"color": COLOURS[k + 1], "ls": "--"}) for k, v in enumerate(others)
     ]
     for variant, style in styled:
-        curve(axes[0], variant, "samples_seen", "eval/reward", **style)
-        passes = (variant.curves("denoiser_forwards") + 2 * variant.curves("denoiser_backwards")).mean(0)
-        band(axes[1], passes / 1e3, variant.curves("eval/reward"), **style)
+        curve(axes[0], variant, "reward_queries", "eval/reward", **style)
+        band(axes[1], np.mean([passes(run) for run in variant.runs], 0) / 1e3, variant.curves("eval/reward"), **style)
         axes[2].plot(
             variant.curves("eval/reward").mean(0),
             variant.curves("eval/lpips").mean(0),
@@ -298,27 +323,43 @@ def k_laws(runs: Runs) -> tuple[Figure, Rows]:
             **style,
         )
     reward, diversity = unit(those)
-    axes[0].set(xlabel="images", ylabel=reward)
-    axes[1].set(xlabel="passes through the denoiser, backward counted twice (thousands)", ylabel=reward)
+    axes[0].set(xlabel="reward queries", ylabel=reward)
+    axes[1].set(xlabel="passes through the denoiser (thousands)", ylabel=reward)
     axes[2].set(xlabel=reward, ylabel=diversity)
     axes[2].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return figure, table([*fixed, *others])
+    budget, rows = min(passes(run)[-1] for v in those for run in v.runs), table([*fixed, *others])
+    for row, v in zip(rows, [*fixed, *others], strict=True):
+        for name in ("reward", "lpips"):
+            row[f"{name} at equal passes"] = over_seeds(
+                [float(np.interp(budget, passes(run), run.curve(f"eval/{name}"))) for run in v.runs]
+            )
+    return figure, rows
+
+
+def stop_at(run: Finished) -> int:
+    """The last evaluation at which the text-image score, which is not trained on, is within half a standard deviation of its best so far."""
+    score, sd = run.curve("eval/clip"), run.curve("eval/clip_std")[0]
+    held = [j for j in range(len(score)) if score[j] >= max(score[: j + 1]) - 0.5 * sd]
+    return next((j for j in range(len(score) - 1) if j + 1 not in held), len(score) - 1)
 
 
 def fronts(runs: Runs) -> tuple[Figure, Rows]:
     """A swept curve for each regulariser in the plane of reward and diversity: on the trained reward, and on the hidden rule behind it."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained", sharey=True)
     rows: Rows = []
-    plain = [v for v in every(runs, "draftp_fig3") if v.runs[0].config["kl_coeff"] == 0]
+    kl = by_kl(every(runs, "draftp_fig3"))
+    plain = [v for v in kl if v.runs[0].config["kl_coeff"] == 0]
     ends = {
-        "eps-MSE KL": by_kl([v for v in every(runs, "draftp_fig3") if v.runs[0].config["kl_coeff"] > 0]),
-        "trajectory KL": by_kl(every(runs, "trajectory_kl")),
+        "eps-MSE KL": kl,
+        "trajectory KL (eta = 1)": by_kl(every(runs, "trajectory_kl")),
         "reward cap": sorted(every(runs, "reward_cap"), key=lambda v: v.runs[0].config["algo"]["reward_cap"]),
         "K": sorted([*plain, *every(runs, "draft_k")], key=lambda v: v.runs[0].config["algo"]["k"]),
     }
     points: dict[str, list[tuple[str, dict[str, Interval]]]] = {}
+    seeds: dict[str, int] = {}
     keys = ("reward", "true_preference", "lpips")
     for name, those in ends.items():
+        seeds[name] = min((len(v.runs) for v in those), default=0)
         points[name] = [(label(v), {k: over_seeds([run.curve(f"eval/{k}")[-1] for run in v.runs]) for k in keys}) for v in those]
     for v in plain:
         early = [
@@ -326,15 +367,17 @@ def fronts(runs: Runs) -> tuple[Figure, Rows]:
             for j in range(1, len(v.runs[0].evaluations))
         ]
         points["early stopping"] = [(f"epoch {step:g}", p) for step, p in zip(v.runs[0].curve("step")[1:], early, strict=True)]
-        stops = [int(np.argmax(run.curve("eval/clip"))) for run in v.runs]  # where the held-out text-image score was best
+        stops = [stop_at(run) for run in v.runs]
         chosen = {k: over_seeds([run.curve(f"eval/{k}")[j] for run, j in zip(v.runs, stops, strict=True)]) for k in keys}
-        points["stopped at the best held-out score"] = [("best clip", chosen)]
+        epochs = ", ".join(f"{run.curve('step')[j]:g}" for run, j in zip(v.runs, stops, strict=True))
+        points["stopped by the held-out score"] = [(f"epochs {epochs}", chosen)]
         files = [run.folder / "probes" / "dials" / "answer.json" for run in v.runs]
         answers = [json.loads(file.read_text()) for file in files if file.is_file()]
         for j, line in enumerate(answers[0] if answers else ()):
             name = "LoRA scale" if line["dial"] == "lora_scale" else "annealed guidance"
             found = {k: over_seeds([a[j][k] for a in answers]) for k in keys}
             points.setdefault(name, []).append((f"{line['value']:g}", found))
+            seeds[name] = len(answers)
     for k, (name, spots) in enumerate((n, s) for n, s in points.items() if s):
         for cell, key in zip(axes, ("reward", "true_preference"), strict=True):
             x, y = [p[key].value for _, p in spots], [p["lpips"].value for _, p in spots]
@@ -346,20 +389,22 @@ def fronts(runs: Runs) -> tuple[Figure, Rows]:
                 color=COLOURS[k % len(COLOURS)],
                 label=name,
             )
-        rows += [{"regulariser": name, "setting": setting, **p} for setting, p in spots]
-    any_of = next(v for those in (plain, *ends.values()) for v in those)
-    base = any_of.runs[0]
+        rows += [
+            {"regulariser": name, "setting": setting, "seeds": seeds.get(name, max((len(v.runs) for v in plain), default=0)), **p}
+            for setting, p in spots
+        ]
+    base = every(runs)[0].runs[0]
     for cell, key in zip(axes, ("reward", "true_preference"), strict=True):
         cell.plot(base.curve(f"eval/{key}")[0], base.curve("eval/lpips")[0], "X", color=GREY, ms=10, label="base model")
         cell.set(xlabel=f"{'trained: ' if key == 'reward' else 'its hidden rule: '}{key}")
-    axes[0].set(ylabel=unit([any_of])[1])
+    axes[0].set(ylabel=unit(every(runs))[1])
     axes[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure, rows
 
 
 def draft_speed(runs: Runs) -> tuple[Figure, Rows]:
     """Reward gradients against policy gradients and regression: for each image, and for each second."""
-    those = [v for v in every(runs) if not v.runs[0].config["kl_coeff"]]
+    those = [v for v in every(runs) if not v.runs[0].config["kl_coeff"]] or _nothing()
     figure, axes = plt.subplots(1, 2, figsize=(8.6, 3.5), layout="constrained", sharey=True)
     for k, variant in enumerate(those):
         for cell, key in zip(axes, ("samples_seen", "seconds"), strict=True):
@@ -404,40 +449,53 @@ def overoptimisation(runs: Runs) -> tuple[Figure, Rows]:
     return figure, table(those)
 
 
+PREFERENCE = ("draftp_fig3", "ddpo_preference")
+
+
+def shown(config: dict[str, Any]) -> bool:
+    return config["quick"] or config["seed"] == SHOWN_SEED
+
+
 FIGURES: dict[str, PaperFigure] = {
     "draftp_fig3": PaperFigure(
-        title="Diversity and reward over training, by the weight of the penalty", source="DRaFT+ (NVIDIA blog), figure 3", draw=draftp_fig3,
-        experiments=("draftp_fig3", "ddpo_preference"),
+        title="Diversity and reward over training, by the weight of the penalty", source="DRaFT+ (NVIDIA's blog), figure 3", draw=draftp_fig3,
+        experiments=PREFERENCE, note=f"{BANDS} {TABLE} An epoch of DRaFT is 16 images and one update, one of DDPO 48 images and four.",
     ),
     "draftp_fig4": PaperFigure(
-        title="One prompt, the same noises down, the models across", source="DRaFT+ (NVIDIA blog), figure 4", draw=draftp_fig4,
-        experiments=("draftp_fig3", "ddpo_preference"), probes={"draftp_fig3": "lion", "ddpo_preference": "lion"},
+        title="One prompt, the same noises down, the models across", source="DRaFT+ (NVIDIA's blog), figure 4", draw=draftp_fig4, experiments=PREFERENCE,
+        note="Not chosen: the first eight noises of one seed.", probes=tuple(Ask(question="lion", experiment=name, of=shown) for name in PREFERENCE),
     ),
     "draftp_fig5": PaperFigure(
-        title="Varied prompts, base and tuned, the same noises", source="DRaFT+ (NVIDIA blog), figure 5", draw=draftp_fig5,
-        experiments=("draftp_fig3",), probes={"draftp_fig3": "varied"},
+        title="Varied prompts, base and tuned, the same noises", source="DRaFT+ (NVIDIA's blog), figure 5", draw=draftp_fig5, experiments=("draftp_fig3",),
+        note="Not chosen: the first four noises. Training drew \"a cat\", and no other of these prompts.",
+        probes=(Ask(question="varied", experiment="draftp_fig3", of=lambda c: shown(c) and c["kl_coeff"] == SHOWN_KL),),
     ),
     "ddpo_fig4": PaperFigure(
         title="Reward against reward queries", source="DDPO (arXiv 2305.13301), figure 4", draw=ddpo_fig4, experiments=("ddpo_fig4", "rwr_fig4"),
+        note=f"{BANDS} {TABLE} Every algorithm asks the reward 1,152 times.",
     ),
     "ddpo_generalisation": PaperFigure(
         title="Does it carry over to prompts that training never drew?", source="DDPO (arXiv 2305.13301)", draw=ddpo_generalisation,
-        experiments=("ddpo_preference",), probes={"ddpo_preference": "generalisation"},
+        experiments=("ddpo_preference",), note="Gain over the base model on the same noises, up to 45 prompts of each kind; 95 % hierarchical bootstrap over seeds, prompts and images.",
+        probes=(Ask(question="generalisation", experiment="ddpo_preference", of=lambda c: True),),
     ),
     "k_laws": PaperFigure(
         title="Which steps should keep their gradient?", source="DRaFT (arXiv 2309.17400) against AlignProp (arXiv 2310.03739)", draw=k_laws,
         experiments=("draftp_fig3", "draft_k", "draft_random_k", "draft_lv", "drtune"),
+        note=f"{BANDS} {TABLE} All laws share learning rate, images and updates; a backward pass counts as two forward ones.",
     ),
     "fronts": PaperFigure(
         title="Reward and diversity, a curve for each regulariser", source="DRaFT, appendix; Jena et al. (arXiv 2409.06493)", draw=fronts,
-        experiments=("draftp_fig3", "trajectory_kl", "reward_cap", "draft_k"), probes={"draftp_fig3": "dials"},
+        experiments=("draftp_fig3", "trajectory_kl", "reward_cap", "draft_k"),
+        note="Points: the last evaluation of the training (8 prompts, 4 noises each), mean over seeds; of the dials, the same evaluation of DRaFT's weights.",
+        probes=(Ask(question="dials", experiment="draftp_fig3", of=lambda c: c["kl_coeff"] == 0),),
     ),
     "draft_speed": PaperFigure(
         title="Reward for each image and for each second", source="DRaFT (arXiv 2309.17400), figure 2", draw=draft_speed,
-        experiments=("draftp_fig3", "ddpo_preference", "rwr_preference"),
+        experiments=(*PREFERENCE, "rwr_preference"), note=f"{BANDS} {TABLE}",
     ),
     "overoptimisation": PaperFigure(
-        title="Long training, with and without the penalty", source="DRaFT (arXiv 2309.17400)",
-        draw=overoptimisation, experiments=("overoptimisation",),
+        title="Long training, with and without the penalty", source="DRaFT (arXiv 2309.17400)", draw=overoptimisation, experiments=("overoptimisation",),
+        note=f"{BANDS} Rewards in standard deviations of the base model's images. {TABLE}",
     ),
 }  # fmt: skip

@@ -13,11 +13,12 @@ import torch
 import yaml
 
 from alignlab.config import CONF
+from alignlab.data.prompts import thinned
 from alignlab.dials import scale_lora
 from alignlab.lab import Bench, weighted_sum
 from alignlab.measure import evaluate
 from alignlab.nodes import build
-from alignlab.runs import save_grid, write_aside
+from alignlab.runs import read_config, save_grid, write_aside
 from alignlab.tuned import dialled, pictures, policy_of
 
 LORA_SCALES = (0.25, 0.5, 0.75)
@@ -58,12 +59,13 @@ def generalisation(bench: Bench, c: dict[str, Any], folder: Path) -> dict[str, A
     bench, images, out = replace(bench, held_out=weighted_sum({})), c["evaluation"]["final_images"], {}
     for name in SETS:
         every = build(yaml.safe_load((CONF / "prompts" / f"{name}.yaml").read_text())).prompts
-        most = min(len(every), 2 if c["quick"] else PROMPTS_A_SET)
-        prompts = [every[k * len(every) // most] for k in range(most)]
+        prompts = thinned(every, 2 if c["quick"] else PROMPTS_A_SET)
         tuned = evaluate(bench, prompts, images=images, stream="probe", batch=c["evaluation"]["batch"])
         with bench.policy.reference():
             base = evaluate(bench, prompts, images=images, stream="probe", batch=c["evaluation"]["batch"])
-        rewards = {who: bench.reward.combine(seen.rewards).view(most, images) for who, seen in (("base", base), ("tuned", tuned))}
+        rewards = {
+            who: bench.reward.combine(seen.rewards).view(len(prompts), images) for who, seen in (("base", base), ("tuned", tuned))
+        }
         out[name] = {
             "prompts": prompts,
             **{who: [[round(x, 4) for x in row] for row in r.tolist()] for who, r in rewards.items()},
@@ -100,7 +102,7 @@ def probe(run: Path, name: str) -> bool:
         return True
     if not any((run / "model").rglob("*.safetensors")):
         return False
-    c = yaml.safe_load((run / "config.yaml").read_text())
+    c = read_config(run)
     bench = Bench.of(c, policy_of({**c, "run": str(run), "lora": None, "device": "auto"}))
     folder.mkdir(parents=True, exist_ok=True)
     write_aside(folder / "answer.json", json.dumps(PROBES[name](bench, c, folder), indent=1) + "\n")

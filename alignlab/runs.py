@@ -44,7 +44,7 @@ class Run:
         self.folder, self.config = folder, config
         stored = folder / "config.yaml"
         if stored.is_file():
-            old = yaml.safe_load(stored.read_text())
+            old = read_config(folder)
             before, asked = ({k: v for k, v in c.items() if k not in ignore} for c in (old, config))
             difference = first_difference(before, asked)
             if difference is not None:
@@ -123,6 +123,11 @@ class Run:
 
     def save_samples(self, step: int, images: Tensor, columns: int) -> None:
         save_grid(images, self.folder / "samples" / f"step_{step:06d}.png", columns)
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """RUN/config.yaml; keys that came later have the value that they had before they were keys."""
+    return {"quick": False, **yaml.safe_load((run / "config.yaml").read_text())}
 
 
 def save_grid(images: Tensor, path: Path, columns: int) -> None:

@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from alignlab.checks import bench_problems
+from alignlab.checks import bench_problems, tuned_problems
 from alignlab.config import command
 from alignlab.nodes import ConfigError, build
-from alignlab.runs import RunError, run_folders, save_grid
+from alignlab.runs import RunError, read_config, run_folders, save_grid
 from alignlab.tuned import dialled, pictures, policy_of
 
 
@@ -59,19 +58,22 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     c: Any = OmegaConf.to_container(cfg, resolve=True)
     c["prompt"] = [c["prompt"]] if isinstance(c["prompt"], str) else c["prompt"]
     c["allow_targets"] = c["allow_targets"] or []
-    found = [f"n={c['n']} must be at least 1"] * (c["n"] < 1)
-    if c["annealing"] < 0:
-        found.append(f"annealing={c['annealing']} must not be negative; 0 leaves it out")
-    if not c["prompt"] or not all(isinstance(prompt, str) for prompt in c["prompt"]):
+    found = [*tuned_problems(c)]
+    if c["n"] < 1:
+        found.append(f"n={c['n']} must be at least 1")
+    if not (isinstance(c["prompt"], list) and c["prompt"] and all(isinstance(prompt, str) for prompt in c["prompt"])):
         found.append(f"prompt={c['prompt']} must be a text, or a list of texts")
-    if c["run"] is not None and len(run_folders(c["run"])) != 1:
-        found.append(f"run={c['run']} is no run folder (it has no config.yaml); give the folder of a finished run")
-    elif c["run"] is not None:
-        its = yaml.safe_load((run_folders(c["run"])[0] / "config.yaml").read_text())
+    if c["output"] is not None and not c["output"].endswith(".png"):
+        found.append(f"output={c['output']} must end in .png")
+    folders = run_folders(c["run"]) if c["run"] is not None else []
+    if len(folders) > 1:
+        found.append(f"run={c['run']} names {len(folders)} runs; give one of them")
+    if len(folders) == 1:
+        its, c["run"] = read_config(folders[0]), str(folders[0])
         words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
         asked = {word.lstrip("+~").partition("=")[0].partition(".")[0] for word in words}
         c |= {key: its[key] for key in ("model", "eval_sampler", "precision") if key not in asked} | {"policy": its["policy"]}
-    found += [problem for problem in bench_problems(c, c["allow_targets"], ("model", "eval_sampler"))]
+    found += bench_problems(c, c["allow_targets"], ("model", "eval_sampler"))
     if found:
         raise ConfigError("\n".join(found))
     return c
@@ -93,7 +95,11 @@ def main(cfg: DictConfig) -> None:
             rows.append(pictures(policy, sampler, prompt, n=c["n"], seed=c["seed"]))
         rows.append(pictures(shown, sampler, prompt, n=c["n"], seed=c["seed"]))
     path = Path(c["output"] or Path(c["run"] or ".") / "sample.png")
-    save_grid(torch.cat(rows), path, columns=c["n"])
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_grid(torch.cat(rows), path, columns=c["n"])
+    except OSError as error:
+        raise ConfigError(f"output={path} cannot be written ({error.strerror}); choose another") from None
     print(f"written: {path} (base model above, tuned below: {', '.join(c['prompt'])})")
 
 

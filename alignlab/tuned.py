@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from alignlab.config import device_of
@@ -13,7 +12,7 @@ from alignlab.nodes import build
 from alignlab.noise import noise_key
 from alignlab.policy import LoRA, Policy
 from alignlab.rollout import rollout
-from alignlab.runs import RunError
+from alignlab.runs import RunError, read_config
 from alignlab.samplers import Sampler
 
 
@@ -26,7 +25,7 @@ def load(run: str | Path) -> Any:
     folder = Path(run)
     if not (folder / "config.yaml").is_file():
         raise RunError(f"{folder} is no run folder (it has no config.yaml); give the folder of a finished run")
-    its = yaml.safe_load((folder / "config.yaml").read_text())
+    its = read_config(folder)
     learned, model = weights(folder), its["model"]
     family: Any = build({**model, "path_or_id": str(learned)} if its["policy"]["full"] else model)
     if not its["policy"]["full"]:

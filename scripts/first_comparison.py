@@ -22,8 +22,8 @@ from alignlab.outcomes import base_point, outcomes  # noqa: E402
 from alignlab.tables import interval_text  # noqa: E402
 
 RESULTS = Path("results/first_comparison")
-SWEEPS = {"draftp_fig3": ["kl_coeff=0,0.03,0.1,0.3"], "rwr_preference": [], "ddpo_preference": []}
 KL = (0.0, 0.03, 0.1, 0.3)
+SWEEPS = {"draftp_fig3": [f"kl_coeff={','.join(f'{kl:g}' for kl in KL)}"], "rwr_preference": [], "ddpo_preference": []}
 SEEDS = 3
 
 

@@ -2,18 +2,21 @@
 
 import csv
 import json
-from itertools import product
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from matplotlib import pyplot as plt
 from PIL import Image
 
 from alignlab import figure
+from alignlab.compare import CompareError, Finished
 from alignlab.config import QUICK
-from alignlab.paper import FIGURES, draftp_fig3
+from alignlab.nodes import ConfigError
+from alignlab.paper import FIGURES, draftp_fig3, stop_at
 from alignlab.probes import ANNEALING, LORA_SCALES, SETS, probe
 from tests.running import command_line, configured
 
@@ -45,16 +48,15 @@ def write_run(folder: Path, c: dict[str, Any], gain: float) -> None:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two seeds of every job of every experiment, and the answers to every probe."""
+    """Two seeds of every point of every experiment's grid, and the answers to every probe."""
     home = tmp_path_factory.mktemp("store")
     for experiment in {name for one in FIGURES.values() for name in one.experiments}:
-        grid = {key: values.split(",") for key, values in figure.swept(experiment).items() if key != "seed"}
-        for k, point in enumerate(product(*grid.values())):
-            words = [f"{key}={value}" for key, value in zip(grid, point, strict=True)]
-            c = configured(f"experiment={experiment}", *words)
-            for seed in (0, 1):
-                run = home / "runs" / experiment / f"{','.join(words)},seed={seed}"
-                write_run(run, {**c, "seed": seed}, gain=1 + k + 0.1 * seed)
+        points = dict.fromkeys(name.rpartition(",seed=")[0] for name in figure.grid(experiment, quick=False))
+        for k, point in enumerate(points):
+            c = configured(*point.split(","))
+            for seed in (0, 2):
+                run = home / "runs" / experiment / f"{point},seed={seed}"
+                write_run(run, {**c, "seed": seed}, gain=1 + k + 0.05 * seed)
                 answer(run)
     return home
 
@@ -73,6 +75,10 @@ def answer(run: Path) -> None:
             Image.new("L", (198, 50), 100).save(run / "probes" / name / f"{who}.png")
 
 
+def read(store: Path, *experiments: str) -> dict[str, list[Finished]]:
+    return {name: figure.finished(store / "runs" / name, figure.grid(name, quick=False)) for name in experiments}
+
+
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_is_drawn(name: str, store: Path) -> None:
     """PNG, table and page; a page names command, runs and seeds; nothing is trained; no `quick` on it."""
@@ -80,13 +86,13 @@ def test_every_figure_is_drawn(name: str, store: Path) -> None:
     picture = np.asarray(Image.open(folder / "figure.png").convert("RGB"))
     assert picture.std() > 5
     page = (folder / "README.md").read_text()
-    assert f"name={name}\n" in page and "seeds 0, 1" in page and "figure.png" in page
+    assert f"name={name}\n" in page and "seeds 0, 2" in page and "figure.png" in page
     assert list(csv.DictReader((folder / "table.csv").open()))
 
 
 def test_the_numbers_of_a_figure(store: Path) -> None:
     """Figure 3 of DRaFT+: the curves are the means over seeds, the table's gain is that of the summaries, in order of kl_coeff."""
-    runs = {name: figure.finished(store / "runs" / name) for name in ("draftp_fig3", "ddpo_preference")}
+    runs = read(store, "draftp_fig3", "ddpo_preference")
     drawn, rows = draftp_fig3(runs)
     assert [row["variant"] for row in rows] == [
         "DRaFT-1",
@@ -101,13 +107,44 @@ def test_the_numbers_of_a_figure(store: Path) -> None:
 
 def test_generalisation_and_dials_come_from_the_answers(store: Path) -> None:
     """A gain of 2 on every kind of prompts; the dials' points lie where they were measured."""
-    rows = FIGURES["ddpo_generalisation"].draw({"ddpo_preference": figure.finished(store / "runs" / "ddpo_preference")})[1]
+    rows = FIGURES["ddpo_generalisation"].draw(read(store, "ddpo_preference"))[1]
     assert [row["gain"].value for row in rows] == [2.0] * len(SETS)
-    experiments = FIGURES["fronts"].experiments
-    rows = FIGURES["fronts"].draw({name: figure.finished(store / "runs" / name) for name in experiments})[1]
+    rows = FIGURES["fronts"].draw(read(store, *FIGURES["fronts"].experiments))[1]
     found = {row["regulariser"]: row for row in rows}
     assert found["LoRA scale"]["reward"].value == 5.5 and found["annealed guidance"]["lpips"].value == 0.5
-    assert {"eps-MSE KL", "trajectory KL", "reward cap", "K", "early stopping"} <= found.keys()
+    assert {"eps-MSE KL", "trajectory KL (eta = 1)", "reward cap", "K", "early stopping"} <= found.keys()
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_of_what_there_is(name: str, store: Path) -> None:
+    """With any one of its experiments missing it is drawn without it, or one sentence says that it is too little."""
+    for absent in FIGURES[name].experiments:
+        runs = read(store, *(e for e in FIGURES[name].experiments if e != absent))
+        try:
+            drawn, rows = FIGURES[name].draw(runs)
+            assert rows and drawn.axes
+            plt.close(drawn)
+        except CompareError as error:
+            assert "none of the finished runs belongs" in str(error)
+
+
+def test_the_grid_is_the_sweep(store: Path, tmp_path: Path) -> None:
+    """Folders are those that Hydra names; other settings of a run do not count, other seeds are drawn but fill no gap."""
+    names = figure.grid("draft_k", quick=False)
+    assert len(names) == 12 and names[0] == "algo.k=2,experiment=draft_k,seed=0"
+    assert figure.grid("draftp_fig3", quick=True)[1] == "experiment=draftp_fig3,kl_coeff=0.01,quick=True,seed=0"
+    c = configured("experiment=draft_k", "algo.k=2")
+    for name in (names[0], names[0].replace("seed=0", "seed=7"), f"{names[1]},steps=9"):
+        write_run(tmp_path / name, {**c, "seed": int(name.partition("seed=")[2][0])}, gain=1.0)
+    assert sorted(run.seed for run in figure.finished(tmp_path, names)) == [0, 7]
+
+
+def test_where_a_held_out_score_stops_a_run(store: Path) -> None:
+    """At the last evaluation before the score falls half a standard deviation below its best so far."""
+    (run, *_) = read(store, "draft_k")["draft_k"]
+    for scores, epoch in (([5, 6, 5.6], 2), ([5, 6, 5.4], 1), ([5, 4, 6], 0), ([5, 6, 7], 2)):
+        lines = [{**line, "eval/clip": score} for line, score in zip(run.lines, scores, strict=True)]
+        assert stop_at(replace(run, lines=lines)) == epoch
 
 
 def test_without_weights_there_is_no_answer(store: Path, tmp_path: Path) -> None:
@@ -122,7 +159,7 @@ def test_bad_names(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     for words, sentence in (
         (["name=draft_fig3"], "did you mean name=draftp_fig3?"),
         (["name=fronts", "workers=0"], "workers=0 must be at least 1"),
-        (["name=fronts", "draw_only=true"], "no run of draftp_fig3, trajectory_kl, reward_cap, draft_k is finished"),
+        (["name=fronts", "draw_only=true"], "name=fronts: no run of draftp_fig3, trajectory_kl, reward_cap, draft_k is finished"),
     ):
         assert command_line(monkeypatch, *words, command=figure) == 2
         assert sentence in capsys.readouterr().err
@@ -136,6 +173,8 @@ def test_quick_is_small() -> None:
             group, _, last = name.rpartition(".")
             assert (c[group] if group else c)[last] <= most
         assert c["eval_sampler"]["steps"] == 3
+    with pytest.raises(ConfigError, match="samples_per_step=8 is not a multiple of micro_batch=6"):  # checked as it will be run
+        configured("algo=draft", "quick=true", "samples_per_step=12", "micro_batch=6")
 
 
 def test_a_quick_figure_goes_the_whole_way(

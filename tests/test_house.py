@@ -41,8 +41,8 @@ MAY = {
     "rollout": {"samplers", "policy", "noise", "conditioning"},
     "drift": {"rollout", "samplers", "policy"},
     "objectives": {"rollout", "samplers", "policy", "noise", "forward", "drift", "conditioning"},
-    "checks": {"nodes"},
-    "config": {"nodes", "checks"},
+    "checks": {"nodes", "runs"},
+    "config": {"nodes", "checks", "runs"},
     "lab": {"checks", "config", "nodes", "data", "metrics", "objectives", "policy", "rewards", "samplers"},
     "measure": {"lab", "runs", "drift", "metrics", "noise", "policy", "rollout", "samplers"},
     "images": set(),
@@ -51,12 +51,12 @@ MAY = {
     "figures": {"compare", "metrics"},
     "train_reward": {"config", "data", "nodes", "rewards"},
     "train": {"config", "nodes", "lab", "measure", "journal", "runs", "noise", "rollout", "rewards"},
-    "evaluate": {"config", "nodes", "lab", "measure", "metrics", "runs", "checks", "rewards", "tuned", "images"},
+    "evaluate": {"config", "data", "nodes", "lab", "measure", "metrics", "runs", "checks", "rewards", "tuned", "images"},
     "sample": {"checks", "config", "nodes", "runs", "tuned"},
-    "probes": {"config", "dials", "lab", "measure", "nodes", "runs", "tuned"},
+    "probes": {"config", "data", "dials", "lab", "measure", "nodes", "runs", "tuned"},
     "tables": {"metrics"},
     "paper": {"compare", "figures", "metrics"},
-    "figure": {"config", "compare", "metrics", "nodes", "paper", "probes", "tables"},
+    "figure": {"config", "compare", "metrics", "nodes", "paper", "probes", "rewards", "runs", "tables"},
     "report": {"config", "nodes", "compare", "figures", "metrics", "outcomes", "runs", "tables"},
 }
 OTHERS = {
@@ -114,7 +114,9 @@ def files() -> list[tuple[str, str]]:
     return [(p.parent.name, p.stem) for p in sorted(CONF.glob("*/*.yaml"))]
 
 
-NEEDS = {  # what an option must be given to make sense
+NEEDS = {
+    **{word: ["model=sd35", "sampler=flow", "eval_sampler=flow"] for word in ("sampler=flow", "eval_sampler=flow", "model=sd35")},
+    "model=flux": ["sampler=flow", "eval_sampler=flow"],  # what an option must be given to make sense
     "prompts=file": [f"prompts.file={ROOT / 'README.md'}"],
     "prompts=dataset": ["prompts.dataset={captions}"],
     "diversity=alex": [f"diversity.weights={ROOT / 'README.md'}"],

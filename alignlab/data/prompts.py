@@ -148,3 +148,10 @@ def _filled(template: str, word: str, fill: Mapping[str, list[str]]) -> list[str
 def _share_of(prompt: str) -> float:
     """A fixed number in [0, 1) of a prompt."""
     return int.from_bytes(hashlib.blake2b(prompt.encode(), digest_size=8).digest(), "big") / 2**64
+
+
+def thinned(prompts: tuple[str, ...], most: int) -> tuple[str, ...]:
+    """At most `most` of them, evenly spaced."""
+    if len(prompts) <= most:
+        return prompts
+    return tuple(prompts[k * len(prompts) // most] for k in range(most))

@@ -1,0 +1,151 @@
+"""What the families share: a diffusers pipeline is loaded, its LoRA or the whole of it is saved, its latents are decoded."""
+
+import importlib.resources
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class DiffusersPipeline:
+    """A `policy.Family` around a diffusers pipeline; a subclass says how prompts are encoded and what the network is told.
+
+    Args:
+        path_or_id: a pipeline folder, the name of a model shipped in alignlab/assets ("emoji"), or a hub id.
+        revision: of a hub id.
+        variant: weight file variant ("fp16").
+        lora_targets: which modules of the network LoRA adapts unless policy.lora.targets says otherwise.
+
+    Raises:
+        FileNotFoundError: if a folder-like path holds no pipeline.
+        OSError: if it cannot be loaded.
+        ValueError: if it is another family's.
+    """
+
+    pipeline = "StableDiffusionPipeline"
+    """diffusers' class."""
+    network = "unet"
+    """The part that is tuned."""
+    rectified_flow = False
+    """Whether it predicts a velocity (sampler=flow) or is a diffusion model (sampler=ddim)."""
+    others: tuple[str, ...] = ("text_encoder", "vae")
+    """The frozen parts; some may be missing."""
+
+    @classmethod
+    def check(cls, path_or_id: str, **_: Any) -> None:
+        """Raises before anything is loaded."""
+        folder = Path(locate(path_or_id))
+        if folder.is_dir():
+            its = json.loads((folder / "model_index.json").read_text()).get("_class_name")
+            if its not in (None, cls.pipeline):
+                raise ValueError(
+                    f"path_or_id={path_or_id}: {folder} is a {its}, and this family loads a {cls.pipeline}; choose its model="
+                )
+
+    def __init__(
+        self,
+        path_or_id: str,
+        *,
+        revision: str | None = None,
+        variant: str | None = None,
+        lora_targets: Sequence[str] = ("to_q", "to_k", "to_v", "to_out.0"),
+    ) -> None:
+        import diffusers  # slow to import, and the check of a configuration is quick
+        from diffusers.utils import logging as diffusers_logging
+        from transformers.utils import logging as transformers_logging
+
+        for library in (diffusers_logging, transformers_logging):  # a run has a progress bar of its own
+            library.set_verbosity_error()
+            library.disable_progress_bar()
+        kind = getattr(diffusers, self.pipeline)
+        plain = {"safety_checker": None, "requires_safety_checker": False} if self.pipeline == "StableDiffusionPipeline" else {}
+        try:
+            self.pipe: Any = kind.from_pretrained(locate(path_or_id), revision=revision, variant=variant, **plain)
+        except OSError as error:
+            reason = str(error).strip().splitlines()[0].partition(" (")[0]
+            raise OSError(
+                f"model.path_or_id={path_or_id} cannot be loaded ({reason}); fetch it where there is a network, or give a folder"
+            ) from error
+        self.lora_targets = tuple(lora_targets)
+        self.denoiser: nn.Module = getattr(self.pipe, self.network)
+        parts = [getattr(self.pipe, name, None) for name in self.others]
+        self.frozen: tuple[nn.Module, ...] = tuple(part for part in parts if part is not None)
+        for module in (self.denoiser, *self.frozen):  # weights may be stored in half precision
+            nn.Module.float(module)
+        self.scheduler: Any = self.scheduler_of(self.pipe.scheduler)
+
+    def scheduler_of(self, scheduler: Any) -> Any:
+        """The scheduler whose tables sampler and regression read."""
+        return scheduler
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        config: Any = self.denoiser.config
+        return (config.in_channels, config.sample_size, config.sample_size)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.denoiser.parameters()).device
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """Latents [M, C, h, w] to images [M, 3, H, W] in [0, 1]."""
+        config = self.pipe.vae.config
+        z = x0 / config.scaling_factor + (config.get("shift_factor") or 0.0)
+        return (self.pipe.vae.decode(z, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
+
+    def save(self, folder: Path, lora: dict[str, Tensor] | None, config: Any) -> None:
+        """Writes a LoRA in diffusers' format, or the whole pipeline when lora is None."""
+        if lora is None:
+            self.pipe.save_pretrained(folder)
+        else:  # with the adapter's metadata, without which a reload takes alpha = rank
+            layers = {f"{self.network}_lora_layers": lora, f"{self.network}_lora_adapter_metadata": config.to_dict()}
+            self.pipe.save_lora_weights(folder, **layers)
+
+    def read_lora(self, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The weights of a LoRA that `save` wrote, and its rank, alpha and targets."""
+        try:
+            state, *_, about = self.pipe.lora_state_dict(str(folder), return_lora_metadata=True)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{folder} holds no LoRA that diffusers can read: {str(error).splitlines()[0]}") from None
+        prefix = f"{self.network}."
+        about = {k.removeprefix(prefix): v for k, v in (about or {}).items()}
+        if not {"r", "lora_alpha", "target_modules"} <= about.keys():
+            raise ValueError(f"the LoRA in {folder} says nothing of its rank and alpha; save it with diffusers 0.36 or later")
+        state = {k.removeprefix(prefix): v.float() for k, v in state.items() if k.startswith(prefix)}
+        return state, {"rank": about["r"], "alpha": about["lora_alpha"], "targets": tuple(about["target_modules"])}
+
+
+def locate(path_or_id: str) -> str:
+    """A folder as it is, a shipped model by name, else a hub id.
+
+    Raises:
+        FileNotFoundError: for a folder that holds no pipeline, and for what is neither folder nor hub id.
+    """
+    shipped = importlib.resources.files("alignlab") / "assets" / path_or_id
+    for folder in (Path(path_or_id), Path(str(shipped))):
+        if folder.is_dir():
+            index = folder / "model_index.json"
+            lacks = [] if index.is_file() else ["model_index.json"]
+            parts = json.loads(index.read_text()) if index.is_file() else {}
+            named = [k for k, v in parts.items() if k in WEIGHED and v[0] is not None]
+            for part in named or ("unet", "vae", "text_encoder"):
+                if not any(file.suffix in (".safetensors", ".bin") for file in (folder / part).glob("*")):
+                    lacks.append(f"weights in {part}/")
+            if lacks:
+                raise FileNotFoundError(
+                    f"path_or_id={path_or_id}: {folder} has no {', no '.join(lacks)}; give a diffusers pipeline folder"
+                )
+            return str(folder)
+    if path_or_id.count("/") != 1 or path_or_id.startswith((".", "/", "~")):
+        raise FileNotFoundError(
+            f"path_or_id={path_or_id}: there is no such folder and no such shipped model; "
+            "give a diffusers pipeline folder, a hub id like owner/name, or emoji"
+        )
+    return path_or_id
+
+
+WEIGHED = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
+"""The parts of a pipeline folder that hold weights."""

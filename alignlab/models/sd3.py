@@ -1,0 +1,49 @@
+"""Stable Diffusion 3 and 3.5: a transformer that predicts the flow's velocity; two CLIPs, and T5 where the folder has it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from alignlab.models.flow import at_resolution
+from alignlab.models.pipeline import DiffusersPipeline
+
+
+class StableDiffusion3(DiffusersPipeline):
+    """Transformer, three text encoders (the third may be missing), VAE. Sample with sampler=flow.
+
+    Args:
+        max_sequence_length: tokens of T5. The others are those of `DiffusersPipeline`.
+    """
+
+    pipeline, network, rectified_flow = "StableDiffusion3Pipeline", "transformer", True
+    others = ("text_encoder", "text_encoder_2", "text_encoder_3", "vae")
+
+    def __init__(
+        self,
+        path_or_id: str,
+        *,
+        revision: str | None = None,
+        variant: str | None = None,
+        lora_targets: Sequence[str] = ("to_q", "to_k", "to_v", "to_out.0"),
+        max_sequence_length: int = 256,
+    ) -> None:
+        super().__init__(path_or_id, revision=revision, variant=variant, lora_targets=lora_targets)
+        self.max_sequence_length = max_sequence_length
+
+    def scheduler_of(self, scheduler: Any) -> Any:
+        config: Any = self.denoiser.config
+        return at_resolution(scheduler, (config.sample_size // config.patch_size) ** 2)
+
+    def encode(self, prompts: list[str]) -> dict[str, Tensor]:
+        """{"prompt_embeds": [B, length, width], "pooled": [B, width]}."""
+        embeds, _, pooled, _ = self.pipe.encode_prompt(
+            prompts, prompts, prompts, device=self.device, do_classifier_free_guidance=False, max_sequence_length=self.max_sequence_length
+        )  # fmt: skip
+        return {"prompt_embeds": embeds.float(), "pooled": pooled.float()}
+
+    def denoise(self, x: Tensor, t: Tensor, text: dict[str, Tensor]) -> Tensor:
+        """The velocity [M, C, h, w]."""
+        return self.denoiser(
+            hidden_states=x, timestep=t, encoder_hidden_states=text["prompt_embeds"], pooled_projections=text["pooled"], return_dict=False
+        )[0]  # fmt: skip

@@ -1,0 +1,29 @@
+"""Stable Diffusion XL: two text encoders, and the image's size and crop as added conditions."""
+
+import torch
+from torch import Tensor
+
+from alignlab.models.sd import StableDiffusion
+
+
+class StableDiffusionXL(StableDiffusion):
+    """UNet, two text encoders, VAE. The size told to the network is that of the images, uncropped."""
+
+    pipeline = "StableDiffusionXLPipeline"
+    others = ("text_encoder", "text_encoder_2", "vae")
+
+    def encode(self, prompts: list[str]) -> dict[str, Tensor]:
+        """{"prompt_embeds": [B, length, width], "text_embeds": [B, width], "time_ids": [B, 6]}. The empty prompt is all zeros where the
+        pipeline's config says so (force_zeros_for_empty_prompt), because that is its unconditional branch."""
+        embeds, _, pooled, _ = self.pipe.encode_prompt(prompts, device=self.device, do_classifier_free_guidance=False)
+        if self.pipe.config.force_zeros_for_empty_prompt:
+            written = torch.tensor([prompt != "" for prompt in prompts], device=self.device)
+            embeds, pooled = embeds * written[:, None, None], pooled * written[:, None]
+        side = float(self.latent_shape[-1] * self.pipe.vae_scale_factor)
+        ids = torch.tensor([[side, side, 0, 0, side, side]], device=self.device).expand(len(prompts), -1)
+        return {"prompt_embeds": embeds.float(), "text_embeds": pooled.float(), "time_ids": ids}
+
+    def denoise(self, x: Tensor, t: Tensor, text: dict[str, Tensor]) -> Tensor:
+        """The UNet's output [M, C, h, w]."""
+        added = {"text_embeds": text["text_embeds"], "time_ids": text["time_ids"]}
+        return self.denoiser(x, t, text["prompt_embeds"], added_cond_kwargs=added, return_dict=False)[0]

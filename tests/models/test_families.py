@@ -1,0 +1,241 @@
+"""Every family on a tiny random pipeline of diffusers' own class: our images are the pipeline's, the invariants of the engine hold, every
+objective trains, and what is saved is what diffusers loads."""
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from torch import Tensor
+
+from alignlab.forward import ForwardProcess
+from alignlab.models.flux import Flux
+from alignlab.models.sd3 import StableDiffusion3
+from alignlab.models.sdxl import StableDiffusionXL
+from alignlab.nodes import ConfigError
+from alignlab.noise import FIRST, noise_key
+from alignlab.policy import LoRA, Policy
+from alignlab.rollout import Gradients, replay, rollout
+from alignlab.samplers import Sampler, ddim, flow
+from alignlab.train import train
+from tests.linear_gaussian import double
+from tests.models import tiny
+from tests.running import command_line, configured
+from tests.running import tiny as tiny_run
+from tests.test_rollout import Noise64, Policy64, pixels
+
+PROMPTS = ("a cat", "a dog", "a cat", "two birds")
+FAMILIES = {
+    "sdxl": (tiny.sdxl, StableDiffusionXL, {}),
+    "sd35": (tiny.sd3, StableDiffusion3, {"max_sequence_length": 8}),
+    "flux": (tiny.flux, Flux, {"max_sequence_length": 8, "size": 16}),
+}
+SAMPLERS: dict[str, list[str]] = {
+    "sdxl": ["model=sdxl", "model.variant=null"],
+    "sd35": ["model=sd35", "sampler=flow", "eval_sampler=flow", "model.max_sequence_length=8"],
+    "flux": [
+        "model=flux", "sampler=flow", "eval_sampler=flow", "model.max_sequence_length=8", "model.size=16", "sampler.guidance_scale=1",
+        "eval_sampler.guidance_scale=1",
+    ],
+}  # fmt: skip
+EVERY = pytest.mark.parametrize("name", FAMILIES)
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {name: make(tmp_path_factory.mktemp(name)) for name, (make, _, _) in FAMILIES.items()}
+
+
+def policy_on(folders: dict[str, Path], name: str, size: float = 0.3) -> Policy:
+    """With a random LoRA whose alpha is not its rank."""
+    _, family, options = FAMILIES[name]
+    torch.manual_seed(1)
+    policy = Policy(family(str(folders[name]), **options), lora=LoRA(rank=4, alpha=2), checkpointing=False)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.normal_(0, size)
+    return policy
+
+
+def sampler_of(policy: Policy, name: str, *, eta: float = 0.0, steps: int = 4) -> Sampler:
+    guidance = 1.0 if name == "flux" else 3.0
+    return (ddim if name == "sdxl" else flow)(policy.family.scheduler, steps=steps, eta=eta, guidance_scale=guidance)
+
+
+def key(seed: int = 0) -> Any:
+    return noise_key(PROMPTS, seed=seed, stream="test")
+
+
+def images_of_diffusers(pipe: Any, name: str, first: Tensor) -> Tensor:
+    """The pipeline's own sampling from the same first latents."""
+    if name == "flux":
+        m, c, h, w = first.shape
+        packed = pipe._pack_latents(first, m, c, h, w)
+        return pipe(
+            list(PROMPTS),
+            latents=packed,
+            height=16,
+            width=16,
+            num_inference_steps=4,
+            guidance_scale=3.5,
+            max_sequence_length=8,
+            output_type="pt",
+        ).images
+    more = {"max_sequence_length": 8} if name == "sd35" else {}
+    return pipe(
+        list(PROMPTS), latents=first, height=16, width=16, num_inference_steps=4, guidance_scale=3.0, output_type="pt", **more
+    ).images
+
+
+@EVERY
+@torch.no_grad()
+def test_images_are_diffusers_own_with_the_saved_lora(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    """The base model's images equal the pipeline's, and the policy's those of the pipeline with the LoRA that was saved (alpha is not the
+    rank), within 1e-4; the LoRA moves them by more than 100 times that. What is read back is the same LoRA."""
+    policy = policy_on(folders, name)
+    policy.family.pipe.set_progress_bar_config(disable=True)
+    sampler, first = sampler_of(policy, name), key().normal(FIRST, policy.latent_shape)
+    mine = rollout(policy, sampler, key()).images
+    with policy.reference():
+        base = rollout(policy, sampler, key()).images
+    policy.save(tmp_path)
+    pipe: Any = getattr(diffusers, type(policy.family).pipeline).from_pretrained(folders[name])
+    pipe.set_progress_bar_config(disable=True)
+    torch.testing.assert_close(base, images_of_diffusers(pipe, name, first), rtol=0, atol=1e-4)
+    pipe.load_lora_weights(str(tmp_path))
+    torch.testing.assert_close(mine, images_of_diffusers(pipe, name, first), rtol=0, atol=1e-4)
+    assert (mine - base).abs().max() > 0.01
+    state, config = policy.family.read_lora(tmp_path)
+    assert config["rank"] == 4 and config["alpha"] == 2
+    for weight, expected in zip(state.values(), (policy.state_dict()[k] for k in state), strict=True):
+        assert torch.equal(weight, expected)
+
+
+@EVERY
+@torch.no_grad()
+def test_the_ratio_is_1(name: str, folders: dict[str, Path]) -> None:
+    """Replay at the rollout's shape gives its log-probs exactly; shuffled at micro-batch 3 the ratio is 1 to float32 round-off."""
+    policy = policy_on(folders, name)
+    sampler = sampler_of(policy, name, eta=0.7)
+    record = rollout(policy, sampler, key())
+    scored = sampler.scored.nonzero()[:, 0]
+    assert len(scored) >= 3
+    for i in scored:
+        assert torch.equal(replay(policy, record, torch.arange(4), i.expand(4)).log_prob, record.log_probs[:, i])
+    rows, steps = torch.cartesian_prod(torch.arange(4), scored)[torch.randperm(4 * len(scored))].unbind(1)
+    again = torch.cat([replay(policy, record, rows[k : k + 3], steps[k : k + 3]).log_prob for k in range(0, len(rows), 3)])
+    assert ((again - record.log_probs[rows, steps]).exp() - 1).abs().max() <= 2e-5
+
+
+@EVERY
+@torch.no_grad()
+def test_the_reference_is_the_base_model(name: str, folders: dict[str, Path]) -> None:
+    """Bit for bit; encoding does not depend on the batch."""
+    _, family, options = FAMILIES[name]
+    base, policy = family(str(folders[name]), **options), policy_on(folders, name)
+    cond = policy.encode(PROMPTS)
+    assert all(torch.equal(policy.encode(PROMPTS[1:2]).text[k], v[1:2]) for k, v in cond.text.items())
+    x, t = torch.randn(4, *policy.latent_shape), torch.tensor([981.0, 500.0, 20.0, 1.0])
+    with policy.reference():
+        assert torch.equal(policy.branches(x, t, cond, 1.0)[0], base.denoise(x, t, cond.text))
+    assert (policy.branches(x, t, cond, 1.0)[0] - base.denoise(x, t, cond.text)).abs().max() > 1e-3
+
+
+@EVERY
+def test_the_gradient_is_that_of_finite_differences(name: str, folders: dict[str, Path]) -> None:
+    """Of a reward, through all steps and the VAE, in float64 along random directions of the LoRA."""
+    policy: Any = policy_on(folders, name, size=0.05)
+    policy.__class__ = Policy64
+    for module in (*policy.family.frozen, policy.family.denoiser):
+        module.double()
+    policy.late = 10**6  # every step is moved
+    sampler, noise = double(sampler_of(policy, name)), Noise64(**key().__dict__)
+    record = rollout(policy, sampler, noise, gradients=Gradients.last(4, 4), store="image")
+    grads = torch.autograd.grad(pixels(record.images).mean(), policy.parameters(), allow_unused=True)
+    grads = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, policy.parameters(), strict=True)]
+    h, rel = (1e-3, 5e-3) if name == "flux" else (3e-5, 1e-4)  # FLUX calculates places and times in float32
+    for seed in range(2):
+        torch.manual_seed(seed)
+        direction, values = [torch.randn_like(p) for p in policy.parameters()], []
+        for sign in (1, -1):
+            policy.direction = [sign * h * d for d in direction]
+            with torch.no_grad():
+                values.append(float(pixels(rollout(policy, sampler, noise, store="image").images).mean()))
+        policy.direction = None
+        slope = sum(float((g * d).sum()) for g, d in zip(grads, direction, strict=True))
+        assert slope == pytest.approx((values[0] - values[1]) / (2 * h), rel=rel, abs=1e-9) and abs(slope) > 1e-6
+
+
+OBJECTIVES: dict[str, list[str]] = {
+    "draft": ["algo=draft", "algo.k=2"],
+    "draftp": ["algo=draftp", "algo.k=2"],
+    "draft_lv": ["algo=draft", "algo.lv_samples=1"],
+    "ddpo_sf": ["algo=ddpo", "algo.estimator=sf"],
+    "ddpo_is": ["algo=ddpo", "algo.updates_per_epoch=2"],
+    "rwr": ["algo=rwr", "algo.inner_epochs=1"],
+}
+
+
+@EVERY
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_trains(name: str, objective: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    """Two steps: finite, the weights move, and the run's model is a LoRA that is read again."""
+    words = tiny_run(str(folders[name]), "steps=2", "sampler.steps=3", "lr=0.01", *SAMPLERS[name], *OBJECTIVES[objective])
+    noisy = ["sampler.eta=0.7"] if objective.startswith("ddpo") else []
+    summary = train(configured(*words, *noisy), tmp_path / "run")
+    assert all(torch.tensor(summary[who]["reward"]).isfinite() for who in ("base", "final"))
+    assert summary["base"]["reward"] != summary["final"]["reward"]
+    _, family, options = FAMILIES[name]
+    state, _ = family(str(folders[name]), **options).read_lora(tmp_path / "run" / "model")
+    assert any(v.any() for k, v in state.items() if "lora_B" in k)
+
+
+def test_the_shift_is_applied_once(folders: dict[str, Path]) -> None:
+    """Regression sees the noise levels of the sampler: FLUX's dynamic shift at this resolution, SD3's static one."""
+    for name, tokens in (("flux", 16), ("sd35", None)):
+        policy = policy_on(folders, name)
+        process, sampler = ForwardProcess.of(policy.family.scheduler), sampler_of(policy, name)
+        near = (process.sigma[:, None] - sampler.sigma).abs().amin(0)
+        assert near.max() < 2e-3
+        if tokens:
+            shift = torch.tensor(0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256)).exp()
+            linear = torch.linspace(1, 0.25, 4)
+            torch.testing.assert_close(sampler.sigma, shift * linear / (1 + (shift - 1) * linear))
+
+
+def test_mistakes_are_sentences(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A family's folder under another family, a diffusion sampler for a flow and the reverse, a missing text encoder."""
+    (part,) = (folders["sdxl"] / "text_encoder_2").glob("*.safetensors")
+    for words, sentence in (
+        ([f"model.path_or_id={folders['sdxl']}"], "is a StableDiffusionXLPipeline, and this family loads a StableDiffusionPipeline"),
+        (["model=sd35", f"model.path_or_id={folders['sd35']}"], "sampler=ddim does not fit this model, which is a rectified flow; set sampler=flow"),
+        (["eval_sampler=flow"], "eval_sampler=flow does not fit this model, which is a diffusion model; set eval_sampler=ddim"),
+    ):  # fmt: skip
+        assert command_line(monkeypatch, *words) == 2
+        assert sentence in capsys.readouterr().err
+    aside = part.rename(part.with_suffix(".away"))
+    try:
+        with pytest.raises(ConfigError, match="has no weights in text_encoder_2/"):
+            configured("model=sdxl", f"model.path_or_id={folders['sdxl']}")
+    finally:
+        aside.rename(part)
+
+
+def test_a_family_is_one_file_and_one_yaml(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Outside of the repository: here SDXL that is told of a crop."""
+    (tmp_path / "cropped.py").write_text(
+        "from alignlab.models.sdxl import StableDiffusionXL\n\n\nclass Cropped(StableDiffusionXL):\n    def encode(self, prompts):\n"
+        "        text = super().encode(prompts)\n        text['time_ids'] = text['time_ids'] + 4\n        return text\n"
+    )
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    (tmp_path / "conf" / "model" / "cropped.yaml").write_text(f"_target_: cropped.Cropped\npath_or_id: {folders['sdxl']}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = [w for w in tiny_run("", "algo=draft", "steps=2", "model=cropped") if not w.startswith("model.path")]
+    typed = ["--config-dir", str(tmp_path / "conf"), *words, "allow_targets=[cropped]", f"output_dir={tmp_path}/run"]
+    assert command_line(monkeypatch, *typed) == 0, capsys.readouterr().err
+    assert (tmp_path / "run" / "summary.json").is_file()
