@@ -5,6 +5,7 @@
 A checkpoint is written aside, synced and renamed, so a killed run never leaves half a one that counts.
 """
 
+import fcntl
 import glob
 import json
 import math
@@ -56,12 +57,23 @@ class Run:
             raise RunError(f"{folder} is not empty and holds no run (no config.yaml); choose another output_dir")
 
     def begin(self) -> None:
-        """Creates the folder."""
+        """Creates the folder, and keeps other processes out of it until this one ends.
+
+        Raises:
+            RunError: if it cannot be written, or another process trains in it.
+        """
         try:
             for name in ("samples", "checkpoints"):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"{self.folder} cannot be written ({error.strerror}); choose another output_dir") from None
+        self._lock = (self.folder / ".lock").open("w")
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(
+                f"{self.folder} is being trained by another process; wait for it, or choose another output_dir"
+            ) from None
         write_aside(self.folder / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
 
     @property
@@ -72,6 +84,7 @@ class Run:
 
     def finish(self, summary: dict[str, Any]) -> None:
         write_aside(self.folder / "summary.json", json.dumps(_finite(summary), indent=2) + "\n")
+        (self.folder / ".lock").unlink(missing_ok=True)
 
     # -- metrics
 

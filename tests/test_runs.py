@@ -1,6 +1,8 @@
 """The run directory's contract: what a run leaves behind, what it refuses, and that nothing half written counts."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -211,3 +213,22 @@ def test_run_folders(tmp_path) -> None:
     assert [f.name for f in run_folders(f"{tmp_path}/*")] == ["a", "prompts=[cat,dog]"]
     assert [f.name for f in run_folders(f"{tmp_path}/prompts=[cat,dog]")] == ["prompts=[cat,dog]"]
     assert run_folders(f"{tmp_path}/no run") == run_folders(f"{tmp_path}/none") == []
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    """A second process that would train in the same folder is told so; once the first has ended, it may."""
+    holder = (
+        "import sys, time\nfrom pathlib import Path\nfrom alignlab.runs import Run\n"
+        f"run = Run(Path({str(tmp_path / 'run')!r}), {{'seed': 0, 'quick': False}})\nrun.begin()\nprint('in', flush=True)\ntime.sleep(60)"
+    )
+    first = subprocess.Popen(
+        [sys.executable, "-c", holder], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).resolve().parents[1]
+    )
+    try:
+        assert first.stdout is not None and first.stdout.readline() == "in\n"
+        with pytest.raises(RunError, match="is being trained by another process"):
+            Run(tmp_path / "run", {"seed": 0, "quick": False}).begin()
+    finally:
+        first.kill()
+        first.wait()
+    Run(tmp_path / "run", {"seed": 0, "quick": False}).begin()
