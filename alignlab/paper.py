@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -227,7 +228,7 @@ def draftp_fig5(runs: Runs) -> tuple[Figure, Rows]:
     shown = [(v, run) for v in every(runs) for run in v.runs if strip(run, "varied") is not None]
     variant, run = shown[0] if shown else _nothing()
     prompts = json.loads((run.folder / "probes" / "varied" / "answer.json").read_text())["prompts"]
-    figure, axes = plt.subplots(1, 2, figsize=(8.2, 6.4), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(8.2, 4.7), layout="constrained")
     for cell, who, name in zip(axes, ("base", "tuned"), ("base model", f"{label(variant)}, seed {run.seed}"), strict=True):
         picture = strip(run, "varied", who)
         assert picture is not None
@@ -418,6 +419,9 @@ def draft_speed(runs: Runs) -> tuple[Figure, Rows]:
     for cell, name in zip(axes, ("images (log)", "seconds of training (log)"), strict=True):
         base_line(cell, those, "eval/reward")
         cell.set(xscale="log", xlabel=name)
+        cell.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        cell.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        cell.xaxis.set_minor_locator(NullLocator())
     axes[0].set(ylabel=unit(those)[0])
     axes[0].legend()
     return figure, table(those)
