@@ -124,8 +124,7 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
         c: Any = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key} cannot be resolved: {_first_line(error)}") from None
-    asked: Any = OmegaConf.to_container(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-    keys, earlier = {word.lstrip("+~").partition("=")[0] for word in asked}, Path(c.get("resume") or "") / "config.yaml"
+    keys, earlier = asked(), Path(c.get("resume") or "") / "config.yaml"
     if "resume" in keys <= {*NOT_SCIENCE} and earlier.is_file():
         c = read_config(earlier.parent) | {key: c[key] for key in NOT_SCIENCE}
     for key, most in QUICK.items() if c.get("quick") else ():
@@ -137,6 +136,12 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     if found:
         raise ConfigError("\n".join(found))
     return c
+
+
+def asked() -> set[str]:
+    """The keys that the command line names; none outside of a command."""
+    words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    return {word.lstrip("+~").partition("=")[0] for word in words}
 
 
 def device_of(name: str) -> torch.device:

@@ -22,13 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 from hydra.core.config_store import ConfigStore
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from alignlab.checks import bench_problems, tuned_problems
-from alignlab.config import command
+from alignlab.config import asked, command
 from alignlab.data.prompts import thinned
 from alignlab.images import Images, read_images, six_digits, write_images
 from alignlab.lab import Bench
@@ -283,9 +282,8 @@ def run_evaluation(c: dict[str, Any], folder: Path) -> dict[str, Any]:
 def main(cfg: DictConfig) -> float:
     """Hydra's task. Returns the last run's gain in its first training reward."""
     c = checked(cfg)
-    words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task)
-    asked = {word.lstrip("+~").partition("=")[0].partition(".")[0] for word in words}
-    jobs = [of_run(c, run, asked) for run in run_folders(c["run"])] if c["run"] else [c]
+    groups = {key.partition(".")[0] for key in asked()}
+    jobs = [of_run(c, run, groups) for run in run_folders(c["run"])] if c["run"] else [c]
     gain = float("nan")
     for job in jobs:
         folder = (Path(job["run"]) if job["run"] else Path(c["lora"] or "runs")) / c["name"]

@@ -68,9 +68,6 @@ TABLE = "Table: gains after training on all 45 prompts (2 other noises each); di
 # -- parts of drawings
 
 
-# -- parts of drawings
-
-
 def label(variant: Variant) -> str:
     """Short, for a legend."""
     config = variant.runs[0].config

@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from hydra.core.config_store import ConfigStore
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from alignlab.checks import bench_problems, tuned_problems
-from alignlab.config import command
+from alignlab.config import asked, command
 from alignlab.nodes import ConfigError, build
 from alignlab.runs import RunError, read_config, run_folders, save_grid
 from alignlab.tuned import dialled, pictures, policy_of
@@ -70,9 +69,8 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
         found.append(f"run={c['run']} names {len(folders)} runs; give one of them")
     if len(folders) == 1:
         its, c["run"] = read_config(folders[0]), str(folders[0])
-        words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-        asked = {word.lstrip("+~").partition("=")[0].partition(".")[0] for word in words}
-        c |= {key: its[key] for key in ("model", "eval_sampler", "precision") if key not in asked} | {"policy": its["policy"]}
+        groups = {key.partition(".")[0] for key in asked()}
+        c |= {key: its[key] for key in ("model", "eval_sampler", "precision") if key not in groups} | {"policy": its["policy"]}
     found += bench_problems(c, c["allow_targets"], ("model", "eval_sampler"))
     if found:
         raise ConfigError("\n".join(found))
