@@ -1,7 +1,7 @@
 """The model being tuned: encode prompts, predict (guidance inside), decode latents, and the frozen reference.
 
-`Family` says what a model family must offer (alignlab/models has one file each; the yaml wires them). `Policy` adds
-what all families share: LoRA or full fine-tuning, guidance, mixed precision, checkpointing, cached prompt embeddings.
+A model family (alignlab/models says what it offers) knows how to load, encode, predict and decode. `Policy` adds what all
+families share: LoRA or full fine-tuning, guidance, mixed precision, checkpointing, cached prompt embeddings.
 """
 
 import copy
@@ -10,48 +10,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from alignlab.conditioning import Conditioning
-
-if TYPE_CHECKING:
-    from peft import LoraConfig  # slow to import: the check of a configuration does without
+from alignlab.models import Family
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class Family(Protocol):
-    """What a model family offers. All tensors are float32 at this border."""
-
-    scheduler: Any
-    """The diffusers scheduler it was trained with."""
-    denoiser: nn.Module
-    """The network that is tuned."""
-    frozen: tuple[nn.Module, ...]
-    """The rest (text encoders, VAE)."""
-    latent_shape: tuple[int, int, int]
-    lora_targets: tuple[str, ...]
-    """Default LoRA targets: the attention projections."""
-
-    def encode(self, prompts: list[str]) -> dict[str, Tensor]:
-        """Conditioning tensors, [B, ...] each."""
-
-    def denoise(self, x: Tensor, t: Tensor, text: dict[str, Tensor]) -> Tensor:
-        """The network's raw output for latents x [M, C, h, w] at timesteps t [M]."""
-
-    def decode(self, x0: Tensor) -> Tensor:
-        """Latents to images [M, 3, H, W] in [0, 1], differentiably."""
-
-    def save(self, folder: Path, lora: dict[str, Tensor] | None, config: "LoraConfig | None") -> None:
-        """Writes what was learned in the ecosystem's format: a LoRA, or the whole pipeline when lora is None."""
-
-    def read_lora(self, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """A saved LoRA: its weights, and the arguments of `LoRA`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +58,7 @@ class Policy:
         checkpointing: bool = True,
         device: torch.device | str = "cpu",
     ) -> None:
-        from peft import LoraConfig
+        from peft import LoraConfig  # slow to import: the check of a configuration does without
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         self.family, self.full, self.checkpointing = family, full, checkpointing

@@ -35,7 +35,7 @@ MAY = {
     "data": set(),
     "runs": set(),
     "journal": set(),
-    "policy": {"conditioning"},
+    "policy": {"conditioning", "models"},
     "dials": {"conditioning", "policy", "samplers"},
     "tuned": {"config", "dials", "nodes", "noise", "policy", "rollout", "runs", "samplers"},
     "rollout": {"samplers", "policy", "noise", "conditioning"},

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class DiffusersPipeline:
-    """A `policy.Family` around a diffusers pipeline; a subclass says how prompts are encoded and what the network is told.
+    """A `models.Family` around a diffusers pipeline; a subclass says how prompts are encoded and what the network is told.
 
     Args:
         path_or_id: a pipeline folder, the name of a model shipped in alignlab/assets ("emoji"), or a hub id.
