@@ -9,12 +9,14 @@ import numpy as np
 import torch
 
 from alignlab.nodes import build, fits, nearest, node_problems, resolve, words
+from alignlab.ranks import launched
 from alignlab.runs import run_folders
 
 CHOICES = {
     "precision": ("fp32", "bf16", "fp16"),
     "device": ("auto", "cpu", "cuda", "mps"),
     "tracker": ("none", "wandb", "trackio"),
+    "lr_schedule": ("constant", "linear", "cosine"),
 }
 WEIGHING = {"weight": float, "normalize": bool}
 """Keys of a reward that are the weighted sum's, not its constructor's."""
@@ -22,7 +24,7 @@ MEASURED = ("reward", "lpips", "mean", "std", "kl_eps_guided", "kl_eps_condition
 """Names that no reward may have."""
 GROUPS = {
     "model": (),
-    "policy": ("family", "precision", "device"),
+    "policy": ("family", "precision", "compile", "device"),
     "sampler": ("scheduler",),
     "eval_sampler": ("scheduler",),
     "prompts": (),
@@ -69,7 +71,7 @@ def _node_problems(c: dict[str, Any], groups: dict[str, tuple[str, ...]], allowe
 
 def _value_problems(c: dict[str, Any]) -> Iterator[str]:
     yield from _choice_problems(c, list(CHOICES))
-    for least, keys in {0: "checkpoint_every seed", 1: "steps samples_per_step micro_batch eval_every"}.items():
+    for least, keys in {0: "checkpoint_every seed lr_warmup", 1: "steps samples_per_step micro_batch eval_every"}.items():
         yield from (f"{key}={c[key]} must be at least {least}" for key in keys.split() if c[key] < least)
     for key, value in c["evaluation"].items():
         least = 2 if key == "images" else 1  # diversity is measured over pairs
@@ -80,6 +82,31 @@ def _value_problems(c: dict[str, Any]) -> Iterator[str]:
     if micro > 0 and samples % micro:
         divisor = next(k for k in range(micro, 0, -1) if samples % k == 0)
         yield f"samples_per_step={samples} is not a multiple of micro_batch={micro}; set micro_batch={divisor}"
+    if 0 < c["steps"] <= c["lr_warmup"]:
+        yield f"lr_warmup={c['lr_warmup']} leaves none of steps={c['steps']}; lower it"
+    if not 0 <= c["ema"] < 1:
+        yield f"ema={c['ema']} must be at least 0 and less than 1"
+    if micro > 0 and samples % micro == 0 and samples % (micro * launched()):
+        yield (
+            f"samples_per_step={samples} cannot be dealt out in micro-batches of {micro} to {launched()} processes; "
+            f"set samples_per_step to a multiple of {micro * launched()}"
+        )
+    if c["policy"].get("shard"):
+        wrong = {
+            "policy.full=false": not c["policy"].get("full"),
+            f"ema={c['ema']}": c["ema"] > 0,
+            "precision=fp16": c["precision"] == "fp16",
+        }
+        yield from (
+            f"policy.shard=true does not go with {key}; it splits full fine-tuning, in fp32 or bf16, without ema"
+            for key in wrong
+            if wrong[key]
+        )
+    measured = ("last", "reward", *(c["reward"] or {}), *(c["eval_rewards"] or {}))
+    if c["select"] not in measured:
+        yield f"select={c['select']} is nothing that evaluations measure; {nearest(c['select'], measured, 'select=')}"
+    if str(c["optimizer"].get("_target_")).endswith(".adamw8bit") and importlib.util.find_spec("bitsandbytes") is None:
+        yield "optimizer=adamw8bit, but the package bitsandbytes is not installed; pip install 'alignlab[bnb]'"
     tracker = c["tracker"]
     if tracker in ("wandb", "trackio") and importlib.util.find_spec(tracker) is None:
         yield f"tracker={tracker}, but the package {tracker} is not installed; pip install {tracker}, or set tracker=none"

@@ -8,6 +8,7 @@ import inspect
 import logging
 import os
 import sys
+import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
@@ -28,6 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from alignlab.checks import problems
 from alignlab.nodes import ConfigError, nearest, resolve, words
+from alignlab.ranks import launched, shared
 from alignlab.runs import read_config
 
 HERE = Path(__file__).resolve().parent
@@ -58,6 +60,14 @@ class TrainConfig:
     steps: int = 100
     """Epochs of the run: each samples, scores and updates once, and writes one line of metrics."""
     lr: float = 1e-3
+    lr_schedule: str = "constant"
+    """constant, linear or cosine: how lr falls after its warm-up, to 0 at the end of the run."""
+    lr_warmup: int = 0
+    """Epochs in which lr rises from 0."""
+    ema: float = 0.0
+    """Decay of a moving average of the trained weights (0.99 looks back 100 updates), which is then evaluated and saved; 0 keeps none."""
+    select: str = "last"
+    """Which weights are saved: the last, or the best in an evaluation during training by reward, or by the name of a reward, held out or not."""
     samples_per_step: int = 16
     """Images sampled in each epoch."""
     micro_batch: int = 8
@@ -65,6 +75,8 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     precision: str = "fp32"
     """fp32, bf16 or fp16, of the denoiser; trained weights, latents and log-probs stay float32."""
+    compile: bool = False
+    """The denoiser by torch.compile: minutes at the start, faster steps on a GPU."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     offload: bool = False
@@ -83,12 +95,8 @@ class TrainConfig:
     allow_targets: list[str] = field(default_factory=list)
     """Modules of your own that _target_ may name."""
     evaluation: Evaluation = field(default_factory=Evaluation)
-    optimizer: Any = field(
-        default_factory=lambda: {
-            "_target_": "torch.optim.AdamW", "lr": "${lr}", "betas": [0.9, 0.999], "weight_decay": 1e-4, "eps": 1e-8,
-        }
-    )  # fmt: skip
     algo: Any = None
+    optimizer: Any = None
     model: Any = None
     policy: Any = None
     reward: Any = None
@@ -148,6 +156,8 @@ def device_of(name: str) -> torch.device:
     """auto is the best there is. The jobs of a sweep take the GPUs of the machine in turn."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and launched() > 1:
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     if name == "cuda" and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         return torch.device("cuda", HydraConfig.get().job.num % torch.cuda.device_count())
     return torch.device(name)
@@ -190,6 +200,8 @@ def command(
                     logging.disable(logging.NOTSET)
 
             sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # argparse wants it first
+            if os.environ.get("RANK", "0") != "0":  # a sweep's own files are process 0's
+                sys.argv.append(f"hydra.sweep.dir={tempfile.mkdtemp()}")
             parser: Any = get_args_parser()
             parser.error = lambda message: sys.exit(_say(f"{message}; --help shows how to call this"))
             arguments = parser.parse_args()
@@ -221,14 +233,14 @@ LAUNCHERS = {"joblib": "alignlab[sweeps]", "submitit_slurm": "alignlab[sweeps]",
 
 
 def run_folder(c: dict[str, Any]) -> Path:
-    """resume=, or the job's folder in a sweep, or output_dir=, or a new one."""
+    """resume=, or the job's folder in a sweep, or output_dir=, or a new one: that of process 0."""
     at = HydraConfig.get()
     given = c["resume"] or (at.runtime.output_dir if at.mode == RunMode.MULTIRUN else c["output_dir"])
-    return Path(given or f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}-{at.runtime.choices['algo']}")
+    return Path(shared(given or f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}-{at.runtime.choices['algo']}"))
 
 
 def _say(sentences: object, job: str = "") -> int:
-    for line in str(sentences).splitlines():
+    for line in str(sentences).splitlines() if os.environ.get("RANK", "0") == "0" else ():  # once, not by every process
         print(f"error: {job}{line}", file=sys.stderr)
     return 2
 

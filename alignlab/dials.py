@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from alignlab.lora import adapters
+
 if TYPE_CHECKING:
     from alignlab.conditioning import Conditioning
     from alignlab.policy import Policy
@@ -17,10 +19,7 @@ if TYPE_CHECKING:
 
 def scale_lora(policy: "Policy", scale: float) -> None:
     """Sets s of every adapter, for all calls that follow."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    layers: list[Any] = [m for m in policy.family.denoiser.modules() if isinstance(m, BaseTunerLayer)]
-    for layer in layers:
+    for layer in adapters(policy.family.denoiser):
         for adapter in layer.active_adapters:
             layer.set_scale(adapter, scale)
 

@@ -2,13 +2,17 @@
 
 import resource
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
+
+from alignlab.ranks import gathered, rank, whole
 
 
 class Averages:
@@ -31,11 +35,35 @@ class Averages:
                 self.shares[name] = self.shares.get(name, 0) + weight
 
     def means(self) -> dict[str, float]:
-        return {name: (value / self.shares[name]).item() for name, value in self.sums.items()}
+        """Over all processes."""
+        parts = gathered({name: (float(value), float(self.shares[name])) for name, value in self.sums.items()})
+        out: dict[str, float] = {}
+        for name in parts[0]:
+            sums, shares = np.array([part[name] for part in parts]).T
+            out[name] = float(sums.max() if name.endswith("_max") else sums.sum() / shares.sum())
+        return out
+
+
+def reward_numbers(parts: Sequence[dict[str, Tensor]]) -> dict[str, float]:
+    """Mean and standard deviation of each reward of an epoch, from its micro-batches [B] by name, over all processes."""
+    out: dict[str, float] = {}
+    for name in parts[0]:
+        values = whole(torch.cat([part[name] for part in parts]).double())
+        prefix = "reward" if name == "reward" else f"reward/{name}"
+        out |= {f"{prefix}/mean": values.mean().item(), f"{prefix}/std": values.std(correction=0).item()}
+    return out
+
+
+def tell(summary: dict[str, Any], folder: Path) -> None:
+    """Prints what became of a run."""
+    for name, value in summary["final"].items():
+        if value is not None and not name.startswith("image/") and not name.endswith("_std"):
+            print(f"{name:>24}  base {summary['base'][name]:8.3f}  final {value:8.3f}")
+    print(f"pictures: {folder / 'samples'}")
 
 
 class Journal:
-    """A bar (epoch, images/s, reward, remaining time), a line at evaluations, and the trackers. A context manager.
+    """A bar (epoch, images/s, reward, remaining time), a line at evaluations, and the trackers, of process 0. A context manager.
 
     Args:
         folder: TensorBoard's event files go to folder/tensorboard.
@@ -45,16 +73,21 @@ class Journal:
     """
 
     def __init__(self, folder: Path, epochs: range, *, tracker: str, device: torch.device, diversity: str) -> None:
-        self.diversity = diversity
+        self.diversity, self.silent = diversity, rank() > 0
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
 
         AcceleratorState._reset_state(True)  # a sweep runs its jobs in one process
         names = ["tensorboard"] if tracker == "none" else ["tensorboard", tracker]
-        self.accelerator = Accelerator(cpu=device.type == "cpu", log_with=names, project_dir=folder)
+        self.accelerator = Accelerator(cpu=device.type == "cpu", log_with=None if self.silent else names, project_dir=folder)
         self.accelerator.init_trackers("tensorboard")
         self.bar = Progress(
-            TextColumn("epoch"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn()
+            TextColumn("epoch"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            disable=self.silent,
         )
         self.task = self.bar.add_task("epoch", total=epochs.stop - 1, completed=epochs.start - 1, note="")
 
@@ -64,6 +97,8 @@ class Journal:
 
     def __call__(self, line: dict[str, Any]) -> None:
         """Shows one line of metrics; that of step 0 is the base model's evaluation and has nothing else."""
+        if self.silent:
+            return
         self.accelerator.log({k: v for k, v in line.items() if v is not None}, step=line["step"])
         note = "base model"
         if line["step"]:
@@ -80,7 +115,8 @@ class Journal:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.bar.stop()
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:  # end_training() would part the processes too
+            tracker.finish()
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -1,6 +1,7 @@
 """Everything a run is made of, built from a checked configuration."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -14,10 +15,12 @@ from alignlab.metrics.diversity import PerceptualDistance
 from alignlab.nodes import build
 from alignlab.objectives import Objective
 from alignlab.policy import Policy
+from alignlab.ranks import gathered
 from alignlab.rewards.compose import WeightedSum
 from alignlab.samplers import Sampler
+from alignlab.sharding import ShardedOptimizer
 
-STATEFUL = ("objective", "optimizer", "scaler", "reward")
+STATEFUL = ("objective", "optimizer", "scaler", "reward", "ema")
 """The parts whose state a checkpoint holds, beside the policy's weights."""
 
 
@@ -57,14 +60,18 @@ class Lab(Bench):
     objective: Objective
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    ema: Any
+    """diffusers' EMAModel of the trained weights, or None."""
 
     @classmethod
     def from_config(cls, c: dict[str, Any]) -> Self:
         """The seed decides the LoRA's initial A; all other draws are keyed (noise.py)."""
+        from diffusers.training_utils import EMAModel  # slow to import
+
         torch.manual_seed(c["seed"])
         device = device_of(c["device"])
         family = build(c["model"])
-        policy = build(c["policy"], family=family, precision=c["precision"], device=device)
+        policy = build(c["policy"], family=family, precision=c["precision"], compile=c["compile"], device=device)
         return cls.of(
             c,
             policy,
@@ -72,23 +79,45 @@ class Lab(Bench):
             objective=build(c["algo"]),
             optimizer=build(c["optimizer"], params=policy.parameters()),
             scaler=torch.amp.GradScaler(device.type, enabled=c["precision"] == "fp16"),
+            ema=EMAModel(policy.parameters(), decay=c["ema"]) if c["ema"] else None,
         )
 
     def spent(self) -> dict[str, int]:
-        """What methods are compared at, counted since the start: images that the training reward scored, and passes of one latent
-        through the denoiser (a guided prediction is two; recomputation under checkpointing counts)."""
-        return {
-            "reward_queries": self.reward.queries,
-            "denoiser_forwards": self.policy.passes["forward"],
-            "denoiser_backwards": self.policy.passes["backward"],
-        }
+        """What methods are compared at, counted since the start by all processes: images that the training reward scored, and passes of
+        one latent through the denoiser (a guided prediction is two; recomputation under checkpointing counts)."""
+        passes = self.policy.passes
+        counts = gathered([self.reward.queries, passes["forward"], passes["backward"]])
+        return dict(
+            zip(("reward_queries", "denoiser_forwards", "denoiser_backwards"), map(sum, zip(*counts, strict=True)), strict=True)
+        )
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name).state_dict() for name in STATEFUL}
+        return {name: part.state_dict() for name, part in self._stateful().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name in STATEFUL:
-            getattr(self, name).load_state_dict(state[name])
+        for name, part in self._stateful().items():
+            part.load_state_dict(state[name])
+        if self.ema is not None:
+            self.ema.to(self.policy.device)
+
+    def _stateful(self) -> dict[str, Any]:
+        parts = {name: getattr(self, name) for name in STATEFUL if getattr(self, name) is not None}
+        if self.policy.sharded:
+            parts["optimizer"] = ShardedOptimizer(self.policy.family.denoiser, self.optimizer)
+        return parts
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the policy has the moving average of its weights, where ema > 0: what is evaluated and kept."""
+        if self.ema is None:
+            yield
+            return
+        self.ema.store(self.policy.parameters())
+        self.ema.copy_to(self.policy.parameters())
+        try:
+            yield
+        finally:
+            self.ema.restore(self.policy.parameters())
 
 
 def weighted_sum(nodes: dict[str, Any]) -> WeightedSum:

@@ -1,5 +1,6 @@
 """What training measures of itself: the same prompts and noises for the base model and every run, never the training noise."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from alignlab.lab import Bench, Lab
 from alignlab.metrics.image_statistics import image_statistics
 from alignlab.noise import noise_key
 from alignlab.policy import Policy
+from alignlab.ranks import own, whole, world
 from alignlab.rollout import Gradients, rollout
 from alignlab.runs import Run
 from alignlab.samplers import Sampler
@@ -49,10 +51,32 @@ def measure_base(lab: Lab, c: dict[str, Any]) -> dict[str, float | None]:
 def measure(lab: Lab, c: dict[str, Any], run: Run, step: int) -> dict[str, float | None]:
     """The evaluation before (step 0) and during training, with its grid of samples and the distance to the base model."""
     chosen, images = lab.prompts.prompts[: c["evaluation"]["prompts"]], c["evaluation"]["images"]
-    seen = evaluate(lab, chosen, images=images, stream="eval", batch=c["evaluation"]["batch"])
+    with lab.averaged():
+        seen = evaluate(lab, chosen, images=images, stream="eval", batch=c["evaluation"]["batch"])
+        numbers = seen.numbers(lab.reward.combine) | distance_to_base(lab.policy, lab.sampler, chosen)
+        best: Any = numbers.get(c["select"])  # None where the last is taken
+        if best is not None and best > max(_earlier(run, c["select"], step).values(), default=-math.inf):
+            run.save_best(lab.policy.state_dict())
     run.save_samples(step, seen.images, columns=images)
-    numbers = seen.numbers(lab.reward.combine) | distance_to_base(lab.policy, lab.sampler, chosen)
     return {f"eval/{name}": value for name, value in numbers.items()}
+
+
+def settle(lab: Lab, c: dict[str, Any], run: Run) -> int:
+    """Gives the policy the weights that the run is known by: the best in an evaluation (select), or the last, or their average (ema).
+    Returns the epoch that they are from."""
+    if c["select"] != "last":
+        lab.policy.load_state_dict(run.load_best())
+        values = _earlier(run, c["select"])
+        return max(values, key=values.__getitem__)
+    if lab.ema is not None:
+        lab.ema.copy_to(lab.policy.parameters())
+    return int(c["steps"])
+
+
+def _earlier(run: Run, name: str, before: int | None = None) -> dict[int, float]:
+    """What the evaluations before an epoch measured, by epoch."""
+    seen = {line["step"]: line[f"eval/{name}"] for line in run.metrics() if f"eval/{name}" in line}
+    return {step: value for step, value in seen.items() if before is None or step < before}
 
 
 def measure_all(lab: Lab, c: dict[str, Any]) -> Measured:
@@ -65,26 +89,27 @@ def measure_all(lab: Lab, c: dict[str, Any]) -> Measured:
 def evaluate(bench: Bench, prompts: Sequence[str], *, images: int, stream: str, batch: int) -> Measured:
     """Samples and scores (by name) `images` images of each prompt. The noise depends on `stream`, not on the run's seed."""
     key = noise_key([p for p in prompts for _ in range(images)], seed=0, stream=stream)
-    pictures, scores, statistics = [], [], []
-    for k in range(0, len(key.prompts), batch):
-        part = key[range(k, min(k + batch, len(key.prompts)))]
+    pictures, scores, statistics, n = [], [], [], len(key.prompts)
+    mine = [min(row, n - 1) for row in own(n + -n % world())]  # as many rows on every process: the last is repeated
+    for k in range(0, len(mine), batch):
+        part = key[mine[k : k + batch]]
         record = rollout(bench.policy, bench.eval_sampler, part, store="image")
         pictures.append(record.images)
         scores.append(bench.score(record.images, record.prompts))
         norm = record.latents[:, -1].square().mean((1, 2, 3)).sqrt()
         statistics.append({**image_statistics(record.images), "latent_norm": norm})
-    shown = torch.cat(pictures)
-    lpips = [bench.diversity.mean_pairwise(group) for group in shown.split(images)] if images > 1 else []
+    shown = whole(torch.cat(pictures))[:n]
+    groups = shown.to(bench.policy.device).split(images)
     return Measured(
-        images=shown.cpu(),
-        rewards=_joined(scores),
-        statistics=_joined(statistics),
-        lpips=lpips,
+        images=shown,
+        rewards=_joined(scores, n),
+        statistics=_joined(statistics, n),
+        lpips=[bench.diversity.mean_pairwise(group) for group in groups] if images > 1 else [],
     )
 
 
-def _joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.cat([part[name] for part in parts]).float().cpu() for name in parts[0]}
+def _joined(parts: Sequence[dict[str, Tensor]], n: int) -> dict[str, Tensor]:
+    return {name: whole(torch.cat([part[name] for part in parts]).float())[:n] for name in parts[0]}
 
 
 @torch.no_grad()

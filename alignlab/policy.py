@@ -7,7 +7,6 @@ families share: LoRA or full fine-tuning, guidance, mixed precision, checkpointi
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -16,25 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from alignlab import sharding
 from alignlab.conditioning import Conditioning
+from alignlab.lora import LoRA, adapt, adapters, load_lora_state, lora_state, switch
 from alignlab.models import Family
+from alignlab.ranks import rank, world
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoRA:
-    """Low-rank adapters: W + (alpha/rank) B A, B = 0 at the start."""
-
-    rank: int = 8
-    alpha: int = 8
-    targets: tuple[str, ...] | None = None
-    """Module name endings; None takes the family's attention projections."""
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"policy.lora.rank={self.rank} must be at least 1; for no LoRA set policy.full=true")
 
 
 class Policy:
@@ -46,6 +34,11 @@ class Policy:
         full: train every weight of the denoiser; a frozen copy is kept as the reference.
         precision: of the denoiser's arithmetic. Trained weights, latents and log-probs stay float32.
         checkpointing: recompute activations of steps and decodes that keep gradients: memory flat in K, one more forward.
+        decode_batch: images decoded at once; None for all of them. With checkpointing a decoder's memory is that of so many images.
+        text_on_host: text encoders leave the device between prompts that are new; cached embeddings stay in host memory.
+        channels_last: convolution weights in that layout.
+        shard: split the weights of full fine-tuning over the processes that train together (sharding.py).
+        compile: the denoiser by torch.compile.
     """
 
     def __init__(
@@ -56,32 +49,36 @@ class Policy:
         full: bool = False,
         precision: Precision = "fp32",
         checkpointing: bool = True,
+        decode_batch: int | None = None,
+        text_on_host: bool = False,
+        channels_last: bool = False,
+        shard: bool = False,
+        compile: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
-        from peft import LoraConfig  # slow to import: the check of a configuration does without
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
+        if decode_batch is not None and decode_batch < 1:
+            raise ValueError(f"policy.decode_batch={decode_batch} must be at least 1; null decodes all images at once")
         self.family, self.full, self.checkpointing = family, full, checkpointing
+        self.decode_batch, self.text_on_host, self.sharded = decode_batch, text_on_host, shard and full and world() > 1
         self.device, self.dtype = torch.device(device), DTYPES[precision]
         for module in (*family.frozen, family.denoiser):
             module.requires_grad_(False).eval().to(self.device)
         self._copy: nn.Module | None = None
-        self.lora_config: LoraConfig | None = None
+        self.lora_config: Any = None
         if full:
             self._copy = copy.deepcopy(family.denoiser)  # float32 like what is trained: rounded weights would start at KL > 0
             family.denoiser.requires_grad_(True)
         else:
-            lora = lora or LoRA()
             nn.Module.to(family.denoiser, self.dtype)  # diffusers' own warns even of nothing
-            targets = list(lora.targets or family.lora_targets)
-            self.lora_config = LoraConfig(
-                r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, init_lora_weights="gaussian"
-            )
-            denoiser: Any = family.denoiser  # diffusers models take adapters
-            denoiser.add_adapter(self.lora_config)
-            for parameter in self.parameters():
-                parameter.data = parameter.data.float()
-        self._adapters = [m for m in family.denoiser.modules() if isinstance(m, BaseTunerLayer)]
+            self.lora_config = adapt(family.denoiser, lora or LoRA(), family.lora_targets)
+        for module in (family.denoiser, *([self._copy] if self._copy else [])):
+            if channels_last:
+                nn.Module.to(module, memory_format=torch.channels_last)
+            if compile:
+                module.compile()
+            if self.sharded:
+                sharding.shard(module, self.device)
+        self._adapters = adapters(family.denoiser)
         self._is_reference = False
         self.passes = {"forward": 0, "backward": 0}
         """Of single latents through the denoiser, so far."""
@@ -99,12 +96,20 @@ class Policy:
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Cached prompt embeddings, encoded one by one, so that they do not depend on the batch."""
-        parts = [self._encode(p) for p in prompts]
-        return Conditioning(text={k: torch.cat([part[k] for part in parts]) for k in parts[0]}, null=self._encode(""))
+        parts = [self._encode(p) for p in (*prompts, "")]
+        self._place_text(torch.device("cpu") if self.text_on_host else self.device)
+        *text, null = [{k: v.to(self.device) for k, v in part.items()} for part in parts]
+        return Conditioning(text={k: torch.cat([part[k] for part in text]) for k in null}, null=null)
 
     @torch.no_grad()
     def _encode_one(self, prompt: str) -> dict[str, Tensor]:
-        return self.family.encode([prompt])
+        self._place_text(self.device)
+        text = self.family.encode([prompt])
+        return {k: v.cpu() for k, v in text.items()} if self.text_on_host else text
+
+    def _place_text(self, device: torch.device) -> None:
+        for encoder in self.family.text_encoders:
+            nn.Module.to(encoder, device)
 
     def branches(self, x: Tensor, t: Tensor, cond: Conditioning, guidance_scale: float) -> Tensor:
         """The model's outputs [R, M, C, h, w] float32: conditional, and unconditional when guidance needs it (R = 2).
@@ -130,26 +135,25 @@ class Policy:
 
     def decode(self, x0: Tensor) -> Tensor:
         """Images [M, 3, H, W] in [0, 1], float32, differentiable in the latents."""
-        if self.checkpointing and torch.is_grad_enabled() and x0.requires_grad:
-            return checkpoint(self.family.decode, x0, use_reentrant=False)
-        return self.family.decode(x0)
+        again = self.checkpointing and torch.is_grad_enabled() and x0.requires_grad
+        parts = x0.split(self.decode_batch or len(x0))
+        return torch.cat(
+            [checkpoint(self.family.decode, p, use_reentrant=False) if again else self.family.decode(p) for p in parts]
+        )
 
     @contextmanager
     def reference(self) -> Iterator[None]:
         """Inside, the policy is the frozen pretrained model: adapters off, or the copy kept for full fine-tuning."""
-        # The flag is set directly: peft's disable_adapters() would also flip requires_grad of the trained weights.
         outside, trained = self._is_reference, self.family.denoiser
         self._is_reference = True
         try:
             if self._copy is not None:
                 self.family.denoiser = self._copy
-            for layer in self._adapters:
-                layer._disable_adapters = True
+            switch(self._adapters, off=True)
             yield
         finally:
             self._is_reference, self.family.denoiser = outside, trained
-            for layer in self._adapters:
-                layer._disable_adapters = outside
+            switch(self._adapters, off=outside)
 
     def _denoise_frozen(self, x: Tensor, t: Tensor, text: dict[str, Tensor]) -> Tensor:
         with self.reference():  # a checkpoint recomputes it during backward, when the adapters are on again
@@ -164,23 +168,26 @@ class Policy:
     # -- what a run saves
 
     def state_dict(self) -> dict[str, Tensor]:
-        if self.full:
-            return self.family.denoiser.state_dict()
-        from peft.utils import get_peft_model_state_dict
-
-        return get_peft_model_state_dict(self.family.denoiser)
+        if self.sharded:
+            return sharding.whole_state(self.family.denoiser)
+        return self.family.denoiser.state_dict() if self.full else lora_state(self.family.denoiser)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        if self.full:
+        if self.sharded:
+            sharding.load_whole_state(self.family.denoiser, state)
+        elif self.full:
             self.family.denoiser.load_state_dict(state)
         else:
-            from peft.utils import set_peft_model_state_dict
-
-            set_peft_model_state_dict(self.family.denoiser, state)
+            load_lora_state(self.family.denoiser, state)
 
     def save(self, folder: Path) -> None:
-        """Writes what was learned in diffusers' format."""
-        self.family.save(folder, None if self.full else self.state_dict(), self.lora_config)
+        """Writes what was learned in diffusers' format; process 0 does."""
+        trained = self.family.denoiser
+        if self.sharded:
+            self.family.denoiser = sharding.unsharded(trained)
+        if rank() == 0:
+            self.family.save(folder, None if self.full else self.state_dict(), self.lora_config)
+        self.family.denoiser = trained
 
 
 def guide(branches: Tensor, guidance_scale: float) -> Tensor:

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 KEPT_CHECKPOINTS = 2
+LATER_KEYS = {"quick": False, "lr_schedule": "constant", "lr_warmup": 0, "ema": 0.0, "select": "last", "compile": False}
 
 
 class RunError(Exception):
@@ -121,16 +122,29 @@ class Run:
         """The newest one, with metrics.jsonl cut back to it; None if there is none."""
         found = self._checkpoints()
         if not found:
-            (self.folder / "metrics.jsonl").unlink(missing_ok=True)
+            self._cut_back(0)
             return None
         state = torch.load(found[-1] / "state.pt", map_location="cpu", weights_only=True)
-        path = self.folder / "metrics.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-        write_aside(path, "".join(lines[: state["metrics_lines"]]))
+        self._cut_back(state["metrics_lines"])
         return load_file(found[-1] / "policy.safetensors"), state
+
+    def _cut_back(self, lines: int) -> None:
+        path = self.folder / "metrics.jsonl"
+        if path.is_file():
+            write_aside(path, "".join(path.read_text().splitlines(keepends=True)[:lines]))
 
     def _checkpoints(self) -> list[Path]:
         return sorted((self.folder / "checkpoints").glob("step_*"))
+
+    def save_best(self, policy: dict[str, Tensor]) -> None:
+        """Keeps the weights that did best so far in an evaluation."""
+        aside = self.folder / "checkpoints" / ".best.safetensors"
+        save_file({k: v.contiguous() for k, v in policy.items()}, aside)
+        _sync(aside)
+        aside.rename(aside.with_name("best.safetensors"))
+
+    def load_best(self) -> dict[str, Tensor]:
+        return load_file(self.folder / "checkpoints" / "best.safetensors")
 
     # -- pictures
 
@@ -138,9 +152,21 @@ class Run:
         save_grid(images, self.folder / "samples" / f"step_{step:06d}.png", columns)
 
 
+class Onlooker(Run):
+    """A run as the other processes see it, that train it too: process 0 writes."""
+
+    def begin(self) -> None: ...
+    def finish(self, summary: dict[str, Any]) -> None: ...
+    def log(self, line: dict[str, Any]) -> None: ...
+    def save_checkpoint(self, step: int, policy: dict[str, Tensor], state: dict[str, Any]) -> None: ...
+    def save_best(self, policy: dict[str, Tensor]) -> None: ...
+    def save_samples(self, step: int, images: Tensor, columns: int) -> None: ...
+    def _cut_back(self, lines: int) -> None: ...
+
+
 def read_config(run: Path) -> dict[str, Any]:
     """RUN/config.yaml; keys that came later have the value that they had before they were keys."""
-    return {"quick": False, **yaml.safe_load((run / "config.yaml").read_text())}
+    return {**LATER_KEYS, **yaml.safe_load((run / "config.yaml").read_text())}
 
 
 def save_grid(images: Tensor, path: Path, columns: int) -> None:

@@ -13,31 +13,35 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import Tensor
 
-from alignlab.config import NOT_SCIENCE, checked, command, run_folder
-from alignlab.journal import Averages, Journal, peak_memory_mb
+from alignlab.config import NOT_SCIENCE, checked, command, device_of, run_folder
+from alignlab.journal import Averages, Journal, peak_memory_mb, reward_numbers, tell
 from alignlab.lab import Lab
-from alignlab.measure import measure, measure_all, measure_base
+from alignlab.measure import measure, measure_all, measure_base, settle
 from alignlab.nodes import ConfigError
 from alignlab.noise import noise_key
+from alignlab.ranks import clip_gradients, join, own, rank, sum_gradients, wait
 from alignlab.rewards.compose import RewardError
 from alignlab.rollout import NothingToLearn, Rollout, rollout
-from alignlab.runs import Run, RunError, provenance
+from alignlab.runs import Onlooker, Run, RunError, provenance
+from alignlab.schedule import lr_factor, set_lr
 
 
 def train(c: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Runs (or goes on with) one checked configuration in `folder`, and returns its summary."""
-    run = Run(folder, c, ignore=NOT_SCIENCE)
+    run = (Onlooker if rank() else Run)(folder, c, ignore=NOT_SCIENCE)
     if run.summary is not None:
         print(f"{folder} is finished; nothing to do")
         return run.summary
     lab, began = Lab.from_config(c), time.perf_counter()
+    wait()  # every process has looked at the folder before it changes
     run.begin()
     saved = run.load_checkpoint()
     if saved is None:
         start, base, spent = 0, measure_base(lab, c), 0.0
-        run.log({"step": 0, "samples_seen": 0, **measure(lab, c, run, 0)})
+        first = {"step": 0, "samples_seen": 0, **measure(lab, c, run, 0)}
+        run.log(first)
     else:
         weights, state = saved
         lab.policy.load_state_dict(weights)
@@ -52,8 +56,8 @@ def train(c: dict[str, Any], folder: Path) -> dict[str, Any]:
         save(0)
     epochs = range(start + 1, c["steps"] + 1)
     with Journal(folder, epochs, tracker=c["tracker"], device=lab.policy.device, diversity=lab.diversity.name) as journal:
-        if start == 0:
-            journal(run.metrics()[0])
+        if saved is None:
+            journal(first)
         for step in epochs:
             line = {"step": step, "samples_seen": step * c["samples_per_step"], **train_epoch(lab, c, step)}
             if step % c["eval_every"] == 0 or step == c["steps"]:
@@ -63,13 +67,16 @@ def train(c: dict[str, Any], folder: Path) -> dict[str, Any]:
             if step == c["steps"] or (c["checkpoint_every"] and step % c["checkpoint_every"] == 0):
                 save(step)
 
+    wait()  # for the last line
+    selected = settle(lab, c, run)
     lab.policy.save(folder / "model")
     lines, final = run.metrics()[1:], measure_all(lab, c).numbers(lab.reward.combine)
     summary = {
         "base": base, "final": final, "diversity_metric": lab.diversity.name, "reward_unit": lab.reward.unit,
         "wall_seconds": spent + time.perf_counter() - began, "samples_seen": c["steps"] * c["samples_per_step"],
         "images_per_second": float(np.median([line["images_per_second"] for line in lines])),
-        "peak_memory_mb": max(line["peak_memory_mb"] for line in lines), "seed": c["seed"], **provenance(lab.policy.device),
+        "peak_memory_mb": max(line["peak_memory_mb"] for line in lines), "seed": c["seed"], "selected_step": selected,
+        **provenance(lab.policy.device),
     }  # fmt: skip
     run.finish(summary)
     return summary
@@ -78,8 +85,9 @@ def train(c: dict[str, Any], folder: Path) -> dict[str, Any]:
 def train_epoch(lab: Lab, c: dict[str, Any], epoch: int) -> dict[str, Any]:
     """One epoch: sample and score (lazily), then the objective's updates. Every draw is a pure function of (seed, epoch)."""
     n, chunk, began = c["samples_per_step"], min(c["micro_batch"], c["samples_per_step"]), time.perf_counter()
-    rng = np.random.default_rng([c["seed"], epoch])
+    mine, rng = own(n), np.random.default_rng([c["seed"], epoch])
     key = noise_key(lab.prompts.draw(n, seed=c["seed"], epoch=epoch), seed=c["seed"], stream="train", epoch=epoch)
+    lr = set_lr(lab.optimizer, lr_factor(c["lr_schedule"], epoch, epochs=c["steps"], warmup=c["lr_warmup"]))
     rewards: list[dict[str, Tensor]] = []
     if lab.policy.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -87,6 +95,8 @@ def train_epoch(lab: Lab, c: dict[str, Any], epoch: int) -> dict[str, Any]:
     def scored_rollouts() -> Iterator[Rollout]:
         for k in range(0, n, chunk):
             plan, store = lab.objective.plan(len(lab.sampler), rng), lab.objective.store(len(lab.sampler))
+            if k not in mine:
+                continue
             with torch.set_grad_enabled(lab.objective.needs_gradient):
                 part = key[range(k, k + chunk)]
                 record = rollout(lab.policy, lab.sampler, part, gradients=plan, store=store, offload=c["offload"])
@@ -101,23 +111,21 @@ def train_epoch(lab: Lab, c: dict[str, Any], epoch: int) -> dict[str, Any]:
             loss, metrics = lab.objective.loss(lab.policy, batch)
             lab.scaler.scale(share * loss).backward()
             log.add(share, {"loss": loss.detach(), **metrics})
+        sum_gradients(lab.policy.parameters())
         lab.scaler.unscale_(lab.optimizer)
-        norms.append(nn.utils.clip_grad_norm_(lab.policy.parameters(), c["max_grad_norm"]).item())
+        norms.append(clip_gradients(lab.policy.parameters(), c["max_grad_norm"]))
         if not np.isfinite(norms[-1]) and not lab.scaler.is_enabled():  # in fp16 the scaler skips the step and lowers its scale
             raise RunError(
                 f"epoch {epoch}: the gradient's norm is {norms[-1]}; lower lr or kl_coeff and resume from the last checkpoint, which is intact"
             )
         lab.scaler.step(lab.optimizer)
         lab.scaler.update()
+        if lab.ema is not None:
+            lab.ema.step(lab.policy.parameters())
 
     seconds = time.perf_counter() - began
-    line: dict[str, Any] = {}
-    for name in rewards[0]:
-        values = torch.cat([r[name] for r in rewards]).double()
-        prefix = "reward" if name == "reward" else f"reward/{name}"
-        line |= {f"{prefix}/mean": values.mean().item(), f"{prefix}/std": values.std(correction=0).item()}
-    line |= {"loss": None, "kl": None, **log.means(), **lab.objective.epoch_metrics()}
-    line |= {"grad_norm": float(np.mean(norms)), "updates": len(norms)}
+    line: dict[str, Any] = {**reward_numbers(rewards), "loss": None, "kl": None, **log.means(), **lab.objective.epoch_metrics()}
+    line |= {"grad_norm": float(np.mean(norms)), "updates": len(norms), "lr": lr}
     line |= {kind: count - before[kind] for kind, count in lab.spent().items()}
     return line | {"seconds": seconds, "images_per_second": n / seconds, "peak_memory_mb": peak_memory_mb(lab.policy.device)}
 
@@ -126,15 +134,14 @@ def train_epoch(lab: Lab, c: dict[str, Any], epoch: int) -> dict[str, Any]:
 def main(cfg: DictConfig) -> float:
     """Hydra's task: checks everything, then trains. Returns the final reward, for sweepers that optimise."""
     c = checked(cfg)
+    join(device_of(c["device"]))
     folder = run_folder(c)
     try:
         summary = train(c, folder)
     except (RunError, RewardError, NothingToLearn) as error:
         raise ConfigError(str(error)) from None
-    for name, value in summary["final"].items():
-        if value is not None and not name.startswith("image/") and not name.endswith("_std"):
-            print(f"{name:>24}  base {summary['base'][name]:8.3f}  final {value:8.3f}")
-    print(f"pictures: {folder / 'samples'}")
+    if rank() == 0:
+        tell(summary, folder)
     return float(summary["final"]["reward"])
 
 

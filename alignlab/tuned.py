@@ -8,9 +8,10 @@ from torch import Tensor
 
 from alignlab.config import device_of
 from alignlab.dials import Annealed, scale_lora
+from alignlab.lora import LoRA
 from alignlab.nodes import build
 from alignlab.noise import noise_key
-from alignlab.policy import LoRA, Policy
+from alignlab.policy import Policy
 from alignlab.rollout import rollout
 from alignlab.runs import RunError, read_config
 from alignlab.samplers import Sampler

@@ -4,7 +4,9 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from alignlab.policy import LoRA
+from alignlab.lora import LoRA
+from alignlab.models.sd import StableDiffusion
+from alignlab.policy import Policy
 from tests.conftest import PROMPTS, tiny_policy
 
 
@@ -56,6 +58,38 @@ def test_encoding_does_not_depend_on_the_batch(tiny_sd):
     whole = policy.encode(PROMPTS).text["prompt_embeds"]
     assert torch.equal(policy.encode(PROMPTS[3:5]).text["prompt_embeds"], whole[3:5])
     assert sorted(calls) == sorted([p] for p in set(PROMPTS))
+
+
+@pytest.mark.parametrize("knob", [{"decode_batch": 1}, {"text_on_host": True}, {"channels_last": True}])
+def test_knobs_change_no_number(tiny_sd, knob):
+    """Memory and speed keys: the same images and the same gradient of their mean, to round-off."""
+    found = []
+    for options in ({}, knob):
+        policy = Policy(StableDiffusion(tiny_sd), full=True, checkpointing=True, **options)
+        x = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        out = policy.predict(x, torch.tensor([981, 500, 1]), policy.encode(PROMPTS[:3]), 3.0)
+        images = policy.decode(out)
+        images.square().mean().backward()
+        found.append((images.detach(), [p.grad for p in policy.parameters()]))
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-4, atol=1e-5)
+    for mine, theirs in zip(found[1][1], found[0][1], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_compiled(tiny_sd):
+    """torch.compile: the same predictions, of the policy and of its reference, and the same gradient."""
+    found = []
+    for compiled in (False, True):
+        policy = tiny_policy(tiny_sd, compile=compiled)
+        x, t = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([981, 500, 1])
+        out = policy.predict(x, t, policy.encode(PROMPTS[:3]), 3.0)
+        out.square().mean().backward()
+        with policy.reference(), torch.no_grad():
+            base = policy.predict(x, t, policy.encode(PROMPTS[:3]), 3.0)
+        found.append([out.detach(), base, *(p.grad for p in policy.parameters())])
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
 
 
 def test_refusal():

@@ -18,6 +18,8 @@ class Family(Protocol):
     """The network that is tuned."""
     frozen: tuple[nn.Module, ...]
     """The rest (text encoders, VAE)."""
+    text_encoders: tuple[nn.Module, ...]
+    """Those of them that `encode` needs."""
     latent_shape: tuple[int, int, int]
     lora_targets: tuple[str, ...]
     """Default LoRA targets: the attention projections."""

@@ -71,8 +71,9 @@ class DiffusersPipeline:
             ) from error
         self.lora_targets = tuple(lora_targets)
         self.denoiser: nn.Module = getattr(self.pipe, self.network)
-        parts = [getattr(self.pipe, name, None) for name in self.others]
-        self.frozen: tuple[nn.Module, ...] = tuple(part for part in parts if part is not None)
+        parts = {name: getattr(self.pipe, name, None) for name in self.others}
+        self.frozen: tuple[nn.Module, ...] = tuple(part for part in parts.values() if part is not None)
+        self.text_encoders = tuple(part for part in self.frozen if part is not parts["vae"])
         for module in (self.denoiser, *self.frozen):  # weights may be stored in half precision
             nn.Module.float(module)
         self.scheduler: Any = self.scheduler_of(self.pipe.scheduler)
@@ -99,6 +100,7 @@ class DiffusersPipeline:
     def save(self, folder: Path, lora: dict[str, Tensor] | None, config: Any) -> None:
         """Writes a LoRA in diffusers' format, or the whole pipeline when lora is None."""
         if lora is None:
+            setattr(self.pipe, self.network, self.denoiser)
             self.pipe.save_pretrained(folder)
         else:  # with the adapter's metadata, without which a reload takes alpha = rank
             layers = {f"{self.network}_lora_layers": lora, f"{self.network}_lora_adapter_metadata": config.to_dict()}

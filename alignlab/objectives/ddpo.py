@@ -21,6 +21,7 @@ from torch import Tensor
 from alignlab.objectives import Metrics, Update, one_of, shares, split
 from alignlab.objectives.advantages import PromptStatistics
 from alignlab.policy import Policy
+from alignlab.ranks import gathered, own, own_shares, whole
 from alignlab.rollout import Gradients, NothingToLearn, Rollout, replay
 
 REFERENCE_DIMENSIONS = 16384  # of Stable Diffusion at 512 px, where the published clip of 1e-4 was chosen
@@ -106,14 +107,15 @@ class DDPO:
         if self.estimator == "is" and policy.dtype != torch.float32:
             data = replace(data, log_probs=_anchor(policy, data, micro_batch))
         assert data.reward is not None
-        advantages = self.statistics.standardise(data.prompts, data.reward.double().cpu().numpy())
+        prompts, rewards = sum(gathered(data.prompts), ()), whole(data.reward.double()).numpy()
+        advantages, n = self.statistics.standardise(prompts, rewards), len(prompts)
         self._epoch = {
-            "ddpo/own_statistics": self.statistics.own_share(data.prompts),
+            "ddpo/own_statistics": self.statistics.own_share(prompts),
             "ddpo/advantage_mean": float(advantages.mean()),
             "ddpo/advantage_std": float(advantages.std()),
         }
         clipped = torch.from_numpy(advantages).float().clamp(-self.advantage_clip, self.advantage_clip)
-        per_step = clipped[:, None].repeat(1, len(data.sampler))
+        per_step = clipped[own(n), None].repeat(1, len(data.sampler))
         if self.kl_coeff > 0 and self.kl_gradient == "exact":
             per_step -= self.kl_coeff * _later_kl(policy, data, micro_batch)
         scored = data.sampler.scored.cpu().nonzero()[:, 0].numpy()
@@ -123,12 +125,12 @@ class DDPO:
             )
         chosen = max(1, round(self.timestep_fraction * len(scored)))
         for _ in range(self.inner_epochs):
-            for rows in split(rng.permutation(len(data)), min(self.updates_per_epoch, len(data))):
+            for rows in split(rng.permutation(n), min(self.updates_per_epoch, n)):
                 steps = torch.from_numpy(np.stack([rng.permutation(scored)[:chosen] for _ in rows]))  # [rows, chosen]
                 pairs = torch.stack([rows.repeat_interleave(chosen), steps.flatten()], 1)
                 batches = (
                     (share, Pairs(rollout=data, rows=part[:, 0], steps=part[:, 1], advantages=per_step))
-                    for share, part in shares(pairs, micro_batch)
+                    for share, part in own_shares(pairs, n, micro_batch)
                 )
                 yield Update(batches=batches)
 

@@ -24,9 +24,10 @@ from torch import Tensor
 
 from alignlab.forward import ForwardProcess
 from alignlab.noise import NoiseKey
-from alignlab.objectives import Metrics, Update, one_of, shares, split
+from alignlab.objectives import Metrics, Update, one_of, split
 from alignlab.objectives.advantages import PromptStatistics
 from alignlab.policy import Policy
+from alignlab.ranks import gathered, own, own_shares, whole
 from alignlab.rollout import Rollout
 
 
@@ -113,23 +114,23 @@ class RWR:
     ) -> Iterator[Update]:
         data = Rollout.cat(list(rollouts))
         assert data.reward is not None
-        rewards = data.reward.double().cpu().numpy()
+        prompts, rewards = sum(gathered(data.prompts), ()), whole(data.reward.double()).numpy()
         if self.standardise:
-            rewards = self.statistics.standardise(data.prompts, rewards)
-        weights = self.weights(data.prompts, rewards)
+            rewards = self.statistics.standardise(prompts, rewards)
+        weights, n = self.weights(prompts, rewards), len(prompts)
         self._epoch = {
             "rwr/effective_sample_size": float(weights.sum() ** 2 / np.square(weights).sum()),
             "rwr/weight_max": float(weights.max()),
         }
         # A sparse weight of 0 costs no forward pass; a dense one that underflowed still counts in the mean.
         used = np.flatnonzero(weights) if self.weighting == "sparse" else np.arange(len(weights))
-        scale, process = torch.from_numpy(weights).float(), ForwardProcess.of(policy.family.scheduler).to(policy.device)
+        scale, process = torch.from_numpy(weights[own(n)]).float(), ForwardProcess.of(policy.family.scheduler).to(policy.device)
         for draw in range(self.inner_epochs):
             for piece in split(rng.permutation(len(used)), min(self.updates_per_epoch, len(used))):
                 rows = torch.from_numpy(used)[piece]
                 batches = (
                     (share, Weighted(rollout=data, process=process, rows=part, weights=scale[part], draw=draw))
-                    for share, part in shares(rows, micro_batch)
+                    for share, part in own_shares(rows, n, micro_batch)
                 )
                 yield Update(batches=batches)
 

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from alignlab.forward import ForwardProcess
+from alignlab.lora import LoRA
 from alignlab.models.flux import Flux
 from alignlab.models.sd3 import StableDiffusion3
 from alignlab.models.sdxl import StableDiffusionXL
 from alignlab.nodes import ConfigError
 from alignlab.noise import FIRST, noise_key
-from alignlab.policy import LoRA, Policy
+from alignlab.policy import Policy
 from alignlab.rollout import Gradients, replay, rollout
 from alignlab.samplers import Sampler, ddim, flow
 from alignlab.train import train

@@ -1,0 +1,61 @@
+"""Low-rank adapters on a denoiser (Hu et al. 2021, arXiv 2106.09685), through peft."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA:
+    """W + (alpha/rank) B A, B = 0 at the start."""
+
+    rank: int = 8
+    alpha: int = 8
+    targets: tuple[str, ...] | None = None
+    """Module name endings; None takes the family's attention projections."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"policy.lora.rank={self.rank} must be at least 1; for no LoRA set policy.full=true")
+
+
+def adapt(denoiser: nn.Module, lora: LoRA, targets: Sequence[str]) -> Any:
+    """Adds float32 adapters to a frozen diffusers model, the only weights that train; returns peft's LoraConfig."""
+    from peft import LoraConfig  # slow to import: the check of a configuration does without
+
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets or targets), init_lora_weights="gaussian"
+    )
+    model: Any = denoiser
+    model.add_adapter(config)
+    for parameter in denoiser.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return config
+
+
+def adapters(denoiser: nn.Module) -> list[Any]:
+    """The adapted layers; none for a model without adapters."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [module for module in denoiser.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def switch(layers: Sequence[Any], *, off: bool) -> None:
+    """Leaves the adapters out, or not. peft's own disable_adapters() would also flip requires_grad of the trained weights."""
+    for layer in layers:
+        layer._disable_adapters = off
+
+
+def lora_state(denoiser: nn.Module) -> dict[str, Tensor]:
+    from peft.utils import get_peft_model_state_dict
+
+    return get_peft_model_state_dict(denoiser)
+
+
+def load_lora_state(denoiser: nn.Module, state: dict[str, Tensor]) -> None:
+    from peft.utils import set_peft_model_state_dict
+
+    set_peft_model_state_dict(denoiser, state)

@@ -1,0 +1,62 @@
+"""Full fine-tuning with every weight, gradient and optimiser state split over the processes (torch's fully_shard, FSDP2).
+
+A state dictionary is whole and equal on every process, so checkpoints and saved models are those of one process, and a run may go on
+with another number of them.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from alignlab.ranks import world
+
+WHOLE = StateDictOptions(full_state_dict=True)
+
+
+def shard(module: nn.Module, device: torch.device) -> None:
+    """Splits a denoiser in place, block by block: one block's weights are whole at a time."""
+    mesh = init_device_mesh(device.type, (world(),))
+    for child in module.children():
+        for block in child if isinstance(child, nn.ModuleList) else ():
+            fully_shard(block, mesh=mesh)
+    fully_shard(module, mesh=mesh, reshard_after_forward=True)  # the root too: its parameters stay those that the optimiser has
+
+
+def whole_state(module: nn.Module) -> dict[str, Tensor]:
+    state: dict[str, Any] = get_model_state_dict(module, options=WHOLE)
+    return state
+
+
+def load_whole_state(module: nn.Module, state: dict[str, Tensor]) -> None:
+    set_model_state_dict(module, dict(state), options=WHOLE)
+
+
+def unsharded(module: Any) -> nn.Module:
+    """A copy of a sharded diffusers model in one piece."""
+    state = whole_state(module)
+    copy: nn.Module = type(module).from_config(module.config)
+    copy.load_state_dict(state)
+    return copy
+
+
+class ShardedOptimizer:
+    """The state of an optimiser of sharded weights, whole, under the weights' names."""
+
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.module, self.optimizer = module, optimizer
+
+    def state_dict(self) -> dict[str, Any]:
+        return get_optimizer_state_dict(self.module, self.optimizer, options=WHOLE)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        set_optimizer_state_dict(self.module, self.optimizer, state, options=WHOLE)
