@@ -94,3 +94,7 @@ def flux(folder: Path) -> Path:
         text_encoder_2=two, tokenizer_2=tokenizer_2,
     ).save_pretrained(folder / "pipeline")  # fmt: skip
     return folder / "pipeline"
+
+
+MAKERS = {"sdxl": "sdxl", "sd35": "sd3", "flux": "flux"}
+"""By `model=`, the function that writes its folder."""
