@@ -142,9 +142,8 @@ def write(file: Path, lora: Mapping[str, Tensor], alpha: float, widths: Mapping[
             down, up = like, b[0]
         else:  # a part without LoRA is zero
             down = torch.cat([torch.zeros_like(like) if tensor is None else tensor for tensor in a])
-            up = torch.block_diag(
-                *(torch.zeros(widths[part], len(like)) if tensor is None else tensor for part, tensor in zip(parts, b, strict=True))
-            )
+            blocks = zip(parts, b, strict=True)
+            up = torch.block_diag(*(like.new_zeros(widths[p], len(like)) if tensor is None else tensor for p, tensor in blocks))
         assert up is not None
         key = f"lora_unet_{name.replace('.', '_')}"
         out |= {f"{key}.lora_down.weight": down.contiguous(), f"{key}.lora_up.weight": up.contiguous()}
@@ -160,7 +159,8 @@ def read(file: Path, widths: Mapping[str, int], naming: Naming) -> tuple[dict[st
     Raises:
         ValueError: if the file holds more than a LoRA of this network, or one of several ranks.
     """
-    stored, lora = load_file(file), {}
+    stored = load_file(file)
+    lora: dict[str, Tensor] = {}
     found: dict[tuple[int, float], list[str]] = defaultdict(list)
     for layer in dict.fromkeys(naming(module) for module in widths):
         key = f"lora_unet_{layer.name.replace('.', '_')}" if layer else ""

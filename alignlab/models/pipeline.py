@@ -44,8 +44,6 @@ class DiffusersPipeline:
     def check(cls, path_or_id: str, config: str | None = None, **_: Any) -> None:
         """Raises before anything is loaded."""
         at = Path(locate(path_or_id))
-        if config is not None and not at.is_file():
-            raise ValueError(f"config={config} is of a single file, and path_or_id={path_or_id} is none; set model.config=null")
         if at.is_file():
             try:
                 with safe_open(at, "pt") as opened:
@@ -54,11 +52,13 @@ class DiffusersPipeline:
                 raise ValueError(f"path_or_id={path_or_id} cannot be read as .safetensors ({error}); fetch it again") from None
             if a_lora:
                 raise ValueError(f"path_or_id={path_or_id} is a LoRA; give the model that it is for, and the LoRA as init_from")
-        for key, folder in {"path_or_id": at, "config": Path(locate(config, key="config", weights=False)) if config else at}.items():
+        elif config is not None:
+            raise ValueError(f"config={config} is of a single file, and path_or_id={path_or_id} is none; set model.config=null")
+        for key, given in {"path_or_id": path_or_id, "config": config}.items():
+            folder = Path(locate(given, key=key, weights=key == "path_or_id")) if given else at
             if folder.is_dir():
                 its = json.loads((folder / "model_index.json").read_text()).get("_class_name")
                 if its not in (None, cls.pipeline):
-                    given = path_or_id if key == "path_or_id" else config
                     raise ValueError(
                         f"{key}={given}: {folder} is a {its}, and this family loads a {cls.pipeline}; choose its model="
                     )

@@ -45,7 +45,9 @@ def sampler(policy: Policy, name: str) -> Any:
 
 
 def pipe_of(name: str, folder: Path) -> Any:
-    pipe = getattr(diffusers, EVERY[name][0].pipeline).from_pretrained(folder, **({"safety_checker": None} if name == "sd" else {}))
+    pipe = getattr(diffusers, EVERY[name][0].pipeline).from_pretrained(
+        folder, **({"safety_checker": None} if name == "sd" else {})
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -55,7 +57,9 @@ CASES = [(name, targets) for name, several in TARGETS.items() for targets in sev
 
 @pytest.mark.parametrize(("name", "targets"), CASES, ids=lambda v: v if isinstance(v, str) else str(len(v)))
 @torch.no_grad()
-def test_diffusers_draws_the_policys_images_from_the_file(name: str, targets: tuple[str, ...], folders: dict[str, Path], tmp_path: Path) -> None:
+def test_diffusers_draws_the_policys_images_from_the_file(
+    name: str, targets: tuple[str, ...], folders: dict[str, Path], tmp_path: Path
+) -> None:
     """`pipe.load_lora_weights(FILE)` with alpha = rank/2, to 1e-4; the LoRA moves images by more than 100 times that. What diffusers has no
     reader for (SD3) is added to the original checkpoint by its own rule, W + alpha/rank up down, and converted by diffusers."""
     policy, file = policy_on(folders[name], name, targets), tmp_path / "lora.safetensors"
@@ -106,7 +110,10 @@ def test_round_trip(name: str, targets: tuple[str, ...], folders: dict[str, Path
 def test_flux_at_its_real_width(tmp_path: Path) -> None:
     """diffusers' reader knows the single blocks of FLUX at 3072 channels alone, too many for a model in a test; here it reads a file of
     that width: the updates alpha/rank B A that it finds are those that were written, and zero where there was no LoRA."""
-    parts = {f"transformer_blocks.0.attn.{p}": (3072, 3072) for p in (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")}
+    parts = {
+        f"transformer_blocks.0.attn.{p}": (3072, 3072)
+        for p in (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    }
     parts |= {"transformer_blocks.0.ff.net.0.proj": (12288, 3072), "transformer_blocks.0.ff_context.net.2": (3072, 12288)}
     parts |= {"transformer_blocks.0.norm1.linear": (18432, 3072), "single_transformer_blocks.0.norm.linear": (9216, 3072)}
     parts |= {f"single_transformer_blocks.0.{p}": (3072, 3072) for p in ("attn.to_q", "attn.to_v")}
