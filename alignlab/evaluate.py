@@ -286,7 +286,8 @@ def main(cfg: DictConfig) -> float:
     jobs = [of_run(c, run, groups) for run in run_folders(c["run"])] if c["run"] else [c]
     gain = float("nan")
     for job in jobs:
-        folder = (Path(job["run"]) if job["run"] else Path(c["lora"] or "runs")) / c["name"]
+        home = Path(job["run"] or c["lora"] or "runs")
+        folder = (home.parent if home.is_file() else home) / c["name"]
         try:
             result = run_evaluation(job, folder)
         except (RunError, RewardError) as error:

@@ -16,6 +16,7 @@ from alignlab.objectives import Objective
 from alignlab.policy import Policy
 from alignlab.rewards.compose import WeightedSum
 from alignlab.samplers import Sampler
+from alignlab.start import begin_from
 
 STATEFUL = ("objective", "optimizer", "scaler", "reward")
 """The parts whose state a checkpoint holds, beside the policy's weights."""
@@ -59,12 +60,13 @@ class Lab(Bench):
     scaler: torch.amp.GradScaler
 
     @classmethod
-    def from_config(cls, c: dict[str, Any]) -> Self:
-        """The seed decides the LoRA's initial A; all other draws are keyed (noise.py)."""
+    def from_config(cls, c: dict[str, Any], *, resumed: bool = False) -> Self:
+        """The seed decides the LoRA's initial A; all other draws are keyed (noise.py). `resumed`: a checkpoint gives the weights."""
         torch.manual_seed(c["seed"])
         device = device_of(c["device"])
         family = build(c["model"])
         policy = build(c["policy"], family=family, precision=c["precision"], device=device)
+        begin_from(policy, None if resumed else c["init_from"])
         return cls.of(
             c,
             policy,

@@ -132,6 +132,11 @@ class Run:
     def _checkpoints(self) -> list[Path]:
         return sorted((self.folder / "checkpoints").glob("step_*"))
 
+    @property
+    def started(self) -> bool:
+        """Whether it has a checkpoint to go on from."""
+        return bool(self._checkpoints())
+
     # -- pictures
 
     def save_samples(self, step: int, images: Tensor, columns: int) -> None:
@@ -140,7 +145,18 @@ class Run:
 
 def read_config(run: Path) -> dict[str, Any]:
     """RUN/config.yaml; keys that came later have the value that they had before they were keys."""
-    return {"quick": False, **yaml.safe_load((run / "config.yaml").read_text())}
+    return {"quick": False, "init_from": None, "push_to_hub": None, **yaml.safe_load((run / "config.yaml").read_text())}
+
+
+def weights(run: Path) -> Path:
+    """RUN/model, which must hold some.
+
+    Raises:
+        RunError: if it does not.
+    """
+    if not any((run / "model").rglob("*.safetensors")):
+        raise RunError(f"{run / 'model'} holds no weights; finish the run first (python -m alignlab.train resume={run})")
+    return run / "model"
 
 
 def save_grid(images: Tensor, path: Path, columns: int) -> None:

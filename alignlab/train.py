@@ -32,7 +32,7 @@ def train(c: dict[str, Any], folder: Path) -> dict[str, Any]:
     if run.summary is not None:
         print(f"{folder} is finished; nothing to do")
         return run.summary
-    lab, began = Lab.from_config(c), time.perf_counter()
+    lab, began = Lab.from_config(c, resumed=run.started), time.perf_counter()
     run.begin()
     saved = run.load_checkpoint()
     if saved is None:
