@@ -148,7 +148,7 @@ def test_mistakes_that_the_model_shows(first: Path, tiny_sd: str, tmp_path: Path
     """Other targets, another rank in a kohya file, another model: exit code 2, one sentence, and no run folder."""
     file = kohya_file(tiny_sd, first, tmp_path / "kohya.safetensors")
     other = tmp_path / "other.safetensors"
-    save_file({k.replace("attentions.0", "attentions.9"): v for k, v in load_file(file).items()}, other)
+    save_file({k.replace("attentions_0", "attentions_9"): v for k, v in load_file(file).items()}, other)
     wide = tmp_path / "wide.safetensors"
     save_file({k: torch.cat([v, v], 1) if "lora_down" in k else v for k, v in load_file(file).items()}, wide)
     for words, said in (
