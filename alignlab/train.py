@@ -15,6 +15,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from alignlab.card import push, write_card
 from alignlab.config import NOT_SCIENCE, checked, command, run_folder
 from alignlab.journal import Averages, Journal, peak_memory_mb
 from alignlab.lab import Lab
@@ -72,6 +73,8 @@ def train(c: dict[str, Any], folder: Path) -> dict[str, Any]:
         "peak_memory_mb": max(line["peak_memory_mb"] for line in lines), "seed": c["seed"], **provenance(lab.policy.device),
     }  # fmt: skip
     run.finish(summary)
+    write_card(lab, c, folder, summary)
+    push(folder, c["push_to_hub"])
     return summary
 
 

@@ -19,7 +19,7 @@ from tests.running import configured, lines, tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE, CONF = ROOT / "alignlab", ROOT / "conf"
-COMMANDS = {"train", "train_reward", "evaluate", "report", "sample", "figure"}
+COMMANDS = {"train", "train_reward", "evaluate", "report", "sample", "figure", "export"}
 
 # What each module may import of alignlab, beside its own package; a package's row is its modules'.
 MAY = {
@@ -51,7 +51,9 @@ MAY = {
     "outcomes": {"compare", "images", "metrics"},
     "figures": {"compare", "metrics"},
     "train_reward": {"config", "data", "nodes", "rewards"},
-    "train": {"config", "nodes", "lab", "measure", "journal", "runs", "noise", "rollout", "rewards"},
+    "card": {"checks", "config", "lab", "nodes", "runs"},
+    "export": {"card", "checks", "config", "nodes", "runs", "start"},
+    "train": {"card", "config", "nodes", "lab", "measure", "journal", "runs", "noise", "rollout", "rewards"},
     "evaluate": {"config", "data", "nodes", "lab", "measure", "metrics", "runs", "checks", "rewards", "tuned", "images"},
     "sample": {"checks", "config", "nodes", "runs", "tuned"},
     "probes": {"config", "data", "dials", "lab", "measure", "nodes", "runs", "tuned"},
