@@ -50,7 +50,7 @@ class EvaluateConfig:
     run: str | None = None
     """The folder of a finished run, or a pattern of several."""
     lora: str | None = None
-    """Without a run: a LoRA folder in diffusers' format for `model`; null measures nothing but the base."""
+    """Without a run: a LoRA for `model`: a folder in diffusers' format, or a file in diffusers' or kohya's; null measures nothing but the base."""
     name: str = "evaluation"
     """The folder of the results, inside the run's."""
     images: int = 4
