@@ -1,6 +1,7 @@
 """What is wrong with a plain configuration, before anything is loaded: values, nodes (nodes.py), and pairs that cannot be."""
 
 import importlib.util
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from alignlab.nodes import build, fits, nearest, node_problems, resolve, words
 from alignlab.ranks import launched
 from alignlab.runs import run_folders
+from alignlab.start import start_problems
 
 CHOICES = {
     "precision": ("fp32", "bf16", "fp16"),
@@ -112,6 +114,9 @@ def _value_problems(c: dict[str, Any]) -> Iterator[str]:
         yield f"tracker={tracker}, but the package {tracker} is not installed; pip install {tracker}, or set tracker=none"
     if c["resume"] is not None and not (Path(c["resume"]) / "config.yaml").is_file():
         yield f"resume={c['resume']} is no run folder (it has no config.yaml); give the folder of an earlier run"
+    yield from start_problems(c)
+    if c["push_to_hub"] is not None and not is_hub_id(c["push_to_hub"]):
+        yield f"push_to_hub={c['push_to_hub']} is no repository of the hub; write owner/name"
     if not c["reward"]:
         yield "reward is empty; choose one with reward=NAME, or several with 'reward=[clip,jpeg_compressibility]'"
 
@@ -149,8 +154,8 @@ def tuned_problems(c: dict[str, Any]) -> Iterator[str]:
         yield f"run={c['run']} and lora={c['lora']} exclude each other; give one of them"
     if c["run"] is not None and not run_folders(c["run"]):
         yield f"run={c['run']} is no run folder (it has no config.yaml); give the folder of a finished run"
-    if c["lora"] is not None and not Path(c["lora"]).is_dir():
-        yield f"lora={c['lora']} is no folder; give one with a LoRA in diffusers' format"
+    if c["lora"] is not None and not Path(c["lora"]).exists():
+        yield f"lora={c['lora']} is no folder and no file; give a LoRA in diffusers' or kohya's format"
     if c["annealing"] < 0:
         yield f"annealing={c['annealing']} must not be negative; 0 leaves it out"
     yield from _choice_problems(c, ("precision", "device"))
@@ -163,6 +168,11 @@ def _choice_problems(c: dict[str, Any], keys: Sequence[str]) -> Iterator[str]:
     for device, backend in {"cuda": torch.cuda, "mps": torch.backends.mps}.items():
         if c["device"] == device and not backend.is_available():
             yield f"device={device}, but this torch sees no such device; set device=cpu or device=auto"
+
+
+def is_hub_id(name: Any) -> bool:
+    """owner/name."""
+    return isinstance(name, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and name[0] not in ".-"
 
 
 def without_weighing(node: Any) -> Any:

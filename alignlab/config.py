@@ -86,6 +86,11 @@ class TrainConfig:
     """In epochs; 0 writes none but the first and the last."""
     output_dir: str | None = None
     """The run's folder, or the sweep's; a new one under runs/ or multirun/ if it is null."""
+    init_from: str | None = None
+    """Where the trained weights start: a run, a LoRA (folder, .safetensors in diffusers' or kohya's format) or a pipeline folder (with
+    policy.full=true). The frozen reference stays the model of model.path_or_id. Null starts at that one."""
+    push_to_hub: str | None = None
+    """owner/name: upload RUN/model to this repository of the Hugging Face hub (private) at the end, with its model card."""
     resume: str | None = None
     """A run folder to go on with, in its own configuration."""
     tracker: str = "none"
@@ -112,7 +117,7 @@ OmegaConf.register_new_resolver("or", lambda *values: next(v for v in values if 
 OmegaConf.register_new_resolver("folder", lambda overrides: folder_name(overrides), replace=True)
 
 KEYS = list(TrainConfig.__dataclass_fields__)
-NOT_SCIENCE = ("output_dir", "resume", "device", "tracker", "checkpoint_every", "offload")
+NOT_SCIENCE = ("output_dir", "resume", "device", "tracker", "checkpoint_every", "offload", "push_to_hub")
 """Keys in which a resumed run may differ."""
 
 

@@ -50,7 +50,7 @@ class EvaluateConfig:
     run: str | None = None
     """The folder of a finished run, or a pattern of several."""
     lora: str | None = None
-    """Without a run: a LoRA folder in diffusers' format for `model`; null measures nothing but the base."""
+    """Without a run: a LoRA for `model`: a folder in diffusers' format, or a file in diffusers' or kohya's; null measures nothing but the base."""
     name: str = "evaluation"
     """The folder of the results, inside the run's."""
     images: int = 4
@@ -286,7 +286,8 @@ def main(cfg: DictConfig) -> float:
     jobs = [of_run(c, run, groups) for run in run_folders(c["run"])] if c["run"] else [c]
     gain = float("nan")
     for job in jobs:
-        folder = (Path(job["run"]) if job["run"] else Path(c["lora"] or "runs")) / c["name"]
+        home = Path(job["run"] or c["lora"] or "runs")
+        folder = (home.parent if home.is_file() else home) / c["name"]
         try:
             result = run_evaluation(job, folder)
         except (RunError, RewardError) as error:

@@ -19,6 +19,7 @@ from alignlab.ranks import gathered
 from alignlab.rewards.compose import WeightedSum
 from alignlab.samplers import Sampler
 from alignlab.sharding import ShardedOptimizer
+from alignlab.start import begin_from
 
 STATEFUL = ("objective", "optimizer", "scaler", "reward", "ema")
 """The parts whose state a checkpoint holds, beside the policy's weights."""
@@ -64,14 +65,15 @@ class Lab(Bench):
     """diffusers' EMAModel of the trained weights, or None."""
 
     @classmethod
-    def from_config(cls, c: dict[str, Any]) -> Self:
-        """The seed decides the LoRA's initial A; all other draws are keyed (noise.py)."""
+    def from_config(cls, c: dict[str, Any], *, resumed: bool = False) -> Self:
+        """The seed decides the LoRA's initial A; all other draws are keyed (noise.py). `resumed`: a checkpoint gives the weights."""
         from diffusers.training_utils import EMAModel  # slow to import
 
         torch.manual_seed(c["seed"])
         device = device_of(c["device"])
         family = build(c["model"])
         policy = build(c["policy"], family=family, precision=c["precision"], compile=c["compile"], device=device)
+        begin_from(policy, None if resumed else c["init_from"])
         return cls.of(
             c,
             policy,

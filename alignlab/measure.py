@@ -42,7 +42,7 @@ class Measured:
 
 
 def measure_base(lab: Lab, c: dict[str, Any]) -> dict[str, float | None]:
-    """The model as it was loaded. Normalised rewards take their scale from it."""
+    """The model as training starts from it. Normalised rewards take their scale from it."""
     seen = measure_all(lab, c)
     lab.reward.calibrate(seen.rewards)
     return seen.numbers(lab.reward.combine)

@@ -23,7 +23,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 KEPT_CHECKPOINTS = 2
-LATER_KEYS = {"quick": False, "lr_schedule": "constant", "lr_warmup": 0, "ema": 0.0, "select": "last", "compile": False}
+LATER_KEYS = {
+    "quick": False, "lr_schedule": "constant", "lr_warmup": 0, "ema": 0.0, "select": "last", "compile": False,
+    "init_from": None, "push_to_hub": None,
+}  # fmt: skip
 
 
 class RunError(Exception):
@@ -146,6 +149,11 @@ class Run:
     def load_best(self) -> dict[str, Tensor]:
         return load_file(self.folder / "checkpoints" / "best.safetensors")
 
+    @property
+    def started(self) -> bool:
+        """Whether it has a checkpoint to go on from."""
+        return bool(self._checkpoints())
+
     # -- pictures
 
     def save_samples(self, step: int, images: Tensor, columns: int) -> None:
@@ -167,6 +175,17 @@ class Onlooker(Run):
 def read_config(run: Path) -> dict[str, Any]:
     """RUN/config.yaml; keys that came later have the value that they had before they were keys."""
     return {**LATER_KEYS, **yaml.safe_load((run / "config.yaml").read_text())}
+
+
+def weights(run: Path) -> Path:
+    """RUN/model, which must hold some.
+
+    Raises:
+        RunError: if it does not.
+    """
+    if not any((run / "model").rglob("*.safetensors")):
+        raise RunError(f"{run / 'model'} holds no weights; finish the run first (python -m alignlab.train resume={run})")
+    return run / "model"
 
 
 def save_grid(images: Tensor, path: Path, columns: int) -> None:

@@ -26,7 +26,7 @@ class SampleConfig:
     run: str | None = None
     """The folder of a finished run."""
     lora: str | None = None
-    """Without a run: a LoRA folder in diffusers' format for `model`."""
+    """Without a run: a LoRA for `model`: a folder in diffusers' format, or a file in diffusers' or kohya's."""
     prompt: Any = "a lion"
     """One, or a list."""
     n: int = 8

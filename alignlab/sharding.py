@@ -8,23 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
 from alignlab.ranks import world
 
-WHOLE = StateDictOptions(full_state_dict=True)
+# torch.distributed's own parts are slow to import, and most runs do without.
 
 
 def shard(module: nn.Module, device: torch.device) -> None:
     """Splits a denoiser in place, block by block: one block's weights are whole at a time."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     mesh = init_device_mesh(device.type, (world(),))
     for child in module.children():
         for block in child if isinstance(child, nn.ModuleList) else ():
@@ -33,12 +27,16 @@ def shard(module: nn.Module, device: torch.device) -> None:
 
 
 def whole_state(module: nn.Module) -> dict[str, Tensor]:
-    state: dict[str, Any] = get_model_state_dict(module, options=WHOLE)
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    state: dict[str, Any] = get_model_state_dict(module, options=StateDictOptions(full_state_dict=True))
     return state
 
 
 def load_whole_state(module: nn.Module, state: dict[str, Tensor]) -> None:
-    set_model_state_dict(module, dict(state), options=WHOLE)
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+    set_model_state_dict(module, dict(state), options=StateDictOptions(full_state_dict=True))
 
 
 def unsharded(module: Any) -> nn.Module:
@@ -56,7 +54,11 @@ class ShardedOptimizer:
         self.module, self.optimizer = module, optimizer
 
     def state_dict(self) -> dict[str, Any]:
-        return get_optimizer_state_dict(self.module, self.optimizer, options=WHOLE)
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+
+        return get_optimizer_state_dict(self.module, self.optimizer, options=StateDictOptions(full_state_dict=True))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        set_optimizer_state_dict(self.module, self.optimizer, state, options=WHOLE)
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+
+        set_optimizer_state_dict(self.module, self.optimizer, state, options=StateDictOptions(full_state_dict=True))

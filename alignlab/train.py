@@ -15,6 +15,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from alignlab.card import push, write_card
 from alignlab.config import NOT_SCIENCE, checked, command, device_of, run_folder
 from alignlab.journal import Averages, Journal, peak_memory_mb, reward_numbers, tell
 from alignlab.lab import Lab
@@ -34,7 +35,7 @@ def train(c: dict[str, Any], folder: Path) -> dict[str, Any]:
     if run.summary is not None:
         print(f"{folder} is finished; nothing to do")
         return run.summary
-    lab, began = Lab.from_config(c), time.perf_counter()
+    lab, began = Lab.from_config(c, resumed=run.started), time.perf_counter()
     wait()  # every process has looked at the folder before it changes
     run.begin()
     saved = run.load_checkpoint()
@@ -79,6 +80,9 @@ def train(c: dict[str, Any], folder: Path) -> dict[str, Any]:
         **provenance(lab.policy.device),
     }  # fmt: skip
     run.finish(summary)
+    if rank() == 0:
+        write_card(lab, c, folder, summary)
+        push(folder, c["push_to_hub"])
     return summary
 
 

@@ -13,7 +13,7 @@ from alignlab.nodes import build
 from alignlab.noise import noise_key
 from alignlab.policy import Policy
 from alignlab.rollout import rollout
-from alignlab.runs import RunError, read_config
+from alignlab.runs import RunError, read_config, weights
 from alignlab.samplers import Sampler
 
 
@@ -28,31 +28,25 @@ def load(run: str | Path) -> Any:
         raise RunError(f"{folder} is no run folder (it has no config.yaml); give the folder of a finished run")
     its = read_config(folder)
     learned, model = weights(folder), its["model"]
-    family: Any = build({**model, "path_or_id": str(learned)} if its["policy"]["full"] else model)
-    if not its["policy"]["full"]:
-        family.pipe.load_lora_weights(str(learned))
+    if its["policy"]["full"]:  # a folder that `save` wrote, in one variant and with its configuration
+        whole = {k: None if k in ("revision", "variant", "config") else v for k, v in model.items()}
+        return build({**whole, "path_or_id": str(learned)}).pipe
+    family: Any = build(model)
+    family.pipe.load_lora_weights(str(learned))
     return family.pipe
-
-
-def weights(run: Path) -> Path:
-    """RUN/model, which must hold some."""
-    if not any((run / "model").rglob("*.safetensors")):
-        raise RunError(f"{run / 'model'} holds no weights; finish the run first (python -m alignlab.train resume={run})")
-    return run / "model"
 
 
 def policy_of(c: dict[str, Any]) -> Policy:
     """The tuned policy: that of the run, the LoRA, or the base model with an adapter that does nothing.
 
     Args:
-        c: with the keys model, precision, device, run or lora (a folder in diffusers' format) or neither, and a run's policy.
+        c: with the keys model, precision, device, run or lora (a folder or file) or neither, and a run's policy.
     """
     family: Any = build(c["model"])
     device, learned = device_of(c["device"]), weights(Path(c["run"])) if c["run"] else c["lora"] and Path(c["lora"])
     if c["run"] and c["policy"]["full"]:
         policy = Policy(family, full=True, precision=c["precision"], device=device)
-        tuned: Any = build({**c["model"], "path_or_id": str(learned)})
-        policy.load_state_dict(tuned.denoiser.state_dict())
+        policy.load_state_dict(family.read_full(learned))
         return policy
     try:
         state, config = family.read_lora(learned) if learned else ({}, {})

@@ -19,7 +19,7 @@ from tests.running import configured, lines, tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE, CONF = ROOT / "alignlab", ROOT / "conf"
-COMMANDS = {"train", "train_reward", "evaluate", "report", "sample", "figure"}
+COMMANDS = {"train", "train_reward", "evaluate", "report", "sample", "figure", "export"}
 
 # What each module may import of alignlab, beside its own package; a package's row is its modules'.
 MAY = {
@@ -41,21 +41,37 @@ MAY = {
     "runs": set(),
     "journal": {"ranks"},
     "policy": {"conditioning", "lora", "models", "ranks", "sharding"},
+    "start": {"lora", "policy", "runs", "sharding"},
     "dials": {"conditioning", "lora", "policy", "samplers"},
     "tuned": {"config", "dials", "lora", "nodes", "noise", "policy", "rollout", "runs", "samplers"},
-    "rollout": {"samplers", "policy", "noise", "conditioning"},
-    "drift": {"rollout", "samplers", "policy"},
-    "objectives": {"rollout", "samplers", "policy", "noise", "forward", "drift", "conditioning", "ranks"},
-    "checks": {"nodes", "ranks", "runs"},
-    "config": {"nodes", "checks", "ranks", "runs"},
-    "lab": {"checks", "config", "nodes", "data", "metrics", "objectives", "policy", "ranks", "rewards", "samplers", "sharding"},
-    "measure": {"ranks", "lab", "runs", "drift", "metrics", "noise", "policy", "rollout", "samplers"},
+    "rollout": {"conditioning", "noise", "policy", "samplers"},
+    "drift": {"policy", "rollout", "samplers"},
+    "objectives": {"conditioning", "drift", "forward", "noise", "policy", "ranks", "rollout", "samplers"},
+    "checks": {"nodes", "ranks", "runs", "start"},
+    "config": {"checks", "nodes", "ranks", "runs"},
+    "lab": {
+        "checks",
+        "config",
+        "data",
+        "metrics",
+        "nodes",
+        "objectives",
+        "policy",
+        "ranks",
+        "rewards",
+        "samplers",
+        "sharding",
+        "start",
+    },
+    "measure": {"drift", "lab", "metrics", "noise", "policy", "ranks", "rollout", "runs", "samplers"},
     "images": set(),
     "compare": {"images", "metrics", "runs"},
     "outcomes": {"compare", "images", "metrics"},
     "figures": {"compare", "metrics"},
     "train_reward": {"config", "data", "nodes", "rewards"},
-    "train": {"config", "nodes", "lab", "measure", "journal", "runs", "noise", "rollout", "rewards", "schedule", "ranks"},
+    "card": {"checks", "config", "lab", "nodes", "runs"},
+    "export": {"card", "checks", "config", "nodes", "runs", "start"},
+    "train": {"card", "config", "journal", "lab", "measure", "nodes", "noise", "ranks", "rewards", "rollout", "runs", "schedule"},
     "evaluate": {"config", "data", "nodes", "lab", "measure", "metrics", "runs", "checks", "rewards", "tuned", "images"},
     "sample": {"checks", "config", "nodes", "runs", "tuned"},
     "probes": {"config", "data", "dials", "lab", "measure", "nodes", "runs", "tuned"},

@@ -36,5 +36,11 @@ class Family(Protocol):
     def save(self, folder: Path, lora: dict[str, Tensor] | None, config: "LoraConfig | None") -> None:
         """Writes what was learned in the ecosystem's format: a LoRA, or the whole pipeline when lora is None."""
 
-    def read_lora(self, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """A saved LoRA: its weights, and the arguments of `LoRA`."""
+    def read_lora(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """A saved LoRA, a folder or a file: its weights, and the arguments of `LoRA`. A ValueError if there is none."""
+
+    def save_kohya(self, file: Path, lora: dict[str, Tensor], alpha: float) -> None:
+        """Writes a LoRA as one file in kohya's format. A ValueError if that has no place for it."""
+
+    def read_full(self, folder: Path) -> dict[str, Tensor]:
+        """The tuned network's weights in a saved pipeline, float32. A ValueError if there are none."""

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alignlab.models import kohya
 from alignlab.models.flow import at_resolution
 from alignlab.models.pipeline import DiffusersPipeline
 
@@ -28,13 +29,14 @@ class Flux(DiffusersPipeline):
         *,
         revision: str | None = None,
         variant: str | None = None,
+        config: str | None = None,
         lora_targets: Sequence[str] = ("to_q", "to_k", "to_v", "to_out.0"),
         embedded_guidance: float = 3.5,
         max_sequence_length: int = 512,
         size: int = 1024,
     ) -> None:
         self.size = size
-        super().__init__(path_or_id, revision=revision, variant=variant, lora_targets=lora_targets)
+        super().__init__(path_or_id, revision=revision, variant=variant, config=config, lora_targets=lora_targets)
         self.embedded_guidance, self.max_sequence_length = embedded_guidance, max_sequence_length
         if size % (2 * self.pipe.vae_scale_factor):
             raise ValueError(f"model.size={size} is not a multiple of {2 * self.pipe.vae_scale_factor}")
@@ -68,3 +70,6 @@ class Flux(DiffusersPipeline):
             txt_ids=torch.zeros(text["prompt_embeds"].shape[1], 3, device=x.device), img_ids=places, return_dict=False,
         )[0]  # fmt: skip
         return out.view(m, h // 2, w // 2, c, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(m, c, h, w)
+
+    def kohya_layer(self, module: str) -> kohya.Layer | None:
+        return kohya.in_blocks(module, kohya.FLUX)

@@ -1,4 +1,4 @@
-"""What the families share: a diffusers pipeline is loaded, its LoRA or the whole of it is saved, its latents are decoded."""
+"""What the families share: a diffusers pipeline is loaded, its LoRA or the whole of it is saved and read, its latents are decoded."""
 
 import importlib.resources
 import json
@@ -7,16 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+
+from alignlab.models import kohya
 
 
 class DiffusersPipeline:
     """A `models.Family` around a diffusers pipeline; a subclass says how prompts are encoded and what the network is told.
 
     Args:
-        path_or_id: a pipeline folder, the name of a model shipped in alignlab/assets ("emoji"), or a hub id.
+        path_or_id: a pipeline folder, the name of a model shipped in alignlab/assets ("emoji"), a hub id, or a single .safetensors file
+            that holds a whole model in its original format (LDM, ComfyUI).
         revision: of a hub id.
-        variant: weight file variant ("fp16").
+        variant: weight file variant ("fp16"); a single file has none.
+        config: of a single file: the pipeline folder or hub id whose configuration, scheduler and tokenizers it has. None: diffusers
+            guesses it from the file's keys and fetches it from the hub.
         lora_targets: which modules of the network LoRA adapts unless policy.lora.targets says otherwise.
 
     Raises:
@@ -35,15 +41,27 @@ class DiffusersPipeline:
     """The frozen parts; some may be missing."""
 
     @classmethod
-    def check(cls, path_or_id: str, **_: Any) -> None:
+    def check(cls, path_or_id: str, config: str | None = None, **_: Any) -> None:
         """Raises before anything is loaded."""
-        folder = Path(locate(path_or_id))
-        if folder.is_dir():
-            its = json.loads((folder / "model_index.json").read_text()).get("_class_name")
-            if its not in (None, cls.pipeline):
-                raise ValueError(
-                    f"path_or_id={path_or_id}: {folder} is a {its}, and this family loads a {cls.pipeline}; choose its model="
-                )
+        at = Path(locate(path_or_id))
+        if at.is_file():
+            try:
+                with safe_open(at, "pt") as opened:
+                    a_lora = any(".lora_" in key for key in opened.keys())
+            except SafetensorError as error:
+                raise ValueError(f"path_or_id={path_or_id} cannot be read as .safetensors ({error}); fetch it again") from None
+            if a_lora:
+                raise ValueError(f"path_or_id={path_or_id} is a LoRA; give the model that it is for, and the LoRA as init_from")
+        elif config is not None:
+            raise ValueError(f"config={config} is of a single file, and path_or_id={path_or_id} is none; set model.config=null")
+        for key, given in {"path_or_id": path_or_id, "config": config}.items():
+            folder = Path(locate(given, key=key, weights=key == "path_or_id")) if given else at
+            if folder.is_dir():
+                its = json.loads((folder / "model_index.json").read_text()).get("_class_name")
+                if its not in (None, cls.pipeline):
+                    raise ValueError(
+                        f"{key}={given}: {folder} is a {its}, and this family loads a {cls.pipeline}; choose its model="
+                    )
 
     def __init__(
         self,
@@ -51,6 +69,7 @@ class DiffusersPipeline:
         *,
         revision: str | None = None,
         variant: str | None = None,
+        config: str | None = None,
         lora_targets: Sequence[str] = ("to_q", "to_k", "to_v", "to_out.0"),
     ) -> None:
         import diffusers  # slow to import, and the check of a configuration is quick
@@ -62,13 +81,24 @@ class DiffusersPipeline:
             library.disable_progress_bar()
         kind = getattr(diffusers, self.pipeline)
         plain = {"safety_checker": None, "requires_safety_checker": False} if self.pipeline == "StableDiffusionPipeline" else {}
+        at = locate(path_or_id)
         try:
-            self.pipe: Any = kind.from_pretrained(locate(path_or_id), revision=revision, variant=variant, **plain)
-        except OSError as error:
-            reason = str(error).strip().splitlines()[0].partition(" (")[0]
-            raise OSError(
-                f"model.path_or_id={path_or_id} cannot be loaded ({reason}); fetch it where there is a network, or give a folder"
-            ) from error
+            if Path(at).is_file():
+                its = locate(config, key="config", weights=False) if config else None
+                self.pipe: Any = kind.from_single_file(at, config=its, revision=revision, **plain)
+            else:
+                self.pipe = kind.from_pretrained(at, revision=revision, variant=variant, **plain)
+        except Exception as error:
+            if not isinstance(error, OSError) and not Path(at).is_file():
+                raise
+            # Of a file that holds something else, diffusers' converters fail in any way.
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__).partition(" (")[0].rstrip(".")
+            mend = "fetch it where there is a network, or give a folder"
+            if Path(at).is_file() and config is None:
+                mend = "without a network, give the pipeline folder that its configuration is of as model.config"
+            elif Path(at).is_file():
+                mend = f"it must hold every part of a {self.pipeline}, and model.config={config} be of the same model"
+            raise OSError(f"model.path_or_id={path_or_id} cannot be loaded ({reason}); {mend}") from error
         self.lora_targets = tuple(lora_targets)
         self.denoiser: nn.Module = getattr(self.pipe, self.network)
         parts = {name: getattr(self.pipe, name, None) for name in self.others}
@@ -106,26 +136,59 @@ class DiffusersPipeline:
             layers = {f"{self.network}_lora_layers": lora, f"{self.network}_lora_adapter_metadata": config.to_dict()}
             self.pipe.save_lora_weights(folder, **layers)
 
-    def read_lora(self, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The weights of a LoRA that `save` wrote, and its rank, alpha and targets."""
+    def read_lora(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The weights of a LoRA (what `save` or `save_kohya` wrote, a folder or a file), and its rank, alpha and targets."""
         try:
-            state, *_, about = self.pipe.lora_state_dict(str(folder), return_lora_metadata=True)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{folder} holds no LoRA that diffusers can read: {str(error).splitlines()[0]}") from None
+            if path.is_file() and kohya.is_kohya(path):
+                return kohya.read(path, self._widths(), self.kohya_layer)
+            state, *_, about = self.pipe.lora_state_dict(str(path), return_lora_metadata=True)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ValueError(f"{path} holds no LoRA that can be read: {str(error).splitlines()[0]}") from None
         prefix = f"{self.network}."
         about = {k.removeprefix(prefix): v for k, v in (about or {}).items()}
         if not {"r", "lora_alpha", "target_modules"} <= about.keys():
-            raise ValueError(f"the LoRA in {folder} says nothing of its rank and alpha; save it with diffusers 0.36 or later")
+            raise ValueError(f"the LoRA in {path} says nothing of its rank and alpha; save it with diffusers 0.36 or later")
         state = {k.removeprefix(prefix): v.float() for k, v in state.items() if k.startswith(prefix)}
         return state, {"rank": about["r"], "alpha": about["lora_alpha"], "targets": tuple(about["target_modules"])}
 
+    def save_kohya(self, file: Path, lora: dict[str, Tensor], alpha: float) -> None:
+        """Writes a LoRA as one file for ComfyUI and its like (kohya.py)."""
+        kohya.write(file, lora, alpha, self._widths(), self.kohya_layer)
 
-def locate(path_or_id: str) -> str:
-    """A folder as it is, a shipped model by name, else a hub id.
+    def kohya_layer(self, module: str) -> kohya.Layer | None:
+        """What a module of the network is called there."""
+        return kohya.same(module)
+
+    def _widths(self) -> dict[str, int]:
+        """The outputs of every module of the network that a LoRA can adapt, adapted or not."""
+        weights = {k.removesuffix(".weight").removesuffix(".base_layer"): v for k, v in self.denoiser.state_dict().items()}
+        return {k: len(v) for k, v in weights.items() if v.dim() > 1 and ".lora_" not in k}
+
+    def read_full(self, folder: Path) -> dict[str, Tensor]:
+        """The network's weights in a pipeline folder, float32."""
+        kind: Any = type(self.denoiser)
+        try:
+            network: nn.Module = kind.from_pretrained(folder, subfolder=self.network)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{folder} holds no {self.network} that can be read: {str(error).splitlines()[0]}") from None
+        return nn.Module.float(network).state_dict()
+
+
+def locate(path_or_id: str, *, key: str = "path_or_id", weights: bool = True) -> str:
+    """A folder or a .safetensors file as it is, a shipped model by name, else a hub id.
+
+    Args:
+        key: what errors call it.
+        weights: whether the folder must hold the weights of its parts.
 
     Raises:
-        FileNotFoundError: for a folder that holds no pipeline, and for what is neither folder nor hub id.
+        FileNotFoundError: for a folder that holds no pipeline, and for what is neither file nor folder nor hub id.
+        ValueError: for a file of another kind.
     """
+    if Path(path_or_id).is_file():
+        if not path_or_id.endswith(".safetensors"):
+            raise ValueError(f"{key}={path_or_id} is no .safetensors file; convert it, or give a pipeline folder")
+        return path_or_id
     shipped = importlib.resources.files("alignlab") / "assets" / path_or_id
     for folder in (Path(path_or_id), Path(str(shipped))):
         if folder.is_dir():
@@ -133,18 +196,18 @@ def locate(path_or_id: str) -> str:
             lacks = [] if index.is_file() else ["model_index.json"]
             parts = json.loads(index.read_text()) if index.is_file() else {}
             named = [k for k, v in parts.items() if k in WEIGHED and v[0] is not None]
-            for part in named or ("unet", "vae", "text_encoder"):
+            for part in (named or ("unet", "vae", "text_encoder")) if weights else ():
                 if not any(file.suffix in (".safetensors", ".bin") for file in (folder / part).glob("*")):
                     lacks.append(f"weights in {part}/")
             if lacks:
                 raise FileNotFoundError(
-                    f"path_or_id={path_or_id}: {folder} has no {', no '.join(lacks)}; give a diffusers pipeline folder"
+                    f"{key}={path_or_id}: {folder} has no {', no '.join(lacks)}; give a diffusers pipeline folder"
                 )
             return str(folder)
     if path_or_id.count("/") != 1 or path_or_id.startswith((".", "/", "~")):
         raise FileNotFoundError(
-            f"path_or_id={path_or_id}: there is no such folder and no such shipped model; "
-            "give a diffusers pipeline folder, a hub id like owner/name, or emoji"
+            f"{key}={path_or_id}: there is no such folder and no such shipped model; "
+            "give a diffusers pipeline folder, a .safetensors file, a hub id like owner/name, or emoji"
         )
     return path_or_id
 

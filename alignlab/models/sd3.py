@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from alignlab.models import kohya
 from alignlab.models.flow import at_resolution
 from alignlab.models.pipeline import DiffusersPipeline
 
@@ -25,10 +26,11 @@ class StableDiffusion3(DiffusersPipeline):
         *,
         revision: str | None = None,
         variant: str | None = None,
+        config: str | None = None,
         lora_targets: Sequence[str] = ("to_q", "to_k", "to_v", "to_out.0"),
         max_sequence_length: int = 256,
     ) -> None:
-        super().__init__(path_or_id, revision=revision, variant=variant, lora_targets=lora_targets)
+        super().__init__(path_or_id, revision=revision, variant=variant, config=config, lora_targets=lora_targets)
         self.max_sequence_length = max_sequence_length
 
     def scheduler_of(self, scheduler: Any) -> Any:
@@ -47,3 +49,6 @@ class StableDiffusion3(DiffusersPipeline):
         return self.denoiser(
             hidden_states=x, timestep=t, encoder_hidden_states=text["prompt_embeds"], pooled_projections=text["pooled"], return_dict=False
         )[0]  # fmt: skip
+
+    def kohya_layer(self, module: str) -> kohya.Layer | None:
+        return kohya.in_blocks(module, kohya.SD3)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from alignlab.models import kohya
 from alignlab.models.sd import StableDiffusion
 
 
@@ -27,3 +28,6 @@ class StableDiffusionXL(StableDiffusion):
         """The UNet's output [M, C, h, w]."""
         added = {"text_embeds": text["text_embeds"], "time_ids": text["time_ids"]}
         return self.denoiser(x, t, text["prompt_embeds"], added_cond_kwargs=added, return_dict=False)[0]
+
+    def kohya_layer(self, module: str) -> kohya.Layer | None:
+        return kohya.ldm(module, self.denoiser.config)

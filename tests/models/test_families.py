@@ -21,16 +21,15 @@ from alignlab.rollout import Gradients, replay, rollout
 from alignlab.samplers import Sampler, ddim, flow
 from alignlab.train import train
 from tests.linear_gaussian import double
-from tests.models import tiny
 from tests.running import command_line, configured
 from tests.running import tiny as tiny_run
 from tests.test_rollout import Noise64, Policy64, pixels
 
 PROMPTS = ("a cat", "a dog", "a cat", "two birds")
 FAMILIES = {
-    "sdxl": (tiny.sdxl, StableDiffusionXL, {}),
-    "sd35": (tiny.sd3, StableDiffusion3, {"max_sequence_length": 8}),
-    "flux": (tiny.flux, Flux, {"max_sequence_length": 8, "size": 16}),
+    "sdxl": (StableDiffusionXL, {}),
+    "sd35": (StableDiffusion3, {"max_sequence_length": 8}),
+    "flux": (Flux, {"max_sequence_length": 8, "size": 16}),
 }
 SAMPLERS: dict[str, list[str]] = {
     "sdxl": ["model=sdxl", "model.variant=null"],
@@ -43,14 +42,9 @@ SAMPLERS: dict[str, list[str]] = {
 EVERY = pytest.mark.parametrize("name", FAMILIES)
 
 
-@pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {name: make(tmp_path_factory.mktemp(name)) for name, (make, _, _) in FAMILIES.items()}
-
-
 def policy_on(folders: dict[str, Path], name: str, size: float = 0.3) -> Policy:
     """With a random LoRA whose alpha is not its rank."""
-    _, family, options = FAMILIES[name]
+    family, options = FAMILIES[name]
     torch.manual_seed(1)
     policy = Policy(family(str(folders[name]), **options), lora=LoRA(rank=4, alpha=2), checkpointing=False)
     with torch.no_grad():
@@ -133,7 +127,7 @@ def test_the_ratio_is_1(name: str, folders: dict[str, Path]) -> None:
 @torch.no_grad()
 def test_the_reference_is_the_base_model(name: str, folders: dict[str, Path]) -> None:
     """Bit for bit; encoding does not depend on the batch."""
-    _, family, options = FAMILIES[name]
+    family, options = FAMILIES[name]
     base, policy = family(str(folders[name]), **options), policy_on(folders, name)
     cond = policy.encode(PROMPTS)
     assert all(torch.equal(policy.encode(PROMPTS[1:2]).text[k], v[1:2]) for k, v in cond.text.items())
@@ -187,7 +181,7 @@ def test_every_objective_trains(name: str, objective: str, folders: dict[str, Pa
     summary = train(configured(*words, *noisy), tmp_path / "run")
     assert all(torch.tensor(summary[who]["reward"]).isfinite() for who in ("base", "final"))
     assert summary["base"]["reward"] != summary["final"]["reward"]
-    _, family, options = FAMILIES[name]
+    family, options = FAMILIES[name]
     state, _ = family(str(folders[name]), **options).read_lora(tmp_path / "run" / "model")
     assert any(v.any() for k, v in state.items() if "lora_B" in k)
 

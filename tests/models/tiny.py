@@ -46,14 +46,14 @@ def t5(width: int = 16) -> tuple[Any, Any]:
 
 
 def sdxl(folder: Path) -> Path:
-    """Two text encoders of widths 16, added conditions, v prediction."""
+    """Two text encoders (of different widths, by which a single file's are told apart), added conditions, v prediction."""
     torch.manual_seed(0)
     tokenizer, one = clip(folder / "one", projection=False)
-    tokenizer_2, two = clip(folder / "two", projection=True)
+    tokenizer_2, two = clip(folder / "two", projection=True, width=24)
     unet = UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(16, 32), norm_num_groups=8, cross_attention_dim=32,
+        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(16, 32), norm_num_groups=8, cross_attention_dim=40,
         attention_head_dim=2, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=16 + 6 * 8, use_linear_projection=True,
+        addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=24 + 6 * 8, use_linear_projection=True,
     )  # fmt: skip
     scheduler = DDIMScheduler(**SD_SCHEDULE, set_alpha_to_one=False, steps_offset=1, prediction_type="v_prediction")
     StableDiffusionXLPipeline(
@@ -63,14 +63,15 @@ def sdxl(folder: Path) -> Path:
 
 
 def sd3(folder: Path) -> Path:
-    """Two CLIPs and T5; static shift."""
+    """Two CLIPs (the first one's projection is the identity that a single file stands for) and T5; static shift."""
     torch.manual_seed(0)
     tokenizer, one = clip(folder / "one", projection=True)
-    tokenizer_2, two = clip(folder / "two", projection=True)
-    tokenizer_3, three = t5(32)
+    torch.nn.init.eye_(one.text_projection.weight)
+    tokenizer_2, two = clip(folder / "two", projection=True, width=24)
+    tokenizer_3, three = t5(48)
     transformer = SD3Transformer2DModel(
-        sample_size=8, patch_size=2, in_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=4, joint_attention_dim=32,
-        caption_projection_dim=32, pooled_projection_dim=32, out_channels=4, pos_embed_max_size=8,
+        sample_size=8, patch_size=2, in_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=4, joint_attention_dim=48,
+        caption_projection_dim=32, pooled_projection_dim=40, out_channels=4, pos_embed_max_size=8,
     )  # fmt: skip
     StableDiffusion3Pipeline(
         transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), vae=vae(4, shift_factor=0.06, scaling_factor=1.5), text_encoder=one,
@@ -94,3 +95,7 @@ def flux(folder: Path) -> Path:
         text_encoder_2=two, tokenizer_2=tokenizer_2,
     ).save_pretrained(folder / "pipeline")  # fmt: skip
     return folder / "pipeline"
+
+
+MAKERS = {"sdxl": "sdxl", "sd35": "sd3", "flux": "flux"}
+"""By `model=`, the function that writes its folder."""

@@ -1,0 +1,123 @@
+"""python -m alignlab.export run=runs/DIR to=kohya output=my_lora.safetensors
+
+What a run learned, in the form that other programs take.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from alignlab.card import upload
+from alignlab.checks import bench_problems, is_hub_id
+from alignlab.config import command
+from alignlab.nodes import ConfigError, build, nearest
+from alignlab.runs import RunError, read_config, run_folders, weights
+from alignlab.start import fused
+
+
+@dataclass
+class ExportConfig:
+    """The keys of conf/export.yaml."""
+
+    run: str | None = None
+    """The folder of a finished run."""
+    to: str = "kohya"
+    """kohya: one LoRA file for ComfyUI and its like; diffusers: the LoRA folder; pipeline: a whole pipeline folder, the LoRA fused;
+    hub: a repository of the Hugging Face hub."""
+    output: str | None = None
+    """A new .safetensors file, a new folder, or owner/name."""
+    allow_targets: list[str] | None = None
+
+
+ConfigStore.instance().store(name="export_schema", node=ExportConfig)
+
+
+def to_kohya(its: dict[str, Any], learned: Path, output: Path) -> None:
+    """A LoRA as one file."""
+    family: Any = build(its["model"])
+    lora, config = family.read_lora(learned)
+    family.save_kohya(output, lora, config["alpha"])
+
+
+def to_folder(its: dict[str, Any], learned: Path, output: Path) -> None:
+    """The folder as it is."""
+    shutil.copytree(learned, output)
+
+
+def to_pipeline(its: dict[str, Any], learned: Path, output: Path) -> None:
+    """A pipeline folder in float32: the base model with the LoRA in its weights, or the tuned model as it is."""
+    if its["policy"]["full"]:
+        return to_folder(its, learned, output)
+    family: Any = build(its["model"])
+    family.denoiser.load_state_dict(fused(family.denoiser, *family.read_lora(learned)))
+    return family.save(output, None, None)
+
+
+def to_hub(its: dict[str, Any], learned: Path, output: Path) -> None:
+    """A private repository, unless it is there."""
+    upload(learned, str(output))
+
+
+FORMS: dict[str, Callable[[dict[str, Any], Path, Path], None]] = {
+    "kohya": to_kohya, "diffusers": to_folder, "pipeline": to_pipeline, "hub": to_hub,
+}  # fmt: skip
+
+
+def checked(cfg: DictConfig) -> dict[str, Any]:
+    """The plain configuration.
+
+    Raises:
+        ConfigError: with every problem that was found.
+    """
+    c: Any = OmegaConf.to_container(cfg, resolve=True)
+    found, to, output = [], c["to"], c["output"]
+    folders = run_folders(c["run"]) if c["run"] is not None else []
+    if to not in FORMS:
+        found.append(f"to={to} is no form; {nearest(to, FORMS, 'to=')}")
+    if len(folders) != 1:
+        what = f"names {len(folders)} runs" if folders else "is no run folder (it has no config.yaml)"
+        found.append(f"run={c['run']} {what}; give the folder of a finished run")
+    if output is None:
+        found.append("output has no value; set output=FILE.safetensors (to=kohya), output=FOLDER, or output=owner/name (to=hub)")
+    elif to == "hub":
+        if not is_hub_id(output):
+            found.append(f"output={output} is no repository of the hub; write owner/name")
+    elif to == "kohya" and not output.endswith(".safetensors"):
+        found.append(f"output={output} must end in .safetensors")
+    elif Path(output).exists():
+        found.append(f"output={output} is there already; choose another")
+    if len(folders) == 1 and to in FORMS:
+        its, c["run"] = read_config(folders[0]), str(folders[0])
+        if its["policy"]["full"] and to in ("kohya", "diffusers"):
+            found.append(f"to={to} is a LoRA, but run={c['run']} trained every weight; use to=pipeline")
+        elif to in ("kohya", "pipeline"):
+            found += bench_problems({"model": its["model"]}, c["allow_targets"] or [], ("model",))
+    if found:
+        raise ConfigError("\n".join(found))
+    return c
+
+
+@command("export", schema=ExportConfig, check=checked)
+def main(cfg: DictConfig) -> None:
+    """Hydra's task."""
+    c = checked(cfg)
+    run, output = Path(c["run"]), Path(c["output"])
+    try:
+        learned = weights(run)
+        if c["to"] != "hub":
+            output.parent.mkdir(parents=True, exist_ok=True)
+        FORMS[c["to"]](read_config(run), learned, output)
+    except OSError as error:
+        raise ConfigError(f"output={output} cannot be written ({error.strerror or error}); choose another") from None
+    except (RunError, ValueError) as error:
+        raise ConfigError(str(error)) from None
+    print(f"{'uploaded' if c['to'] == 'hub' else 'written'}: {output}")
+
+
+if __name__ == "__main__":
+    main()

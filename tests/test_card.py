@@ -1,0 +1,165 @@
+"""The model card says what was done and how to use it, its example runs, and an upload can fail without losing a run."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from diffusers import StableDiffusionPipeline
+from huggingface_hub import HfApi, ModelCard
+from PIL import Image
+
+from alignlab.card import licence_of, usage, without_paths
+from alignlab.checks import is_hub_id
+from alignlab.nodes import ConfigError
+from alignlab.train import train
+from tests.running import command_line, configured, tiny
+
+
+@pytest.fixture(scope="module")
+def base(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The tiny pipeline in a folder with a card of its own."""
+    folder = tmp_path_factory.mktemp("base") / "tiny"
+    shutil.copytree(tiny_sd, folder)
+    (folder / "README.md").write_text("---\nlicense: openrail++\n---\n# A base\n")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def runs(base: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    home = tmp_path_factory.mktemp("runs")
+    words = ["steps=2", "lr=0.1", "eval_rewards=jpeg_compressibility", "seed=7"]
+    train(configured(*tiny(base, *words)), home / "lora")
+    train(configured(*tiny(base, *words, "lr=0.01", "policy.full=true")), home / "full")
+    return {"lora": home / "lora", "full": home / "full"}
+
+
+class Hub:
+    """A hub that takes everything, or nothing."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, refuses: Exception | None = None) -> None:
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.refuses = refuses
+        for name in ("create_repo", "upload_folder", "upload_file"):
+            patch.setattr(HfApi, name, self.answer(name))
+
+    def answer(self, name: str) -> Any:
+        def called(api: HfApi, *arguments: Any, **options: Any) -> str:
+            self.calls.append((name, {"repo_id": arguments[0]} | options if arguments else options))
+            if self.refuses:
+                raise self.refuses
+            return f"https://huggingface.co/{self.calls[0][1]['repo_id']}"
+
+        return called
+
+
+@pytest.mark.parametrize("name", ["lora", "full"])
+def test_it_says_what_was_done(name: str, runs: dict[str, Path]) -> None:
+    """The hub's own reader finds library, tags and licence; the text has rewards with units and numbers, prompts, seed and configuration."""
+    card = ModelCard.load(runs[name] / "model" / "README.md")
+    assert (
+        card.data.library_name == "diffusers" and card.data.pipeline_tag == "text-to-image" and card.data.license == "openrail++"
+    )
+    assert {"alignlab", "draft", name} <= set(card.data.tags)
+    summary = json.loads((runs[name] / "summary.json").read_text())
+    for reward, unit in {"brightness": "mean pixel", "jpeg_compressibility": "kB"}.items():
+        row = next(line for line in card.text.splitlines() if line.startswith(f"| {reward} |"))
+        assert unit in row and row.endswith(f"| {summary['base'][reward]:.4g} | {summary['final'][reward]:.4g} |")
+    assert "seed 7" in card.text and "DRaFT, 2 epochs of 4 images" in card.text and "prompts: a cat; a dog; a fish" in card.text
+    (block,) = re.findall(r"```yaml\n(.*?)```", card.text, re.DOTALL)
+    stored = yaml.safe_load((runs[name] / "config.yaml").read_text())
+    assert yaml.safe_load(block).items() <= stored.items() and "algo" in block and "output_dir" not in block
+
+
+@pytest.mark.parametrize("name", ["lora", "full"])
+def test_its_example_works(name: str, runs: dict[str, Path], base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code of the card, run in the folder it lies in, draws the tuned model's picture."""
+    folder = runs[name] / "model"
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(folder)
+    try:
+        exec(code.replace("image = pipe(", "import torch; torch.manual_seed(0)\nimage = pipe("), {})
+        drawn = Image.open("image.png")
+        pipe = StableDiffusionPipeline.from_pretrained(folder if name == "full" else base, safety_checker=None)
+        if name == "lora":
+            pipe.load_lora_weights(folder)
+        guidance = configured()["eval_sampler"]["guidance_scale"]
+        torch.manual_seed(0)
+        expected = pipe("a cat", num_inference_steps=2, guidance_scale=guidance).images[0]
+        assert list(drawn.getdata()) == list(expected.getdata())
+    finally:
+        (folder / "image.png").unlink(missing_ok=True)
+
+
+def test_examples_of_other_bases(tiny_sd: str, tmp_path: Path) -> None:
+    """A hub id, a single file, the shipped model (whose example is run), and FLUX's arguments."""
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    c = configured("model=sd15", f"model.path_or_id={tiny_sd}", "model.variant=null", "eval_sampler.steps=2")
+    c["model"]["path_or_id"] = "owner/name"
+    assert "StableDiffusionPipeline.from_pretrained('owner/name')" in usage(c, False, "x")
+    c["model"] |= {"path_or_id": f"{tmp_path}/model.safetensors", "config": "owner/name"}
+    assert f"from_single_file('{tmp_path}/model.safetensors', config='owner/name')" in usage(c, False, "x")
+    flux = configured(
+        "model=flux", "sampler=flow", "eval_sampler=flow", "eval_sampler.guidance_scale=1", "sampler.guidance_scale=1"
+    )
+    assert "guidance_scale=3.5, max_sequence_length=512, height=1024, width=1024)" in usage(flux, True, "x")
+    shipped = usage(configured(), False, "a lion")
+    assert shipped.startswith("from importlib.resources import files\n")
+    spoken: dict[str, Any] = {}
+    exec(shipped.partition("pipe.load_lora")[0], spoken)
+    assert spoken["pipe"].unet.config.sample_size == 12
+
+
+def test_licences(tmp_path: Path) -> None:
+    """Of the folder's card, else of a known model, else unknown."""
+    (tmp_path / "README.md").write_text("---\nlicense: other\nlicense_name: mine\n---\n")
+    assert licence_of(str(tmp_path)) == ("other", "mine")
+    assert licence_of("black-forest-labs/FLUX.1-dev") == ("other", "flux-1-dev-non-commercial-license")
+    assert licence_of("somebody/something") == (None, None)
+
+
+def test_upload_at_the_end(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """push_to_hub: a private repository, the folder, and the card with the repository in its example and no path of this machine."""
+    hub = Hub(monkeypatch)
+    assert command_line(monkeypatch, *tiny(base, "steps=1", f"output_dir={tmp_path}/run", "push_to_hub=me/brighter")) == 0
+    assert [name for name, _ in hub.calls] == ["create_repo", "upload_folder", "upload_file"]
+    created, uploaded, card = (options for _, options in hub.calls)
+    assert created == {"repo_id": "me/brighter", "private": True, "exist_ok": True}
+    assert uploaded["folder_path"] == tmp_path / "run" / "model" and uploaded["repo_id"] == "me/brighter"
+    text = card["path_or_fileobj"].decode()
+    assert 'learned = "me/brighter"' in text and str(tmp_path) not in text and base not in text
+    assert base in (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "uploaded: https://huggingface.co/me/brighter" in capsys.readouterr().out
+
+
+def test_a_failed_upload_loses_nothing(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """A warning says how to repeat it, and that command does; where it fails too, it ends with 2."""
+    run = tmp_path / "run"
+    Hub(monkeypatch, OSError("no route to the hub.\nmore"))
+    assert command_line(monkeypatch, *tiny(base, "steps=1", f"output_dir={run}", "push_to_hub=me/brighter")) == 0
+    err = capsys.readouterr().err
+    again = f"python -m alignlab.export run={run} to=hub output=me/brighter"
+    said = f"{run}/model was not uploaded to me/brighter (no route to the hub); the run is whole in {run}; to upload it: {again}"
+    assert f"warning: {said}" in err.splitlines() and "Traceback" not in err
+    assert (run / "summary.json").is_file() and (run / "model" / "README.md").is_file()
+    from alignlab import export
+
+    assert command_line(monkeypatch, *again.split()[3:], command=export) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: {run}/model was not uploaded to me/brighter (no route to the hub)"
+    hub = Hub(monkeypatch)
+    assert command_line(monkeypatch, *again.split()[3:], command=export) == 0
+    assert [name for name, _ in hub.calls] == ["create_repo", "upload_folder", "upload_file"]
+
+
+def test_names_and_paths() -> None:
+    """push_to_hub is owner/name and nothing of the run's science; paths are shortened, nothing else is."""
+    with pytest.raises(ConfigError, match="push_to_hub=mine is no repository of the hub; write owner/name"):
+        configured("push_to_hub=mine")
+    assert is_hub_id("a/b-c.d_1") and not any(is_hub_id(name) for name in ("a", "a/b/c", "/a/b", "a b/c", None, "https://x/y"))
+    assert without_paths("path: /home/me/models/sd-1.5\nat: '~/x/y.safetensors'") == "path: sd-1.5\nat: 'y.safetensors'"
+    same = "https://huggingface.co/a/b base: a/b 1/2 and/or <x/> half a / b"
+    assert without_paths(same) == same
