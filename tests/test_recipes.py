@@ -112,7 +112,7 @@ def test_it_runs(name: str, tiny_sd: str, tmp_path: Path) -> None:
     updates = ours.get("algo.updates_per_epoch", 1)
     prompts = "prompts.imagenet_animals=2" if PROMPTS.get(name) == 398 else "prompts.prompts=[cat,dog]"
     words = f"""experiment=recipe_{name} model.path_or_id={tiny_sd} {"model.variant=null" if ours["model.path_or_id"] == SD15 else ""}
-        steps=2 samples_per_step={max(updates, 4)} micro_batch=2 sampler.steps=3 eval_sampler.steps=2 eval_every=2 evaluation.prompts=1
+        steps=2 samples_per_step={max(updates, 4)} micro_batch=4 sampler.steps=2 eval_sampler.steps=2 eval_every=2 evaluation.prompts=1
         evaluation.images=2 evaluation.final_images=1 device=cpu {prompts} {" ".join(weights(name))}""".split()
     summary = train(configured(*words), tmp_path / "run")
     epochs = lines(tmp_path / "run")
