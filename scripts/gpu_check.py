@@ -137,6 +137,11 @@ def run_sizes(args: argparse.Namespace, path: Path, words: list[str]) -> None:
                     results["items"][key] |= {"status": "failed", "why": f"its process ended with code {code}"}
             write(path, results)
             again = bool(died) and code is not None
+            if code and not died:
+                print(
+                    f"error: {size} cannot be measured, its process ended with code {code}; what it said is above",
+                    file=sys.stderr,
+                )
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 import gpu_check
 from gpu import architectures
 from gpu.architectures import ARCHITECTURES, parts_of, pipeline_folder, unet_flops
+from gpu.items import configuration, items_of
 from gpu.page import page, peak_tflops
 from gpu.unet_time import UNetTime
 
@@ -64,6 +65,16 @@ def test_a_pipeline_with_one_text_encoder(tmp_path: Path, monkeypatch: pytest.Mo
         text["prompt_embeds"].shape == (2, 77, 16)
         and family.denoise(torch.randn(2, 4, 8, 8), torch.ones(2), text).isfinite().all()
     )
+
+
+@pytest.mark.parametrize("size", ["sd15", "sdxl"])
+def test_every_item_of_the_real_sizes_composes(size: str) -> None:
+    """Checked as a training run's configuration is: at 50 steps, in bf16, guided but for RWR."""
+    its = ARCHITECTURES[size]
+    for item in items_of(size):
+        c = configuration(its, item.overrides, **{"model.path_or_id": "owner/name", "precision": "bf16"})
+        assert c["sampler"]["steps"] == 50 and c["precision"] == "bf16" and c["samples_per_step"] in (1, its.images)
+        assert (c["sampler"]["guidance_scale"] > 1) == (item.name != "rwr")
 
 
 class Slow(nn.Module):

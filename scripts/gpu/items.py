@@ -5,7 +5,7 @@ Each item is alignlab's own code on a checked configuration: `rollout`, and `tra
 
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,17 @@ def items_of(size: str) -> Iterator[Item]:
             yield Item(size=size, name=f"memory/k={k},checkpointing={kept}", overrides=words)
 
 
+def configuration(its: Architecture, words: Sequence[str], **common: str) -> dict[str, Any]:
+    """The checked configuration of an item: its own words over the architecture's sizes."""
+    sizes = {
+        "model": its.model, "model.variant": "null", "lr": "1e-5", "reward": "clip", "samples_per_step": str(its.images),
+        "micro_batch": str(its.micro_batch), "sampler.steps": str(its.steps), "eval_sampler.steps": str(its.steps),
+    }  # fmt: skip
+    chosen = sizes | common | dict(word.split("=") for word in words)
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return checked(hydra.compose("train", [f"{key}={value}" for key, value in chosen.items()]))
+
+
 class Workbench:
     """One architecture with its policy, loaded once; items borrow it.
 
@@ -72,22 +83,12 @@ class Workbench:
 
     def __init__(self, size: str, folder: Path, *, device: str, precision: str) -> None:
         self.its: Architecture = ARCHITECTURES[size]
-        self.words = [
-            f"model={self.its.model}", f"model.path_or_id={folder}", "model.variant=null", f"device={device}", f"precision={precision}", "lr=1e-5",
-            f"samples_per_step={self.its.images}", f"micro_batch={self.its.micro_batch}", "reward=clip",
-        ]  # fmt: skip
-        self.lab = Lab.from_config(self.configuration(()))
+        self.common = {"model.path_or_id": str(folder), "device": device, "precision": precision}
+        self.lab = Lab.from_config(configuration(self.its, (), **self.common))
         policy = self.lab.policy
         assert policy.lora_config is not None
         with torch.device("meta"):
             self.flops = unet_flops(self.its, unet_of(self.its), policy.family.lora_targets, policy.lora_config.r)
-
-    def configuration(self, words: tuple[str, ...]) -> dict[str, Any]:
-        asked = {word.partition("=")[0] for word in words}
-        shared = [word for word in self.words if word.partition("=")[0] not in asked]
-        sampler = [f"sampler.steps={self.its.steps}", f"eval_sampler.steps={self.its.steps}"]
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            return checked(hydra.compose("train", [*shared, *words, *sampler]))
 
     def measure(self, item: Item) -> dict[str, Any]:
         """The item's numbers: seconds, passes of single latents through the U-Net, their operations; memory in MiB, None on a CPU.
@@ -95,7 +96,7 @@ class Workbench:
         Raises:
             torch.OutOfMemoryError: if it does not fit.
         """
-        c, policy = self.configuration(item.overrides), self.lab.policy
+        c, policy = configuration(self.its, item.overrides, **self.common), self.lab.policy
         policy.checkpointing = c["policy"]["checkpointing"]
         lab = replace(
             self.lab,
