@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test emoji-world first-light reward-hacking first-comparison clean
+.PHONY: demo test emoji-world first-light reward-hacking first-comparison gpu-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m alignlab.train algo=draftp kl_coeff=0.25 output_dir=runs/demo
@@ -31,6 +31,10 @@ reward-hacking: $(VENV)/.installed
 # The runs behind results/first_comparison, their evaluation and their page; goes on where it was stopped.
 first-comparison: $(VENV)/.installed
 	$(BIN)/python scripts/first_comparison.py
+
+# What a CUDA GPU makes of Stable Diffusion 1.5 and XL, into results/gpu; goes on where it was stopped. docs/gpu.md
+gpu-check: $(VENV)/.installed
+	$(BIN)/python scripts/gpu_check.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

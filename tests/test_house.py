@@ -143,6 +143,11 @@ NEEDS = {
     "diversity=alex": [f"diversity.weights={ROOT / 'README.md'}"],
     "reward=preference": ["reward.preference.path=emoji_preference"],
     "reward=aesthetic": ["reward.aesthetic.path=emoji_aesthetic"],
+    **{
+        f"experiment=recipe_{name}": ["reward.aesthetic.path=emoji_aesthetic"]
+        for name in ("ddpo_aesthetic", "trl_ddpo", "draft", "draft_lv", "alignprop")
+    },
+    "experiment=recipe_draftp": ["reward.preference.path=emoji_preference"],
     "reward=true_preference": ["algo=ddpo"],
     "reward=true_aesthetic": ["algo=ddpo"],
     "eval_rewards=preference": ["eval_rewards.preference.path=emoji_preference"],
