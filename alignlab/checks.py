@@ -143,9 +143,12 @@ def _impossible_pairs(c: dict[str, Any]) -> Iterator[str]:
             if c[group].get(key, least) < least:
                 yield f"{group}.{key}={c[group][key]} must be at least {least}"
     try:
-        objective.plan(max(1, sampler["steps"]), np.random.default_rng(0))
+        plans = {objective.plan(max(1, sampler["steps"]), np.random.default_rng(seed)) for seed in range(8)}
     except ValueError as error:
         yield str(error)
+        return
+    if c["policy"].get("shard") and len(plans) > 1:
+        yield "policy.shard=true runs the same steps on every process, and this objective draws them for each rollout; set policy.shard=false"
 
 
 def tuned_problems(c: dict[str, Any]) -> Iterator[str]:

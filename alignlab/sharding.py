@@ -56,9 +56,12 @@ class ShardedOptimizer:
     def state_dict(self) -> dict[str, Any]:
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 
+        if not self.optimizer.state:  # torch would make one, by a step that counts
+            return {}
         return get_optimizer_state_dict(self.module, self.optimizer, options=StateDictOptions(full_state_dict=True))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
 
-        set_optimizer_state_dict(self.module, self.optimizer, state, options=StateDictOptions(full_state_dict=True))
+        if state:
+            set_optimizer_state_dict(self.module, self.optimizer, state, options=StateDictOptions(full_state_dict=True))

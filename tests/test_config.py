@@ -80,6 +80,7 @@ MISTAKES = {
     "warm-up longer than the run": ("steps=5 lr_warmup=5", "lr_warmup=5 leaves none of steps=5"),
     "decay": ("ema=1", "ema=1.0 must be at least 0 and less than 1"),
     "selection by what is not measured": ("select=clipp eval_rewards=clip", "select=clipp is nothing that evaluations measure; did you mean select=clip?"),
+    "split, with random steps": ("policy.shard=true policy.full=true algo.truncation=per_rollout", "policy.shard=true runs the same steps on every process"),
     "split LoRA": ("policy.shard=true", "policy.shard=true does not go with policy.full=false"),
     "resume of no run": ("resume={tmp}/empty", "resume={tmp}/empty is no run folder (it has no config.yaml)"),
     "values without -m": ("kl_coeff=0,1", "kl_coeff=0,1 names several values; add -m to run each of them"),

@@ -56,7 +56,7 @@ def both(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tu
     runs = {
         f"{name} {kind}": [*OBJECTIVES[name], f"policy.full={kind == 'full'}"] for name in OBJECTIVES for kind in ("lora", "full")
     }
-    runs[SHARDED] = [*OBJECTIVES["draft"], "policy.full=true", "policy.shard=true", "policy.checkpointing=true"]
+    runs[SHARDED] = ["algo=draft", "algo.k=2", "policy.full=true", "policy.shard=true", "policy.checkpointing=true"]
     for name, words in runs.items():
         c, one, two = configured(*tiny(tiny_sd, *SIZES, *words)), here / f"one {name}", here / f"two {name}"
         train(c, one)
