@@ -88,13 +88,10 @@ def test_what_loading_shows(name: str, folders: dict[str, Path], tmp_path: Path,
 
 
 def test_a_file_that_lacks_a_part(folders: dict[str, Path], tmp_path: Path) -> None:
-    """It is read from the folder of model.config; if that has no weights either, the sentence names it."""
+    """The sentence names it."""
     file = single_file(pipe_of("sd", folders["sd"]), "sd", tmp_path / "model.safetensors")
     some: dict[str, Any] = {k: v for k, v in load_file(file).items() if not k.startswith("cond_stage_model.")}
     save_file(some, file)
-    family = build(configured(f"model.path_or_id={file}", f"model.config={folders['sd']}")["model"])
-    its = pipe_of("sd", folders["sd"]).text_encoder.state_dict()
-    assert all(torch.equal(v, its[k]) for k, v in family.pipe.text_encoder.state_dict().items())
     (tmp_path / "config").mkdir()
     shutil.copytree(folders["sd"], tmp_path / "config", ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True)
     c = configured(f"model.path_or_id={file}", f"model.config={tmp_path / 'config'}")
