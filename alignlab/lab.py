@@ -18,6 +18,7 @@ from alignlab.policy import Policy
 from alignlab.ranks import gathered
 from alignlab.rewards.compose import WeightedSum
 from alignlab.samplers import Sampler
+from alignlab.schedule import set_lr
 from alignlab.sharding import ShardedOptimizer
 from alignlab.start import begin_from
 
@@ -74,12 +75,14 @@ class Lab(Bench):
         family = build(c["model"])
         policy = build(c["policy"], family=family, precision=c["precision"], compile=c["compile"], device=device)
         begin_from(policy, None if resumed else c["init_from"])
+        optimizer = build(c["optimizer"], params=policy.parameters())
+        set_lr(optimizer, 1.0)  # its groups remember their own lr before a checkpoint is read
         return cls.of(
             c,
             policy,
             sampler=build(c["sampler"], scheduler=family.scheduler).to(device),
             objective=build(c["algo"]),
-            optimizer=build(c["optimizer"], params=policy.parameters()),
+            optimizer=optimizer,
             scaler=torch.amp.GradScaler(device.type, enabled=c["precision"] == "fp16"),
             ema=EMAModel(policy.parameters(), decay=c["ema"]) if c["ema"] else None,
         )

@@ -62,6 +62,7 @@ MAY = {
         "samplers",
         "sharding",
         "start",
+        "schedule",
     },
     "measure": {"drift", "lab", "metrics", "noise", "policy", "ranks", "rollout", "runs", "samplers"},
     "images": set(),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from alignlab import ranks
 from alignlab.runs import read_config
 from alignlab.train import train
-from tests.running import configured, lines, tiny
+from tests.running import configured, lines, same_weights, tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 OBJECTIVES = {
@@ -97,6 +98,18 @@ def test_a_split_model_is_saved_whole(both: dict[str, tuple[Path, Path]]) -> Non
         torch.load(run / "checkpoints/step_000002/state.pt", weights_only=True)["lab"]["optimizer"]["state"] for run in (one, two)
     ]
     assert [len(state) for state in moments] == [len(mine)] * 2
+
+
+def test_a_split_run_goes_on(both: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
+    """Stopped after its first epoch and resumed, two processes with half the weights each end where the undisturbed ones did, bit for bit."""
+    _, two = both[SHARDED]
+    again = shutil.copytree(two, tmp_path / "again")
+    (again / "summary.json").unlink()
+    shutil.rmtree(again / "checkpoints" / "step_000002")
+    (tmp_path / "asked.json").write_text(json.dumps({str(again): read_config(again)}))
+    done = accelerated("tests.train_each", str(tmp_path / "asked.json"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert same_weights(two, again) and lines(two) == lines(again)
 
 
 def test_rows_are_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:
