@@ -1,5 +1,6 @@
 """What a run tells while it runs: averaged metrics, a progress bar, TensorBoard and other trackers."""
 
+import math
 import resource
 import sys
 from collections.abc import Sequence
@@ -40,7 +41,8 @@ class Averages:
         out: dict[str, float] = {}
         for name in parts[0]:
             sums, shares = np.array([part[name] for part in parts]).T
-            out[name] = float(sums.max() if name.endswith("_max") else sums.sum() / shares.sum())
+            whole_share = shares.sum() or math.nan  # nothing was measured
+            out[name] = float(sums.max() if name.endswith("_max") else sums.sum() / whole_share)
         return out
 
 
