@@ -1,13 +1,28 @@
 """What the families share: a diffusers pipeline is loaded, its LoRA or the whole of it is saved, its latents are decoded."""
 
+import importlib
 import importlib.resources
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+_SHAPES_ONLY = ContextVar("shapes_only", default=False)
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Inside, families are built on the meta device: of a folder or hub id only the configurations are read, and no weight."""
+    before = _SHAPES_ONLY.set(True)
+    try:
+        yield
+    finally:
+        _SHAPES_ONLY.reset(before)
 
 
 class DiffusersPipeline:
@@ -63,7 +78,11 @@ class DiffusersPipeline:
         kind = getattr(diffusers, self.pipeline)
         plain = {"safety_checker": None, "requires_safety_checker": False} if self.pipeline == "StableDiffusionPipeline" else {}
         try:
-            self.pipe: Any = kind.from_pretrained(locate(path_or_id), revision=revision, variant=variant, **plain)
+            where, parts = locate(path_or_id), {}
+            if _SHAPES_ONLY.get():
+                where = _configurations(where, revision)
+                parts = _without_weights(Path(where))
+            self.pipe: Any = kind.from_pretrained(where, revision=revision, variant=variant, **plain, **parts)
         except OSError as error:
             reason = str(error).strip().splitlines()[0].partition(" (")[0]
             raise OSError(
@@ -71,8 +90,8 @@ class DiffusersPipeline:
             ) from error
         self.lora_targets = tuple(lora_targets)
         self.denoiser: nn.Module = getattr(self.pipe, self.network)
-        parts = [getattr(self.pipe, name, None) for name in self.others]
-        self.frozen: tuple[nn.Module, ...] = tuple(part for part in parts if part is not None)
+        others = [getattr(self.pipe, name, None) for name in self.others]
+        self.frozen: tuple[nn.Module, ...] = tuple(part for part in others if part is not None)
         for module in (self.denoiser, *self.frozen):  # weights may be stored in half precision
             nn.Module.float(module)
         self.scheduler: Any = self.scheduler_of(self.pipe.scheduler)
@@ -145,6 +164,32 @@ def locate(path_or_id: str) -> str:
             "give a diffusers pipeline folder, a hub id like owner/name, or emoji"
         )
     return path_or_id
+
+
+def _configurations(where: str, revision: str | None) -> str:
+    """The folder as it is; of a hub id a folder with all but the weights."""
+    if Path(where).is_dir():
+        return where
+    from huggingface_hub import snapshot_download
+
+    return snapshot_download(where, revision=revision, allow_patterns=["*.json", "*.txt", "*.model"])
+
+
+def _without_weights(folder: Path) -> dict[str, nn.Module]:
+    """The parts of a pipeline folder by name, on the meta device, as their configurations describe them."""
+    parts: dict[str, nn.Module] = {}
+    index: Any = json.loads((folder / "model_index.json").read_text())
+    for name in WEIGHED:
+        library, kind = index.get(name) or ("", "")
+        if library not in ("diffusers", "transformers"):
+            continue
+        its: Any = getattr(importlib.import_module(library), kind)
+        with torch.device("meta"):
+            if library == "diffusers":
+                parts[name] = its.from_config(its.load_config(folder / name))
+            else:
+                parts[name] = its(its.config_class.from_pretrained(folder / name))
+    return parts
 
 
 WEIGHED = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
