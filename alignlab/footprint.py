@@ -78,8 +78,9 @@ def footprint(c: dict[str, Any], epoch: Epoch, *, device: str) -> Footprint:
             if number:
                 with ledger.during("backward"):
                     epoch(lab, c, number)
-            with ledger.during("evaluation"):
-                _evaluate(lab, c)
+            if number != 1:
+                with ledger.during("evaluation"):
+                    _evaluate(lab, c)
         family, trained = lab.policy.family, lab.policy.parameters()
         copies = [lab.policy._copy] if lab.policy._copy is not None else []
         return Footprint(

@@ -97,7 +97,11 @@ def measured(c: dict[str, Any]) -> tuple[int, int]:
     return training, held() + allocated(lambda: measure_all(lab, c))
 
 
-@pytest.mark.parametrize("case", CASES)
+QUICK = {"DRaFT-1, full", "DRaFT-N, checkpointing", "DRaFT+, bf16", "DDPO", "SDXL, DRaFT-N", "SD3, DDPO"}
+"""The others are slow together: pytest -m 'slow or not slow'."""
+
+
+@pytest.mark.parametrize("case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES])
 def test_the_prediction_is_within_15_percent(case: str, folders: dict[str, str]) -> None:
     """Of the peak of real epochs and of a real evaluation on the CPU, by the allocator's own events."""
     c = configured(*words_of(case, folders))
