@@ -103,7 +103,7 @@ def proposals(c: dict[str, Any], now: Footprint, room: float) -> dict[str, int |
     samples, batch = c["samples_per_step"], c["evaluation"]["batch"]
     divisors = [k for k in range(1, samples + 1) if samples % k == 0]
     micro_batch = largest(divisors, lambda k: (now if k == c["micro_batch"] else at(k, batch)).training <= room)
-    if now.evaluation <= room:
+    if micro_batch is None or now.evaluation <= room:
         return {"micro_batch": micro_batch, "evaluation.batch": batch}
     powers = [2**k for k in range(batch.bit_length()) if 2**k < batch]
     return {"micro_batch": micro_batch, "evaluation.batch": largest(powers, lambda k: at(1, k).evaluation <= room)}

@@ -80,7 +80,7 @@ class DiffusersPipeline:
         try:
             where, parts = locate(path_or_id), {}
             if _SHAPES_ONLY.get():
-                where = _configurations(where, revision)
+                where, variant = _configurations(where, revision), None  # of weights, which are not read
                 parts = _without_weights(Path(where))
             self.pipe: Any = kind.from_pretrained(where, revision=revision, variant=variant, **plain, **parts)
         except OSError as error:
