@@ -1,8 +1,11 @@
 """What the families share: a diffusers pipeline is loaded, its LoRA or the whole of it is saved and read, its latents are decoded."""
 
+import importlib
 import importlib.resources
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,18 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from alignlab.models import kohya
+
+_SHAPES_ONLY = ContextVar("shapes_only", default=False)
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Inside, families are built on the meta device: of a folder or hub id only the configurations are read, and no weight."""
+    before = _SHAPES_ONLY.set(True)
+    try:
+        yield
+    finally:
+        _SHAPES_ONLY.reset(before)
 
 
 class DiffusersPipeline:
@@ -83,9 +98,12 @@ class DiffusersPipeline:
         plain = {"safety_checker": None, "requires_safety_checker": False} if self.pipeline == "StableDiffusionPipeline" else {}
         at = locate(path_or_id)
         try:
-            if Path(at).is_file():
+            if _SHAPES_ONLY.get():
+                at, variant = _configurations(at, revision, config), None  # of weights, which are not read
+                self.pipe: Any = kind.from_pretrained(at, **plain, **_without_weights(Path(at)))
+            elif Path(at).is_file():
                 its = locate(config, key="config", weights=False) if config else None
-                self.pipe: Any = kind.from_single_file(at, config=its, revision=revision, **plain)
+                self.pipe = kind.from_single_file(at, config=its, revision=revision, **plain)
             else:
                 self.pipe = kind.from_pretrained(at, revision=revision, variant=variant, **plain)
         except Exception as error:
@@ -210,6 +228,36 @@ def locate(path_or_id: str, *, key: str = "path_or_id", weights: bool = True) ->
             "give a diffusers pipeline folder, a .safetensors file, a hub id like owner/name, or emoji"
         )
     return path_or_id
+
+
+def _configurations(where: str, revision: str | None, config: str | None) -> str:
+    """The folder as it is, or that of a single file's configuration; of a hub id a folder with all but the weights."""
+    if Path(where).is_file():
+        if config is None:
+            raise OSError("its configuration is not in the file")
+        where = locate(config, key="config", weights=False)
+    if Path(where).is_dir():
+        return where
+    from huggingface_hub import snapshot_download
+
+    return snapshot_download(where, revision=revision, allow_patterns=["*.json", "*.txt", "*.model"])
+
+
+def _without_weights(folder: Path) -> dict[str, nn.Module]:
+    """The parts of a pipeline folder by name, on the meta device, as their configurations describe them."""
+    parts: dict[str, nn.Module] = {}
+    index: Any = json.loads((folder / "model_index.json").read_text())
+    for name in WEIGHED:
+        library, kind = index.get(name) or ("", "")
+        if library not in ("diffusers", "transformers"):
+            continue
+        its: Any = getattr(importlib.import_module(library), kind)
+        with torch.device("meta"):
+            if library == "diffusers":
+                parts[name] = its.from_config(its.load_config(folder / name))
+            else:
+                parts[name] = its(its.config_class.from_pretrained(folder / name))
+    return parts
 
 
 WEIGHED = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")

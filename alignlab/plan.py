@@ -1,0 +1,199 @@
+"""python -m alignlab.plan model=sd15 algo=ddpo precision=bf16 device=cuda memory=24
+
+Will it fit? The command line is that of alignlab.train. A dry run of the same code (footprint.py) says how much memory each
+phase takes and which micro_batch fits; it reads no weights and needs no GPU. `measure=true` runs a small real epoch on the
+device at hand and says how long a run would take.
+"""
+
+import math
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import psutil
+import torch
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from alignlab import config
+from alignlab.config import TrainConfig, command, device_of
+from alignlab.footprint import TRAINING, Footprint, footprint
+from alignlab.lab import Lab
+from alignlab.nodes import ConfigError
+from alignlab.rewards.compose import RewardError
+from alignlab.rollout import NothingToLearn
+from alignlab.train import train_epoch
+
+GIB = 2**30
+MARGIN = 1.15
+"""Of the memory asked of a device over what is predicted: the prediction is within 15 % of what is measured (tests/test_plan.py)."""
+
+
+@dataclass
+class PlanConfig(TrainConfig):
+    """The keys of conf/plan.yaml: train.yaml's, and two more."""
+
+    memory: float | None = None
+    """GiB that the device has for the run; null takes what is free on the device at hand."""
+    measure: bool = False
+    """Run a real epoch of a few micro-batches, for images/s."""
+
+
+OWN = tuple(field.name for field in fields(PlanConfig) if field.name not in TrainConfig.__dataclass_fields__)
+ConfigStore.instance().store(name="plan_schema", node=PlanConfig)
+
+
+def checked(cfg: DictConfig) -> dict[str, Any]:
+    """The checked configuration of the run, with the keys of OWN; `device` is the one that is meant, which need not be here.
+
+    Raises:
+        ConfigError: with every problem that was found.
+    """
+    meant, found = str(cfg.device), []
+    asked_for = {key: cfg[key] for key in OWN}
+    run = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in OWN])
+    elsewhere = meant in ("cuda", "mps") and meant != device_of("auto").type
+    if elsewhere:
+        run.device = "cpu"
+    try:
+        c = config.checked(run)
+    except ConfigError as error:
+        found, c = [str(error)], {}
+    if asked_for["memory"] is not None and not asked_for["memory"] > 0:
+        found.append(f"memory={asked_for['memory']} must be positive (GiB)")
+    if elsewhere and asked_for["measure"]:
+        found.append(f"measure=true with device={meant}, but this torch sees no such device; leave one of them out")
+    if found:
+        raise ConfigError("\n".join(found))
+    return c | asked_for | {"device": meant if elsewhere else device_of(c["device"]).type}
+
+
+def free_memory(device: str) -> float | None:
+    """Bytes free on a device; None if it is not here."""
+    if device == "cuda":
+        return float(torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else None
+    if device == "mps" and not torch.backends.mps.is_available():
+        return None
+    return float(psutil.virtual_memory().available)  # a Mac's GPU shares it
+
+
+def largest(candidates: Sequence[int], fits: Callable[[int], bool]) -> int | None:
+    """The largest of ascending candidates that fits, by bisection; None if none does."""
+    low, high = -1, len(candidates)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(candidates[middle]) else (low, middle)
+    return candidates[low] if low >= 0 else None
+
+
+def proposals(c: dict[str, Any], now: Footprint, room: float) -> dict[str, int | None]:
+    """For micro_batch and evaluation.batch the largest that fits in `room` bytes, None if not even 1 does.
+
+    micro_batch is one that divides samples_per_step. evaluation.batch stays as it is if it fits, and else is a power of 2.
+    """
+
+    def at(micro_batch: int, batch: int) -> Footprint:
+        evaluation = {**c["evaluation"], "batch": batch}
+        return footprint({**c, "micro_batch": micro_batch, "evaluation": evaluation}, train_epoch, device=c["device"])
+
+    samples, batch = c["samples_per_step"], c["evaluation"]["batch"]
+    divisors = [k for k in range(1, samples + 1) if samples % k == 0]
+    micro_batch = largest(divisors, lambda k: (now if k == c["micro_batch"] else at(k, batch)).training <= room)
+    if micro_batch is None or now.evaluation <= room:
+        return {"micro_batch": micro_batch, "evaluation.batch": batch}
+    powers = [2**k for k in range(batch.bit_length()) if 2**k < batch]
+    return {"micro_batch": micro_batch, "evaluation.batch": largest(powers, lambda k: at(1, k).evaluation <= room)}
+
+
+def images_per_second(c: dict[str, Any]) -> float:
+    """Of a real epoch of at least two micro-batches, after one that warms up.
+
+    Raises:
+        RewardError, NothingToLearn: as the run would.
+    """
+    whole, chunk = c["samples_per_step"], min(c["micro_batch"], c["samples_per_step"])
+    unit = math.lcm(chunk, c["prompts"].get("per_prompt", 1))
+    least = max(2 * chunk, c["algo"].get("updates_per_epoch", 1))
+    few = min(whole, unit * math.ceil(least / unit))
+    small = {**c, "samples_per_step": few if whole % unit == 0 else whole}
+    lab = Lab.from_config(small)
+    lab.reward.statistics = dict.fromkeys(lab.reward.normalize, (0.0, 1.0))
+    return [float(train_epoch(lab, small, number)["images_per_second"]) for number in (1, 2)][-1]
+
+
+def size(count: float) -> str:
+    return f"{count / GIB:.2f} GiB" if count >= GIB else f"{count / 2**20:.1f} MiB"
+
+
+def shown(c: dict[str, Any], now: Footprint) -> Table:
+    """The table of one configuration."""
+    title = f"micro_batch={c['micro_batch']}, evaluation.batch={c['evaluation']['batch']}, on {c['device']}"
+    table = Table("", "memory", title=title)
+    table.add_row("denoiser, with its adapters", size(now.denoiser))
+    table.add_row("text encoders, VAE, reference copy", size(now.frozen))
+    table.add_row("gradients", size(now.gradients))
+    table.add_row("optimizer state", size(now.optimizer))
+    table.add_section()
+    for phase in TRAINING:
+        table.add_row(f"peak of the {phase}", size(now.peaks[phase]))
+    table.add_section()
+    table.add_row("peak of an epoch", size(now.training), style="bold")
+    table.add_row("peak of an evaluation", size(now.evaluation), style="bold")
+    return table
+
+
+def words(c: dict[str, Any], found: dict[str, int | None], room: float) -> str:
+    """What to type, or what else to try."""
+    said = size(room * MARGIN)
+    if found["micro_batch"] is None:
+        others = [
+            "policy.checkpointing=true" if not c["policy"].get("checkpointing") else "",
+            "precision=bf16" if c["precision"] == "fp32" else "",
+            "policy.full=false" if c["policy"].get("full") else "",
+            "offload=true" if not c["offload"] else "",
+        ]
+        return f"not even micro_batch=1 fits in {said}; try {', '.join(filter(None, others)) or 'a larger device'}"
+    if found["evaluation.batch"] is None:
+        return f"not even evaluation.batch=1 fits in {said}; try precision=bf16, or a larger device"
+    its = {"micro_batch": c["micro_batch"], "evaluation.batch": c["evaluation"]["batch"]}
+    changes = {key: value for key, value in found.items() if key == "micro_batch" or value != its[key]}
+    typed: Any = OmegaConf.to_container(HydraConfig.get().overrides.task)
+    kept = [word for word in typed if word.partition("=")[0] not in (*OWN, *changes)]
+    command_line = " ".join([*kept, *(f"{key}={value}" for key, value in changes.items())])
+    return f"the largest micro_batch that fits in {said} is {found['micro_batch']}:\n  python -m alignlab.train {command_line}"
+
+
+@command("plan", schema=PlanConfig, check=checked)
+def main(cfg: DictConfig) -> None:
+    """Hydra's task."""
+    c = checked(cfg)
+    free = c["memory"] * GIB if c["memory"] is not None else free_memory(c["device"])
+    run = {key: value for key, value in c.items() if key not in OWN}
+    console = Console(soft_wrap=True)
+    try:
+        now = footprint(run, train_epoch, device=c["device"])
+        console.print(shown(run, now))
+        if free is None:
+            print(f"there is no {c['device']} here to ask how much is free; say memory=GiB to be told which micro_batch fits")
+        else:
+            print(words(run, proposals(run, now, free / MARGIN), free / MARGIN))
+        if c["measure"]:
+            if free is not None and now.training > free:
+                raise ConfigError(f"micro_batch={c['micro_batch']} does not fit, so it cannot be measured; set the one above")
+            speed = images_per_second(run)
+            seconds = c["samples_per_step"] / speed
+            where = torch.cuda.get_device_name() if c["device"] == "cuda" else platform.processor() or platform.machine()
+            print(
+                f"{speed:.3g} images/s on {where}: {seconds:.3g} s an epoch, {c['steps'] * seconds / 3600:.3g} h for {c['steps']} epochs "
+                "and the evaluations beside"
+            )
+    except (RewardError, NothingToLearn) as error:
+        raise ConfigError(str(error)) from None
+
+
+if __name__ == "__main__":
+    main()
