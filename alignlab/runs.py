@@ -27,6 +27,7 @@ LATER_KEYS = {
     "quick": False, "lr_schedule": "constant", "lr_warmup": 0, "ema": 0.0, "select": "last", "compile": False,
     "init_from": None, "push_to_hub": None,
 }  # fmt: skip
+LATER_POLICY_KEYS = {"decode_batch": None, "text_on_host": False, "channels_last": False, "shard": False}
 
 
 class RunError(Exception):
@@ -174,7 +175,10 @@ class Onlooker(Run):
 
 def read_config(run: Path) -> dict[str, Any]:
     """RUN/config.yaml; keys that came later have the value that they had before they were keys."""
-    return {**LATER_KEYS, **yaml.safe_load((run / "config.yaml").read_text())}
+    stored: dict[str, Any] = {**LATER_KEYS, **yaml.safe_load((run / "config.yaml").read_text())}
+    if stored.get("policy", {}).get("_target_") == "alignlab.policy.Policy":
+        stored["policy"] = {**LATER_POLICY_KEYS, **stored["policy"]}
+    return stored
 
 
 def weights(run: Path) -> Path:

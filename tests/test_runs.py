@@ -10,10 +10,12 @@ import torch
 import yaml
 from PIL import Image
 
-from alignlab.runs import Run, RunError, first_difference, run_folders
+from alignlab.config import NOT_SCIENCE
+from alignlab.runs import LATER_KEYS, Run, RunError, first_difference, run_folders
 from alignlab.train import train
 from tests.running import command_line, configured, lines, tiny
 
+STORED = Path(__file__).resolve().parents[1] / "results" / "runs"
 ALWAYS = {
     "step", "samples_seen", "reward/mean", "reward/std", "loss", "kl", "grad_norm", "updates", "seconds", "images_per_second", "peak_memory_mb",
 }  # fmt: skip
@@ -122,6 +124,14 @@ def test_a_finished_run_is_left_alone(run, tiny_sd, tmp_path, monkeypatch, capsy
     assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.parametrize("sweep", sorted(p.name for p in STORED.iterdir()))
+def test_a_committed_run_is_still_what_its_command_asks_for(sweep: str) -> None:
+    """Keys that came after a finished run have the value that it had without them: typed again, its experiment skips it."""
+    for folder in sorted((STORED / sweep).glob("*/")):
+        overrides = [word for word in folder.name.split(",") if word != "quick=True"]
+        assert Run(folder, configured(*overrides), ignore=NOT_SCIENCE).summary is not None
+
+
 def test_another_configuration_is_refused(run, monkeypatch, capsys) -> None:
     """The first key that differs is named with both values; device, tracker and the like may differ."""
     _, folder = run
@@ -219,7 +229,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     """A second process that would train in the same folder is told so; once the first has ended, it may."""
     holder = (
         "import sys, time\nfrom pathlib import Path\nfrom alignlab.runs import Run\n"
-        f"run = Run(Path({str(tmp_path / 'run')!r}), {{'seed': 0, 'quick': False}})\nrun.begin()\nprint('in', flush=True)\ntime.sleep(60)"
+        f"run = Run(Path({str(tmp_path / 'run')!r}), {dict(LATER_KEYS)!r})\nrun.begin()\nprint('in', flush=True)\ntime.sleep(60)"
     )
     first = subprocess.Popen(
         [sys.executable, "-c", holder], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).resolve().parents[1]
@@ -227,8 +237,8 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     try:
         assert first.stdout is not None and first.stdout.readline() == "in\n"
         with pytest.raises(RunError, match="is being trained by another process"):
-            Run(tmp_path / "run", {"seed": 0, "quick": False}).begin()
+            Run(tmp_path / "run", dict(LATER_KEYS)).begin()
     finally:
         first.kill()
         first.wait()
-    Run(tmp_path / "run", {"seed": 0, "quick": False}).begin()
+    Run(tmp_path / "run", dict(LATER_KEYS)).begin()
