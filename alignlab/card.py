@@ -8,12 +8,12 @@ from typing import Any
 import yaml
 
 from alignlab.checks import is_hub_id
-from alignlab.config import NOT_SCIENCE
 from alignlab.lab import Lab
 from alignlab.nodes import resolve
-from alignlab.runs import RunError, write_aside
+from alignlab.runs import NOT_SCIENCE, RunError, write_aside
 
 LICENCES: dict[str, tuple[str, str | None]] = {
+    "CompVis/stable-diffusion-v1-4": ("creativeml-openrail-m", None),
     "stable-diffusion-v1-5/stable-diffusion-v1-5": ("creativeml-openrail-m", None),
     "stabilityai/stable-diffusion-2-1": ("openrail++", None),
     "stabilityai/stable-diffusion-xl-base-1.0": ("openrail++", None),

@@ -98,6 +98,9 @@ def _value_problems(c: dict[str, Any]) -> Iterator[str]:
             "policy.full=false": not c["policy"].get("full"),
             f"ema={c['ema']}": c["ema"] > 0,
             "precision=fp16": c["precision"] == "fp16",
+            "policy.channels_last=true": c["policy"].get("channels_last"),
+            "compile=true": c["compile"],
+            "optimizer=adamw8bit": str(c["optimizer"].get("_target_")).endswith(".adamw8bit"),
         }
         yield from (
             f"policy.shard=true does not go with {key}; it splits full fine-tuning, in fp32 or bf16, without ema"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from alignlab.images import Images, read_images
 from alignlab.metrics.hacking import hacking_flags
 from alignlab.metrics.pareto import at_matched_reward
-from alignlab.runs import first_difference, read_config, run_folders
+from alignlab.runs import NOT_SCIENCE, first_difference, read_config, run_folders
 
 BUDGETS = {
     "epochs": "step",
@@ -31,12 +31,7 @@ BUDGETS = {
 SAME = ("model", "eval_sampler", "prompts", "reward", "diversity", "evaluation")
 """The parts of a configuration that must agree."""
 OWN = (
-    "output_dir",
-    "resume",
-    "device",
-    "tracker",
-    "checkpoint_every",
-    "offload",
+    *NOT_SCIENCE,
     "seed",
     "eval_rewards",
     "allow_targets",

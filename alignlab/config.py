@@ -3,12 +3,14 @@
 Nothing below this file knows Hydra or OmegaConf: checks.py says what is wrong with plain values, nodes.py makes objects of them.
 """
 
+import atexit
 import hashlib
 import inspect
 import logging
 import os
 import sys
 import tempfile
+import traceback
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
@@ -30,7 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 from alignlab.checks import problems
 from alignlab.nodes import ConfigError, nearest, resolve, words
 from alignlab.ranks import launched, shared
-from alignlab.runs import read_config
+from alignlab.runs import NOT_SCIENCE, read_config
 
 HERE = Path(__file__).resolve().parent
 CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"  # in a wheel, or in a checkout
@@ -65,7 +67,7 @@ class TrainConfig:
     lr_warmup: int = 0
     """Epochs in which lr rises from 0."""
     ema: float = 0.0
-    """Decay of a moving average of the trained weights (0.99 looks back 100 updates), which is then evaluated and saved; 0 keeps none."""
+    """Decay of a moving average of the trained weights, at most (1 + n)/(10 + n) after n updates, which is evaluated and saved; 0 keeps none."""
     select: str = "last"
     """Which weights are saved: the last, or the best in an evaluation during training by reward, or by the name of a reward, held out or not."""
     samples_per_step: int = 16
@@ -117,10 +119,6 @@ OmegaConf.register_new_resolver("or", lambda *values: next(v for v in values if 
 OmegaConf.register_new_resolver("folder", lambda overrides: folder_name(overrides), replace=True)
 
 KEYS = list(TrainConfig.__dataclass_fields__)
-NOT_SCIENCE = ("output_dir", "resume", "device", "tracker", "checkpoint_every", "offload", "push_to_hub")
-"""Keys in which a resumed run may differ."""
-
-
 QUICK = {
     "steps": 2, "eval_every": 1, "samples_per_step": 8, "micro_batch": 8, "eval_sampler.steps": 5, "evaluation.prompts": 2,
     "evaluation.images": 2, "evaluation.final_images": 1,
@@ -197,16 +195,25 @@ def command(
                     return function(cfg)
                 except ConfigError as error:
                     at = HydraConfig.get()
-                    if at.mode == RunMode.MULTIRUN:  # the launcher lets the other jobs go on, perhaps in other processes
+                    if (
+                        at.mode == RunMode.MULTIRUN and launched() == 1
+                    ):  # the launcher lets the other jobs go on, perhaps in other processes
                         _say(error, f"{at.job.override_dirname}: ")
                         raise _Said from None
                     sys.exit(_say(error))
+                except Exception:
+                    if launched() == 1:
+                        raise
+                    traceback.print_exc()  # Hydra would go on with a sweep's next job, and the other processes wait in this one
+                    os._exit(1)
                 finally:
                     logging.disable(logging.NOTSET)
 
             sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # argparse wants it first
-            if os.environ.get("RANK", "0") != "0":  # a sweep's own files are process 0's
-                sys.argv.append(f"hydra.sweep.dir={tempfile.mkdtemp()}")
+            if _silent() and sys.argv[1:2] in (["-m"], ["--multirun"]):  # a sweep's own files are process 0's
+                aside = tempfile.TemporaryDirectory()
+                atexit.register(aside.cleanup)
+                sys.argv.append(f"hydra.sweep.dir={aside.name}")
             parser: Any = get_args_parser()
             parser.error = lambda message: sys.exit(_say(f"{message}; --help shows how to call this"))
             arguments = parser.parse_args()
@@ -245,9 +252,15 @@ def run_folder(c: dict[str, Any]) -> Path:
 
 
 def _say(sentences: object, job: str = "") -> int:
-    for line in str(sentences).splitlines() if os.environ.get("RANK", "0") == "0" else ():  # once, not by every process
-        print(f"error: {job}{line}", file=sys.stderr)
+    for line in str(sentences).splitlines():
+        if not _silent() or line.startswith("process "):
+            print(f"error: {job}{line}", file=sys.stderr)
     return 2
+
+
+def _silent() -> bool:
+    """Whether another process says the same (ranks.signed: what only this one has to say)."""
+    return launched() > 1 and os.environ.get("RANK", "0") != "0"
 
 
 def _first_line(error: BaseException) -> str:

@@ -66,7 +66,7 @@ def footprint(c: dict[str, Any], epoch: Epoch, *, device: str) -> Footprint:
         epoch: `train_epoch`.
         device: the type of the one that is meant ("cpu", "cuda", "mps"). Autocast and the optimiser differ between them.
     """
-    ledger, kernels, c = Ledger(), Kernels(device), {**c, "device": "meta"}
+    ledger, kernels, c = Ledger(), Kernels(device), {**c, "device": "meta", "init_from": None}
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(torch, "autocast", kernels.autocast))  # torch's own refuses the meta device
         for mode in (shapes_only(), ledger, kernels):

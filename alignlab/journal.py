@@ -39,8 +39,8 @@ class Averages:
         """Over all processes."""
         parts = gathered({name: (float(value), float(self.shares[name])) for name, value in self.sums.items()})
         out: dict[str, float] = {}
-        for name in parts[0]:
-            sums, shares = np.array([part[name] for part in parts]).T
+        for name in dict.fromkeys(name for part in parts for name in part):
+            sums, shares = np.array([part[name] for part in parts if name in part]).T
             whole_share = shares.sum() or math.nan  # nothing was measured
             out[name] = float(sums.max() if name.endswith("_max") else sums.sum() / whole_share)
         return out

@@ -52,7 +52,7 @@ def switch(layers: Sequence[Any], *, off: bool) -> None:
 def lora_state(denoiser: nn.Module) -> dict[str, Tensor]:
     from peft.utils import get_peft_model_state_dict
 
-    return get_peft_model_state_dict(denoiser)
+    return {key: value.contiguous() for key, value in get_peft_model_state_dict(denoiser).items()}  # not so in channels_last
 
 
 def load_lora_state(denoiser: nn.Module, state: dict[str, Tensor]) -> None:

@@ -13,7 +13,7 @@ from alignlab.lab import Bench, Lab
 from alignlab.metrics.image_statistics import image_statistics
 from alignlab.noise import noise_key
 from alignlab.policy import Policy
-from alignlab.ranks import own, whole, world
+from alignlab.ranks import own, shared, whole, world
 from alignlab.rollout import Gradients, rollout
 from alignlab.runs import Run
 from alignlab.samplers import Sampler
@@ -54,9 +54,9 @@ def measure(lab: Lab, c: dict[str, Any], run: Run, step: int) -> dict[str, float
     with lab.averaged():
         seen = evaluate(lab, chosen, images=images, stream="eval", batch=c["evaluation"]["batch"])
         numbers = seen.numbers(lab.reward.combine) | distance_to_base(lab.policy, lab.sampler, chosen)
-        best: Any = numbers.get(c["select"])  # None where the last is taken
-        if best is not None and best > max(_earlier(run, c["select"], step).values(), default=-math.inf):
-            run.save_best(lab.policy.state_dict())
+        value: Any = numbers.get(c["select"])  # None where the last is taken
+        if shared(value is not None and value > max(_earlier(run, c["select"], step).values(), default=-math.inf)):
+            run.save_best(step, lab.policy.state_dict())
     run.save_samples(step, seen.images, columns=images)
     return {f"eval/{name}": value for name, value in numbers.items()}
 
@@ -65,9 +65,10 @@ def settle(lab: Lab, c: dict[str, Any], run: Run) -> int:
     """Gives the policy the weights that the run is known by: the best in an evaluation (select), or the last, or their average (ema).
     Returns the epoch that they are from."""
     if c["select"] != "last":
-        lab.policy.load_state_dict(run.load_best())
         values = _earlier(run, c["select"])
-        return max(values, key=values.__getitem__)
+        best = max(values, key=values.__getitem__)
+        lab.policy.load_state_dict(run.load_best(best))
+        return best
     if lab.ema is not None:
         lab.ema.copy_to(lab.policy.parameters())
     return int(c["steps"])

@@ -177,6 +177,10 @@ def main(cfg: DictConfig) -> None:
     try:
         now = footprint(run, train_epoch, device=c["device"])
         console.print(shown(run, now))
+        if c["device"] != "cpu":
+            print(f"this prediction was never compared with a {c['device']} device; leave room")
+        if c["policy"].get("shard"):
+            print("policy.shard=true is not taken into account: this is the need of one process that shares nothing")
         if free is None:
             print(f"there is no {c['device']} here to ask how much is free; say memory=GiB to be told which micro_batch fits")
         else:

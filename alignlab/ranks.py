@@ -15,6 +15,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 T = TypeVar("T")
+BUCKET = 2**24
+"""Numbers of one sum over the processes."""
 TIMEOUT = timedelta(minutes=30)
 """How long a process waits for the others before it gives up: longer than the slowest reward."""
 
@@ -53,6 +55,11 @@ def wait() -> None:
     gathered(None)
 
 
+def signed(sentence: str) -> str:
+    """A mistake with the number of the process that has it, but for process 0."""
+    return f"process {rank()}: {sentence}" if rank() else sentence
+
+
 def shared(value: T) -> T:
     """That of process 0."""
     return gathered(value)[0]
@@ -74,15 +81,14 @@ def own(n: int) -> range:
     return range(rank() * each, (rank() + 1) * each)
 
 
-def own_shares(items: Tensor, n: int, size: int) -> Iterator[tuple[float, Tensor]]:
+def own_shares(items: Tensor, n: int, size: int, *, even: bool = False) -> Iterator[tuple[float, Tensor]]:
     """This process's part of one update: slices of at most `size` items, with their share of all processes' items.
-
-    Every process gets equally many slices, because a sharded model runs on all of them at once: where one has less, it gets an item
-    again that counts nothing.
 
     Args:
         items: [M] rows of the whole epoch, or [M, 2] such rows and something that belongs to each.
         n: rows of the whole epoch.
+        even: equally many slices for every process, because a sharded model runs on all of them at once: where one has less, it gets an
+            item with share 0.
 
     Yields:
         A share, and items whose rows are counted from this process's first.
@@ -90,7 +96,8 @@ def own_shares(items: Tensor, n: int, size: int) -> Iterator[tuple[float, Tensor
     rows = items.view(len(items), -1)[:, 0]
     owner, mine = rows // (n // world()), items.clone()
     mine.view(len(items), -1)[:, 0] %= n // world()
-    held, most = mine[owner == rank()], int(owner.bincount().max())
+    held = mine[owner == rank()]
+    most = int(owner.bincount().max()) if even else len(held)
     for k in range(0, most, size):
         part = held[k : k + size]
         yield len(part) / len(items), part if len(part) else mine[:1]
@@ -100,18 +107,22 @@ def sum_gradients(parameters: list[nn.Parameter]) -> None:
     """Adds up what the processes' shares of an update gave."""
     if world() == 1:
         return
-    for parameter in parameters:
-        if parameter.grad is None:
+    used = torch.tensor(gathered([parameter.grad is not None for parameter in parameters])).any(0).tolist()
+    for parameter, somewhere in zip(parameters, used, strict=True):
+        if somewhere and parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if hasattr(grads[0], "full_tensor"):  # a shard: fully_shard has averaged it already
         torch._foreach_mul_(grads, float(world()))
         return
-    flat = torch.cat([grad.flatten() for grad in grads])
-    dist.all_reduce(flat)
-    torch._foreach_copy_(
-        grads, [part.view_as(grad) for part, grad in zip(flat.split([g.numel() for g in grads]), grads, strict=True)]
-    )
+    while grads:  # in buckets: all at once would need the memory of all gradients again
+        bucket = [grads.pop()]
+        while grads and sum(grad.numel() for grad in bucket) < BUCKET:
+            bucket.append(grads.pop())
+        flat = torch.cat([grad.flatten() for grad in bucket])
+        dist.all_reduce(flat)
+        parts = flat.split([grad.numel() for grad in bucket])
+        torch._foreach_copy_(bucket, [part.view_as(grad) for part, grad in zip(parts, bucket, strict=True)])
 
 
 def clip_gradients(parameters: list[nn.Parameter], most: float) -> float:

@@ -23,6 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 KEPT_CHECKPOINTS = 2
+NOT_SCIENCE = ("output_dir", "resume", "device", "tracker", "checkpoint_every", "offload", "push_to_hub")
+"""Keys in which a resumed run may differ."""
 LATER_KEYS = {
     "quick": False, "lr_schedule": "constant", "lr_warmup": 0, "ema": 0.0, "select": "last", "compile": False,
     "init_from": None, "push_to_hub": None,
@@ -140,15 +142,17 @@ class Run:
     def _checkpoints(self) -> list[Path]:
         return sorted((self.folder / "checkpoints").glob("step_*"))
 
-    def save_best(self, policy: dict[str, Tensor]) -> None:
-        """Keeps the weights that did best so far in an evaluation."""
-        aside = self.folder / "checkpoints" / ".best.safetensors"
+    def save_best(self, step: int, policy: dict[str, Tensor]) -> None:
+        """Keeps the weights that did best so far in an evaluation, and those before, which a resumed run may come back to."""
+        aside = self.folder / "checkpoints" / f".best_{step:06d}.safetensors"
         save_file({k: v.contiguous() for k, v in policy.items()}, aside)
         _sync(aside)
-        aside.rename(aside.with_name("best.safetensors"))
+        aside.rename(aside.with_name(aside.name[1:]))
+        for old in sorted(aside.parent.glob("best_*"))[:-KEPT_CHECKPOINTS]:
+            old.unlink()
 
-    def load_best(self) -> dict[str, Tensor]:
-        return load_file(self.folder / "checkpoints" / "best.safetensors")
+    def load_best(self, step: int) -> dict[str, Tensor]:
+        return load_file(self.folder / "checkpoints" / f"best_{step:06d}.safetensors")
 
     @property
     def started(self) -> bool:
@@ -168,9 +172,14 @@ class Onlooker(Run):
     def finish(self, summary: dict[str, Any]) -> None: ...
     def log(self, line: dict[str, Any]) -> None: ...
     def save_checkpoint(self, step: int, policy: dict[str, Tensor], state: dict[str, Any]) -> None: ...
-    def save_best(self, policy: dict[str, Tensor]) -> None: ...
+    def save_best(self, step: int, policy: dict[str, Tensor]) -> None: ...
     def save_samples(self, step: int, images: Tensor, columns: int) -> None: ...
     def _cut_back(self, lines: int) -> None: ...
+
+    def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        if not (self.folder / "config.yaml").is_file():
+            raise RunError(f"{self.folder} is not to be seen here; set output_dir to a folder that all machines share")
+        return super().load_checkpoint()
 
 
 def read_config(run: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Full fine-tuning with every weight, gradient and optimiser state split over the processes (torch's fully_shard, FSDP2).
 
-A state dictionary is whole and equal on every process, so checkpoints and saved models are those of one process, and a run may go on
-with another number of them.
+A state dictionary is whole, on the CPU of process 0 (empty on the others), so checkpoints and saved models are those of one process,
+and a run may go on with another number of them.
 """
 
 from typing import Any
@@ -26,24 +26,32 @@ def shard(module: nn.Module, device: torch.device) -> None:
     fully_shard(module, mesh=mesh, reshard_after_forward=True)  # the root too: its parameters stay those that the optimiser has
 
 
-def whole_state(module: nn.Module) -> dict[str, Tensor]:
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+def _options() -> Any:
+    from torch.distributed.checkpoint.state_dict import StateDictOptions
 
-    state: dict[str, Any] = get_model_state_dict(module, options=StateDictOptions(full_state_dict=True))
+    return StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def whole_state(module: nn.Module) -> dict[str, Tensor]:
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict
+
+    state: dict[str, Any] = get_model_state_dict(module, options=_options())
     return state
 
 
 def load_whole_state(module: nn.Module, state: dict[str, Tensor]) -> None:
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+    """From a state dictionary that every process has."""
+    from torch.distributed.checkpoint.state_dict import set_model_state_dict
 
-    set_model_state_dict(module, dict(state), options=StateDictOptions(full_state_dict=True))
+    set_model_state_dict(module, dict(state), options=_options())
 
 
 def unsharded(module: Any) -> nn.Module:
-    """A copy of a sharded diffusers model in one piece."""
+    """A copy of a sharded diffusers model in one piece, on process 0; on the others an untrained one."""
     state = whole_state(module)
     copy: nn.Module = type(module).from_config(module.config)
-    copy.load_state_dict(state)
+    if state:
+        copy.load_state_dict(state)
     return copy
 
 
@@ -54,14 +62,20 @@ class ShardedOptimizer:
         self.module, self.optimizer = module, optimizer
 
     def state_dict(self) -> dict[str, Any]:
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+        from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
         if not self.optimizer.state:  # torch would make one, by a step that counts
             return {}
-        return get_optimizer_state_dict(self.module, self.optimizer, options=StateDictOptions(full_state_dict=True))
+        return get_optimizer_state_dict(self.module, self.optimizer, options=_options())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+        """From one that every process has; also from a plain optimiser's, which numbers the weights."""
+        from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
 
-        if state:
-            set_optimizer_state_dict(self.module, self.optimizer, state, options=StateDictOptions(full_state_dict=True))
+        if not state or not state["state"]:
+            return
+        if 0 in state["state"]:
+            names = [name for name, parameter in self.module.named_parameters() if parameter.requires_grad]
+            groups = [{**group, "params": [names[k] for k in group["params"]]} for group in state["param_groups"]]
+            state = {"state": {names[k]: its for k, its in state["state"].items()}, "param_groups": groups}
+        set_optimizer_state_dict(self.module, self.optimizer, state, options=_options())

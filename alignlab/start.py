@@ -19,7 +19,8 @@ from alignlab.sharding import unsharded
 def start_problems(c: dict[str, Any]) -> Iterator[str]:
     """What the names and the headers of the files say before a model is loaded; nothing where a checkpoint takes over."""
     init_from, policy = c["init_from"], c["policy"]
-    if init_from is None or (c["resume"] and any((Path(c["resume"]) / "checkpoints").glob("step_*"))):
+    here = Path(c["resume"] or c["output_dir"] or ".")  # of a sweep, the folder of its runs
+    if init_from is None or any(here.glob("checkpoints/step_*")) or any(here.glob("*/checkpoints/step_*")):
         return
     try:
         path, whole = source(init_from)

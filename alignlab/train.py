@@ -16,16 +16,16 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from alignlab.card import push, write_card
-from alignlab.config import NOT_SCIENCE, checked, command, device_of, run_folder
+from alignlab.config import checked, command, device_of, run_folder
 from alignlab.journal import Averages, Journal, peak_memory_mb, reward_numbers, tell
 from alignlab.lab import Lab
 from alignlab.measure import measure, measure_all, measure_base, settle
 from alignlab.nodes import ConfigError
 from alignlab.noise import noise_key
-from alignlab.ranks import clip_gradients, join, own, rank, sum_gradients, wait
+from alignlab.ranks import clip_gradients, join, own, rank, signed, sum_gradients, wait
 from alignlab.rewards.compose import RewardError
 from alignlab.rollout import NothingToLearn, Rollout, rollout
-from alignlab.runs import Onlooker, Run, RunError, provenance
+from alignlab.runs import NOT_SCIENCE, Onlooker, Run, RunError, provenance
 from alignlab.schedule import lr_factor, set_lr
 
 
@@ -33,11 +33,13 @@ def train(c: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Runs (or goes on with) one checked configuration in `folder`, and returns its summary."""
     run = (Onlooker if rank() else Run)(folder, c, ignore=NOT_SCIENCE)
     if run.summary is not None:
-        print(f"{folder} is finished; nothing to do")
+        if rank() == 0:
+            print(f"{folder} is finished; nothing to do")
         return run.summary
     lab, began = Lab.from_config(c, resumed=run.started), time.perf_counter()
     wait()  # every process has looked at the folder before it changes
     run.begin()
+    wait()
     saved = run.load_checkpoint()
     if saved is None:
         start, base, spent = 0, measure_base(lab, c), 0.0
@@ -79,9 +81,10 @@ def train(c: dict[str, Any], folder: Path) -> dict[str, Any]:
         "peak_memory_mb": max(line["peak_memory_mb"] for line in lines), "seed": c["seed"], "selected_step": selected,
         **provenance(lab.policy.device),
     }  # fmt: skip
-    run.finish(summary)
     if rank() == 0:
         write_card(lab, c, folder, summary)
+    run.finish(summary)
+    if rank() == 0:
         push(folder, c["push_to_hub"])
     return summary
 
@@ -114,7 +117,8 @@ def train_epoch(lab: Lab, c: dict[str, Any], epoch: int) -> dict[str, Any]:
         for share, batch in update.batches:
             loss, metrics = lab.objective.loss(lab.policy, batch)
             lab.scaler.scale(share * loss).backward()
-            log.add(share, {"loss": loss.detach(), **metrics})
+            if share:
+                log.add(share, {"loss": loss.detach(), **metrics})
         sum_gradients(lab.policy.parameters())
         lab.scaler.unscale_(lab.optimizer)
         norms.append(clip_gradients(lab.policy.parameters(), c["max_grad_norm"]))
@@ -143,7 +147,7 @@ def main(cfg: DictConfig) -> float:
     try:
         summary = train(c, folder)
     except (RunError, RewardError, NothingToLearn) as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError(signed(str(error))) from None
     if rank() == 0:
         tell(summary, folder)
     return float(summary["final"]["reward"])

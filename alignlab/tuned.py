@@ -43,16 +43,18 @@ def policy_of(c: dict[str, Any]) -> Policy:
         c: with the keys model, precision, device, run or lora (a folder or file) or neither, and a run's policy.
     """
     family: Any = build(c["model"])
-    device, learned = device_of(c["device"]), weights(Path(c["run"])) if c["run"] else c["lora"] and Path(c["lora"])
+    learned, its = weights(Path(c["run"])) if c["run"] else c["lora"] and Path(c["lora"]), c.get("policy") or {}
+    memory = {key: its[key] for key in ("decode_batch", "text_on_host") if key in its}
+    common: dict[str, Any] = {"precision": c["precision"], "device": device_of(c["device"]), **memory}
     if c["run"] and c["policy"]["full"]:
-        policy = Policy(family, full=True, precision=c["precision"], device=device)
+        policy = Policy(family, full=True, **common)
         policy.load_state_dict(family.read_full(learned))
         return policy
     try:
         state, config = family.read_lora(learned) if learned else ({}, {})
     except ValueError as error:
         raise RunError(str(error)) from None
-    policy = Policy(family, lora=LoRA(**config), checkpointing=False, precision=c["precision"], device=device)
+    policy = Policy(family, lora=LoRA(**config), checkpointing=False, **common)
     if state:
         policy.load_state_dict(state)
     return policy

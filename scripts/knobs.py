@@ -43,7 +43,6 @@ KNOBS = {
     "ema=0.99": ["ema=0.99"],
     "optimizer=adamw8bit": ["optimizer=adamw8bit"],
     "micro_batch=2": ["micro_batch=2"],
-    "compile=true": ["compile=true"],
 }
 
 

@@ -61,6 +61,7 @@ class World:
     latent_shape = (1, 1, D)
     device = torch.device("cpu")
     dtype = torch.float32  # what Policy calls the model's precision
+    sharded = False
 
     def __init__(self, scheduler: Any, timesteps: Tensor | None = None, *, bias_only: bool = False) -> None:
         self.family = SimpleNamespace(scheduler=scheduler)

@@ -61,8 +61,10 @@ def test_encoding_does_not_depend_on_the_batch(tiny_sd):
 
 
 @pytest.mark.parametrize("knob", [{"decode_batch": 1}, {"text_on_host": True}, {"channels_last": True}])
-def test_knobs_change_no_number(tiny_sd, knob):
-    """Memory and speed keys: the same images and the same gradient of their mean, to round-off."""
+def test_knobs_change_no_number(tiny_sd, knob, tmp_path):
+    """Memory and speed keys: the same images and the same gradient of their mean, to round-off; a LoRA on convolutions is saved."""
+    Policy(StableDiffusion(tiny_sd), lora=LoRA(targets=("to_q", "conv1")), **knob).save(tmp_path)
+    assert any(tmp_path.glob("*.safetensors"))
     found = []
     for options in ({}, knob):
         policy = Policy(StableDiffusion(tiny_sd), full=True, checkpointing=True, **options)

@@ -82,7 +82,17 @@ def test_the_parameters_of_one_process(name: str, both: dict[str, tuple[Path, Pa
     assert moved > 5e-4 and apart < 1e-5
     for mine, theirs in zip(lines(one), lines(two), strict=True):
         assert mine.keys() == theirs.keys()
-        for key in ("reward/mean", "reward/std", "loss", "grad_norm", "reward_queries", "eval/reward", "eval/lpips"):
+        for key in (
+            "reward/mean",
+            "reward/std",
+            "loss",
+            "grad_norm",
+            "reward_queries",
+            "denoiser_forwards",
+            "denoiser_backwards",
+            "eval/reward",
+            "eval/lpips",
+        ):
             if mine.get(key) is not None:
                 assert mine[key] == pytest.approx(theirs[key], rel=1e-3, abs=1e-5), key
     files = [{str(p.relative_to(run)) for p in run.rglob("*") if "tensorboard" not in str(p)} for run in (one, two)]
@@ -114,17 +124,22 @@ def test_a_split_run_goes_on(both: dict[str, tuple[Path, Path]], tmp_path: Path)
 
 def test_rows_are_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every process's slices are its own rows, all of them once; the shares add up to 1; all have equally many slices."""
+    for even in (True, False):
+        dealt_out(even, monkeypatch)
+
+
+def dealt_out(even: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     items = torch.stack([torch.randperm(12), torch.arange(12)], 1)[:7]
     monkeypatch.setattr(ranks, "world", lambda: 3)
     seen, slices, total = [], set(), 0.0
     for r in range(3):
         monkeypatch.setattr(ranks, "rank", lambda r=r: r)
-        parts = list(ranks.own_shares(items, 12, 2))
+        parts = list(ranks.own_shares(items, 12, 2, even=even))
         slices.add(len(parts))
         total += sum(share for share, _ in parts)
         seen += [(row + ranks.own(12).start, step) for share, part in parts if share for row, step in part.tolist()]
         assert all(row in range(4) for _, part in parts for row in part[:, 0].tolist())
-    assert sorted(seen) == sorted(map(tuple, items.tolist())) and len(slices) == 1 and total == pytest.approx(1)
+    assert sorted(seen) == sorted(map(tuple, items.tolist())) and (len(slices) == 1 or not even) and total == pytest.approx(1)
 
 
 def test_a_sweep_of_two_processes(tiny_sd: str, tmp_path: Path) -> None:

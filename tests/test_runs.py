@@ -10,8 +10,7 @@ import torch
 import yaml
 from PIL import Image
 
-from alignlab.config import NOT_SCIENCE
-from alignlab.runs import LATER_KEYS, Run, RunError, first_difference, run_folders
+from alignlab.runs import LATER_KEYS, NOT_SCIENCE, Run, RunError, first_difference, run_folders
 from alignlab.train import train
 from tests.running import command_line, configured, lines, tiny
 

@@ -70,7 +70,7 @@ def test_the_best_in_an_evaluation_is_kept(tiny_sd, tmp_path) -> None:
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["selected_step"] == max(range(5), key=seen.__getitem__)
     best, kept = (
-        load_file(tmp_path / "checkpoints" / "best.safetensors"),
+        load_file(tmp_path / "checkpoints" / f"best_{summary['selected_step']:06d}.safetensors"),
         load_file(tmp_path / "model/pytorch_lora_weights.safetensors"),
     )
     assert all(torch.equal(kept[f"unet.{name}"], value) for name, value in best.items())

@@ -130,7 +130,7 @@ class DDPO:
                 pairs = torch.stack([rows.repeat_interleave(chosen), steps.flatten()], 1)
                 batches = (
                     (share, Pairs(rollout=data, rows=part[:, 0], steps=part[:, 1], advantages=per_step))
-                    for share, part in own_shares(pairs, n, micro_batch)
+                    for share, part in own_shares(pairs, n, micro_batch, even=policy.sharded)
                 )
                 yield Update(batches=batches)
 

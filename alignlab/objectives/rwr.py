@@ -130,7 +130,7 @@ class RWR:
                 rows = torch.from_numpy(used)[piece]
                 batches = (
                     (share, Weighted(rollout=data, process=process, rows=part, weights=scale[part], draw=draw))
-                    for share, part in own_shares(rows, n, micro_batch)
+                    for share, part in own_shares(rows, n, micro_batch, even=policy.sharded)
                 )
                 yield Update(batches=batches)
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 PEAK_TFLOPS = {
-    "B200": 2250, "H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L40": 181, "A40": 150, "A10": 125, "L4": 121,
+    "B200": 2250, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312, "L40S": 362, "L40": 181, "A40": 150, "A10G": 70, "A10": 125, "L4": 121,
     "RTX 6000 Ada": 364, "RTX A6000": 155, "RTX 4090": 165, "RTX 3090": 71,
 }  # fmt: skip
 """Dense 16-bit matrix products with float32 accumulation, from the vendor's data sheets; the first name that the device's name holds counts."""
