@@ -42,7 +42,8 @@ def write_card(lab: Lab, c: dict[str, Any], folder: Path, summary: dict[str, Any
     data = ModelCardData(library_name="diffusers", pipeline_tag="text-to-image", tags=tags, **more)
     units = {key: reward.unit for key, reward in {**lab.held_out.rewards, **lab.reward.rewards}.items()}
     units |= {"reward": summary["reward_unit"], "lpips": f"{summary['diversity_metric']}, between images of a prompt"}
-    trained = ", ".join(lab.reward.rewards)
+    trained, pairs = ", ".join(lab.reward.rewards), c["algo"].get("pairs")
+    aim, what = (trained, "images") if pairs is None else ("preferred images", "pairs")
     table = [
         f"| {key} | {unit} | {summary['base'][key]:.4g} | {summary['final'][key]:.4g} |"
         for key, unit in units.items()
@@ -54,7 +55,7 @@ def write_card(lab: Lab, c: dict[str, Any], folder: Path, summary: dict[str, Any
     text = f"""---
 {data.to_yaml()}
 ---
-# {Path(base).name}, tuned on {trained} with {algorithm}
+# {Path(base).name}, tuned on {aim} with {algorithm}
 
 {"Every weight of the network was" if full else "A LoRA of the network was"} tuned with alignlab {
         summary["versions"]["alignlab"]
@@ -62,7 +63,7 @@ def write_card(lab: Lab, c: dict[str, Any], folder: Path, summary: dict[str, Any
 
 - base model: {base}{f", trained on from {start}" if start else ""}
 - licence: {(name or licence) if licence else "that of the base model, which its folder does not name"}
-- algorithm: {algorithm}, {c["steps"]} epochs of {c["samples_per_step"]} images, seed {c["seed"]}
+- algorithm: {algorithm}, {c["steps"]} epochs of {c["samples_per_step"]} {what}, seed {c["seed"]}
 - prompts: {shown}
 
 ## Before and after
@@ -75,7 +76,11 @@ Means over {len(prompts)} prompts, {c["evaluation"]["final_images"]} images each
 |---|---|---|---|
 {chr(10).join(table)}
 
-`reward` is what was maximised: {trained}. The others were measured only.
+{
+        f"`reward` is what was maximised: {trained}. The others were measured only."
+        if pairs is None
+        else f"Trained on pairs of images ({Path(c['algo']['data']).name}); all of these were measured only. `reward` is {trained}."
+    }
 
 ## Use
 

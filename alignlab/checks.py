@@ -137,6 +137,8 @@ def _impossible_pairs(c: dict[str, Any]) -> Iterator[str]:
         yield f"samples_per_step={samples} is not a multiple of prompts.per_prompt={per_prompt}"
     if updates > samples:
         yield f"algo.updates_per_epoch={updates} exceeds samples_per_step={samples}, so some updates would have no sample"
+    if c["algo"].get("pairs", samples) != samples:
+        yield f"algo.pairs={c['algo']['pairs']} is not samples_per_step={samples}; set samples_per_step, and leave algo.pairs alone"
     for group in ("sampler", "eval_sampler"):
         flow = c[group]["_target_"] == "alignlab.samplers.flow"
         if getattr(resolve(c["model"]["_target_"]), "rectified_flow", flow) != flow:

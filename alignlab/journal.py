@@ -47,9 +47,10 @@ class Averages:
 
 
 def reward_numbers(parts: Sequence[dict[str, Tensor]]) -> dict[str, float]:
-    """Mean and standard deviation of each reward of an epoch, from its micro-batches [B] by name, over all processes."""
+    """Mean and standard deviation of each reward of an epoch, from its micro-batches [B] by name, over all processes; nothing where
+    nothing was sampled."""
     out: dict[str, float] = {}
-    for name in parts[0]:
+    for name in parts[0] if parts else ():
         values = whole(torch.cat([part[name] for part in parts]).double())
         prefix = "reward" if name == "reward" else f"reward/{name}"
         out |= {f"{prefix}/mean": values.mean().item(), f"{prefix}/std": values.std(correction=0).item()}
@@ -104,7 +105,8 @@ class Journal:
         self.accelerator.log({k: v for k, v in line.items() if v is not None}, step=line["step"])
         note = "base model"
         if line["step"]:
-            note = f"reward {line['reward/mean']:.3f}  {line['images_per_second']:.1f} images/s"
+            earned = f"reward {line['reward/mean']:.3f}" if "reward/mean" in line else f"loss {line['loss']:.4g}"
+            note = f"{earned}  {line['images_per_second']:.1f} images/s"
         self.bar.update(self.task, completed=line["step"], note=note)
         if "eval/reward" in line:
             self.bar.print(

@@ -36,6 +36,10 @@ class NoiseKey:
         ]
         return torch.from_numpy(np.stack(rows)).to(device, non_blocking=True)
 
+    def uniform(self, step: int) -> Tensor:
+        """[B] float64 on the CPU, uniform in [0, 1): the quantile of a normal draw, which has a `step` of its own."""
+        return torch.special.ndtr(self.normal(step, ()).double())
+
     def __getitem__(self, rows: Iterable[int]) -> "NoiseKey":
         rows = list(rows)
         return replace(self, prompts=tuple(self.prompts[r] for r in rows), replicas=tuple(self.replicas[r] for r in rows))

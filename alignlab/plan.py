@@ -119,7 +119,8 @@ def images_per_second(c: dict[str, Any]) -> float:
     unit = math.lcm(chunk, c["prompts"].get("per_prompt", 1))
     least = max(2 * chunk, c["algo"].get("updates_per_epoch", 1))
     few = min(whole, unit * math.ceil(least / unit))
-    small = {**c, "samples_per_step": few if whole % unit == 0 else whole}
+    images = few if whole % unit == 0 else whole
+    small = {**c, "samples_per_step": images, "algo": {**c["algo"], **({"pairs": images} if "pairs" in c["algo"] else {})}}
     lab = Lab.from_config(small)
     lab.reward.statistics = dict.fromkeys(lab.reward.normalize, (0.0, 1.0))
     return [float(train_epoch(lab, small, number)["images_per_second"]) for number in (1, 2)][-1]

@@ -21,7 +21,7 @@ from alignlab.samplers import Sampler
 
 
 class NothingToLearn(ValueError):
-    """The sampler leaves the objective without a gradient or a density; one sentence."""
+    """The objective is left without a gradient, a density or its data; one sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,10 @@ from types import ModuleType
 from typing import Any
 
 import hydra
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from alignlab import train
@@ -26,6 +28,20 @@ def tiny(model: str, *more: str) -> list[str]:
         reward=brightness prompts.prompts=[cat,dog,fish] prompts.unseen=[] prompts.per_prompt=1 policy.lora.rank=2 evaluation.prompts=2
         evaluation.images=2 evaluation.final_images=2""".split()
     return [f"model.path_or_id={model}", *words, *more]
+
+
+def pairs(folder: Path, n: int = 6, ties: int = 1) -> str:
+    """Writes n pairs of images, reddish ones preferred to bluish ones, and some ties; the table's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draw, table = np.random.default_rng(0), []
+    for k in range(n):
+        for kind, colour in {"winner": (200, 60, 40), "loser": (40, 60, 200)}.items():
+            pixels = np.clip(np.array(colour) + draw.normal(0, 25, (20, 16, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"{kind}_{k}.png")
+        table.append({"prompt": ("cat", "dog")[k % 2], "winner": f"winner_{k}.png", "loser": f"loser_{k}.png", "margin": 1.0})
+    table += [{"prompt": "cat", "winner": "loser_0.png", "loser": "loser_0.png"}] * ties
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, table)))
+    return str(folder / "pairs.jsonl")
 
 
 def configured(*overrides: str) -> dict[str, Any]:

@@ -46,7 +46,7 @@ MAY = {
     "tuned": {"config", "dials", "lora", "nodes", "noise", "policy", "rollout", "runs", "samplers"},
     "rollout": {"conditioning", "noise", "policy", "samplers"},
     "drift": {"policy", "rollout", "samplers"},
-    "objectives": {"conditioning", "drift", "forward", "noise", "policy", "ranks", "rollout", "samplers"},
+    "objectives": {"conditioning", "data", "drift", "forward", "noise", "policy", "ranks", "rollout", "samplers"},
     "checks": {"nodes", "ranks", "runs", "start"},
     "config": {"checks", "nodes", "ranks", "runs"},
     "lab": {
@@ -144,6 +144,8 @@ NEEDS = {
     **{word: ["model=sd35", "sampler=flow", "eval_sampler=flow"] for word in ("sampler=flow", "eval_sampler=flow", "model=sd35")},
     "model=flux": ["sampler=flow", "eval_sampler=flow"],  # what an option must be given to make sense
     "prompts=file": [f"prompts.file={ROOT / 'README.md'}"],
+    "algo=dpo": ["algo.data={captions}/pairs.jsonl"],
+    "experiment=recipe_diffusion_dpo": ["algo.data={captions}/pairs.jsonl", "reward.preference.path=emoji_preference"],
     "prompts=dataset": ["prompts.dataset={captions}"],
     "diversity=alex": [f"diversity.weights={ROOT / 'README.md'}"],
     "reward=preference": ["reward.preference.path=emoji_preference"],
@@ -166,6 +168,7 @@ NEEDS = {
 def test_every_configuration_file_builds(group: str, option: str, tmp_path: Path) -> None:
     """It composes, its _target_ resolves, its keys are the constructor's arguments and its constructor takes the values."""
     (tmp_path / "train.csv").write_text("prompt\na lion\na cat\n")
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a lion", "winner": "0.png", "loser": "1.png"}')
     configured(f"{group}={option}", *(word.format(captions=tmp_path) for word in NEEDS.get(f"{group}={option}", [])))
 
 
@@ -179,12 +182,12 @@ def test_every_configuration_file_says_what_it_is(group: str, option: str) -> No
 
 def test_no_default_stands_in_two_places() -> None:
     """Every algorithm's file lists all arguments of its constructor, so that each has a key to override."""
-    for option in ("ddpo", "draft", "rwr"):
+    for option in ("ddpo", "draft", "dpo", "rwr"):
         node = yaml.safe_load((CONF / "algo" / f"{option}.yaml").read_text())["algo"]
         assert set(inspect.signature(resolve(node["_target_"])).parameters) == node.keys() - {"_target_"}
 
 
-@pytest.mark.parametrize("objective", ["rwr", "ddpo", "draft"])
+@pytest.mark.parametrize("objective", ["rwr", "ddpo", "draft", "dpo"])
 def test_the_core_is_short(objective: str) -> None:
     """samplers + policy + rollout + one objective + train, whole files, comments and all: at most 1,000 lines."""
     core = ("samplers.py", "policy.py", "rollout.py", f"objectives/{objective}.py", "train.py")

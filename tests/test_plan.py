@@ -19,7 +19,7 @@ from alignlab.measure import measure_all
 from alignlab.plan import largest
 from alignlab.train import train_epoch
 from tests.models import tiny as families
-from tests.running import command_line, configured
+from tests.running import command_line, configured, pairs
 from tests.running import tiny as tiny_run
 
 CASES = {
@@ -34,6 +34,8 @@ CASES = {
     "DDPO, bf16 and KL": "algo=ddpo micro_batch=4 precision=bf16 kl_coeff=0.1",
     "DDPO, full, checkpointing": "algo=ddpo micro_batch=8 policy.full=true policy.checkpointing=true",
     "RWR": "algo=rwr algo.inner_epochs=1 micro_batch=2",
+    "DPO": "algo=dpo algo.data={pairs} micro_batch=4",
+    "DPO, full": "algo=dpo algo.data={pairs} micro_batch=2 policy.full=true",
     "SDXL, DRaFT-N": "model=sdxl algo=draft algo.k=3 micro_batch=4",
     "SD3, DDPO": "model=sd35 algo=ddpo sampler=flow eval_sampler=flow micro_batch=8 model.max_sequence_length=8",
 }
@@ -42,16 +44,18 @@ SMALL = "steps=2 samples_per_step=8 prompts.per_prompt=4 evaluation.final_images
 
 @pytest.fixture(scope="session")
 def folders(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Pipelines by the name of their model."""
+    """Pipelines by the name of their model, and a few pairs of images."""
     made = {name: str(make(tmp_path_factory.mktemp(name))) for name, make in (("sdxl", families.sdxl), ("sd35", families.sd3))}
-    return {"emoji": tiny_sd, **made}
+    return {"emoji": tiny_sd, "pairs": pairs(tmp_path_factory.mktemp("pairs")), **made}
 
 
 def words_of(case: str, folders: dict[str, str]) -> list[str]:
     """The overrides of a case on the tiny pipeline of its family; later ones win."""
-    its = dict(word.split("=", 1) for word in CASES[case].split())
+    its = dict(word.split("=", 1) for word in CASES[case].format(**folders).split())
     small = {
-        k: v for k, v in (word.split("=", 1) for word in SMALL) if k != "algo.updates_per_epoch" or its["algo"] in ("ddpo", "rwr")
+        k: v
+        for k, v in (word.split("=", 1) for word in SMALL)
+        if k != "algo.updates_per_epoch" or its["algo"] in ("ddpo", "dpo", "rwr")
     }
     base = dict(word.split("=", 1) for word in tiny_run(folders[its.get("model", "emoji")]))
     if its.get("model") == "sdxl":
@@ -97,7 +101,7 @@ def measured(c: dict[str, Any]) -> tuple[int, int]:
     return training, held() + allocated(lambda: measure_all(lab, c))
 
 
-QUICK = {"DRaFT-1, full", "DRaFT-N, checkpointing", "DRaFT+, bf16", "DDPO", "SDXL, DRaFT-N", "SD3, DDPO"}
+QUICK = {"DRaFT-1, full", "DPO", "DRaFT-N, checkpointing", "DRaFT+, bf16", "DDPO", "SDXL, DRaFT-N", "SD3, DDPO"}
 """The others are slow together: pytest -m 'slow or not slow'."""
 
 

@@ -15,13 +15,14 @@ from safetensors.torch import load_file
 from alignlab import ranks
 from alignlab.runs import read_config
 from alignlab.train import train
-from tests.running import configured, lines, same_weights, tiny
+from tests.running import configured, lines, pairs, same_weights, tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 OBJECTIVES = {
     "rwr": ["algo=rwr", "algo.inner_epochs=1", "algo.weighting=dense"],
     "ddpo sf": ["algo=ddpo", "algo.estimator=sf"],
     "ddpo is": ["algo=ddpo", "algo.updates_per_epoch=3", "algo.timestep_fraction=0.7", "kl_coeff=0.1"],
+    "dpo": ["algo=dpo", "algo.data={pairs}", "algo.beta=100", "algo.updates_per_epoch=2", "algo.prompt_dropout=0.3"],
     "draft": ["algo=draft", "algo.truncation=per_rollout"],
     "draftp": ["algo=draftp", "kl_coeff=0.5"],
 }
@@ -54,11 +55,13 @@ SHARDED = "draft sharded"
 def both(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
     """Every objective's run by one process and by two, LoRA and full; and one whose weights are split."""
     here, asked, out = tmp_path_factory.mktemp("ranks"), {}, {}
+    table = pairs(here / "pairs")
     runs = {
         f"{name} {kind}": [*OBJECTIVES[name], f"policy.full={kind == 'full'}"] for name in OBJECTIVES for kind in ("lora", "full")
     }
     runs[SHARDED] = ["algo=draft", "algo.k=2", "policy.full=true", "policy.shard=true", "policy.checkpointing=true"]
     for name, words in runs.items():
+        words = [word.format(pairs=table) for word in words]
         c, one, two = configured(*tiny(tiny_sd, *SIZES, *words)), here / f"one {name}", here / f"two {name}"
         train(c, one)
         asked[str(two)], out[name] = c, (one, two)

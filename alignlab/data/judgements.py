@@ -19,6 +19,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+PAIR = ("caption", "jpg_0", "jpg_1", "label_0")
+"""The columns of a pair, as Pick-a-Pic calls them."""
+
 
 class Ratings(Dataset[tuple[Tensor, float]]):
     """Images with their ratings.
@@ -60,15 +63,8 @@ class Pairs(Dataset[tuple[Tensor, Tensor, str, float]]):
     """
 
     def __init__(self, data: str, size: tuple[int, int]) -> None:
-        self.rows, self.size = read_table(data, needs="pairs", columns=["caption", "jpg_0", "jpg_1", "label_0"]), size
-        self.labels = []
-        for k, row in enumerate(self.rows):
-            label = {"0": 0.0, "0.0": 0.0, "0.5": 0.5, "1": 1.0, "1.0": 1.0}.get(str(row["label_0"]))
-            if label is None:
-                raise ValueError(
-                    f"data: label_0={row['label_0']!r} in row {k + 1} of {row['_table']} is not 0, 0.5 or 1; mend or remove it"
-                )
-            self.labels.append(label)
+        self.rows, self.size = read_table(data, needs="pairs", columns=PAIR), size
+        self.labels = [choice(k, row) for k, row in enumerate(self.rows)]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -76,6 +72,20 @@ class Pairs(Dataset[tuple[Tensor, Tensor, str, float]]):
     def __getitem__(self, k: int) -> tuple[Tensor, Tensor, str, float]:
         row = self.rows[k]
         return image(row, "jpg_0", self.size), image(row, "jpg_1", self.size), row["caption"], self.labels[k]
+
+
+def choice(k: int, row: dict[str, Any]) -> float:
+    """How often the first image of a pair was chosen: 0, 0.5 or 1.
+
+    Raises:
+        ValueError: if row k says something else.
+    """
+    label = {"0": 0.0, "0.0": 0.0, "0.5": 0.5, "1": 1.0, "1.0": 1.0}.get(str(row["label_0"]))
+    if label is None:
+        raise ValueError(
+            f"data: label_0={row['label_0']!r} in row {k + 1} of {row['_table']} is not 0, 0.5 or 1; mend or remove it"
+        )
+    return label
 
 
 def read_table(data: str, *, needs: str, columns: Sequence[str]) -> list[dict[str, Any]]:

@@ -21,6 +21,8 @@ class Family(Protocol):
     text_encoders: tuple[nn.Module, ...]
     """Those of them that `encode` needs."""
     latent_shape: tuple[int, int, int]
+    image_size: tuple[int, int]
+    """Height and width in pixels of what `decode` makes of such latents."""
     lora_targets: tuple[str, ...]
     """Default LoRA targets: the attention projections."""
 
@@ -32,6 +34,9 @@ class Family(Protocol):
 
     def decode(self, x0: Tensor) -> Tensor:
         """Latents to images [M, 3, H, W] in [0, 1], differentiably."""
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Images [M, 3, H, W] in [0, 1] to latents [M, C, h, w], the mode of the VAE's posterior."""
 
     def save(self, folder: Path, lora: dict[str, Tensor] | None, config: "LoraConfig | None") -> None:
         """Writes what was learned in the ecosystem's format: a LoRA, or the whole pipeline when lora is None."""

@@ -136,6 +136,12 @@ class DiffusersPipeline:
         return (config.in_channels, config.sample_size, config.sample_size)
 
     @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        _, height, width = self.latent_shape
+        return height * self.pipe.vae_scale_factor, width * self.pipe.vae_scale_factor
+
+    @property
     def device(self) -> torch.device:
         return next(self.denoiser.parameters()).device
 
@@ -144,6 +150,12 @@ class DiffusersPipeline:
         config = self.pipe.vae.config
         z = x0 / config.scaling_factor + (config.get("shift_factor") or 0.0)
         return (self.pipe.vae.decode(z, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Images [M, 3, H, W] in [0, 1] to latents [M, C, h, w]: the mode of the VAE's posterior, so that nothing is drawn."""
+        config = self.pipe.vae.config
+        z = self.pipe.vae.encode(2 * images - 1).latent_dist.mode()
+        return (z - (config.get("shift_factor") or 0.0)) * config.scaling_factor
 
     def save(self, folder: Path, lora: dict[str, Tensor] | None, config: Any) -> None:
         """Writes a LoRA in diffusers' format, or the whole pipeline when lora is None."""

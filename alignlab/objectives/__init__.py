@@ -1,8 +1,8 @@
 """What an objective is. One file a family; the train loop knows only this page.
 
 An objective consumes a lazy stream of scored rollouts and yields optimiser updates. DRaFT turns each rollout into one
-micro-batch and so holds one graph at a time; DDPO and RWR exhaust the stream, shuffle and slice. Nothing here knows a
-model family, a scheduler or a config.
+micro-batch and so holds one graph at a time; DDPO and RWR exhaust the stream, shuffle and slice; DPO has pairs of its own and
+leaves the stream alone. Nothing here knows a model family, a scheduler or a config.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -44,7 +44,8 @@ class Objective(Protocol):
     def updates(
         self, policy: Policy, rollouts: Iterator[Rollout], micro_batch: int, rng: np.random.Generator
     ) -> Iterator[Update]:
-        """The updates of one epoch. `rollouts` runs the sampler as it is consumed."""
+        """The updates of one epoch. `rollouts` runs the sampler as it is consumed; what trains on data of its own leaves it alone, and
+        the epoch then has no reward."""
 
     def loss(self, policy: Policy, batch: Any) -> tuple[Tensor, Metrics]:
         """The mean loss of one micro-batch, and what to log. Backward, accumulation and clipping are the loop's."""

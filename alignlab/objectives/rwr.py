@@ -176,5 +176,5 @@ def _corruption(key: NoiseKey, draw: int, timesteps: int, like: Tensor) -> tuple
     """A uniform timestep [M] and noise [M, C, h, w] for each sample, the same whatever micro-batch it falls in."""
     stream = replace(key, stream=f"{key.stream}/rwr")
     noise = stream.normal(draw, like.shape[1:], like.device)
-    uniform = torch.special.ndtr(stream.normal(-2 - draw, (), "cpu").double())  # a normal's own quantile is uniform
+    uniform = stream.uniform(-2 - draw)
     return (uniform * timesteps).long().clamp(max=timesteps - 1).to(like.device), noise

@@ -7,6 +7,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
 from alignlab.forward import ForwardProcess
@@ -105,6 +106,24 @@ def test_images_are_diffusers_own_with_the_saved_lora(name: str, folders: dict[s
     assert config["rank"] == 4 and config["alpha"] == 2
     for weight, expected in zip(state.values(), (policy.state_dict()[k] for k in state), strict=True):
         assert torch.equal(weight, expected)
+
+
+@EVERY
+@torch.no_grad()
+def test_images_are_encoded_as_they_are_decoded(name: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Latents of the network's shape from images of `image_size`, those of diffusers' inpainting pipelines but for their draw from the
+    posterior; decoding them is the VAE's own way there and back."""
+    family = policy_on(folders, name).family
+    images = torch.rand(2, 3, *family.image_size)
+    latents = family.encode_images(images)
+    assert latents.shape[1:] == family.latent_shape and family.decode(latents).shape == images.shape
+    vae = family.pipe.vae
+    there = vae.encode(2 * images - 1).latent_dist.mean
+    torch.testing.assert_close(family.decode(latents), (vae.decode(there).sample / 2 + 0.5).clamp(0, 1), rtol=0, atol=1e-5)
+    inpainting: Any = getattr(diffusers, type(family).pipeline.replace("Pipeline", "InpaintPipeline"))
+    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mean)
+    theirs = inpainting(**family.pipe.components)._encode_vae_image(2 * images - 1, generator=None)
+    torch.testing.assert_close(latents, theirs, rtol=1e-5, atol=1e-6)
 
 
 @EVERY

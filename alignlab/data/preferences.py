@@ -1,0 +1,97 @@
+"""Pairs of images of one prompt, the better one first: what DPO trains on.
+
+    .jsonl            {"prompt": ..., "winner": PATH, "loser": PATH} a line, whatever else it holds; paths are relative to the file
+    .csv, .parquet    caption, jpg_0, jpg_1, label_0: the tables that alignlab.train_reward reads (judgements.py)
+
+`data` may name one such file or a folder with several. Nothing can be learned from a tie (label_0 = 0.5, or a line of .jsonl that
+names the same file twice): ties are counted and left out.
+"""
+
+import json
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from alignlab.data.judgements import PAIR, choice, image, read_table
+
+TABLES = (".jsonl", ".csv", ".parquet")
+
+
+class Preferences:
+    """The pairs that have a winner. Rows are kept in memory, and images that lie in files of their own are read when they are asked for.
+
+    Args:
+        data: a .jsonl, .csv or .parquet file, or a folder with some.
+
+    Raises:
+        ValueError: if there is none, it cannot be read, or holds no pair with a winner.
+    """
+
+    def __init__(self, data: str) -> None:
+        path = Path(data)
+        files = sorted(p for p in path.glob("*") if p.suffix in TABLES) if path.is_dir() else [path]
+        if not files or not all(file.is_file() and file.suffix in TABLES for file in files):
+            raise ValueError(
+                f"data={data}: there is no .jsonl, .csv or .parquet file of pairs there; give one, or a folder with one"
+            )
+        self.rows: list[tuple[dict[str, Any], str, str]] = []
+        """A row, and its columns of the winner and of the loser."""
+        self.prompts: list[str] = []
+        self.ties = 0
+        for file in files:
+            for prompt, row, winner, loser in _lines(file) if file.suffix == ".jsonl" else _rows(file):
+                if winner == loser:
+                    self.ties += 1
+                else:
+                    self.rows.append((row, winner, loser))
+                    self.prompts.append(prompt)
+        if not self.rows:
+            raise ValueError(f"data={data} holds no pair with a winner ({self.ties} ties); give some")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def images(self, k: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Winner and loser of pair k, [3, height, width] in [0, 1] each, resized (bicubic, antialiased) and cut to the middle.
+
+        Raises:
+            ValueError: if one cannot be read.
+        """
+        row, winner, loser = self.rows[k]
+        return image(row, winner, size), image(row, loser, size)
+
+
+@lru_cache(maxsize=1)
+def preferences(data: str) -> Preferences:
+    """`Preferences`, read once however often a configuration is checked."""
+    return Preferences(data)
+
+
+def _lines(file: Path) -> Iterator[tuple[str, dict[str, Any], str, str]]:
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"data: {file} cannot be read as UTF-8 text: {error}") from None
+    for k, line in enumerate(lines):
+        if not line.strip():
+            continue
+        try:
+            said = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"data: line {k + 1} of {file} is no JSON ({error.msg}); mend or remove it") from None
+        if not isinstance(said, dict) or not all(isinstance(said.get(key), str) for key in ("prompt", "winner", "loser")):
+            raise ValueError(
+                f"data: line {k + 1} of {file} is no object with the texts prompt, winner and loser; mend or remove it"
+            )
+        row = {"winner": said["winner"], "loser": said["loser"], "_table": file}
+        yield said["prompt"], row, "winner", "winner" if said["winner"] == said["loser"] else "loser"
+
+
+def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any], str, str]]:
+    for k, row in enumerate(read_table(str(file), needs="pairs", columns=PAIR)):
+        first, label = ("jpg_0", "jpg_1"), choice(k, row)
+        winner, loser = first if label == 1 else first[::-1] if label == 0 else ("jpg_0", "jpg_0")
+        yield str(row["caption"]), row, winner, loser
