@@ -269,6 +269,12 @@ def test_the_command(tiny_sd, table, tmp_path, monkeypatch, capsys) -> None:
     assert "loser of a row of" in said and "is no image" in said and "Traceback" not in said
 
 
+def test_a_try_is_small(table) -> None:
+    """quick=true lowers the pairs of an epoch with the rest."""
+    c = configured("algo=dpo", f"algo.data={table}", "quick=true")
+    assert c["samples_per_step"] == c["algo"]["pairs"] == 8
+
+
 def test_other_data_cannot_go_on(table, tmp_path) -> None:
     """A checkpoint knows how many pairs there were."""
     with pytest.raises(ValueError, match=r"algo\.data holds 3 pairs, but the run began with 6"):
