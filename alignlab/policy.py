@@ -61,13 +61,10 @@ class Policy:
         self.family, self.full, self.checkpointing = family, full, checkpointing
         self.decode_batch, self.text_on_host, self.sharded = decode_batch, text_on_host, shard and full and world() > 1
         self.device, self.dtype = torch.device(device), DTYPES[precision]
-        later = (
-            *family.text_encoders * text_on_host,
-            *[family.denoiser] * self.sharded,
-        )  # come when they are needed, block by block
         for module in (*family.frozen, family.denoiser):
             module.requires_grad_(False).eval()
-            if not any(module is one for one in later):
+            on_host = text_on_host and any(module is encoder for encoder in family.text_encoders)
+            if not on_host and not (self.sharded and module is family.denoiser):  # whose blocks come one by one
                 module.to(self.device)
         self._copy: nn.Module | None = None
         self.lora_config: Any = None

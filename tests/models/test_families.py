@@ -22,7 +22,7 @@ from alignlab.rollout import Gradients, replay, rollout
 from alignlab.samplers import Sampler, ddim, flow
 from alignlab.train import train
 from tests.linear_gaussian import double
-from tests.running import command_line, configured
+from tests.running import command_line, configured, pairs
 from tests.running import tiny as tiny_run
 from tests.test_rollout import Noise64, Policy64, pixels
 
@@ -188,6 +188,7 @@ OBJECTIVES: dict[str, list[str]] = {
     "ddpo_sf": ["algo=ddpo", "algo.estimator=sf"],
     "ddpo_is": ["algo=ddpo", "algo.updates_per_epoch=2"],
     "rwr": ["algo=rwr", "algo.inner_epochs=1"],
+    "dpo": ["algo=dpo", "algo.data={pairs}", "algo.beta=100"],
 }
 
 
@@ -195,7 +196,8 @@ OBJECTIVES: dict[str, list[str]] = {
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_objective_trains(name: str, objective: str, folders: dict[str, Path], tmp_path: Path) -> None:
     """Two steps: finite, the weights move, and the run's model is a LoRA that is read again."""
-    words = tiny_run(str(folders[name]), "steps=2", "sampler.steps=3", "lr=0.01", *SAMPLERS[name], *OBJECTIVES[objective])
+    words = tiny_run(str(folders[name]), "steps=2", "sampler.steps=3", "lr=0.01", *SAMPLERS[name])
+    words += [word.format(pairs=pairs(tmp_path)) if "{" in word else word for word in OBJECTIVES[objective]]
     noisy = ["sampler.eta=0.7"] if objective.startswith("ddpo") else []
     summary = train(configured(*words, *noisy), tmp_path / "run")
     assert all(torch.tensor(summary[who]["reward"]).isfinite() for who in ("base", "final"))
