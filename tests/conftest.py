@@ -23,6 +23,12 @@ SD_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scale
 """Stable Diffusion 1.x, with no step-dependent option set."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that no worker is left alone with one at the end."""
+    longest = ("test_notebooks", "test_a_quick_figure", "test_ranks", "test_sweeps")
+    items.sort(key=lambda item: not any(name in item.nodeid for name in longest))
+
+
 @pytest.fixture(autouse=True)
 def _deterministic() -> None:
     torch.manual_seed(0)

@@ -101,7 +101,7 @@ def measured(c: dict[str, Any]) -> tuple[int, int]:
     return training, held() + allocated(lambda: measure_all(lab, c))
 
 
-QUICK = {"DRaFT-1, full", "DPO", "DRaFT-N, checkpointing", "DRaFT+, bf16", "DDPO", "SDXL, DRaFT-N", "SD3, DDPO"}
+QUICK = {"DRaFT-N, checkpointing", "DRaFT+, bf16", "DDPO", "SD3, DDPO"}
 """The others are slow together: pytest -m 'slow or not slow'."""
 
 

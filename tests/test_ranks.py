@@ -49,17 +49,21 @@ def accelerated(script: str, *words: str, cwd: Path = ROOT) -> subprocess.Comple
 
 
 SHARDED = "draft sharded"
+RUNS = {
+    f"{name} {kind}": [*OBJECTIVES[name], f"policy.full={kind == 'full'}"] for name in OBJECTIVES for kind in ("lora", "full")
+}
+RUNS[SHARDED] = ["algo=draft", "algo.k=2", "policy.full=true", "policy.shard=true", "policy.checkpointing=true"]
+SLOW = {"rwr full", "ddpo sf full", "draft full", "dpo full"}
+"""Their LoRA and the other objectives' full fine-tuning are quick enough: pytest -m 'slow or not slow'."""
 
 
 @pytest.fixture(scope="session")
-def both(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
-    """Every objective's run by one process and by two, LoRA and full; and one whose weights are split."""
+def both(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> dict[str, tuple[Path, Path]]:
+    """Every objective's run by one process and by two, LoRA and full; and one whose weights are split. The slow ones when asked for."""
     here, asked, out = tmp_path_factory.mktemp("ranks"), {}, {}
     table = pairs(here / "pairs")
-    runs = {
-        f"{name} {kind}": [*OBJECTIVES[name], f"policy.full={kind == 'full'}"] for name in OBJECTIVES for kind in ("lora", "full")
-    }
-    runs[SHARDED] = ["algo=draft", "algo.k=2", "policy.full=true", "policy.shard=true", "policy.checkpointing=true"]
+    wanted = {item.callspec.params["name"] for item in request.session.items if "of_one_process" in item.nodeid}
+    runs = {name: words for name, words in RUNS.items() if name in wanted or name == SHARDED}
     for name, words in runs.items():
         words = [word.format(pairs=table) for word in words]
         c, one, two = configured(*tiny(tiny_sd, *SIZES, *words)), here / f"one {name}", here / f"two {name}"
@@ -72,7 +76,7 @@ def both(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tu
     return out
 
 
-@pytest.mark.parametrize("name", [*(f"{name} {kind}" for name in OBJECTIVES for kind in ("lora", "full")), SHARDED])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in RUNS])
 def test_the_parameters_of_one_process(name: str, both: dict[str, tuple[Path, Path]]) -> None:
     """To 1e-5, after two epochs that move them by much more. (AdamW's eps is raised to 1e-6: where a gradient is all round-off, it would
     make a step of its sign.) The numbers of metrics.jsonl are those of the whole, and the files are the same."""
@@ -113,6 +117,7 @@ def test_a_split_model_is_saved_whole(both: dict[str, tuple[Path, Path]]) -> Non
     assert [len(state) for state in moments] == [len(mine)] * 2
 
 
+@pytest.mark.slow
 def test_a_split_run_goes_on(both: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
     """Stopped after its first epoch and resumed, two processes with half the weights each end where the undisturbed ones did, bit for bit."""
     _, two = both[SHARDED]
