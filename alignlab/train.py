@@ -109,7 +109,7 @@ def train_epoch(lab: Lab, c: dict[str, Any], epoch: int) -> dict[str, Any]:
                 record = rollout(lab.policy, lab.sampler, part, gradients=plan, store=store, offload=c["offload"])
                 total, by_name = lab.reward(record.images, record.prompts)
             rewards.append({name: r[: record.samples].detach() for name, r in {"reward": total, **by_name}.items()})
-            yield replace(record, rewards=by_name, reward=total, share=chunk / n)
+            yield replace(record, rewards=by_name, weights=lab.reward.weights, reward=total, share=chunk / n)
 
     log, norms, before = Averages(), [], lab.spent()
     for update in lab.objective.updates(lab.policy, scored_rollouts(), c["micro_batch"], rng):

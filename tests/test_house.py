@@ -47,7 +47,7 @@ MAY = {
     "rollout": {"conditioning", "noise", "policy", "samplers"},
     "drift": {"policy", "rollout", "samplers"},
     "objectives": {"conditioning", "data", "drift", "forward", "noise", "policy", "ranks", "rollout", "samplers"},
-    "checks": {"nodes", "ranks", "runs", "start"},
+    "checks": {"nodes", "ranks", "rewards", "runs", "start"},
     "config": {"checks", "nodes", "ranks", "runs"},
     "lab": {
         "checks",
