@@ -20,7 +20,6 @@ CHOICES = {
     "device": ("auto", "cpu", "cuda", "mps"),
     "tracker": ("none", "wandb", "trackio"),
     "lr_schedule": ("constant", "linear", "cosine"),
-    "combine": ("sum", "zscore", "rank", "gdpo"),
 }
 WEIGHING = {"weight": float, "normalize": bool}
 """Keys of a reward that are the weighted sum's, not its constructor's."""
@@ -71,6 +70,11 @@ def _node_problems(c: dict[str, Any], groups: dict[str, tuple[str, ...]], allowe
             if name in MEASURED or name.endswith("_std"):
                 yield f"{group}.{name} is also the name of a number that every evaluation reports; call it something else"
             found = list(node_problems(f"{group}.{name}", without_weighing(node), allowed=allowed))
+            if any(sentence.startswith(f"{group}.{name}.images is missing") for sentence in found):
+                here, f = f"{group}.{name}", node["_target_"]
+                found = [
+                    f"{here}._target_={f} is a function; write +{here}.function={f} in its place, and its differentiable and unit"
+                ]
             yield from found or _declaration_problems(f"{group}.{name}", node)
             for key, kind in WEIGHING.items() if isinstance(node, dict) else ():
                 if not fits(node.get(key), kind):
@@ -78,6 +82,8 @@ def _node_problems(c: dict[str, Any], groups: dict[str, tuple[str, ...]], allowe
 
 
 def _declaration_problems(where: str, node: dict[str, Any]) -> Iterator[str]:
+    if not isinstance(node, dict):
+        return
     try:
         declared(node)
     except ValueError as error:

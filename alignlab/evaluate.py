@@ -250,7 +250,6 @@ def run_evaluation(c: dict[str, Any], folder: Path) -> dict[str, Any]:
         cached = time.perf_counter()
         mine = this.images(progress, str(c["run"] or c["lora"] or "model"))
     bench = this.bench
-    rewards = {**bench.held_out.rewards, **bench.reward.rewards}
     model = {k: v for k, v in c["model"].items() if k != "lora_targets"}
     result = {
         "run": c["run"],
@@ -264,9 +263,9 @@ def run_evaluation(c: dict[str, Any], folder: Path) -> dict[str, Any]:
             "vendi_features": c["features"],
         },
         "dials": {"lora_scale": c["lora_scale"], "annealing": c["annealing"]},
-        "units": {name: reward.unit for name, reward in rewards.items()},
+        "units": bench.units,
         "training_rewards": list(bench.reward.rewards),
-        "rewards": numbers(mine, base, list(rewards)),
+        "rewards": numbers(mine, base, list(bench.units)),
         "diversity": spread(mine, base),
         "drift": this.drift(mine, base),
         "image_statistics": shifts(mine, base),

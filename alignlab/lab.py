@@ -49,6 +49,11 @@ class Bench:
             **more,
         )
 
+    @property
+    def units(self) -> dict[str, str]:
+        """Of every reward that is measured, trained on or held out."""
+        return {name: reward.unit for name, reward in {**self.reward.rewards, **self.held_out.rewards}.items()}
+
     def score(self, images: Tensor, prompts: Sequence[str], group: int) -> dict[str, Tensor]:
         """Training and held-out rewards by name, [B] each; `group` images of a prompt are in a row."""
         return {**self.held_out.score(images, prompts, group), **self.reward.score(images, prompts, group)}

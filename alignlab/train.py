@@ -75,7 +75,7 @@ def train(c: dict[str, Any], folder: Path) -> dict[str, Any]:
     lab.policy.save(folder / "model")
     lines, final = run.metrics()[1:], measure_all(lab, c).numbers(lab.reward.combine)
     summary = {
-        "base": base, "final": final, "diversity_metric": lab.diversity.name, "reward_unit": lab.reward.unit,
+        "base": base, "final": final, "diversity_metric": lab.diversity.name, "reward_unit": lab.reward.unit, "units": lab.units,
         "wall_seconds": spent + time.perf_counter() - began, "samples_seen": c["steps"] * c["samples_per_step"],
         "images_per_second": float(np.median([line["images_per_second"] for line in lines])),
         "peak_memory_mb": max(line["peak_memory_mb"] for line in lines), "seed": c["seed"], "selected_step": selected,

@@ -20,7 +20,7 @@ class ClipDiversity:
     differentiable = True
     needs_prompt = False
     groupwise = True
-    unit = "1 - cosine, mean over the prompt's other images"
+    unit = "1 - cosine"
     typical_range = (0.0, 1.0)
     input_size: int | None = None  # its CLIP's
     licence = "that of its weights"

@@ -77,6 +77,10 @@ class TruePreference:
     input_size = SIDE
     licence = "Apache-2.0"
 
+    @staticmethod
+    def check() -> None:
+        """Its judge is shipped."""
+
     def __init__(self) -> None:
         self.judge, names, _ = load_judge()
         self.names = {name: k for k, name in enumerate(names)}
