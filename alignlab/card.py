@@ -40,7 +40,7 @@ def write_card(lab: Lab, c: dict[str, Any], folder: Path, summary: dict[str, Any
         more |= {"base_model": base, "base_model_relation": "finetune" if full else "adapter"}
     tags = ["text-to-image", "diffusers", "alignlab", "reward-fine-tuning", algorithm.lower(), "full" if full else "lora"]
     data = ModelCardData(library_name="diffusers", pipeline_tag="text-to-image", tags=tags, **more)
-    units = {key: reward.unit for key, reward in {**lab.held_out.rewards, **lab.reward.rewards}.items()}
+    units = lab.units
     units |= {"reward": summary["reward_unit"], "lpips": f"{summary['diversity_metric']}, between images of a prompt"}
     trained, pairs = ", ".join(lab.reward.rewards), c["algo"].get("pairs")
     aim, what = (trained, "images") if pairs is None else ("preferred images", "pairs")

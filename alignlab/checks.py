@@ -11,6 +11,7 @@ import torch
 
 from alignlab.nodes import build, fits, nearest, node_problems, resolve, words
 from alignlab.ranks import launched
+from alignlab.rewards import Declared
 from alignlab.runs import run_folders
 from alignlab.start import start_problems
 
@@ -22,6 +23,8 @@ CHOICES = {
 }
 WEIGHING = {"weight": float, "normalize": bool}
 """Keys of a reward that are the weighted sum's, not its constructor's."""
+WEIGHED = {"weight": 1.0, "normalize": False}
+FUNCTION = "alignlab.rewards.function.Function"
 MEASURED = ("reward", "lpips", "mean", "std", "kl_eps_guided", "kl_eps_conditional", "kl_trajectory")
 """Names that no reward may have."""
 GROUPS = {
@@ -48,7 +51,8 @@ def problems(c: dict[str, Any], known: Sequence[str]) -> Iterator[str]:
     found = list(_node_problems(c, GROUPS, c["allow_targets"]))
     yield from found
     if all(sentence.startswith(("model", "policy", "optimizer", "eval_rewards")) for sentence in found):
-        yield from _impossible_pairs(c)
+        watched = {} if any(sentence.startswith("eval_rewards") for sentence in found) else c["eval_rewards"]
+        yield from _impossible_pairs({**c, "eval_rewards": watched})
 
 
 def bench_problems(
@@ -65,10 +69,41 @@ def _node_problems(c: dict[str, Any], groups: dict[str, tuple[str, ...]], allowe
         for name, node in (c.get(group) or {}).items():
             if name in MEASURED or name.endswith("_std"):
                 yield f"{group}.{name} is also the name of a number that every evaluation reports; call it something else"
-            yield from node_problems(f"{group}.{name}", without_weighing(node), allowed=allowed)
+            found = list(node_problems(f"{group}.{name}", without_weighing(node), allowed=allowed))
+            if any(sentence.startswith(f"{group}.{name}.images is missing") for sentence in found):
+                here, f = f"{group}.{name}", node["_target_"]
+                found = [
+                    f"{here}._target_={f} is a function; write +{here}.function={f} in its place, and its differentiable and unit"
+                ]
+            yield from found or _declaration_problems(f"{group}.{name}", node)
             for key, kind in WEIGHING.items() if isinstance(node, dict) else ():
                 if not fits(node.get(key), kind):
                     yield f"{group}.{name}.{key}={node.get(key)} must be {words(kind)}"
+
+
+def _declaration_problems(where: str, node: dict[str, Any]) -> Iterator[str]:
+    if not isinstance(node, dict):
+        return
+    try:
+        declared(node)
+    except ValueError as error:
+        yield f"{where}: {error}"
+
+
+def declared(node: dict[str, Any]) -> Declared:
+    """What a reward's checked node says of itself, without weights.
+
+    Raises:
+        ValueError: if it says too little.
+    """
+    own = without_weighing(node)
+    made = resolve(own["_target_"])
+    try:
+        return Declared.by(made)
+    except ValueError:
+        if hasattr(made, "check"):
+            raise
+        return Declared.by(build(own))  # the instance knows
 
 
 def _value_problems(c: dict[str, Any]) -> Iterator[str]:
@@ -128,11 +163,13 @@ def _impossible_pairs(c: dict[str, Any]) -> Iterator[str]:
     objective, samples, sampler = build(c["algo"]), c["samples_per_step"], c["sampler"]
     if objective.needs_noise and sampler.get("eta") == 0:
         yield "sampler.eta=0 makes the sampler deterministic, but this objective needs log-probs; set sampler.eta=1"
+    per_prompt, updates = c["prompts"].get("per_prompt", 1), c["algo"].get("updates_per_epoch", 1)
     for name, node in (c["reward"] or {}).items():
-        if objective.needs_gradient and not resolve(node["_target_"]).differentiable:
+        if objective.needs_gradient and not declared(node).differentiable:
             needs = f"{type(objective).__name__} needs its gradient"
             yield f"reward={name} is not differentiable, but {needs}; use algo=ddpo or algo=rwr, or another reward"
-    per_prompt, updates = c["prompts"].get("per_prompt", 1), c["algo"].get("updates_per_epoch", 1)
+    yield from _combination_problems(c, objective)
+    yield from _group_problems(c, per_prompt)
     if samples % per_prompt:
         yield f"samples_per_step={samples} is not a multiple of prompts.per_prompt={per_prompt}"
     if updates > samples:
@@ -154,6 +191,31 @@ def _impossible_pairs(c: dict[str, Any]) -> Iterator[str]:
         return
     if c["policy"].get("shard") and len(plans) > 1:
         yield "policy.shard=true runs the same steps on every process, and this objective draws them for each rollout; set policy.shard=false"
+
+
+def _combination_problems(c: dict[str, Any], objective: Any) -> Iterator[str]:
+    if c["combine"] != "sum" and "combine" not in {**c["algo"], **(c["algo"].get("statistics") or {})}:
+        name = type(objective).__name__
+        does = "follows the gradient of the weighted sum itself" if objective.needs_gradient else "makes no advantages of rewards"
+        yield f"combine={c['combine']}, but {name} {does}; set combine=sum, or use algo=ddpo or algo=rwr"
+
+
+def _group_problems(c: dict[str, Any], per_prompt: int) -> Iterator[str]:
+    """A group-wise reward must be given whole groups."""
+    names = {g: [name for name, node in (c[g] or {}).items() if declared(node).groupwise] for g in ("reward", "eval_rewards")}
+    for name in names["reward"]:
+        sees, samples = f"reward={name} compares the images of a prompt with each other", c["samples_per_step"]
+        micro = min(c["micro_batch"], samples)
+        if per_prompt < 2:
+            yield f"{sees}, but prompts.per_prompt={per_prompt}; set prompts.per_prompt=4, say"
+        elif micro % per_prompt:
+            whole = (k for k in range(micro, 0, -1) if k % per_prompt == 0 and samples % k == 0)
+            mend = next(whole, per_prompt)
+            yield f"{sees}, so micro_batch={micro} must be a multiple of prompts.per_prompt={per_prompt}; set micro_batch={mend}"
+    if c["evaluation"]["final_images"] < 2:
+        quick = ", and leave quick=true out" if c["quick"] else ""
+        for name in dict.fromkeys(names["reward"] + names["eval_rewards"]):
+            yield f"{name} compares the images of a prompt, but evaluation.final_images=1; set evaluation.final_images=2{quick}"
 
 
 def tuned_problems(c: dict[str, Any]) -> Iterator[str]:
@@ -184,5 +246,16 @@ def is_hub_id(name: Any) -> bool:
 
 
 def without_weighing(node: Any) -> Any:
-    """A reward's own node."""
-    return {k: v for k, v in node.items() if k not in WEIGHING} if isinstance(node, dict) else node
+    """A reward's own node; one that has a `function` in place of a _target_ is that function."""
+    if not isinstance(node, dict):
+        return node
+    target = {"_target_": FUNCTION} if "function" in node else {}
+    return {**target, **{k: v for k, v in node.items() if k not in WEIGHING}}
+
+
+def weighed(c: dict[str, Any]) -> None:
+    """Gives rewards without a weight the weight 1, and without a `normalize` none."""
+    for group in ("reward", "eval_rewards"):
+        for name, node in (c.get(group) or {}).items():
+            if isinstance(node, dict):
+                c[group][name] = {**node, **{key: value for key, value in WEIGHED.items() if key not in node}}

@@ -38,6 +38,8 @@ OWN = (
     "eval_every",
 )
 """Keys that make no variant."""
+REPEATED = ("algo.kl_coeff", "algo.statistics.combine")
+"""Keys of an algorithm that repeat a top-level one."""
 
 
 class CompareError(ValueError):
@@ -172,7 +174,7 @@ def variants(runs: Sequence[Finished]) -> list[Variant]:
     for run, keys, name in zip(runs, plain, names, strict=True):
         rivals = [other for other, its in zip(plain, names, strict=True) if its == name]
         differing = [k for k in keys if any(other.get(k) != keys[k] for other in rivals) or (k == "kl_coeff" and keys[k])]
-        shown = [k for k in differing if not (k == "algo.kl_coeff" and "kl_coeff" in differing)]
+        shown = [k for k in differing if k not in REPEATED or k.rpartition(".")[2] not in differing]
         groups.setdefault(" ".join([name, *(f"{k.removeprefix('algo.')}={keys[k]}" for k in shown)]), []).append(run)
     for label, group in groups.items():
         seeds = [run.seed for run in group]

@@ -29,7 +29,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from alignlab.checks import problems
+from alignlab.checks import problems, weighed
 from alignlab.nodes import ConfigError, nearest, resolve, words
 from alignlab.ranks import launched, shared
 from alignlab.runs import NOT_SCIENCE, read_config
@@ -58,6 +58,9 @@ class TrainConfig:
 
     kl_coeff: float = 0.0
     """Weight of the distance to the frozen model; each algorithm's page states its unit."""
+    combine: str = "sum"
+    """What DDPO and RWR make of several rewards: the weighted sum; that of each one's zscore or rank within the epoch's batch; or gdpo,
+    the weighted sum of the advantages of each. What is logged as the reward is the weighted sum in any case."""
     seed: int = 0
     steps: int = 100
     """Epochs of the run: each samples, scores and updates once, and writes one line of metrics."""
@@ -135,6 +138,7 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
         c: Any = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key} cannot be resolved: {_first_line(error)}") from None
+    weighed(c)
     keys, earlier = asked(), Path(c.get("resume") or "") / "config.yaml"
     if "resume" in keys <= {*NOT_SCIENCE} and earlier.is_file():
         c = read_config(earlier.parent) | {key: c[key] for key in NOT_SCIENCE}

@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from alignlab.checks import bench_problems, tuned_problems
+from alignlab.checks import bench_problems, tuned_problems, weighed
 from alignlab.config import asked, command
 from alignlab.data.prompts import thinned
 from alignlab.images import Images, read_images, six_digits, write_images
@@ -92,6 +92,7 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     """
     c: Any = OmegaConf.to_container(cfg, resolve=True)
     c["allow_targets"] = c["allow_targets"] or []
+    weighed(c)
     found = list(bench_problems(c, c["allow_targets"]))
     least = {"images": 1, "max_prompts": 1, "diversity_prompts": 0, "diversity_images": 2, "batch": 1}
     found += [f"{key}={c[key]} must be at least {low}" for key, low in least.items() if c[key] < low]
@@ -187,7 +188,7 @@ class Evaluation:
                 digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         probe = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(self.policy.device)
         with torch.no_grad():
-            judged = {**self.bench.score(probe, ["a cat"] * 4), "diversity": self.bench.diversity.pairwise(probe).flatten()}
+            judged = {**self.bench.score(probe, ["a cat"] * 4, 4), "diversity": self.bench.diversity.pairwise(probe).flatten()}
         asked = {
             "sets": self.sets, "eval_sampler": self.c["eval_sampler"], "diversity": self.bench.diversity.name,
             "features": self.c["features"], "judged": {k: [f"{x:.4g}" for x in v.tolist()] for k, v in judged.items()},
@@ -249,7 +250,6 @@ def run_evaluation(c: dict[str, Any], folder: Path) -> dict[str, Any]:
         cached = time.perf_counter()
         mine = this.images(progress, str(c["run"] or c["lora"] or "model"))
     bench = this.bench
-    rewards = {**bench.held_out.rewards, **bench.reward.rewards}
     model = {k: v for k, v in c["model"].items() if k != "lora_targets"}
     result = {
         "run": c["run"],
@@ -263,9 +263,9 @@ def run_evaluation(c: dict[str, Any], folder: Path) -> dict[str, Any]:
             "vendi_features": c["features"],
         },
         "dials": {"lora_scale": c["lora_scale"], "annealing": c["annealing"]},
-        "units": {name: reward.unit for name, reward in rewards.items()},
+        "units": bench.units,
         "training_rewards": list(bench.reward.rewards),
-        "rewards": numbers(mine, base, list(rewards)),
+        "rewards": numbers(mine, base, list(bench.units)),
         "diversity": spread(mine, base),
         "drift": this.drift(mine, base),
         "image_statistics": shifts(mine, base),

@@ -112,7 +112,7 @@ def _bars(interval: Interval) -> dict[str, Any]:
 
 
 def z_scores(those: Sequence[Variant]) -> go.Figure:
-    """The training reward against all others over training, in standard deviations of the base model's images."""
+    """The training reward, its parts if it has several, and all others over training, in standard deviations of the base model's images."""
     columns = min(3, len(those))
     rows = -(-len(those) // columns)
     figure = make_subplots(
@@ -125,12 +125,13 @@ def z_scores(those: Sequence[Variant]) -> go.Figure:
     for k, variant in enumerate(those):
         curves = [z_curves(run.evaluations) for run in variant.runs]
         training = set(variant.runs[0].config["reward"])
+        hidden = training if len(training) == 1 else set()
         if not curves[0]:
             continue
-        shown = ["reward", *(n for n in curves[0] if n != "reward" and not n.startswith("image/") and n not in training)]
+        shown = ["reward", *(n for n in curves[0] if n != "reward" and not n.startswith("image/") and n not in hidden)]
         for j, name in enumerate(shown):
             mean = np.mean([c[name] for c in curves if name in c], 0)
-            label = "training reward" if name == "reward" else name
+            label = "training reward" if name == "reward" else f"{name} (trained)" if name in training else name
             figure.add_scatter(
                 x=variant.curves("step")[0], y=mean, name=label, legendgroup=label, showlegend=k == 0, mode="lines+markers", marker={"size": 4},
                 line={"color": "#222831" if j == 0 else COLOURS[(j - 1) % len(COLOURS)], "dash": DASHES[0 if j == 0 else 1 + (j - 1) % 4], "width": 2},

@@ -59,9 +59,10 @@ def reward_numbers(parts: Sequence[dict[str, Tensor]]) -> dict[str, float]:
 
 def tell(summary: dict[str, Any], folder: Path) -> None:
     """Prints what became of a run."""
+    units = {"reward": summary.get("reward_unit"), "lpips": summary.get("diversity_metric"), **summary.get("units", {})}
     for name, value in summary["final"].items():
         if value is not None and not name.startswith("image/") and not name.endswith("_std"):
-            print(f"{name:>24}  base {summary['base'][name]:8.3f}  final {value:8.3f}")
+            print(f"{name:>24}  base {summary['base'][name]:8.3f}  final {value:8.3f}  {units.get(name) or ''}")
     print(f"pictures: {folder / 'samples'}")
 
 

@@ -42,16 +42,29 @@ class Bench:
         return cls(
             policy=policy,
             eval_sampler=build(c["eval_sampler"], scheduler=policy.family.scheduler).to(policy.device),
-            reward=weighted_sum(c["reward"]),
+            reward=weighted_sum(c["reward"], group=c["prompts"].get("per_prompt", 1)),
             held_out=weighted_sum({k: node for k, node in c["eval_rewards"].items() if k not in c["reward"]}),
             diversity=build(c["diversity"]),
             prompts=build(c["prompts"]),
             **more,
         )
 
-    def score(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Training and held-out rewards by name, [B] each."""
-        return {**self.held_out.score(images, prompts), **self.reward.score(images, prompts)}
+    @property
+    def units(self) -> dict[str, str]:
+        """Of every reward that is measured, trained on or held out."""
+        return {name: reward.unit for name, reward in {**self.reward.rewards, **self.held_out.rewards}.items()}
+
+    def score(self, images: Tensor, prompts: Sequence[str], group: int) -> dict[str, Tensor]:
+        """Training and held-out rewards by name, [B] each; `group` images of a prompt are in a row."""
+        return {**self.held_out.score(images, prompts, group), **self.reward.score(images, prompts, group)}
+
+    def pointwise(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Of these, the ones that look at one image at a time."""
+        return {**self.held_out.pointwise(images, prompts), **self.reward.pointwise(images, prompts)}
+
+    def within_prompts(self, images: Tensor, prompts: Sequence[str], group: int) -> dict[str, Tensor]:
+        """And those that look at all images of a prompt."""
+        return {**self.held_out.within_prompts(images, prompts, group), **self.reward.within_prompts(images, prompts, group)}
 
 
 @dataclass(kw_only=True)
@@ -125,10 +138,11 @@ class Lab(Bench):
             self.ema.restore(self.policy.parameters())
 
 
-def weighted_sum(nodes: dict[str, Any]) -> WeightedSum:
-    """The rewards of one group, with their weights."""
+def weighted_sum(nodes: dict[str, Any], *, group: int = 1) -> WeightedSum:
+    """The rewards of one group of the configuration, with their weights; `group` images of a prompt are in a row in training."""
     return WeightedSum(
         {name: build(without_weighing(node)) for name, node in nodes.items()},
         {name: node["weight"] for name, node in nodes.items()},
         {name for name, node in nodes.items() if node["normalize"]},
+        group=group,
     )

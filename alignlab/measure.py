@@ -96,14 +96,16 @@ def evaluate(bench: Bench, prompts: Sequence[str], *, images: int, stream: str, 
         part = key[mine[k : k + batch]]
         record = rollout(bench.policy, bench.eval_sampler, part, store="image")
         pictures.append(record.images)
-        scores.append(bench.score(record.images, record.prompts))
+        scores.append(bench.pointwise(record.images, record.prompts))
         norm = record.latents[:, -1].square().mean((1, 2, 3)).sqrt()
         statistics.append({**image_statistics(record.images), "latent_norm": norm})
     shown = whole(torch.cat(pictures))[:n]
-    groups = shown.to(bench.policy.device).split(images)
+    there = shown.to(bench.policy.device)
+    groups = there.split(images)
+    of_groups = {name: values.float().cpu() for name, values in bench.within_prompts(there, key.prompts, images).items()}
     return Measured(
         images=shown,
-        rewards=_joined(scores, n),
+        rewards=_joined(scores, n) | of_groups,
         statistics=_joined(statistics, n),
         lpips=[bench.diversity.mean_pairwise(group) for group in groups] if images > 1 else [],
     )

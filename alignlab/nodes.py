@@ -5,7 +5,7 @@ or sentences about what is wrong with them. Nothing is imported that the user di
 import difflib
 import importlib
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -23,9 +23,11 @@ def build(node: dict[str, Any], **extra: Any) -> Any:
     Raises:
         ConfigError: for what a constructor refuses.
     """
-    arguments = {k: _built(v) for k, v in node.items() if k != "_target_"}
+    made = resolve(node["_target_"])
+    named = _function_names(made, node)
+    arguments = {k: resolve(v) if k in named else _built(v) for k, v in node.items() if k != "_target_"}
     try:
-        return resolve(node["_target_"])(**arguments | extra)
+        return made(**arguments | extra)
     except (ValueError, OSError) as error:
         raise ConfigError(" ".join(str(error).split())) from error
 
@@ -77,15 +79,12 @@ def _binding_problems(where: str, node: Any, allowed: list[str], runtime: Iterab
         yield f"{where} has no _target_; choose a file of conf/ with {where.split('.')[0]}=NAME (--help lists them)"
         return
     target = node["_target_"]
-    if not target.startswith(tuple(f"{a}." for a in allowed)):
-        mend = f"if you trust it, add 'allow_targets=[{target.split('.')[0]}]'"
-        yield f"{where}._target_={target} lies outside {' and '.join(ALLOWED)}; {mend}"
+    if unusable := list(_name_problems(f"{where}._target_", target, allowed)):
+        yield from unusable
         return
-    try:
-        parameters = inspect.signature(resolve(target)).parameters
-    except ImportError as error:
-        yield f"{where}._target_={target} cannot be imported: {error}"
-        return
+    parameters = inspect.signature(resolve(target)).parameters
+    for key in _function_names(resolve(target), node):
+        yield from _name_problems(f"{where}.{key}", node[key], allowed)
     named = {k: p for k, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for key, value in node.items():
@@ -98,6 +97,25 @@ def _binding_problems(where: str, node: Any, allowed: list[str], runtime: Iterab
     for key, p in named.items():
         if p.default is p.empty and key not in node and key not in runtime:
             yield f"{where}.{key} is missing, and {target} needs it; set +{where}.{key}=..."
+
+
+def _name_problems(where: str, target: str, allowed: Iterable[str]) -> Iterator[str]:
+    """A dotted name must be allowed, exist, and be something to call."""
+    if not target.startswith(tuple(f"{a}." for a in allowed)):
+        mend = f"if you trust it, add 'allow_targets=[{target.split('.')[0]}]'"
+        yield f"{where}={target} lies outside {' and '.join(ALLOWED)}; {mend}"
+        return
+    try:
+        if not callable(resolve(target)):
+            yield f"{where}={target} is no function and no class"
+    except ImportError as error:
+        yield f"{where}={target} cannot be imported: {error}"
+
+
+def _function_names(made: Any, node: dict[str, Any]) -> list[str]:
+    """The arguments that a constructor wants as functions, and the node gives as dotted names."""
+    wanted = {name for name, p in inspect.signature(made).parameters.items() if get_origin(p.annotation) is Callable}
+    return [key for key, value in node.items() if key in wanted and isinstance(value, str) and value != "???"]
 
 
 def _construction_problems(where: str, node: dict[str, Any]) -> Iterator[str]:

@@ -34,6 +34,8 @@ class Outcome:
     win_rate: Interval | None = None
     unseen_gain: Interval | None = None
     vendi: Interval | None = None
+    trained: dict[str, Interval] = field(default_factory=dict)
+    """Gains of the rewards that were trained on together, each in its own unit; empty if there is one."""
     held_out: dict[str, Interval] = field(default_factory=dict)
     """Gains of the rewards that were not trained on."""
     lpips_to_base: float | None = None
@@ -114,6 +116,10 @@ def _outcome(variant: Variant, matched: list[float], budget: float, whole: bool)
             reward=over_seeds(rewards),
             gain=over_seeds([run.summary["final"]["reward"] - run.summary["base"]["reward"] for run in runs]),
             diversity=over_seeds([run.summary["final"]["lpips"] for run in runs]),
+            trained=_gains_of_summaries(variant, _trained(variant)),
+            held_out=_gains_of_summaries(
+                variant, [n for n in runs[0].config["eval_rewards"] if n not in runs[0].config["reward"]]
+            ),
             **common,
         )
     mine, base = both
@@ -127,12 +133,25 @@ def _outcome(variant: Variant, matched: list[float], budget: float, whole: bool)
         win_rate=bootstrap(win_rate(mine, base)),
         unseen_gain=None if unseen is None else bootstrap(unseen[0] - unseen[1]),
         vendi=None if vendi is None else bootstrap(vendi),
+        trained={name: bootstrap(_gain(variant, name)) for name in _trained(variant)},
         held_out={
             name: bootstrap(_gain(variant, name)) for name in first.evaluation["units"] if name not in first.config["reward"]
         },
         lpips_to_base=float(np.mean([run.evaluation["drift"]["lpips_to_base"] for run in runs if run.evaluation])),
         **common,
     )
+
+
+def _trained(variant: Variant) -> list[str]:
+    names = list(variant.runs[0].config["reward"])
+    return names if len(names) > 1 else []
+
+
+def _gains_of_summaries(variant: Variant, names: Sequence[str]) -> dict[str, Interval]:
+    """What training itself measured at its two ends, over seeds."""
+    ends = [(run.summary["base"], run.summary["final"]) for run in variant.runs]
+    known = [name for name in names if all(name in end for pair in ends for end in pair)]
+    return {name: over_seeds([final[name] - base[name] for base, final in ends]) for name in known}
 
 
 def _gain(variant: Variant, name: str) -> Values:

@@ -143,10 +143,14 @@ def table(those: Sequence[Variant]) -> Rows:
     rows = []
     for v in those:
         ends = [(run.summary["base"], run.summary["final"]) for run in v.runs]
-        held_out = [name for name in v.runs[0].config["eval_rewards"] if name not in v.runs[0].config["reward"]]
+        trained = list(v.runs[0].config["reward"])
+        held_out = [name for name in v.runs[0].config["eval_rewards"] if name not in trained]
         numbers: dict[str, Interval] = {
             "gain": over_seeds([final["reward"] - base["reward"] for base, final in ends]),
-            **{name: over_seeds([final[name] - base[name] for base, final in ends]) for name in held_out},
+            **{
+                name: over_seeds([final[name] - base[name] for base, final in ends])
+                for name in (trained if len(trained) > 1 else []) + held_out
+            },
             "diversity": over_seeds([run.curve("eval/lpips")[-1] for run in v.runs]),
         }
         if reached and len(matched[v.label]) == len(v.runs):

@@ -100,7 +100,8 @@ def report(runs: Sequence[Finished], folder: Path, title: str) -> Path:
         figures={name: Markup(f.to_html(full_html=False, include_plotlyjs=False, div_id=name, config={"displayModeBar": False, "responsive": True})) for name, f in drawn.items()},
         base=base, area=hypervolume([(r.value, d.value) for r, d in points.values()], (base[0], 0.0)), level=level,
         budget=equal_budget(those, "samples_seen"), contrasts=contrasts(those), strips=strips(those), rows=rows,
-        palette=palette, held_out=list(found[0].held_out),
+        palette=palette, trained=list(found[0].trained), held_out=list(found[0].held_out),
+        units=(first.evaluation or first.summary).get("units", {}),
     )  # fmt: skip
     write_aside(folder / "report.html", page)
     return folder / "report.html"

@@ -72,6 +72,8 @@ class Rollout:
     """This rollout's share of the epoch's samples."""
     rewards: dict[str, Tensor] = field(default_factory=dict)
     """[B] by name, each in its own unit."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Of these in the sum."""
     reward: Tensor | None = None
     """[B] the (weighted) reward to be maximised."""
 

@@ -27,7 +27,7 @@ NOT_SCIENCE = ("output_dir", "resume", "device", "tracker", "checkpoint_every", 
 """Keys in which a resumed run may differ."""
 LATER_KEYS = {
     "quick": False, "lr_schedule": "constant", "lr_warmup": 0, "ema": 0.0, "select": "last", "compile": False,
-    "init_from": None, "push_to_hub": None,
+    "init_from": None, "push_to_hub": None, "combine": "sum",
 }  # fmt: skip
 LATER_POLICY_KEYS = {"decode_batch": None, "text_on_host": False, "channels_last": False, "shard": False}
 
@@ -187,6 +187,8 @@ def read_config(run: Path) -> dict[str, Any]:
     stored: dict[str, Any] = {**LATER_KEYS, **yaml.safe_load((run / "config.yaml").read_text())}
     if stored.get("policy", {}).get("_target_") == "alignlab.policy.Policy":
         stored["policy"] = {**LATER_POLICY_KEYS, **stored["policy"]}
+    if stored.get("algo", {}).get("statistics"):
+        stored["algo"]["statistics"].setdefault("combine", "sum")
     return stored
 
 

@@ -75,7 +75,7 @@ def train(c: dict[str, Any], folder: Path) -> dict[str, Any]:
     lab.policy.save(folder / "model")
     lines, final = run.metrics()[1:], measure_all(lab, c).numbers(lab.reward.combine)
     summary = {
-        "base": base, "final": final, "diversity_metric": lab.diversity.name, "reward_unit": lab.reward.unit,
+        "base": base, "final": final, "diversity_metric": lab.diversity.name, "reward_unit": lab.reward.unit, "units": lab.units,
         "wall_seconds": spent + time.perf_counter() - began, "samples_seen": c["steps"] * c["samples_per_step"],
         "images_per_second": float(np.median([line["images_per_second"] for line in lines])),
         "peak_memory_mb": max(line["peak_memory_mb"] for line in lines), "seed": c["seed"], "selected_step": selected,
@@ -109,7 +109,7 @@ def train_epoch(lab: Lab, c: dict[str, Any], epoch: int) -> dict[str, Any]:
                 record = rollout(lab.policy, lab.sampler, part, gradients=plan, store=store, offload=c["offload"])
                 total, by_name = lab.reward(record.images, record.prompts)
             rewards.append({name: r[: record.samples].detach() for name, r in {"reward": total, **by_name}.items()})
-            yield replace(record, rewards=by_name, reward=total, share=chunk / n)
+            yield replace(record, rewards=by_name, weights=lab.reward.weights, reward=total, share=chunk / n)
 
     log, norms, before = Averages(), [], lab.spent()
     for update in lab.objective.updates(lab.policy, scored_rollouts(), c["micro_batch"], rng):

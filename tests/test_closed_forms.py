@@ -15,6 +15,7 @@ from torch import Tensor
 
 from alignlab.drift import drift
 from alignlab.noise import noise_key
+from alignlab.objectives.advantages import PromptStatistics
 from alignlab.objectives.ddpo import DDPO
 from alignlab.objectives.draft import DRaFT
 from alignlab.objectives.rwr import RWR
@@ -53,7 +54,7 @@ def gradients(world: World, objective: DDPO | RWR, record: Rollout, batches: int
     return [torch.autograd.grad(objective.loss(world, batch)[0], world.parameters()) for _, batch in update.batches]
 
 
-class Raw:
+class Raw(PromptStatistics):
     """Advantages r - const: standardising with the batch's statistics is biased, and no part of the claim."""
 
     def standardise(self, prompts: Sequence[str], rewards: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from tests.running import configured, lines, tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE, CONF = ROOT / "alignlab", ROOT / "conf"
-COMMANDS = {"train", "train_reward", "evaluate", "report", "sample", "figure", "export", "plan"}
+COMMANDS = {"train", "train_reward", "evaluate", "report", "sample", "figure", "export", "plan", "rewards/__main__"}
 
 # What each module may import of alignlab, beside its own package; a package's row is its modules'.
 MAY = {
@@ -36,6 +36,7 @@ MAY = {
     "models": set(),
     "judge": set(),
     "rewards": {"judge"},
+    "rewards/__main__": {"checks", "config", "nodes"},
     "metrics": {"judge"},
     "data": set(),
     "runs": set(),
@@ -47,7 +48,7 @@ MAY = {
     "rollout": {"conditioning", "noise", "policy", "samplers"},
     "drift": {"policy", "rollout", "samplers"},
     "objectives": {"conditioning", "data", "drift", "forward", "noise", "policy", "ranks", "rollout", "samplers"},
-    "checks": {"nodes", "ranks", "runs", "start"},
+    "checks": {"nodes", "ranks", "rewards", "runs", "start"},
     "config": {"checks", "nodes", "ranks", "runs"},
     "lab": {
         "checks",
@@ -98,6 +99,8 @@ OTHERS = {
 def modules() -> Iterator[tuple[str, Path]]:
     for path in sorted(PACKAGE.rglob("*.py")):
         name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if path.stem == "__main__":
+            name = f"{name}/__main__"
         if name != "__init__":
             yield name, path
 
@@ -147,6 +150,7 @@ NEEDS = {
     "algo=dpo": ["algo.data={captions}/pairs.jsonl"],
     "experiment=recipe_diffusion_dpo": ["algo.data={captions}/pairs.jsonl", "reward.preference.path=emoji_preference"],
     "prompts=dataset": ["prompts.dataset={captions}"],
+    "reward=clip_diversity": ["prompts.per_prompt=4"],
     "diversity=alex": [f"diversity.weights={ROOT / 'README.md'}"],
     "reward=preference": ["reward.preference.path=emoji_preference"],
     "reward=aesthetic": ["reward.aesthetic.path=emoji_aesthetic"],

@@ -1,10 +1,29 @@
-"""Rewards relative to what the same prompt earned before: (r - mean_p) / (std_p + 1e-6), Black et al. 2023, section 4."""
+"""Rewards relative to what the same prompt earned before: (r - mean_p) / (std_p + 1e-6), Black et al. 2023, section 4.
+
+Several rewards r_k with weights w_k are one before that, or after it. f is taken over the epoch's whole batch:
+
+    sum      R = sum_k w_k r_k, where a r_k may be in standard deviations of the base model (rewards/compose.py);  A = standardised R
+    zscore   R = sum_k w_k (r_k - mean)/std                                                                       A = standardised R
+    rank     R = sum_k w_k rank(r_k), from 0, the lowest, to 1; equal rewards share the mean of their ranks       A = standardised R
+    gdpo     A = Z / (std(Z) + 1e-6) about its mean,  Z = sum_k w_k A_k, each A_k standardised by itself
+
+In a sum the reward with the largest spread decides, and in a sum standardised once it still decides within a prompt where it
+alone varies a lot. GDPO (group reward-decoupled normalisation, Liu et al. 2026, arXiv 2601.05242) gives each reward its own
+standard deviation within the prompt, so that weights are the only thing that sets their influence.
+"""
 
 from collections import deque
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
+
+from alignlab.ranks import whole
+from alignlab.rollout import Rollout
+
+Values = NDArray[np.float64]
+COMBINATIONS = ("sum", "zscore", "rank", "gdpo")
 
 
 class PromptStatistics:
@@ -14,21 +33,51 @@ class PromptStatistics:
         buffer_size: rewards kept for each prompt.
         min_count: below this many, the mean and standard deviation of the whole batch are used.
         per_prompt: False uses the batch's always.
+        combine: how several rewards become one. What is logged as the reward stays their weighted sum.
     """
 
-    def __init__(self, *, buffer_size: int = 32, min_count: int = 16, per_prompt: bool = True) -> None:
+    def __init__(
+        self, *, buffer_size: int = 32, min_count: int = 16, per_prompt: bool = True,
+        combine: Literal["sum", "zscore", "rank", "gdpo"] = "sum",
+    ) -> None:  # fmt: skip
+        if combine not in COMBINATIONS:
+            raise ValueError(f"combine={combine} is not one of {', '.join(COMBINATIONS)}")
         if min_count > buffer_size:
             raise ValueError(
                 f"min_count={min_count} exceeds buffer_size={buffer_size}, so no prompt would ever use its own statistics"
             )
         self.buffer_size, self.min_count, self.per_prompt = buffer_size, min_count, per_prompt
+        self.combine = combine
         self.rewards: dict[str, deque[float]] = {}
+        self.parts: dict[str, PromptStatistics] = {}
+        """Of each reward, for gdpo."""
+
+    def advantages(self, prompts: Sequence[str], data: Rollout) -> Values:
+        """[B] float64 of the samples of all processes, whose prompts these are; `data` are this process's."""
+        if self.combine != "gdpo" or len(data.rewards) == 1:
+            return self.standardise(prompts, self.combined(data))
+        return self.decoupled(prompts, _by_name(data), data.weights)
+
+    def combined(self, data: Rollout) -> Values:
+        """[B] float64: several rewards as one, by sum, zscore or rank."""
+        assert data.reward is not None
+        if self.combine in ("sum", "gdpo"):
+            total: Values = whole(data.reward.double()).numpy()
+            return total
+        scale = ranks if self.combine == "rank" else _about_the_mean
+        return weighted({name: scale(values) for name, values in _by_name(data).items()}, data.weights)
+
+    def decoupled(self, prompts: Sequence[str], rewards: Mapping[str, Values], weights: Mapping[str, float]) -> Values:
+        """GDPO's advantages [B] from each reward [B]: standardised one by one, summed, and standardised over the batch."""
+        for name in rewards:
+            self.parts.setdefault(name, self._part())
+        return _about_the_mean(weighted({name: self.parts[name].standardise(prompts, r) for name, r in rewards.items()}, weights))
 
     def standardise(self, prompts: Sequence[str], rewards: Sequence[float] | np.ndarray) -> np.ndarray:
         """[B] float64: standardised rewards of the whole batch (never of a micro-batch). The buffers take these rewards in first."""
         values = np.asarray(rewards, dtype=np.float64)
         if not self.per_prompt:
-            return (values - values.mean()) / (values.std() + 1e-6)
+            return _about_the_mean(values)
         for prompt, value in zip(prompts, values, strict=True):
             self.rewards.setdefault(prompt, deque(maxlen=self.buffer_size)).append(float(value))
         out = np.empty_like(values)
@@ -39,13 +88,49 @@ class PromptStatistics:
             out[rows] = (values[rows] - known.mean()) / (known.std() + 1e-6)
         return out
 
+    def _part(self) -> "PromptStatistics":
+        return PromptStatistics(buffer_size=self.buffer_size, min_count=self.min_count, per_prompt=self.per_prompt)
+
     def own_share(self, prompts: Sequence[str]) -> float:
         """Share of the prompts that use statistics of their own."""
-        ready = [self.per_prompt and len(self.rewards.get(p, ())) >= self.min_count for p in prompts]
+        known = next(iter(self.parts.values()), self).rewards
+        ready = [self.per_prompt and len(known.get(p, ())) >= self.min_count for p in prompts]
         return float(np.mean(ready))
 
     def state_dict(self) -> dict[str, Any]:
+        if self.parts:
+            return {name: part.state_dict() for name, part in self.parts.items()}
         return {prompt: list(values) for prompt, values in self.rewards.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.rewards = {prompt: deque(values, maxlen=self.buffer_size) for prompt, values in state.items()}
+        if any(isinstance(values, dict) for values in state.values()):
+            self.parts = {name: self._part() for name in state}
+            for name, part in self.parts.items():
+                part.load_state_dict(state[name])
+        else:
+            self.rewards = {prompt: deque(values, maxlen=self.buffer_size) for prompt, values in state.items()}
+
+
+def ranks(values: Values) -> Values:
+    """[B] float64 in [0, 1]: (rank - 1)/(B - 1), ranks from 1, equal values share the mean of theirs; all equal, or one: 1/2."""
+    if len(values) < 2:
+        return np.full(len(values), 0.5)
+    ascending = np.sort(values)
+    below, upto = (np.searchsorted(ascending, values, side) for side in ("left", "right"))
+    out: Values = (below + upto - 1) / 2 / (len(values) - 1)
+    return out
+
+
+def weighted(values: Mapping[str, Values], weights: Mapping[str, float]) -> Values:
+    """sum_k w_k v_k, [B]."""
+    return np.sum([weights[name] * v for name, v in values.items()], 0)
+
+
+def _about_the_mean(values: Values) -> Values:
+    out: Values = (values - values.mean()) / (values.std() + 1e-6)
+    return out
+
+
+def _by_name(data: Rollout) -> dict[str, Values]:
+    """Each reward [B] float64, over all processes."""
+    return {name: whole(values.double()).numpy() for name, values in data.rewards.items()}

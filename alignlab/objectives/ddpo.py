@@ -21,7 +21,7 @@ from torch import Tensor
 from alignlab.objectives import Metrics, Update, one_of, shares, split
 from alignlab.objectives.advantages import PromptStatistics
 from alignlab.policy import Policy
-from alignlab.ranks import gathered, own, own_shares, whole
+from alignlab.ranks import gathered, own, own_shares
 from alignlab.rollout import Gradients, NothingToLearn, Rollout, replay
 
 REFERENCE_DIMENSIONS = 16384  # of Stable Diffusion at 512 px, where the published clip of 1e-4 was chosen
@@ -106,9 +106,8 @@ class DDPO:
         data = Rollout.cat(list(rollouts))
         if self.estimator == "is" and policy.dtype != torch.float32:
             data = replace(data, log_probs=_anchor(policy, data, micro_batch))
-        assert data.reward is not None
-        prompts, rewards = sum(gathered(data.prompts), ()), whole(data.reward.double()).numpy()
-        advantages, n = self.statistics.standardise(prompts, rewards), len(prompts)
+        prompts = sum(gathered(data.prompts), ())
+        advantages, n = self.statistics.advantages(prompts, data), len(prompts)
         self._epoch = {
             "ddpo/own_statistics": self.statistics.own_share(prompts),
             "ddpo/advantage_mean": float(advantages.mean()),

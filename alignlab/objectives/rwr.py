@@ -27,7 +27,7 @@ from alignlab.noise import NoiseKey
 from alignlab.objectives import Metrics, Update, one_of, split
 from alignlab.objectives.advantages import PromptStatistics
 from alignlab.policy import Policy
-from alignlab.ranks import gathered, own, own_shares, whole
+from alignlab.ranks import gathered, own, own_shares
 from alignlab.rollout import Rollout
 
 
@@ -99,6 +99,10 @@ class RWR:
             0.0,
         )
         self.statistics = statistics or PromptStatistics(per_prompt=False)
+        combine = self.statistics.combine
+        if combine != "sum" and (streaming or (combine == "gdpo" and not standardise)):
+            key = f"algo.streaming={streaming} compares raw rewards of several epochs" if streaming else "algo.standardise=false"
+            raise ValueError(f"combine={combine} does not go with {key}; set combine=sum, or leave that out")
         self.recent: deque[float] = deque(maxlen=streaming or None)
         self.streaming = streaming
         self._epoch: dict[str, float] = {}
@@ -113,10 +117,8 @@ class RWR:
         self, policy: Policy, rollouts: Iterator[Rollout], micro_batch: int, rng: np.random.Generator
     ) -> Iterator[Update]:
         data = Rollout.cat(list(rollouts))
-        assert data.reward is not None
-        prompts, rewards = sum(gathered(data.prompts), ()), whole(data.reward.double()).numpy()
-        if self.standardise:
-            rewards = self.statistics.standardise(prompts, rewards)
+        prompts = sum(gathered(data.prompts), ())
+        rewards = self.statistics.advantages(prompts, data) if self.standardise else self.statistics.combined(data)
         weights, n = self.weights(prompts, rewards), len(prompts)
         self._epoch = {
             "rwr/effective_sample_size": float(weights.sum() ** 2 / np.square(weights).sum()),

@@ -1,18 +1,59 @@
-"""What a reward is. One file a reward; torch and libraries only."""
+"""What a reward is, and what it says of itself. One file a reward; torch and libraries only."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
 
 from torch import Tensor
 
 
 class Reward(Protocol):
-    """A score of images, larger is better."""
+    """A score of images, larger is better; what is published as smaller-better is negated. Attributes of the class, which a
+    constructor may refine, say the rest. Of these `differentiable` and `unit` cannot be guessed; `Declared` has the others' defaults.
+    """
 
     differentiable: bool
     """Whether gradients reach the images."""
+    needs_prompt: bool
+    """Whether the prompt matters."""
     unit: str
+    """The published raw unit."""
     typical_range: tuple[float, float]
+    input_size: int | None
+    """Side in pixels of what the scorer sees; None for any."""
+    licence: str
+    """Of the weights; "none needed" for formulas."""
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """[B] float32 from images [B, 3, H, W] float32 in [0, 1] and their prompts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declared:
+    """What a reward says of itself, with defaults for what it leaves out."""
+
+    differentiable: bool
+    unit: str
+    needs_prompt: bool = True
+    typical_range: tuple[float, float] | None = None
+    input_size: int | None = None
+    licence: str = "unstated"
+    groupwise: bool = False
+    """Whether it is called with all images of one prompt at once, one prompt a call, and scores each among the others."""
+
+    @classmethod
+    def by(cls, reward: Any) -> "Declared":
+        """That of a reward, or of its class.
+
+        Raises:
+            ValueError: if `differentiable` or `unit` is missing, or is no bool and no text.
+        """
+        said = {f.name: getattr(reward, f.name) for f in fields(cls) if hasattr(reward, f.name)}
+        for key, kind, mend in (
+            ("differentiable", bool, "differentiable = True if gradients reach the images, else False"),
+            ("unit", str, 'unit = "points", or whatever it counts'),
+        ):
+            if not isinstance(said.get(key), kind):
+                name = reward.__name__ if isinstance(reward, type) else type(reward).__name__
+                raise ValueError(f"the reward {name} does not say its {key}; write {mend}, in the class")
+        return cls(**said)

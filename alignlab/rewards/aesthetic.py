@@ -20,7 +20,10 @@ class Aesthetic:
 
     differentiable = True
     unit = "rating of 10"
+    needs_prompt = False
     typical_range = (1.0, 10.0)
+    input_size: int | None = None  # its CLIP's
+    licence = "that of its weights"
 
     @staticmethod
     def check(path: str, **_: Any) -> None:
@@ -28,6 +31,7 @@ class Aesthetic:
 
     def __init__(self, path: str) -> None:
         self.clip, state, about = load(folder_of(path, "aesthetic"))
+        self.input_size = self.clip.size[0]
         self.head = mlp_of(state, relu=about["relu"]).eval().requires_grad_(False)
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -10,7 +10,10 @@ class Brightness:
 
     differentiable = True
     unit = "mean pixel value"
+    needs_prompt = False
     typical_range = (0.0, 1.0)
+    input_size = None
+    licence = "none needed"
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         return images.float().mean((1, 2, 3))

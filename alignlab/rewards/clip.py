@@ -76,7 +76,10 @@ class ClipScore:
 
     differentiable = True
     unit = "100 x cosine"
+    needs_prompt = True
     typical_range = (0.0, 100.0)
+    input_size: int | None = None  # its CLIP's
+    licence = "that of its weights"
 
     @staticmethod
     def check(path: str, **_: Any) -> None:
@@ -85,6 +88,7 @@ class ClipScore:
     def __init__(self, path: str, *, scale: float = 100.0, template: str = "{}") -> None:
         self.clip, self.scale, self.template = Clip(path), scale, template
         self.unit, self.typical_range = f"{scale:g} x cosine", (0.0, scale)
+        self.input_size = self.clip.size[0]
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         texts = self.clip.texts([self.template.format(p) for p in prompts], images.device)

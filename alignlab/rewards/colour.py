@@ -13,7 +13,10 @@ class Colour:
 
     differentiable = True
     unit = "channel difference"
+    needs_prompt = False
     typical_range = (-0.5, 0.5)
+    input_size = None
+    licence = "none needed"
 
     def __init__(self, channel: Literal["red", "green", "blue"] = "red") -> None:
         if channel not in CHANNELS:

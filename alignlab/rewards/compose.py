@@ -1,12 +1,16 @@
-"""Several rewards as one: a weighted sum of raw or normalised values."""
+"""Several rewards as one: a weighted sum of raw or normalised values. (Ranks and GDPO need the whole epoch: objectives/advantages.py.)"""
 
+import inspect
+import traceback
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from alignlab.rewards import Reward
+from alignlab.rewards import Declared, Reward
+from alignlab.rewards.function import Function
 
 
 class RewardError(ValueError):
@@ -21,14 +25,20 @@ class WeightedSum:
     Args:
         rewards, weights: by name.
         normalize: names of the rewards to be normalised; `calibrate` must be called before `combine`.
+        group: images of a prompt in a row, which a group-wise reward sees at once.
     """
 
-    def __init__(self, rewards: Mapping[str, Reward], weights: Mapping[str, float], normalize: Collection[str] = ()) -> None:
+    def __init__(
+        self, rewards: Mapping[str, Reward], weights: Mapping[str, float], normalize: Collection[str] = (), *, group: int = 1
+    ) -> None:
         unknown = sorted((set(weights) | set(normalize)) ^ set(rewards))
         if unknown:
             raise ValueError(f"rewards and weights name different things: {', '.join(unknown)}")
         self.rewards, self.weights, self.normalize = dict(rewards), dict(weights), set(normalize)
+        self.group, self.groupwise = group, {name for name, reward in rewards.items() if Declared.by(reward).groupwise}
         self.statistics: dict[str, tuple[float, float]] = {}
+        self._reached: set[str] = set()
+        """Your own rewards whose gradient was seen to reach the images."""
         self.queries = 0
         """Images scored so far."""
 
@@ -48,10 +58,47 @@ class WeightedSum:
         raw = self.score(images, prompts)
         return self.combine(raw), raw
 
-    def score(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Each reward [B] in its own unit, checked."""
+    def score(self, images: Tensor, prompts: Sequence[str], group: int | None = None) -> dict[str, Tensor]:
+        """Each reward [B] in its own unit, checked. `group` images of a prompt are in a row, those of training if it is None."""
+        found = {**self.pointwise(images, prompts), **self.within_prompts(images, prompts, group or self.group)}
+        return {name: found[name] for name in self.rewards}
+
+    def pointwise(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """[B] of each reward that looks at one image at a time."""
         self.queries += len(prompts)
-        return {name: _checked(name, reward(images, prompts), prompts).to(images.device) for name, reward in self.rewards.items()}
+        return {name: self._asked(name, images, prompts) for name in self.rewards if name not in self.groupwise}
+
+    def within_prompts(self, images: Tensor, prompts: Sequence[str], group: int) -> dict[str, Tensor]:
+        """[B] of each group-wise reward, one call for each `group` images in a row."""
+        parts = [slice(k, k + group) for k in range(0, len(prompts), group)]
+        for name in sorted(self.groupwise):
+            if group < 2 or len(prompts) % group:
+                raise RewardError(
+                    f"reward {name} compares the images of a prompt with each other, but was given {len(prompts)} images, {group} a prompt; "
+                    "2 at least are needed (prompts.per_prompt, evaluation.final_images, images)"
+                )
+        return {name: torch.cat([self._asked(name, images[p], prompts[p]) for p in parts]) for name in sorted(self.groupwise)}
+
+    def _asked(self, name: str, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        reward = self.rewards[name]
+        if type(reward).__module__.startswith("alignlab.rewards.") and not isinstance(reward, Function):
+            return _checked(name, reward(images, prompts), prompts).to(images.device)
+        try:  # yours
+            values = reward(images, prompts)
+        except (RewardError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever a user's code may raise
+            said = " ".join(f"{type(error).__name__}: {error}".split())
+            raise RewardError(f"reward {name} ({_called(reward)}) raised {said}{_where(error, reward)}") from error
+        values = _checked(name, values, prompts).to(images.device)
+        asked = reward.differentiable and torch.is_grad_enabled() and images.requires_grad and name not in self._reached
+        if asked and not _reaches(values, images):
+            raise RewardError(
+                f"reward {name} ({_called(reward)}) says that it is differentiable, but no gradient reaches the images; compute in torch, "
+                "without detach(), item() or numpy, or declare differentiable=false and use algo=ddpo or algo=rwr"
+            )
+        self._reached |= {name} if asked else set()
+        return values
 
     def combine(self, raw: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum [B] of raw rewards."""
@@ -86,6 +133,30 @@ class WeightedSum:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.statistics = {name: (pair[0], pair[1]) for name, pair in state.items()}
+
+
+def _called(reward: Any) -> str:
+    """The user's name of it."""
+    its = reward.function if isinstance(reward, Function) else type(reward)
+    return f"{its.__module__}.{getattr(its, '__qualname__', type(its).__qualname__)}"
+
+
+def _where(error: BaseException, reward: Any) -> str:
+    """The last line of the user's own file that was running, in brackets."""
+    its = reward.function if isinstance(reward, Function) else type(reward)
+    try:
+        file = inspect.getfile(its)
+    except (TypeError, OSError):
+        return ""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f" ({Path(file).name}, line {lines[-1]})" if lines else ""
+
+
+def _reaches(values: Tensor, images: Tensor) -> bool:
+    """Whether the images have a gradient of the values."""
+    if not values.requires_grad:
+        return False
+    return torch.autograd.grad(values.sum(), images, retain_graph=True, allow_unused=True)[0] is not None
 
 
 def _checked(name: str, values: Any, prompts: Sequence[str]) -> Tensor:

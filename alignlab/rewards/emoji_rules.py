@@ -72,7 +72,14 @@ class TruePreference:
 
     differentiable = False
     unit = "points of 5"
+    needs_prompt = True
     typical_range = (0.0, 5.0)
+    input_size = SIDE
+    licence = "Apache-2.0"
+
+    @staticmethod
+    def check() -> None:
+        """Its judge is shipped."""
 
     def __init__(self) -> None:
         self.judge, names, _ = load_judge()
@@ -102,7 +109,10 @@ class TrueAesthetic:
 
     differentiable = False
     unit = "rating of 10"
+    needs_prompt = False
     typical_range = (1.0, 10.0)
+    input_size = SIDE
+    licence = "none needed"
 
     @torch.no_grad()
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -18,7 +18,10 @@ class JpegSize:
 
     differentiable = False
     unit = "kB"
+    needs_prompt = False
     typical_range = (-150.0, 150.0)
+    input_size = None
+    licence = "none needed"
 
     def __init__(self, sign: int = -1, quality: int = 95) -> None:
         if sign not in (-1, 1) or not 1 <= quality <= 95:

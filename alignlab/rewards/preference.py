@@ -21,7 +21,10 @@ class Preference:
 
     differentiable = True
     unit = "log-odds"
+    needs_prompt = True
     typical_range = (-100.0, 100.0)
+    input_size: int | None = None  # its CLIP's
+    licence = "that of its weights"
 
     @staticmethod
     def check(path: str, **_: Any) -> None:
@@ -29,6 +32,7 @@ class Preference:
 
     def __init__(self, path: str) -> None:
         self.clip, state, _ = load(folder_of(path, "preference"))
+        self.input_size = self.clip.size[0]
         self.head = Agreement(self.clip.width)
         self.head.load_state_dict(state)
         self.head.eval().requires_grad_(False)

@@ -1,0 +1,97 @@
+"""python -m alignlab.rewards: every option of conf/reward, what is said of it, and what is missing."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from alignlab.config import CONF
+from alignlab.rewards import __main__ as table
+from alignlab.rewards.clip import Clip
+from tests.running import command_line
+
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "rewards.md"
+
+
+def cells(row: table.Row) -> dict[str, str]:
+    return dict(zip(table.HEADINGS, row.cells, strict=True))
+
+
+def test_the_page_has_this_table(monkeypatch, capsys) -> None:
+    """docs/rewards.md quotes what `format=markdown` prints; every file of conf/reward is in it."""
+    assert command_line(monkeypatch, "format=markdown", command=table) == 0
+    out = capsys.readouterr().out.strip()
+    assert out in DOCS.read_text()
+    options = {path.stem for path in (CONF / "reward").glob("*.yaml")} - {"none"}
+    assert {line.split("`")[1] for line in out.splitlines()[2:]} == options
+
+
+def test_it_loads_no_weights(monkeypatch) -> None:
+    """No tensor file is opened, and the shipped rewards are at hand."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr("safetensors.safe_open", refuse)
+    monkeypatch.setattr("safetensors.torch.load_file", refuse)
+    monkeypatch.setattr(torch, "load", refuse)
+    monkeypatch.setattr(Clip, "__init__", refuse)
+    monkeypatch.setattr("alignlab.rewards.emoji_rules.load_judge", refuse)
+    found = {row.cells[0]: cells(row) for row in table.rows([CONF / "reward"])}
+    assert (found["clip"]["pixels"], found["clip"]["licence"], found["clip"]["offline"]) == ("48", "Apache-2.0", "yes")
+    assert (found["emoji_preference"]["pixels"], found["emoji_preference"]["unit"]) == ("48", "log-odds")
+    assert (found["jpeg_compressibility"]["gradient"], found["jpeg_compressibility"]["licence"]) == ("no", "none needed")
+    assert all("?" not in row.values() for row in found.values())
+
+
+def test_yours_and_what_is_missing(tmp_path: Path, monkeypatch, capsys) -> None:
+    """--config-dir: a weight that is on the hub only, a folder that is not there, a module not allowed, a class that says too little;
+    a file of the same name comes before the package's."""
+    (tmp_path / "reward").mkdir()
+    (tmp_path / "own_scorer.py").write_text(
+        "class Scorer:\n"
+        "    differentiable, unit, licence, typical_range = True, 'points', 'MIT', (0, 5)\n"
+        "    @staticmethod\n"
+        "    def check(**_): pass\n"
+        "    def __init__(self, path: str, revision: str | None = None): raise AssertionError('built')\n"
+        "class Silent:\n"
+        "    unit = 'points'\n"
+    )
+    nodes = {
+        "hub": "{_target_: own_scorer.Scorer, path: some/where, revision: abc123}",
+        "gone": "{_target_: alignlab.rewards.clip.ClipScore, path: /nowhere}",
+        "foreign": "{_target_: os.system}",
+        "silent": "{_target_: own_scorer.Silent}",
+        "colour": "{_target_: alignlab.rewards.colour.Colour, channel: blue}",
+    }
+    for name, node in nodes.items():
+        (tmp_path / "reward" / f"{name}.yaml").write_text(f"# What {name} is. More.\n{name}: {node}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    said = {row.cells[0]: (cells(row), row.lacks) for row in table.rows([tmp_path / "reward", CONF / "reward"], ["own_scorer"])}
+    hub, lacks = said["hub"]
+    assert (hub["what"], hub["typical range"], hub["licence"]) == ("What hub is", "0 to 5", "MIT")
+    assert (hub["weights"], hub["revision"], hub["offline"]) == ("some/where", "abc123", "no")
+    assert lacks == "some/where is not in the hub's cache; hf download some/where --revision abc123"
+    assert said["gone"][1].startswith("reward.gone.path=/nowhere: there is no such folder")
+    assert "reward.foreign._target_=os.system lies outside alignlab" in said["foreign"][1]
+    assert "the reward Silent does not say its differentiable" in said["silent"][1]
+    assert said["colour"][0]["what"] == "What colour is" and said["brightness"][0]["offline"] == "yes"
+    assert said["aesthetic"][1] == "set reward.aesthetic.path=..."
+    assert command_line(monkeypatch, "--config-dir", str(tmp_path), "allow_targets=[own_scorer]", command=table) == 0
+    out = capsys.readouterr().out
+    assert "hf download some/where --revision abc123" in out and "larger is better" in out
+    assert command_line(monkeypatch, "format=html", command=table) == 2
+    assert capsys.readouterr().err == "error: format=html is not one of table, markdown\n"
+
+
+@pytest.mark.parametrize("name", ["clip", "emoji_preference", "emoji_aesthetic"])
+def test_what_is_said_of_a_shipped_one_is_so(name: str) -> None:
+    """The pixels that the table reads from files are those that the built reward sees."""
+    from alignlab.nodes import build
+    from tests.running import configured
+
+    node = configured(f"reward={name}")["reward"][name]
+    built = build({k: v for k, v in node.items() if k not in ("weight", "normalize")})
+    row = next(row for row in table.rows([CONF / "reward"]) if row.cells[0] == name)
+    assert cells(row)["pixels"] == str(built.input_size) and cells(row)["gradient"] == "yes"
