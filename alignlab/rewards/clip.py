@@ -27,7 +27,7 @@ class Clip:
         revision: a commit of the hub's repository; null takes the newest.
 
     Raises:
-        FileNotFoundError: if there is no such folder, or it lacks a file.
+        FileNotFoundError, ValueError: as `locate`.
     """
 
     def __init__(self, path: str, *, weights: Path | None = None, resize: str | None = None, revision: str | None = None) -> None:
@@ -109,7 +109,7 @@ def locate(path: str, revision: str | None = None, *, key: str = "path") -> str:
 
     Raises:
         FileNotFoundError: if there is none, or its folder lacks a file.
-        ValueError: if a revision is asked for of what is not on the hub.
+        ValueError: if a revision is asked for of what is not on the hub, or the activation is not the weights'.
     """
     if path.startswith("hf-hub:"):
         return path
@@ -132,13 +132,21 @@ def locate(path: str, revision: str | None = None, *, key: str = "path") -> str:
 
 
 def _listed(path: str) -> bool:
-    """Whether open_clip lists weights of that name."""
+    """Whether open_clip lists weights of that name.
+
+    Raises:
+        ValueError: if they would be built with another activation than they were trained with.
+    """
     name, _, tag = path.partition("/")
     if not name or not tag or "/" in tag:
         return False
     import open_clip
 
-    return bool(open_clip.pretrained.get_pretrained_cfg(name, tag))
+    weights = open_clip.pretrained.get_pretrained_cfg(name, tag)
+    if weights and open_clip.get_model_config(name).get("quick_gelu") and not weights.get("quick_gelu"):
+        mend = f"set path={name.removesuffix('-quickgelu')}/{tag}"
+        raise ValueError(f"path={path}: these weights were trained with GELU, and {name} has QuickGELU; {mend}")
+    return bool(weights)
 
 
 def _pinned(path: str, revision: str) -> str:

@@ -1,6 +1,7 @@
 """Human Preference Score v2 and v2.1 (Wu et al. 2023, arXiv 2306.09341): a CLIP tuned on people's rankings."""
 
 from collections.abc import Sequence
+from pickle import UnpicklingError
 
 from torch import Tensor
 
@@ -37,7 +38,7 @@ class HPSv2:
         weights = fetched(path, file, revision)
         try:
             self.clip = Clip(architecture, weights=weights, resize="longest")
-        except Exception as error:  # of open_clip's, torch's or the unpickler's
+        except (RuntimeError, OSError, EOFError, KeyError, ValueError, UnpicklingError) as error:
             why = " ".join(str(error).split())[:200]
             raise ValueError(f"path={path}: {weights.name} is no state dict of open_clip's {architecture} ({why})") from None
         self.input_size = self.clip.size[0]

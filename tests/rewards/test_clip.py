@@ -1,5 +1,6 @@
 """A CLIP score from any CLIP that open_clip loads: what it reads, what it refuses, what it calls its unit."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -85,6 +86,20 @@ def test_openais_are_built_with_quickgelu(openai: str, height: int, width: int) 
         ours = ClipScore(f"{openai}/openai")(images, PROMPTS)
     torch.testing.assert_close(ours, scores[0], rtol=0, atol=1e-3 if height == 32 else 0.3)
     assert height != 32 or (ours - scores[1]).abs().max() > 0.02
+
+
+def test_quickgelu_is_not_put_upon_others(openai: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that were trained with GELU are refused under an architecture with the other, where open_clip would warn."""
+    named = tmp_path / "more" / f"{openai}-quickgelu.json"
+    named.parent.mkdir()
+    plain = json.loads((tmp_path / openai / f"{openai}.json").read_text())
+    named.write_text(json.dumps(plain | {"quick_gelu": True}))
+    open_clip.add_model_config(named)
+    listed = _PRETRAINED["ViT-L-14"]["openai"] | {"quick_gelu": False}
+    monkeypatch.setitem(_PRETRAINED, named.stem, {"gelu": listed, "openai": listed | {"quick_gelu": True}})
+    assert locate(f"{named.stem}/openai") == f"{named.stem}/openai"
+    with pytest.raises(ValueError, match=f"trained with GELU, and {named.stem} has QuickGELU; set path={openai}/gelu"):
+        ClipScore.check(f"{named.stem}/gelu")
 
 
 def test_gradient_through_the_cut(openai: str) -> None:
