@@ -148,17 +148,14 @@ NEEDS = {
     "model=flux": ["sampler=flow", "eval_sampler=flow"],  # what an option must be given to make sense
     "prompts=file": [f"prompts.file={ROOT / 'README.md'}"],
     "algo=dpo": ["algo.data={captions}/pairs.jsonl"],
-    "experiment=recipe_diffusion_dpo": ["algo.data={captions}/pairs.jsonl", "reward.preference.path=emoji_preference"],
+    "experiment=recipe_diffusion_dpo": ["algo.data={captions}/pairs.jsonl"],
     "prompts=dataset": ["prompts.dataset={captions}"],
     "reward=clip_diversity": ["prompts.per_prompt=4"],
     "diversity=alex": [f"diversity.weights={ROOT / 'README.md'}"],
     "reward=preference": ["reward.preference.path=emoji_preference"],
     "reward=aesthetic": ["reward.aesthetic.path=emoji_aesthetic"],
-    **{
-        f"experiment=recipe_{name}": ["reward.aesthetic.path=emoji_aesthetic"]
-        for name in ("ddpo_aesthetic", "trl_ddpo", "draft", "draft_lv", "alignprop")
-    },
-    "experiment=recipe_draftp": ["reward.preference.path=emoji_preference"],
+    "reward=laion_aesthetic_v1": ["reward.laion_aesthetic_v1.path=owner/name"],
+    "eval_rewards=laion_aesthetic_v1": ["eval_rewards.laion_aesthetic_v1.path=owner/name"],
     "reward=true_preference": ["algo=ddpo"],
     "reward=true_aesthetic": ["algo=ddpo"],
     "eval_rewards=preference": ["eval_rewards.preference.path=emoji_preference"],

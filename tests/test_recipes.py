@@ -11,6 +11,7 @@ from alignlab.config import CONF
 from alignlab.nodes import build
 from alignlab.objectives.ddpo import DDPO
 from alignlab.train import train
+from tests.rewards.published import laion_head, transformers_clip
 from tests.running import configured, lines, pairs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,7 +73,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 REWARDS = {
     "ddpo_compressibility": "jpeg_compressibility", "ddpo_incompressibility": "jpeg_incompressibility", "ddpo_alignment": "clip",
-    "draftp": "preference", "diffusion_dpo": "preference", **dict.fromkeys(("ddpo_aesthetic", "trl_ddpo", "draft", "draft_lv", "alignprop"), "aesthetic"),
+    "draftp": "pickscore", "diffusion_dpo": "pickscore",
+    **dict.fromkeys(("ddpo_aesthetic", "trl_ddpo", "draft", "draft_lv", "alignprop"), "laion_aesthetic"),
 }  # fmt: skip
 PROMPTS = {"ddpo_compressibility": 398, "ddpo_incompressibility": 398, "ddpo_alignment": 135, "trl_ddpo": 27}
 """How many are trained on; 45 elsewhere."""
@@ -80,16 +82,27 @@ recipes = pytest.mark.parametrize("name", PUBLISHED)
 
 
 @pytest.fixture(scope="session")
-def table(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return pairs(tmp_path_factory.mktemp("pairs"))
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny weights in the published formats, and a few pairs."""
+    folder = tmp_path_factory.mktemp("small")
+    laion_head(folder / "head.pth")
+    transformers_clip(folder / "pickscore")
+    pairs(folder)
+    return folder
 
 
-def filled(name: str, table: str) -> list[str]:
-    """What a user fills in, here with the embedded world's weights in the published form, and a few pairs."""
-    reward = REWARDS[name]
-    stand_in = {"aesthetic": "emoji_aesthetic", "preference": "emoji_preference", "clip": "emoji_clip"}
-    data = [f"algo.data={table}"] if name == "diffusion_dpo" else []
-    return [*data, *([f"reward.{reward}.path={stand_in[reward]}"] if reward in stand_in else [])]
+def filled(name: str, small: Path) -> list[str]:
+    """The pairs that a user fills in, and tiny weights in place of the published ones."""
+    stand_in = {
+        "laion_aesthetic": [f"reward.laion_aesthetic.path={small}/head.pth", "reward.laion_aesthetic.clip=emoji_clip"],
+        "pickscore": [f"reward.pickscore.{key}={small}/pickscore" for key in ("path", "processor")],
+        "clip": ["reward.clip.path=emoji_clip"],
+    }
+    return [*data(name, small), *stand_in.get(REWARDS[name], [])]
+
+
+def data(name: str, small: Path) -> list[str]:
+    return [f"algo.data={small}/pairs.jsonl"] if name == "diffusion_dpo" else []
 
 
 def value(c: dict[str, Any], key: str) -> Any:
@@ -103,9 +116,9 @@ def test_every_recipe_is_in_the_table() -> None:
 
 
 @recipes
-def test_the_published_numbers(name: str, table: str) -> None:
-    """The composed configuration holds them, with the published reward and number of prompts; nothing is to be filled in but weights."""
-    c = configured(f"experiment=recipe_{name}", *filled(name, table))
+def test_the_published_numbers(name: str, small: Path) -> None:
+    """The composed configuration holds them, with the published reward and number of prompts; nothing is to be filled in but the pairs."""
+    c = configured(f"experiment=recipe_{name}", *data(name, small))
     found = {key: value(c, key) for key in PUBLISHED[name]}
     assert found == PUBLISHED[name]
     assert [*c["reward"]] == [REWARDS[name]] and len(build(c["prompts"]).prompts) == PROMPTS.get(name, 45)
@@ -119,7 +132,7 @@ def test_the_clip_is_the_published_one_at_512_px() -> None:
 
 
 @recipes
-def test_it_runs(name: str, table: str, tiny_sd: str, tmp_path: Path) -> None:
+def test_it_runs(name: str, small: Path, tiny_sd: str, tmp_path: Path) -> None:
     """Two epochs in the recipe's own precision, with its reward's form: as many updates as published, finite, the weights move. (DPO takes
     twelve: beta = 5000 on a random network overflows fp16 until the scaler has come down.)"""
     ours, steps = PUBLISHED[name], 12 if name == "diffusion_dpo" else 2
@@ -127,7 +140,7 @@ def test_it_runs(name: str, table: str, tiny_sd: str, tmp_path: Path) -> None:
     prompts = "prompts.imagenet_animals=2" if PROMPTS.get(name) == 398 else "prompts.prompts=[cat,dog]"
     words = f"""experiment=recipe_{name} model.path_or_id={tiny_sd} {"model.variant=null" if ours["model.path_or_id"] == SD15 else ""}
         steps={steps} samples_per_step={max(updates, 4)} micro_batch=4 sampler.steps=2 eval_sampler.steps=2 eval_every={steps} evaluation.prompts=1
-        evaluation.images=2 evaluation.final_images=1 lr_warmup=0 device=cpu {prompts} {" ".join(filled(name, table))}""".split()
+        evaluation.images=2 evaluation.final_images=1 lr_warmup=0 device=cpu {prompts} {" ".join(filled(name, small))}""".split()
     summary = train(configured(*words), tmp_path / "run")
     epochs = lines(tmp_path / "run")
     assert [line["updates"] for line in epochs] == [updates] * steps

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from alignlab.rewards.preprocessing import Preprocessing
+
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
 
 
@@ -19,23 +21,40 @@ class Clip:
 
     Args:
         path: a folder in open_clip's format (open_clip_config.json and weights), the name of one shipped in
-            alignlab/assets ("emoji_clip"), or "hf-hub:owner/name".
+            alignlab/assets ("emoji_clip"), "hf-hub:owner/name", or ARCHITECTURE/TAG as open_clip lists them ("ViT-L-14/openai").
+        weights: a state dict in place of the tag's; then `path` is an architecture of open_clip's alone.
+        resize: shortest, longest or squash, in place of what its own configuration says.
+        revision: a commit of the hub's repository; null takes the newest.
 
     Raises:
-        FileNotFoundError: if there is no such folder, or it lacks a file.
+        FileNotFoundError, ValueError: as `locate`.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, weights: Path | None = None, resize: str | None = None, revision: str | None = None) -> None:
         import open_clip
 
-        name = locate(path)
-        self.model = open_clip.create_model(name, precision="fp32").eval().requires_grad_(False)
+        options: dict[str, Any] = {"pretrained": str(weights)} if weights else {}
+        name = path if weights else locate(path, revision)
+        if revision is not None:
+            name = locate(_pinned(path, revision))
+        if ":" not in name and not weights:
+            name, _, tag = name.partition("/")
+            # OpenAI's were trained with QuickGELU; open_clip would build them with GELU, and only warn
+            gelu = bool(open_clip.pretrained.get_pretrained_cfg(name, tag).get("quick_gelu"))
+            options = {"pretrained": tag, "force_quick_gelu": gelu}
+        self.model = open_clip.create_model(name, precision="fp32", **options).eval().requires_grad_(False)
         self.tokenizer = open_clip.get_tokenizer(name)
         visual = self.model.visual
-        size = visual.image_size
+        size, look = visual.image_size, visual.preprocess_cfg
         self.size = (size, size) if isinstance(size, int) else tuple(size)
-        self.mean = torch.tensor(visual.preprocess_cfg["mean"]).view(1, 3, 1, 1)
-        self.std = torch.tensor(visual.preprocess_cfg["std"]).view(1, 3, 1, 1)
+        self.preprocess = Preprocessing(
+            size=self.size,
+            mean=look["mean"],
+            std=look["std"],
+            resize=resize or look["resize_mode"],
+            interpolation="bilinear" if look["interpolation"] == "bilinear" else "bicubic",
+            fill=look["fill_color"] / 255,
+        )
         self._text = lru_cache(maxsize=4096)(lambda text: self.encode_texts([text])[0].detach().cpu())
 
     @property
@@ -58,18 +77,12 @@ class Clip:
         device = next(self.model.parameters()).device
         return F.normalize(self.model.encode_text(self.tokenizer(list(texts)).to(device)), dim=-1)
 
-    def preprocess(self, images: Tensor) -> Tensor:
-        """Resized (bicubic, antialiased) and normalised, without leaving tensors."""
-        if tuple(images.shape[-2:]) != self.size:
-            images = F.interpolate(images, self.size, mode="bicubic", antialias=True).clamp(0, 1)
-        return (images.float() - self.mean.to(images.device)) / self.std.to(images.device)
-
 
 class ClipScore:
     """scale times the cosine between image and prompt. Differentiable. About 20 to 40 for matching pairs at scale 100.
 
     Args:
-        path: of a `Clip`.
+        path, revision: of a `Clip`.
         scale: 100 as usual.
         template: "{}" is replaced by the prompt.
     """
@@ -82,11 +95,11 @@ class ClipScore:
     licence = "that of its weights"
 
     @staticmethod
-    def check(path: str, **_: Any) -> None:
-        locate(path)
+    def check(path: str, *, revision: str | None = None, **_: Any) -> None:
+        locate(path, revision)
 
-    def __init__(self, path: str, *, scale: float = 100.0, template: str = "{}") -> None:
-        self.clip, self.scale, self.template = Clip(path), scale, template
+    def __init__(self, path: str, *, scale: float = 100.0, template: str = "{}", revision: str | None = None) -> None:
+        self.clip, self.scale, self.template = Clip(path, revision=revision), scale, template
         self.unit, self.typical_range = f"{scale:g} x cosine", (0.0, scale)
         self.input_size = self.clip.size[0]
 
@@ -95,19 +108,54 @@ class ClipScore:
         return self.scale * (self.clip.images(images) * texts).sum(-1)
 
 
-def locate(path: str) -> str:
-    """The name by which open_clip finds the model."""
+def locate(path: str, revision: str | None = None, *, key: str = "path") -> str:
+    """The name by which open_clip finds the model; ARCHITECTURE/TAG is left as it is. `key` stands before it in sentences.
+
+    Raises:
+        FileNotFoundError: if there is none, or its folder lacks a file.
+        ValueError: if a revision is asked for of what is not on the hub, or the activation is not the weights'.
+    """
     if path.startswith("hf-hub:"):
         return path
+    if revision is not None:
+        raise ValueError(f"revision={revision} is a commit of the hub, but {key}={path} is none of its names; set revision=null")
     shipped = Path(str(importlib.resources.files("alignlab") / "assets" / path))
     folder = next((f for f in (Path(path), shipped) if f.is_dir()), None)
-    mend = "give a folder in open_clip's format, emoji_clip, or hf-hub:owner/name"
+    mend = "give a folder in open_clip's format, emoji_clip, hf-hub:owner/name, or one of open_clip's like ViT-L-14/openai"
     if folder is None:
-        raise FileNotFoundError(f"path={path}: there is no such folder and no such shipped model; {mend}")
+        if _listed(path):
+            return path
+        raise FileNotFoundError(f"{key}={path}: there is no such folder and no such shipped model; {mend}")
     if not (folder / "open_clip_config.json").is_file() or not any(folder.glob("open_clip_*.safetensors")):
-        raise FileNotFoundError(f"path={path}: {folder} lacks open_clip_config.json or its safetensors weights; {mend}")
+        raise FileNotFoundError(f"{key}={path}: {folder} lacks open_clip_config.json or its safetensors weights; {mend}")
     text = json.loads((folder / "open_clip_config.json").read_text()).get("model_cfg", {}).get("text_cfg", {})
     if text.get("hf_tokenizer_name") and not any((folder / file).is_file() for file in VOCABULARIES):
         # transformers would make an empty vocabulary without a word, and every score be meaningless
-        raise FileNotFoundError(f"path={path}: {folder} lacks its tokenizer ({' or '.join(VOCABULARIES)}); {mend}")
+        raise FileNotFoundError(f"{key}={path}: {folder} lacks its tokenizer ({' or '.join(VOCABULARIES)}); {mend}")
     return f"local-dir:{folder}"
+
+
+def _listed(path: str) -> bool:
+    """Whether open_clip lists weights of that name.
+
+    Raises:
+        ValueError: if they would be built with another activation than they were trained with.
+    """
+    name, _, tag = path.partition("/")
+    if not name or not tag or "/" in tag:
+        return False
+    import open_clip
+
+    weights = open_clip.pretrained.get_pretrained_cfg(name, tag)
+    if weights and open_clip.get_model_config(name).get("quick_gelu") and not weights.get("quick_gelu"):
+        mend = f"set path={name.removesuffix('-quickgelu')}/{tag}"
+        raise ValueError(f"path={path}: these weights were trained with GELU, and {name} has QuickGELU; {mend}")
+    return bool(weights)
+
+
+def _pinned(path: str, revision: str) -> str:
+    """The folder that holds one commit of a repository, for open_clip itself takes the newest only."""
+    from huggingface_hub import snapshot_download
+
+    files = ["open_clip_config.json", "open_clip_*.safetensors", *VOCABULARIES, "merges.txt", "tokenizer_config.json"]
+    return snapshot_download(path.removeprefix("hf-hub:"), revision=revision, allow_patterns=[*files, "special_tokens_map.json"])

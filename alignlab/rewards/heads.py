@@ -103,11 +103,19 @@ def save(folder: Path, head: nn.Module, about: dict[str, Any], own: dict[str, Te
 
 
 def mlp_of(state: dict[str, Tensor], *, relu: bool) -> Mlp:
-    """The head that a state dict describes: its two-dimensional tensors are the layers' weights, in order. So LAION's file,
-    which counts its dropouts too (layers.0, 2, 4, 6, 7), is read as well."""
-    names = [name.removesuffix(".weight") for name in state if state[name].dim() == 2]
-    names.sort(key=lambda name: int(name.rpartition(".")[2]))
-    head = Mlp([state[f"{names[0]}.weight"].shape[1], *(state[f"{n}.weight"].shape[0] for n in names)], relu=relu)
+    """The head that a state dict describes: its two-dimensional tensors are the layers' weights, in order. So LAION's files are
+    read as well: v2 counts its dropouts too (layers.0, 2, 4, 6, 7), v1 is a bare layer (weight, bias).
+
+    Raises:
+        ValueError: if it describes none.
+    """
+    names = [name.removesuffix("weight") for name in state if name.endswith("weight") and state[name].dim() == 2]
+    names.sort(key=lambda name: int("".join(filter(str.isdigit, name)) or 0))
+    widths = [state[f"{n}weight"].shape for n in names]
+    fits = widths and widths[-1][0] == 1 and all(one[0] == next_[1] for one, next_ in pairwise(widths))
+    if not fits or any(f"{n}bias" not in state for n in names):
+        raise ValueError(f"this is no head of linear layers that end in one number: it has {', '.join(state) or 'nothing'}")
+    head = Mlp([widths[0][1], *(out for out, _ in widths)], relu=relu)
     for layer, name in zip(head.layers, names, strict=True):
-        layer.load_state_dict({"weight": state[f"{name}.weight"], "bias": state[f"{name}.bias"]})
+        layer.load_state_dict({"weight": state[f"{name}weight"], "bias": state[f"{name}bias"]})
     return head
