@@ -1,6 +1,6 @@
 """Several rewards as one: a weighted sum of raw or normalised values."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -50,8 +50,24 @@ class WeightedSum:
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Each reward [B] in its own unit, checked."""
+        return self.submit(images, prompts)()
+
+    @property
+    def ahead(self) -> int:
+        """Rollouts that may wait for their scores while the next one is sampled (remote.py)."""
+        return max((getattr(reward, "ahead", 0) for reward in self.rewards.values()), default=0)
+
+    def submit(self, images: Tensor, prompts: Sequence[str]) -> Callable[[], dict[str, Tensor]]:
+        """Asks the rewards that answer later (those with a `submit` of their own) and computes the others; what comes back waits for
+        all of them."""
         self.queries += len(prompts)
-        return {name: _checked(name, reward(images, prompts), prompts).to(images.device) for name, reward in self.rewards.items()}
+        asked: Any = {name: reward for name, reward in self.rewards.items() if hasattr(reward, "submit")}
+        later = {name: reward.submit(images, prompts) for name, reward in asked.items()}
+        now = {name: reward(images, prompts) for name, reward in self.rewards.items() if name not in later}
+        return lambda: {
+            name: _checked(name, now[name] if name in now else later[name].result(), prompts).to(images.device)
+            for name in self.rewards
+        }
 
     def combine(self, raw: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum [B] of raw rewards."""
