@@ -137,7 +137,7 @@ def _prepare(lab: Lab, c: dict[str, Any], ledger: Ledger, kernels: Kernels, devi
 
     family.denoise = ledger.remembered(kernels.within(family.denoise), lambda: policy._is_reference)
     family.decode = ledger.remembered(kernels.within(family.decode), lambda: None)
-    its.reward.score = ledger.within("reward", lab.reward.score)
+    its.reward.submit = ledger.within("reward", lab.reward.submit)
     objective.loss = ledger.within("loss", objective.loss)
     its.optimizer.step = ledger.within("optimizer step", lab.optimizer.step)
     its.diversity.mean_pairwise = _once_for_each(lab.diversity.mean_pairwise)

@@ -27,6 +27,7 @@ from alignlab.rewards.compose import RewardError
 from alignlab.rollout import NothingToLearn, Rollout, rollout
 from alignlab.runs import NOT_SCIENCE, Onlooker, Run, RunError, provenance
 from alignlab.schedule import lr_factor, set_lr
+from alignlab.scoring import scored
 
 
 def train(c: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -99,7 +100,7 @@ def train_epoch(lab: Lab, c: dict[str, Any], epoch: int) -> dict[str, Any]:
     if lab.policy.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
 
-    def scored_rollouts() -> Iterator[Rollout]:
+    def sampled() -> Iterator[Rollout]:
         for k in range(0, n, chunk):
             plan, store = lab.objective.plan(len(lab.sampler), rng), lab.objective.store(len(lab.sampler))
             if k not in mine:
@@ -107,12 +108,11 @@ def train_epoch(lab: Lab, c: dict[str, Any], epoch: int) -> dict[str, Any]:
             with torch.set_grad_enabled(lab.objective.needs_gradient):
                 part = key[range(k, k + chunk)]
                 record = rollout(lab.policy, lab.sampler, part, gradients=plan, store=store, offload=c["offload"])
-                total, by_name = lab.reward(record.images, record.prompts)
-            rewards.append({name: r[: record.samples].detach() for name, r in {"reward": total, **by_name}.items()})
-            yield replace(record, rewards=by_name, weights=lab.reward.weights, reward=total, share=chunk / n)
+            yield replace(record, share=chunk / n)
 
+    rollouts = scored(sampled(), lab.reward, lab.policy, gradient=lab.objective.needs_gradient, earned=rewards)
     log, norms, before = Averages(), [], lab.spent()
-    for update in lab.objective.updates(lab.policy, scored_rollouts(), c["micro_batch"], rng):
+    for update in lab.objective.updates(lab.policy, rollouts, c["micro_batch"], rng):
         lab.optimizer.zero_grad(set_to_none=True)
         for share, batch in update.batches:
             loss, metrics = lab.objective.loss(lab.policy, batch)

@@ -19,7 +19,18 @@ from tests.running import configured, lines, tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE, CONF = ROOT / "alignlab", ROOT / "conf"
-COMMANDS = {"train", "train_reward", "evaluate", "report", "sample", "figure", "export", "plan", "rewards/__main__"}
+COMMANDS = {
+    "train",
+    "train_reward",
+    "evaluate",
+    "report",
+    "sample",
+    "figure",
+    "export",
+    "plan",
+    "rewards/__main__",
+    "serve_reward",
+}
 
 # What each module may import of alignlab, beside its own package; a package's row is its modules'.
 MAY = {
@@ -47,6 +58,7 @@ MAY = {
     "tuned": {"config", "dials", "lora", "nodes", "noise", "policy", "rollout", "runs", "samplers"},
     "rollout": {"conditioning", "noise", "policy", "samplers"},
     "drift": {"policy", "rollout", "samplers"},
+    "scoring": {"policy", "rewards", "rollout"},
     "objectives": {"conditioning", "data", "drift", "forward", "noise", "policy", "ranks", "rollout", "samplers"},
     "checks": {"nodes", "ranks", "rewards", "runs", "start"},
     "config": {"checks", "nodes", "ranks", "runs"},
@@ -71,7 +83,22 @@ MAY = {
     "outcomes": {"compare", "images", "metrics"},
     "figures": {"compare", "metrics"},
     "train_reward": {"config", "data", "nodes", "rewards"},
-    "train": {"card", "config", "journal", "lab", "measure", "nodes", "noise", "ranks", "rewards", "rollout", "runs", "schedule"},
+    "serve_reward": {"checks", "config", "nodes", "rewards"},
+    "train": {
+        "card",
+        "config",
+        "journal",
+        "lab",
+        "measure",
+        "nodes",
+        "noise",
+        "ranks",
+        "rewards",
+        "rollout",
+        "runs",
+        "schedule",
+        "scoring",
+    },
     "dry": set(),
     "footprint": {"dry", "lab", "measure", "models", "nodes", "objectives", "rollout"},
     "plan": {"config", "footprint", "lab", "nodes", "rewards", "rollout", "train"},
@@ -162,6 +189,7 @@ NEEDS = {
     "eval_rewards=aesthetic": ["eval_rewards.aesthetic.path=emoji_aesthetic"],
     "reward=jpeg_compressibility": ["algo=ddpo"],
     "reward=jpeg_incompressibility": ["algo=ddpo"],
+    **{f"reward={name}": ["algo=ddpo"] for name in ("remote", "vlm_description", "vlm_counting")},
 }
 
 

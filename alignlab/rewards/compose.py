@@ -2,7 +2,7 @@
 
 import inspect
 import traceback
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +60,34 @@ class WeightedSum:
 
     def score(self, images: Tensor, prompts: Sequence[str], group: int | None = None) -> dict[str, Tensor]:
         """Each reward [B] in its own unit, checked. `group` images of a prompt are in a row, those of training if it is None."""
-        found = {**self.pointwise(images, prompts), **self.within_prompts(images, prompts, group or self.group)}
-        return {name: found[name] for name in self.rewards}
+        return self.submit(images, prompts, group)()
+
+    @property
+    def ahead(self) -> int:
+        """Rollouts that may wait for their scores while the next one is sampled (remote.py)."""
+        return max((getattr(reward, "ahead", 0) for reward in self.rewards.values()), default=0)
+
+    def submit(self, images: Tensor, prompts: Sequence[str], group: int | None = None) -> Callable[[], dict[str, Tensor]]:
+        """Asks the rewards that answer later (those with a `submit` of their own) and computes the others; what comes back waits for
+        all of them."""
+        answer, among = self._submitted(images, prompts), self.within_prompts(images, prompts, group or self.group)
+
+        def found() -> dict[str, Tensor]:
+            every = {**answer(), **among}
+            return {name: every[name] for name in self.rewards}
+
+        return found
 
     def pointwise(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """[B] of each reward that looks at one image at a time."""
+        return self._submitted(images, prompts)()
+
+    def _submitted(self, images: Tensor, prompts: Sequence[str]) -> Callable[[], dict[str, Tensor]]:
         self.queries += len(prompts)
-        return {name: self._asked(name, images, prompts) for name in self.rewards if name not in self.groupwise}
+        alone: Any = {name: reward for name, reward in self.rewards.items() if name not in self.groupwise}
+        later = {name: reward.submit(images, prompts) for name, reward in alone.items() if hasattr(reward, "submit")}
+        now = {name: self._asked(name, images, prompts) for name in alone if name not in later}
+        return lambda: now | {name: _checked(name, one.result(), prompts).to(images.device) for name, one in later.items()}
 
     def within_prompts(self, images: Tensor, prompts: Sequence[str], group: int) -> dict[str, Tensor]:
         """[B] of each group-wise reward, one call for each `group` images in a row."""

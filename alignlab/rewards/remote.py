@@ -1,0 +1,260 @@
+"""The reward of a server (`python -m alignlab.serve_reward`), on this machine or another one. Scoring overlaps sampling.
+
+What may be a passing trouble (no connection, a timeout, 408, 429, 5xx, an answer that is cut or garbled) is asked again after a
+growing, jittered wait. What would not pass (another 4xx, too few scores, a score that is no number, another reward than at the
+start) is a RewardError at once. No score is ever made up.
+"""
+
+import json
+import math
+import os
+import random
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from threading import Thread
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import torch
+from torch import Tensor
+
+from alignlab.rewards.compose import RewardError
+from alignlab.rewards.wire import TYPES, pack
+
+TOKEN = "ALIGNLAB_REWARD_TOKEN"
+"""The environment variable that holds the secret of a server, if it asks for one. It stands in no configuration and no log."""
+PROTOCOL = 1
+LONGEST_WAIT = 30.0
+"""Seconds between two attempts, at most."""
+AGAIN = (408, 429)
+"""Refusals that may pass, beside every 5xx."""
+
+
+def token() -> str | None:
+    """The secret in the environment, if there is one.
+
+    Raises:
+        ValueError: if it cannot stand in a header.
+    """
+    secret = os.environ.get(TOKEN) or None
+    if secret is not None and not (secret.isascii() and secret.isprintable() and " " not in secret):
+        raise ValueError(f"the environment variable {TOKEN} holds something else than ASCII letters, digits and signs")
+    return secret
+
+
+class Trouble(Exception):
+    """Why one attempt failed, and may not the next time."""
+
+
+class Remote:
+    """What a reward server says of the images. Not differentiable. Unit, range and the rest are the server's own.
+
+    Args:
+        url: of the server, http:// or https://.
+        name: the reward that it must hold; None takes any. The one that it held at the start it must hold to the end.
+        form: "png" (8 bits a channel, small) or "safetensors" (float32, exact).
+        batch_size: images of one request.
+        ahead: rollouts that may wait for their scores while the next one is sampled, so requests in flight; 0 waits for each.
+        retries: attempts after the first one.
+        backoff: seconds before the second attempt, twice as many before each further one, up to 30; each is shortened by up to a half at random.
+        timeout: seconds of one attempt, from the connection to the answer's last byte.
+
+    Raises:
+        ValueError: for an url or a number that cannot be.
+        RewardError: if the server does not answer, or is no reward server.
+    """
+
+    differentiable = False
+    needs_prompt = True
+    unit = "the server's"
+    typical_range = (-math.inf, math.inf)
+    input_size: int | None = None
+    licence = "unstated"
+
+    @staticmethod
+    def check(
+        url: str, *, form: str = "png", batch_size: int = 16, ahead: int = 1, retries: int = 8, backoff: float = 0.5,
+        timeout: float = 120.0, **_: Any,
+    ) -> None:  # fmt: skip
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
+            raise ValueError(f"url={url} is no server; write http://127.0.0.1:8000 (a secret goes into the variable {TOKEN})")
+        if form not in TYPES:
+            raise ValueError(f"form={form} is not one of {', '.join(TYPES)}")
+        if batch_size < 1 or ahead < 0 or retries < 0 or backoff < 0 or not timeout > 0:
+            raise ValueError(
+                f"batch_size={batch_size} must be at least 1, ahead={ahead}, retries={retries} and backoff={backoff} at least 0, "
+                f"timeout={timeout} positive"
+            )
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str | None = None,
+        form: Literal["png", "safetensors"] = "png",
+        batch_size: int = 16,
+        ahead: int = 1,
+        retries: int = 8,
+        backoff: float = 0.5,
+        timeout: float = 120.0,
+    ) -> None:
+        import urllib3
+
+        self.check(url, form=form, batch_size=batch_size, ahead=ahead, retries=retries, backoff=backoff, timeout=timeout)
+        self.url, self.form, self.batch_size, self.ahead = url.rstrip("/"), form, batch_size, ahead
+        self.retries, self.backoff, self.timeout = retries, backoff, timeout
+        self._token = token()
+        self._http = urllib3.PoolManager(maxsize=ahead + 1)
+        self._jitter = random.Random()  # a stream of its own: the run's draws are the same however often a server fails
+        said = self._declaration(self._ask("GET", "/health", None))
+        if name is not None and said["reward"] != name:
+            raise RewardError(
+                f"the reward server {self.url} holds {plain(said['reward'])}, not {name}; start it with reward={name}"
+            )
+        self.held, self.digest, self.unit = said["reward"], said["digest"], plain(said["unit"])
+        low, high = said["typical_range"]
+        self.typical_range = (-math.inf if low is None else float(low), math.inf if high is None else float(high))
+        self.needs_prompt = bool(said.get("needs_prompt", True))
+        self.input_size, self.licence = said.get("input_size"), str(said.get("licence", "unstated"))
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return self.submit(images, prompts).result().to(images.device)
+
+    def submit(self, images: Tensor, prompts: Sequence[str]) -> Future[Tensor]:
+        """The scores [B] float32 on the CPU, when they are there; or the RewardError. The thread that waits for them holds up no exit."""
+        pictures, texts, future = images.detach().float().cpu(), list(prompts), Future[Tensor]()
+
+        def work() -> None:
+            try:
+                future.set_result(self._scores(pictures, texts))
+            except BaseException as error:
+                future.set_exception(error)
+
+        Thread(target=work, daemon=True, name=f"reward {self.held}").start()
+        return future
+
+    def _scores(self, images: Tensor, prompts: list[str]) -> Tensor:
+        scores: list[float] = []
+        for k in range(0, len(prompts), self.batch_size):
+            texts = prompts[k : k + self.batch_size]
+            body = pack(images[k : k + self.batch_size], texts, self.form)
+            scores += self._checked(self._ask("POST", "/score", body), len(texts))
+        return torch.tensor(scores, dtype=torch.float32)
+
+    def _checked(self, answer: Any, n: int) -> list[float]:
+        """The n scores of an answer."""
+        if not isinstance(answer, dict) or not isinstance(answer.get("scores"), list):
+            raise RewardError(f"the reward server {self.url} answered without a list of scores; is it {_START}?")
+        if (answer.get("reward"), answer.get("digest")) != (self.held, self.digest):
+            raise RewardError(
+                f"the reward server {self.url} holds {plain(answer.get('reward'))} ({plain(answer.get('digest'))}) now, and held "
+                f"{plain(self.held)} ({plain(self.digest)}) when this run asked first; start it as it was, and go on with resume=RUN"
+            )
+        scores = answer["scores"]
+        if len(scores) != n:
+            raise RewardError(f"the reward server {self.url} gave {len(scores)} scores for {n} images")
+        wrong = [s for s in scores if isinstance(s, bool) or not isinstance(s, (int, float)) or not math.isfinite(s)]
+        if wrong:
+            raise RewardError(
+                f"the reward server {self.url} gave the score {plain(wrong[0], 40)} ({len(wrong)} of {n} are no finite numbers)"
+            )
+        return [float(s) for s in scores]
+
+    def _declaration(self, answer: Any) -> dict[str, Any]:
+        good = (
+            isinstance(answer, dict)
+            and answer.get("protocol") == PROTOCOL
+            and all(isinstance(answer.get(key), str) for key in ("reward", "digest", "unit"))
+            and isinstance(answer.get("typical_range"), list)
+            and len(answer["typical_range"]) == 2
+            and all(bound is None or isinstance(bound, (int, float)) for bound in answer["typical_range"])
+        )
+        if not good:
+            raise RewardError(f"{self.url}/health is not the declaration of a reward; start {_START} there")
+        return answer
+
+    def _ask(self, method: str, path: str, body: bytes | None) -> Any:
+        """The JSON that the server answers, asked up to 1 + retries times."""
+        began, trouble = time.monotonic(), ""
+        for attempt in range(1 + self.retries):
+            if attempt:
+                wait = min(self.backoff * 2 ** (attempt - 1), LONGEST_WAIT)
+                time.sleep(wait * (1 - self._jitter.random() / 2))
+            try:
+                return self._attempt(method, path, body)
+            except Trouble as error:
+                trouble = str(error)
+        raise RewardError(
+            f"the reward server {self.url} gave no answer in {1 + self.retries} attempts over {time.monotonic() - began:.0f} s (the last: "
+            f"{trouble}); start it again ({_START}), then go on with resume=RUN: checkpoint and metrics are intact"
+        )
+
+    def _attempt(self, method: str, path: str, body: bytes | None) -> Any:
+        """The answer to one request, as JSON.
+
+        Raises:
+            Trouble: if the next attempt may do better.
+            RewardError: if it would not.
+        """
+        import urllib3
+
+        headers = {"Content-Type": TYPES[self.form]} if body is not None else {}
+        if self._token is not None:
+            headers["Authorization"] = f"Bearer {self._token}"
+        deadline, most, text = time.monotonic() + self.timeout, 2**16 + 64 * self.batch_size, bytearray()
+        try:
+            response = self._http.request(
+                method, self.url + path, body=body, headers=headers, timeout=urllib3.Timeout(total=self.timeout), retries=False,
+                redirect=False, preload_content=False, decode_content=False,
+            )  # fmt: skip
+            try:
+                while chunk := response.read1(2**16):
+                    text += chunk
+                    if len(text) > most:
+                        raise RewardError(f"the reward server {self.url} answered with more than {most} bytes; is it {_START}?")
+                    if time.monotonic() > deadline:
+                        raise Trouble(f"no whole answer within timeout={self.timeout:g} s")
+            except BaseException:
+                response.close()
+                raise
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            refused = isinstance(error, urllib3.exceptions.NewConnectionError)  # among urllib3's timeouts
+            if isinstance(error, urllib3.exceptions.TimeoutError) and not refused:
+                raise Trouble(f"no answer within timeout={self.timeout:g} s") from None
+            raise Trouble(_reason(error)) from None
+        return self._read(response.status, str(response.headers.get("Content-Type", "")), bytes(text))
+
+    def _read(self, status: int, kind: str, text: bytes) -> Any:
+        try:
+            answer = json.loads(text) if kind.startswith("application/json") else None
+        except (ValueError, RecursionError):
+            answer = None
+        said = plain(answer["error"]) if isinstance(answer, dict) and "error" in answer else ""
+        if status in AGAIN or status >= 500:
+            raise Trouble(f"HTTP {status} {said}".strip())
+        if status in (401, 403):
+            raise RewardError(
+                f"the reward server {self.url} wants a secret; set the environment variable {TOKEN} to the one that it has"
+            )
+        if status != 200:
+            raise RewardError(f"the reward server {self.url} refused: HTTP {status} {said}".strip())
+        if answer is None:
+            raise Trouble(f"an answer that is no JSON ({plain(kind) or 'without a type'}, {len(text)} bytes)")
+        return answer
+
+
+_START = "python -m alignlab.serve_reward reward=NAME"
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause, in a few words."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    return plain(f"{type(error).__name__}: {error}")
+
+
+def plain(text: Any, most: int = 300) -> str:
+    """What a stranger wrote, on one line, without control characters."""
+    return " ".join("".join(c if c.isprintable() else " " for c in str(text)[:most]).split())

@@ -1,0 +1,337 @@
+"""`python -m alignlab.serve_reward`: what it serves, what it refuses, and that strangers' bytes cost little."""
+
+import base64
+import io
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from threading import Event, Thread
+from typing import Any
+
+import hydra
+import pytest
+import torch
+import urllib3
+from PIL import Image
+from safetensors.torch import save
+from torch import Tensor
+
+import alignlab.rewards.server as server_module
+from alignlab import serve_reward
+from alignlab.config import CONF
+from alignlab.rewards.brightness import Brightness
+from alignlab.rewards.compose import RewardError
+from alignlab.rewards.preference import Preference
+from alignlab.rewards.remote import Remote
+from alignlab.rewards.server import RewardServer
+from alignlab.rewards.wire import TYPES, Limits, pack
+from alignlab.serve_reward import checked, server
+from tests.running import command_line
+
+
+@contextmanager
+def running(serving: RewardServer) -> Iterator[str]:
+    """Serves in a thread; the url."""
+    with serving:
+        thread = Thread(target=serving.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{serving.server_port}"
+        finally:
+            serving.shutdown()
+            thread.join()
+
+
+def small(reward: Any = None, **options: Any) -> RewardServer:
+    """A server of a light reward with low limits."""
+    limits = Limits(megabytes=0.25, megapixels=0.05)
+    return RewardServer(
+        **{"address": ("127.0.0.1", 0), "name": "brightness", "reward": reward or Brightness(), "limits": limits, **options}
+    )
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with running(small()) as url:
+        yield url
+
+
+def post(
+    url: str, body: bytes, kind: str = "application/json", path: str = "/score", **headers: str
+) -> tuple[int, dict[str, Any]]:
+    answer = urllib3.request("POST", url + path, body=body, headers={"Content-Type": kind, **headers}, retries=False, timeout=20)
+    return answer.status, answer.json()
+
+
+def test_any_reward_of_the_group_is_served() -> None:
+    """From its configuration, by name, with its unit; safetensors scores are the local ones, to the last bit."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        c = checked(hydra.compose("serve_reward", ["reward=emoji_preference", "port=0", "device=cpu"]))
+    images, prompts = torch.rand(3, 3, 48, 48), ["a cat", "a dog", "a lion"]
+    with running(server(c)) as url:
+        remote = Remote(url, name="emoji_preference", form="safetensors")
+        local = Preference("emoji_preference")
+        with torch.no_grad():
+            assert torch.equal(remote(images, prompts), local(images, prompts))
+        assert (remote.unit, remote.typical_range) == (local.unit, local.typical_range)
+
+
+def test_other_arguments_are_another_reward() -> None:
+    """The digest changes with the reward's node, but for its weight."""
+
+    def digest(*words: str) -> str:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            c = checked(hydra.compose("serve_reward", ["reward=colour", "port=0", *words]))
+        with server(c) as serving:
+            return serving.digest
+
+    assert digest() == digest("reward.colour.weight=3") != digest("reward.colour.channel=blue")
+
+
+def test_it_serves_until_it_is_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ctrl-C after a request: code 0, and the port is free again."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    found = []
+
+    def ask() -> None:
+        found.append(Remote(f"http://127.0.0.1:{port}", backoff=0.1)(torch.ones(1, 3, 8, 8), [""]).item())
+
+    def service_actions(self: RewardServer) -> None:
+        if found:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(RewardServer, "service_actions", service_actions)
+    asking = Thread(target=ask)
+    asking.start()
+    assert command_line(monkeypatch, "reward=brightness", f"port={port}", "device=cpu", command=serve_reward) == 0
+    asking.join()
+    said = f"brightness ({Brightness.unit}) on cpu: http://127.0.0.1:{port}; Ctrl-C ends it\nended\n"
+    assert (found, capsys.readouterr().out.endswith(said)) == ([1.0], True)
+    small(address=("127.0.0.1", port)).server_close()
+
+
+@pytest.mark.slow
+def test_the_command_serves_until_it_is_interrupted() -> None:
+    """The same as a process of its own. It says where; Ctrl-C ends it with code 0 and without a traceback."""
+    call = [sys.executable, "-m", "alignlab.serve_reward", "reward=jpeg_compressibility", "port=0"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(call, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        said = process.stdout.readline()  # type: ignore[union-attr]
+        assert said.startswith("jpeg_compressibility (kB) on ") and said.endswith("; Ctrl-C ends it\n")
+        where = next(word for word in said.split() if word.startswith("http://")).rstrip(";")
+        assert Remote(where, name="jpeg_compressibility")(torch.rand(1, 3, 16, 16), [""]) < 0
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (0, "ended\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("", "reward is empty; choose one with reward=NAME"),
+        ("reward=[colour,brightness]", "reward names 2 rewards; choose one with reward=NAME, and start a server for each"),
+        ("reward=remote", "reward=remote is a server's already"),
+        ("reward=clip reward.clip.path=/nowhere", "reward.clip.path=/nowhere: there is no such folder"),
+        ("reward=brightness port=70000", "port=70000 is outside 0..65535"),
+        ("reward=brightness max_megabytes=0", "max_megabytes=0.0 must be positive"),
+        ("reward=brightness host=0.0.0.0", "host=0.0.0.0 is open to other machines; set the environment variable ALIGNLAB_REWARD_TOKEN"),
+        ("reward=brightness host=192.0.2.1 port=0", "host=192.0.2.1 port=0 cannot be had"),
+        ("reward=brightness prot=1", "prot is not a known key; did you mean port?"),
+    ],
+)  # fmt: skip
+def test_mistakes(words: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    if "192.0.2.1" in words:  # an address that is not this machine's
+        monkeypatch.setenv("ALIGNLAB_REWARD_TOKEN", "secret")
+    assert command_line(monkeypatch, *words.split(), command=serve_reward) == 2
+    assert f"error: {said}" in capsys.readouterr().err
+
+
+def test_a_secret_that_no_header_can_carry(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("ALIGNLAB_REWARD_TOKEN", "two words\n")
+    assert command_line(monkeypatch, "reward=brightness", command=serve_reward) == 2
+    said = capsys.readouterr().err
+    assert "ALIGNLAB_REWARD_TOKEN holds something else" in said and "two words" not in said
+
+
+def test_a_secret_keeps_others_out(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """With the same variable on both sides it works; without, or with another one, nothing is told, and it stands in no log."""
+    images = torch.rand(1, 3, 8, 8)
+    with running(small(token="sesame")) as url:
+        for wrong in ("", "Sesame"):
+            monkeypatch.setenv("ALIGNLAB_REWARD_TOKEN", wrong)
+            with pytest.raises(RewardError, match="wants a secret; set the environment variable ALIGNLAB_REWARD_TOKEN"):
+                Remote(url)
+        assert post(url, pack(images, [""], "png"))[0] == 401
+        monkeypatch.setenv("ALIGNLAB_REWARD_TOKEN", "sesame")
+        assert Remote(url, form="safetensors")(images, [""]).item() == images.mean().item()
+    assert "sesame" not in capfd.readouterr().err.lower()
+
+
+# -- strangers' bytes
+
+
+def png(width: int, height: int, mode: str = "RGB", form: str = "PNG") -> str:
+    buffer = io.BytesIO()
+    Image.new(mode, (width, height)).save(buffer, form)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def bomb() -> str:
+    """A PNG of a kilobyte that claims 60,000 x 60,000 pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    body = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100_000))) + chunk(b"IEND", b"")
+    return base64.b64encode(body).decode()
+
+
+def message(images: Any, prompts: Any = ("a",)) -> bytes:
+    return json.dumps({"images": images, "prompts": prompts}).encode()
+
+
+def tensors(images: Tensor, prompts: bytes = b'["a"]') -> bytes:
+    return save({"images": images, "prompts": torch.frombuffer(bytearray(prompts), dtype=torch.uint8)})
+
+
+GOOD = png(8, 8)
+HUGE = b'{"images": {"dtype": "F32", "shape": [1, 3, 100000, 100000], "data_offsets": [0, 120000000000]}}'
+HOSTILE: dict[str, tuple[bytes, str, str]] = {
+    "no JSON": (b"hello", "json", 'no JSON object with "images" and "prompts"'),
+    "a list": (b"[]", "json", "no JSON object"),
+    "deeply nested": (b"[" * 100_000, "json", "no JSON object"),
+    "a pickle": (b"\x80\x04cos\nsystem\n.", "application/octet-stream", "Content-Type 'application/octet-stream' is not one of"),
+    "a form": (b"a=b", "application/x-www-form-urlencoded", "is not one of application/json, application/x-safetensors"),
+    "no images": (message([]), "json", "images must be a list of base64 texts"),
+    "numbers": (message([1]), "json", "images must be a list of base64 texts"),
+    "no base64": (message(["%%%"]), "json", "image 0 is no base64 of a PNG, JPEG, WEBP file"),
+    "another format": (message([png(8, 8, form="TIFF")]), "json", "image 0 is no base64 of a PNG, JPEG, WEBP file"),
+    "postscript": (message([base64.b64encode(b"%!PS-Adobe-3.0 EPSF\n%%BoundingBox: 0 0 9 9\n").decode()]), "json", "image 0 is no base64"),
+    "a bomb": (message([bomb()]), "json", "image 0 is no base64"),  # PIL's own limit
+    "large": (message([png(300, 300)]), "json", "more than 0.05 megapixels together"),
+    "many": (message([png(150, 150)] * 3, ["a"] * 3), "json", "more than 0.05 megapixels together"),
+    "cut": (message([base64.b64encode(base64.b64decode(png(64, 64))[:60]).decode()]), "json", "image 0 is damaged"),
+    "16 bits": (message([png(8, 8, "I;16")]), "json", "image 0 is of mode I;16; send 8-bit RGB"),
+    "two sizes": (message([GOOD, png(9, 8)], ["a", "b"]), "json", r"image 1 is (9, 8), image 0 (8, 8)"),
+    "too few prompts": (message([GOOD, GOOD]), "json", "2 images came with 1 prompts"),
+    "a prompt that is none": (message([GOOD], [3]), "json", "prompts must be a list of texts"),
+    "one text": (message([GOOD], "a"), "json", "prompts must be a list of texts"),
+    "no safetensors": (b"hello", "safetensors", 'no safetensors file with "images" and "prompts"'),
+    "an immense header": (struct.pack("<Q", 2**60) + b"{}", "safetensors", "no safetensors file"),
+    "an immense tensor": (struct.pack("<Q", len(HUGE)) + HUGE, "safetensors", "no safetensors file"),
+    "another tensor": (save({"x": torch.ones(1)}), "safetensors", "no safetensors file with"),
+    "prompts of another kind": (save({"images": torch.rand(1, 3, 8, 8), "prompts": torch.ones(3)}), "safetensors", "no safetensors file with"),
+    "half precision": (tensors(torch.rand(1, 3, 8, 8).half()), "safetensors", "send float32 [B, 3, H, W]"),
+    "one channel": (tensors(torch.rand(1, 1, 8, 8)), "safetensors", "images are torch.float32 (1, 1, 8, 8)"),
+    "no pixel": (tensors(torch.rand(1, 3, 0, 8)), "safetensors", "images are torch.float32 (1, 3, 0, 8)"),
+    "not a number": (tensors(torch.full((1, 3, 8, 8), float("nan"))), "safetensors", "outside [0, 1]"),
+    "255": (tensors(255 * torch.ones(1, 3, 8, 8)), "safetensors", "outside [0, 1]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_is_no_request_is_refused(name: str, url: str) -> None:
+    """400 and a sentence; the server lives on."""
+    body, kind, said = HOSTILE[name]
+    status, answer = post(url, body, {"json": TYPES["png"], "safetensors": TYPES["safetensors"]}.get(kind, kind))
+    assert status == 400 and said in answer["error"], answer
+
+
+@pytest.mark.parametrize(
+    ("mode", "form"), [("RGB", "PNG"), ("RGBA", "PNG"), ("L", "PNG"), ("P", "PNG"), ("RGB", "JPEG"), ("RGB", "WEBP")]
+)
+def test_eight_bit_pictures_are_taken(mode: str, form: str, url: str) -> None:
+    status, answer = post(url, message([png(8, 8, mode, form)]))
+    assert (status, answer["scores"]) == (200, [0.0])
+
+
+def test_what_lies_beside_the_two_paths(url: str) -> None:
+    """Other paths and methods, a body without or with an immense length: an answer, and the next request is served."""
+    assert post(url, b"", path="/")[0] == 404
+    assert urllib3.request("GET", f"{url}/score", retries=False).status == 404
+    assert urllib3.request("DELETE", f"{url}/score", retries=False).status == 501
+    assert post(url, message([GOOD]) + b" " * 2**18)[0] == 413
+    chunked = urllib3.request(
+        "POST", f"{url}/score", body=iter([message([GOOD])]), headers={"Transfer-Encoding": "chunked"}, retries=False
+    )
+    assert chunked.status == 411
+    answer = urllib3.request("GET", f"{url}/health", retries=False)
+    assert answer.json()["reward"] == "brightness" and "Python" not in answer.headers["Server"]
+
+
+def test_a_limit_is_told_to_the_run(url: str) -> None:
+    """What is too large is not sent again and again."""
+    with pytest.raises(
+        RewardError, match=r"refused: HTTP 413 the body is longer than 0.25 MiB; send fewer images at once \(batch_size\)"
+    ):
+        Remote(url, form="safetensors", backoff=60)(torch.rand(4, 3, 96, 96), [""] * 4)
+
+
+def test_a_body_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that sends a byte now and then is left after a while."""
+    monkeypatch.setattr(server_module, "SECONDS", 0.2)
+    with running(small()) as url, socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=5) as connection:
+        connection.sendall(b"POST /score HTTP/1.1\r\nContent-Length: 1000\r\n\r\n")
+        for _ in range(6):
+            connection.sendall(b" ")
+            time.sleep(0.05)
+        assert connection.recv(100).startswith(b"HTTP/1.1 408")
+
+
+# -- the reward behind it
+
+
+def test_a_reward_that_fails(capfd: pytest.CaptureFixture[str]) -> None:
+    """NaN is 422 and the sentence that a local run would give; a crash is 500 without its words, which the server's log has."""
+
+    class Odd(Brightness):
+        def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+            if prompts[0] == "crash":
+                raise ValueError("/secret/path")
+            return super().__call__(images, prompts) * float("nan")
+
+    with running(small(Odd())) as url:
+        status, answer = post(url, message([GOOD], ["a cat"]))
+        assert (status, answer["error"]) == (422, "reward brightness is nan for image 0 of prompt 'a cat' (1 of 1 images)")
+        with pytest.raises(RewardError, match="refused: HTTP 422 reward brightness is nan for image 0"):
+            Remote(url)(torch.rand(1, 3, 8, 8), ["a cat"])
+        status, answer = post(url, message([GOOD], ["crash"]))
+        assert (status, answer) == (500, {"error": "brightness failed: ValueError"})
+    assert "/secret/path" in capfd.readouterr().err
+
+
+def test_one_at_a_time_and_not_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests that come together are scored one after another, each with its own scores; beyond the places they are told to come
+    again, and do."""
+    monkeypatch.setattr(server_module, "AT_ONCE", 2)
+    busy, together, go = [0], [0], Event()
+
+    class Counts(Brightness):
+        def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+            busy[0] += 1
+            together[0] = max(together[0], busy[0])
+            go.wait(5)
+            busy[0] -= 1
+            return super().__call__(images, prompts)
+
+    with running(small(Counts())) as url:
+        remote = Remote(url, form="safetensors", backoff=0.05)
+        answers = [remote.submit(torch.full((1, 3, 8, 8), k / 8), [""]) for k in range(2)]
+        deadline = time.monotonic() + 5
+        while post(url, b"x")[0] != 503:  # until both have their places
+            assert time.monotonic() < deadline
+        answers += [remote.submit(torch.full((1, 3, 8, 8), k / 8), [""]) for k in range(2, 5)]
+        go.set()
+        assert [answer.result(10).item() for answer in answers] == [k / 8 for k in range(5)]
+    assert together[0] == 1
