@@ -12,7 +12,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from alignlab.checks import bench_problems, without_weighing
+from alignlab.checks import bench_problems, declared, without_weighing
 from alignlab.config import command, device_of
 from alignlab.nodes import ConfigError, build
 from alignlab.rewards.remote import TOKEN, token
@@ -57,6 +57,10 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
         found.append(f"reward={names[0]} is a server's already; give runs its url")
     else:
         found += bench_problems({"reward": c["reward"]}, c["allow_targets"] or [], ())
+        if not found and declared(c["reward"][names[0]]).groupwise:
+            found.append(
+                f"reward={names[0]} compares the images of a prompt with each other, which runs do themselves; choose another"
+            )
     if not 0 <= c["port"] <= 65535:
         found.append(f"port={c['port']} is outside 0..65535")
     found += [f"{key}={c[key]} must be positive" for key in ("max_megabytes", "max_megapixels") if not c[key] > 0]

@@ -141,6 +141,7 @@ def test_the_command_serves_until_it_is_interrupted() -> None:
         ("", "reward is empty; choose one with reward=NAME"),
         ("reward=[colour,brightness]", "reward names 2 rewards; choose one with reward=NAME, and start a server for each"),
         ("reward=remote", "reward=remote is a server's already"),
+        ("reward=clip_diversity", "reward=clip_diversity compares the images of a prompt"),
         ("reward=clip reward.clip.path=/nowhere", "reward.clip.path=/nowhere: there is no such folder"),
         ("reward=brightness port=70000", "port=70000 is outside 0..65535"),
         ("reward=brightness max_megabytes=0", "max_megabytes=0.0 must be positive"),

@@ -42,7 +42,13 @@ class Clip:
             # OpenAI's were trained with QuickGELU; open_clip would build them with GELU, and only warn
             gelu = bool(open_clip.pretrained.get_pretrained_cfg(name, tag).get("quick_gelu"))
             options = {"pretrained": tag, "force_quick_gelu": gelu}
-        self.model = open_clip.create_model(name, precision="fp32", **options).eval().requires_grad_(False)
+        try:
+            self.model = open_clip.create_model(name, precision="fp32", **options).eval().requires_grad_(False)
+        except RuntimeError as error:
+            if weights:
+                raise
+            why = " ".join(str(error).split())[:300]
+            raise FileNotFoundError(f"path={path}: open_clip cannot load it ({why}); set path to where it is") from None
         self.tokenizer = open_clip.get_tokenizer(name)
         visual = self.model.visual
         size, look = visual.image_size, visual.preprocess_cfg

@@ -106,7 +106,7 @@ class WeightedSum:
             return _checked(name, reward(images, prompts), prompts).to(images.device)
         try:  # yours
             values = reward(images, prompts)
-        except (RewardError, torch.OutOfMemoryError):
+        except (RewardError, torch.OutOfMemoryError, MemoryError):
             raise
         except Exception as error:  # whatever a user's code may raise
             said = " ".join(f"{type(error).__name__}: {error}".split())

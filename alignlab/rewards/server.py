@@ -89,6 +89,8 @@ class RewardServer(ThreadingHTTPServer):
             try:
                 scores = self.checked.score(images.to(self.device), prompts)[self.name].tolist()
             except RewardError as error:
+                if error.__cause__ is not None:  # it crashed: its words are for the log
+                    raise error.__cause__ from None
                 raise Refusal(422, str(error)) from None
         return {"reward": self.name, "digest": self.digest, "scores": scores}
 

@@ -8,6 +8,7 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from huggingface_hub import constants
 from open_clip.pretrained import _PRETRAINED
 from torchvision.transforms.functional import to_pil_image
 from transformers import CLIPTokenizer
@@ -122,6 +123,15 @@ def test_what_open_clip_does_not_list(path: str) -> None:
         FileNotFoundError, match=f"path={path}: there is no such folder and no such shipped model; give .*ViT-L-14/openai"
     ):
         ClipScore.check(path)
+
+
+@pytest.mark.parametrize("path", ["hf-hub:owner/name", "ViT-L-14/openai"])
+def test_what_the_hub_does_not_give(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sentence, though the architecture is known."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(FileNotFoundError, match=rf"^path={path}: open_clip cannot load it \(.*\); set path to where it is$"):
+        ClipScore(path)
 
 
 def test_a_revision_is_the_hubs() -> None:
