@@ -102,7 +102,8 @@ class Questions:
         self.unit = "share of right answers" if score == "strict" else "probability of the right answer"
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        asked = [(row, *pair) for row, prompt in enumerate(prompts) for pair in self.asked(prompt)]
+        pairs = [self.asked(prompt) for prompt in prompts]
+        asked = [(row, *pair) for row, its in enumerate(pairs) for pair in its]
         rows = torch.tensor([row for row, *_ in asked], device=images.device)
         if self.score == "strict":
             replies = self.vlm.reply(images[rows], [question for _, question, _ in asked], tokens=self.tokens)
@@ -111,7 +112,7 @@ class Questions:
         else:
             values = self._probabilities(images, asked)
         total = torch.zeros(len(prompts), device=images.device).index_add(0, rows, values)
-        return total / rows.bincount(minlength=len(prompts))
+        return total / torch.tensor([float(len(its)) for its in pairs], device=images.device)
 
     def asked(self, prompt: str) -> list[tuple[str, str]]:
         """The questions of a prompt, with their answers.

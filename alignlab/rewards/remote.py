@@ -186,9 +186,14 @@ class Remote:
                 return self._attempt(method, path, body)
             except Trouble as error:
                 trouble = str(error)
+        mend = (
+            f"start it ({_START})"
+            if path == "/health"
+            else f"start it again ({_START}), then go on with resume=RUN, which is intact"
+        )
         raise RewardError(
-            f"the reward server {self.url} gave no answer in {1 + self.retries} attempts over {time.monotonic() - began:.0f} s (the last: "
-            f"{trouble}); start it again ({_START}), then go on with resume=RUN: checkpoint and metrics are intact"
+            f"the reward server {self.url} gave no answer in {1 + self.retries} attempts over {time.monotonic() - began:.0f} s "
+            f"(the last: {trouble}); {mend}"
         )
 
     def _attempt(self, method: str, path: str, body: bytes | None) -> Any:

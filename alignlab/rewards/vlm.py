@@ -32,6 +32,8 @@ def locate(path: str, key: str = "path") -> str:
 class Vlm:
     """Any model that AutoModelForImageTextToText and AutoProcessor load, without code of its own (LLaVA, Qwen-VL, SmolVLM ...).
 
+    On the meta device (alignlab.plan) its weights are there, but it says nothing: what it would say steers its computation.
+
     Args:
         path: a folder in transformers' format, or owner/name of the hub.
         revision: a commit of the hub.
@@ -61,6 +63,9 @@ class Vlm:
     @torch.no_grad()
     def reply(self, images: Tensor, questions: Sequence[str], *, tokens: int = 64) -> list[str]:
         """The most likely reply, greedily, to each image's question; at most `tokens` tokens. Images [B, 3, H, W] in [0, 1]."""
+        if images.is_meta:
+            self.model.to(images.device)
+            return [""] * len(questions)
         replies = []
         for inputs, _ in self._batches(images, questions):
             out = self.model.generate(**inputs, max_new_tokens=tokens, do_sample=False, pad_token_id=self.tokenizer.pad_token_id)
@@ -71,6 +76,9 @@ class Vlm:
     @torch.no_grad()
     def likelihood(self, images: Tensor, questions: Sequence[str], replies: Sequence[str]) -> Tensor:
         """[B] float32: the probability that the model's reply begins with the given one. For models with a decoder only."""
+        if images.is_meta:
+            self.model.to(images.device)
+            return torch.zeros(len(questions), device=images.device)
         coded = [self.tokenizer(text, add_special_tokens=False).input_ids for text in replies]
         found = []
         for inputs, rows in self._batches(images, questions):

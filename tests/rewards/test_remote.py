@@ -353,7 +353,7 @@ def test_nobody_there() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         where = f"http://127.0.0.1:{free.getsockname()[1]}"
-    with pytest.raises(RewardError, match=r"in 1 attempts .*Connection refused.*start it again"):
+    with pytest.raises(RewardError, match=r"in 1 attempts .*Connection refused.*; start it \(python -m alignlab.serve_reward"):
         Remote(where, retries=0)
 
 

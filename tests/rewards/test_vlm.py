@@ -12,6 +12,7 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 
+from alignlab.dry import Kernels, Ledger
 from alignlab.rewards.bertscore import BertScore, Tokens, align
 from alignlab.rewards.compose import RewardError
 from alignlab.rewards.description import Description
@@ -259,6 +260,20 @@ def test_counting(home: Path) -> None:
     assert (strict.unit, sure.dtype) == ("share of right answers", torch.float32)
     with pytest.raises(RewardError, match=r"prompt 'cats' has no question: it does not match pattern="):
         strict(pictures(1), ["cats"])
+
+
+def test_a_dry_run_computes_nothing(home: Path) -> None:
+    """On the meta device (alignlab.plan) every reward has its shape."""
+    images, prompts = torch.empty(2, 3, 16, 16, device="meta"), ["three cats", "two dogs"]
+    options: dict[str, Any] = {"encoder": str(home / "bert"), "layer": 2, "dtype": "float32"}
+    rewards = [
+        Description(str(home / "random"), **options),
+        *(Questions(str(home / "random"), score=s) for s in ("strict", "probability")),
+    ]
+    for reward in rewards:
+        with Ledger(), Kernels("cpu"):
+            scores = reward(images, prompts)
+        assert scores.is_meta and scores.shape == (2,)
 
 
 def test_questions_of_a_file(home: Path, tmp_path: Path) -> None:
