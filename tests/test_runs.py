@@ -174,7 +174,7 @@ def test_checkpoints(tmp_path) -> None:
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["step_000003", "step_000004"]
 
 
-@pytest.mark.parametrize("call", ["save_file", "torch.save", "_sync", "Path.rename"])
+@pytest.mark.parametrize("call", ["save_file", "torch.save", "seal", "sync", "Path.rename"])
 def test_a_checkpoint_is_whole_or_not_there(call: str, tmp_path, monkeypatch) -> None:
     """Whatever fails while one is written, the one before counts, and the next one is written."""
     run = Run(tmp_path / "run", {})
@@ -184,7 +184,7 @@ def test_a_checkpoint_is_whole_or_not_there(call: str, tmp_path, monkeypatch) ->
     def fail(*_: object, **__: object) -> None:
         raise OSError("no space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
+    with monkeypatch.context() as patch, pytest.raises(RunError, match=r"no space left on device.*; make room and resume="):
         patch.setattr(f"alignlab.runs.{call}", fail)
         checkpoint(run, 2)
     _, state = run.load_checkpoint() or ({}, {})
