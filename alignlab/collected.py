@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from alignlab.noise import NoiseKey
 from alignlab.objectives import Objective
@@ -114,7 +116,13 @@ class Collected:
                 if record.outputs is not None or record.renoised:
                     continue  # more than plain samples
                 tensors = {name: getattr(record, name).detach().cpu().contiguous() for name in TENSORS}
-                about = {"slots": record.slots, "forwards": forwards, "on_host": record.latents.device.type == "cpu"}
+                strides = {name: getattr(record, name).stride() for name in TENSORS}
+                about = {
+                    "slots": record.slots,
+                    "forwards": forwards,
+                    "on_host": record.latents.device.type == "cpu",
+                    "strides": strides,
+                }
                 told = {
                     "weights": weights,
                     "noise": _name(record.noise),
@@ -138,7 +146,7 @@ class Collected:
         if told.get("blake2b") != digest_of(tensors) or (told["weights"], told["noise"]) != (self._weights(policy), _name(noise)):
             return None
         about = json.loads(told["about"])
-        latents, log_probs, images = (tensors[name] for name in TENSORS)
+        latents, log_probs, images = (_laid_out(tensors[name], about["strides"][name]) for name in TENSORS)
         return Rollout(
             prompts=noise.prompts,
             cond=policy.encode(noise.prompts),
@@ -156,6 +164,11 @@ class Collected:
             parts: list[Any] = [parameter.detach() for parameter in policy.parameters()]
             self._digest = digest_of({f"{k:06d}": p.to_local() if hasattr(p, "to_local") else p for k, p in enumerate(parts)})
         return self._digest
+
+
+def _laid_out(tensor: Tensor, stride: list[int]) -> Tensor:
+    """The same numbers in the order that they had in memory: a reward's sums round by it."""
+    return torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype).copy_(tensor)
 
 
 def _name(noise: NoiseKey) -> str:

@@ -139,12 +139,12 @@ class Guard:
 
     def _fault(self, update: list[tuple[float, dict[str, Tensor], Any, Tensor | None]], norm: float) -> str | None:
         """What is not finite in an update, with the first micro-batch that it came from."""
-        if update and not bool(torch.stack([metrics["loss"] for _, metrics, *_ in update]).isfinite().all()):
-            metrics, who = next((m, who) for _, m, who, _ in update if not bool(m["loss"].isfinite()))
+        if update and _any_bad(torch.stack([metrics["loss"] for _, metrics, *_ in update])):
+            metrics, who = next((m, who) for _, m, who, _ in update if _any_bad(m["loss"]))
             return f"the loss is {metrics['loss'].item()} for {_named(who)}"
         if math.isfinite(norm):
             return None
-        who = next((who for *_, who, size in update if size is not None and not bool(size.isfinite())), None)
+        who = next((who for *_, who, size in update if size is not None and _any_bad(size)), None)
         return f"the gradient's norm is {norm}" + (f", from {_named(who)} on" if who else "")
 
     def _who(self, batch: Any) -> Any:
@@ -166,6 +166,10 @@ class Guard:
     def _say(self, sentence: str) -> None:
         if rank() == 0:
             print(f"warning: {sentence}")
+
+
+def _any_bad(values: Tensor) -> bool:
+    return bool((~values.isfinite()).any())
 
 
 def _distances(update: list[tuple[float, dict[str, Tensor], Any, Tensor | None]]) -> tuple[float, float, float]:
