@@ -20,6 +20,7 @@ CHOICES = {
     "device": ("auto", "cpu", "cuda", "mps"),
     "tracker": ("none", "wandb", "trackio"),
     "lr_schedule": ("constant", "linear", "cosine"),
+    "on_nonfinite": ("stop", "skip"),
 }
 WEIGHING = {"weight": float, "normalize": bool}
 """Keys of a reward that are the weighted sum's, not its constructor's."""
@@ -108,13 +109,19 @@ def declared(node: dict[str, Any]) -> Declared:
 
 def _value_problems(c: dict[str, Any]) -> Iterator[str]:
     yield from _choice_problems(c, list(CHOICES))
-    for least, keys in {0: "checkpoint_every seed lr_warmup", 1: "steps samples_per_step micro_batch eval_every"}.items():
+    for least, keys in {0: "checkpoint_every seed lr_warmup", 1: "steps samples_per_step micro_batch eval_every keep"}.items():
         yield from (f"{key}={c[key]} must be at least {least}" for key in keys.split() if c[key] < least)
     for key, value in c["evaluation"].items():
         least = 2 if key == "images" else 1  # diversity is measured over pairs
         if value < least:
             yield f"evaluation.{key}={value} must be at least {least}"
     yield from (f"{key}={c[key]} must be positive" for key in ("lr", "max_grad_norm") if not c[key] > 0)
+    if c["max_ratio"] is not None and not c["max_ratio"] > 1:
+        yield f"max_ratio={c['max_ratio']} must be above 1, the ratio before the first update; null leaves it out"
+    if c["max_kl"] is not None and not c["max_kl"] > 0:
+        yield f"max_kl={c['max_kl']} must be positive; null leaves it out"
+    elif c["max_kl"] is not None and not c["kl_coeff"]:
+        yield f"max_kl={c['max_kl']} bounds the KL term, which kl_coeff=0 leaves out; set kl_coeff above 0, or max_kl=null"
     samples, micro = c["samples_per_step"], min(c["micro_batch"], c["samples_per_step"])
     if micro > 0 and samples % micro:
         divisor = next(k for k in range(micro, 0, -1) if samples % k == 0)

@@ -32,7 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 from alignlab.checks import problems, weighed
 from alignlab.nodes import ConfigError, nearest, resolve, words
 from alignlab.ranks import launched, shared
-from alignlab.runs import NOT_SCIENCE, read_config
+from alignlab.runs import GUARDS, NOT_SCIENCE, read_config
 
 HERE = Path(__file__).resolve().parent
 CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"  # in a wheel, or in a checkout
@@ -89,6 +89,14 @@ class TrainConfig:
     eval_every: int = 20
     checkpoint_every: int = 20
     """In epochs; 0 writes none but the first and the last."""
+    keep: int = 2
+    """Checkpoints that stay on the disk; with 1 there is none to fall back to if it goes bad."""
+    on_nonfinite: str = "stop"
+    """stop, or skip: what becomes of a rollout whose reward, and an update whose loss or gradient, is infinite or no number."""
+    max_ratio: float | None = None
+    """Stop where an importance ratio (of log-probs that are means over dimensions) leaves [1/max_ratio, max_ratio]; null for any."""
+    max_kl: float | None = None
+    """Stop where an update's KL term, which kl_coeff weighs, exceeds this; null for any."""
     output_dir: str | None = None
     """The run's folder, or the sweep's; a new one under runs/ or multirun/ if it is null."""
     init_from: str | None = None
@@ -121,6 +129,8 @@ ConfigStore.instance().store(name="train_schema", node=TrainConfig)
 OmegaConf.register_new_resolver("or", lambda *values: next(v for v in values if v is not None), replace=True)
 OmegaConf.register_new_resolver("folder", lambda overrides: folder_name(overrides), replace=True)
 
+STAY = ("checkpoint_every", "keep", "offload", *GUARDS)
+"""Keys that a resumed run may change, and else has as before."""
 KEYS = list(TrainConfig.__dataclass_fields__)
 QUICK = {
     "steps": 2, "eval_every": 1, "samples_per_step": 8, "algo.pairs": 8, "micro_batch": 8, "eval_sampler.steps": 5, "evaluation.prompts": 2,
@@ -141,7 +151,7 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     weighed(c)
     keys, earlier = asked(), Path(c.get("resume") or "") / "config.yaml"
     if "resume" in keys <= {*NOT_SCIENCE} and earlier.is_file():
-        c = read_config(earlier.parent) | {key: c[key] for key in NOT_SCIENCE}
+        c = read_config(earlier.parent) | {key: c[key] for key in NOT_SCIENCE if key not in STAY or key in keys}
     for key, most in QUICK.items() if c.get("quick") else ():
         group, _, name = key.rpartition(".")
         node = c.get(group) if group else c
@@ -226,6 +236,9 @@ def command(
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
             except _Said:
                 sys.exit(2)
+            except KeyboardInterrupt:
+                print("ended at once; what was saved before is intact", file=sys.stderr)
+                sys.exit(130)  # as a shell says it
             except Exception as error:
                 if started or not isinstance(error, (HydraException, OmegaConfBaseException, ValueError)):
                     raise

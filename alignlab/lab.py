@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from alignlab.checks import without_weighing
+from alignlab.collected import Collected
 from alignlab.config import device_of
 from alignlab.data.prompts import Prompts
 from alignlab.metrics.diversity import PerceptualDistance
@@ -77,6 +78,8 @@ class Lab(Bench):
     scaler: torch.amp.GradScaler
     ema: Any
     """diffusers' EMAModel of the trained weights, or None."""
+    collected: Collected = field(default_factory=Collected)
+    """Keeps the samples of an epoch that is cut short."""
 
     @classmethod
     def from_config(cls, c: dict[str, Any], *, resumed: bool = False) -> Self:

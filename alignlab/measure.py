@@ -17,6 +17,7 @@ from alignlab.ranks import own, shared, whole, world
 from alignlab.rollout import Gradients, rollout
 from alignlab.runs import Run
 from alignlab.samplers import Sampler
+from alignlab.stops import leave_if_asked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,16 +84,20 @@ def _earlier(run: Run, name: str, before: int | None = None) -> dict[int, float]
 def measure_all(lab: Lab, c: dict[str, Any]) -> Measured:
     """Every training prompt, on noise that nothing else uses: the numbers of the summary."""
     images, batch = c["evaluation"]["final_images"], c["evaluation"]["batch"]
-    return evaluate(lab, lab.prompts.prompts, images=images, stream="final", batch=batch)
+    return evaluate(lab, lab.prompts.prompts, images=images, stream="final", batch=batch, between=leave_if_asked)
 
 
 @torch.no_grad()
-def evaluate(bench: Bench, prompts: Sequence[str], *, images: int, stream: str, batch: int) -> Measured:
-    """Samples and scores (by name) `images` images of each prompt. The noise depends on `stream`, not on the run's seed."""
+def evaluate(
+    bench: Bench, prompts: Sequence[str], *, images: int, stream: str, batch: int, between: Callable[[], None] = lambda: None
+) -> Measured:
+    """Samples and scores (by name) `images` images of each prompt. The noise depends on `stream`, not on the run's seed. `between` is
+    called before each batch."""
     key = noise_key([p for p in prompts for _ in range(images)], seed=0, stream=stream)
     pictures, scores, statistics, n = [], [], [], len(key.prompts)
     mine = [min(row, n - 1) for row in own(n + -n % world())]  # as many rows on every process: the last is repeated
     for k in range(0, len(mine), batch):
+        between()
         part = key[mine[k : k + batch]]
         record = rollout(bench.policy, bench.eval_sampler, part, store="image")
         pictures.append(record.images)

@@ -7,11 +7,9 @@ device at hand and says how long a run would take.
 
 import math
 import platform
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-import psutil
 import torch
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
@@ -23,14 +21,11 @@ from alignlab import config
 from alignlab.config import TrainConfig, command, device_of
 from alignlab.footprint import TRAINING, Footprint, footprint
 from alignlab.lab import Lab
+from alignlab.memory import GIB, MARGIN, free_memory, other_ways, proposals, size
 from alignlab.nodes import ConfigError
 from alignlab.rewards.compose import RewardError
 from alignlab.rollout import NothingToLearn
 from alignlab.train import train_epoch
-
-GIB = 2**30
-MARGIN = 1.15
-"""Of the memory asked of a device over what is predicted: the prediction is within 15 % of what is measured (tests/test_plan.py)."""
 
 
 @dataclass
@@ -72,43 +67,6 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     return c | asked_for | {"device": meant if elsewhere else device_of(c["device"]).type}
 
 
-def free_memory(device: str) -> float | None:
-    """Bytes free on a device; None if it is not here."""
-    if device == "cuda":
-        return float(torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else None
-    if device == "mps" and not torch.backends.mps.is_available():
-        return None
-    return float(psutil.virtual_memory().available)  # a Mac's GPU shares it
-
-
-def largest(candidates: Sequence[int], fits: Callable[[int], bool]) -> int | None:
-    """The largest of ascending candidates that fits, by bisection; None if none does."""
-    low, high = -1, len(candidates)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(candidates[middle]) else (low, middle)
-    return candidates[low] if low >= 0 else None
-
-
-def proposals(c: dict[str, Any], now: Footprint, room: float) -> dict[str, int | None]:
-    """For micro_batch and evaluation.batch the largest that fits in `room` bytes, None if not even 1 does.
-
-    micro_batch is one that divides samples_per_step. evaluation.batch stays as it is if it fits, and else is a power of 2.
-    """
-
-    def at(micro_batch: int, batch: int) -> Footprint:
-        evaluation = {**c["evaluation"], "batch": batch}
-        return footprint({**c, "micro_batch": micro_batch, "evaluation": evaluation}, train_epoch, device=c["device"])
-
-    samples, batch = c["samples_per_step"], c["evaluation"]["batch"]
-    divisors = [k for k in range(1, samples + 1) if samples % k == 0]
-    micro_batch = largest(divisors, lambda k: (now if k == c["micro_batch"] else at(k, batch)).training <= room)
-    if micro_batch is None or now.evaluation <= room:
-        return {"micro_batch": micro_batch, "evaluation.batch": batch}
-    powers = [2**k for k in range(batch.bit_length()) if 2**k < batch]
-    return {"micro_batch": micro_batch, "evaluation.batch": largest(powers, lambda k: at(1, k).evaluation <= room)}
-
-
 def images_per_second(c: dict[str, Any]) -> float:
     """Of a real epoch of at least two micro-batches, after one that warms up.
 
@@ -124,10 +82,6 @@ def images_per_second(c: dict[str, Any]) -> float:
     lab = Lab.from_config(small)
     lab.reward.statistics = dict.fromkeys(lab.reward.normalize, (0.0, 1.0))
     return [float(train_epoch(lab, small, number)["images_per_second"]) for number in (1, 2)][-1]
-
-
-def size(count: float) -> str:
-    return f"{count / GIB:.2f} GiB" if count >= GIB else f"{count / 2**20:.1f} MiB"
 
 
 def shown(c: dict[str, Any], now: Footprint) -> Table:
@@ -151,13 +105,7 @@ def words(c: dict[str, Any], found: dict[str, int | None], room: float) -> str:
     """What to type, or what else to try."""
     said = size(room * MARGIN)
     if found["micro_batch"] is None:
-        others = [
-            "policy.checkpointing=true" if not c["policy"].get("checkpointing") else "",
-            "precision=bf16" if c["precision"] == "fp32" else "",
-            "policy.full=false" if c["policy"].get("full") else "",
-            "offload=true" if not c["offload"] else "",
-        ]
-        return f"not even micro_batch=1 fits in {said}; try {', '.join(filter(None, others)) or 'a larger device'}"
+        return f"not even micro_batch=1 fits in {said}; try {other_ways(c)}"
     if found["evaluation.batch"] is None:
         return f"not even evaluation.batch=1 fits in {said}; try precision=bf16, or a larger device"
     its = {"micro_batch": c["micro_batch"], "evaluation.batch": c["evaluation"]["batch"]}
@@ -185,7 +133,7 @@ def main(cfg: DictConfig) -> None:
         if free is None:
             print(f"there is no {c['device']} here to ask how much is free; say memory=GiB to be told which micro_batch fits")
         else:
-            print(words(run, proposals(run, now, free / MARGIN), free / MARGIN))
+            print(words(run, proposals(run, now, free / MARGIN, train_epoch), free / MARGIN))
         if c["measure"]:
             if free is not None and now.training > free:
                 raise ConfigError(f"micro_batch={c['micro_batch']} does not fit, so it cannot be measured; set the one above")

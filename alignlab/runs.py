@@ -2,7 +2,9 @@
 
     RUN/config.yaml  metrics.jsonl  summary.json  samples/step_*.png  checkpoints/step_*/  model/
 
-A checkpoint is written aside, synced and renamed, so a killed run never leaves half a one that counts.
+A checkpoint is written aside with its checksums, synced and renamed, so a killed run never leaves half a one that counts, and one
+that went bad on the disk is known from a good one (sealed.py): the one before is used. A disk that takes no more ends a run with one
+sentence, and leaves what was there before as it was.
 """
 
 import fcntl
@@ -13,21 +15,27 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from alignlab.sealed import Damaged, check, digest_of, seal, sync
+
 KEPT_CHECKPOINTS = 2
-NOT_SCIENCE = ("output_dir", "resume", "device", "tracker", "checkpoint_every", "offload", "push_to_hub")
+GUARDS = ("on_nonfinite", "max_ratio", "max_kl")
+NOT_SCIENCE = ("output_dir", "resume", "device", "tracker", "checkpoint_every", "keep", *GUARDS, "offload", "push_to_hub")
 """Keys in which a resumed run may differ."""
 LATER_KEYS = {
     "quick": False, "lr_schedule": "constant", "lr_warmup": 0, "ema": 0.0, "select": "last", "compile": False,
-    "init_from": None, "push_to_hub": None, "combine": "sum",
+    "init_from": None, "push_to_hub": None, "keep": KEPT_CHECKPOINTS, "on_nonfinite": "stop", "max_ratio": None, "max_kl": None, "combine": "sum",
 }  # fmt: skip
 LATER_POLICY_KEYS = {"decode_batch": None, "text_on_host": False, "channels_last": False, "shard": False}
 
@@ -49,7 +57,9 @@ class Run:
     """
 
     def __init__(self, folder: Path, config: dict[str, Any], *, ignore: tuple[str, ...] = ()) -> None:
-        self.folder, self.config = folder, config
+        self.folder, self.config, self.keep = folder, config, config.get("keep", KEPT_CHECKPOINTS)
+        self._damaged: list[Path] = []
+        """Checkpoints found bad: they stay until there is another one."""
         stored = folder / "config.yaml"
         if stored.is_file():
             old = read_config(folder)
@@ -81,7 +91,25 @@ class Run:
             raise RunError(
                 f"{self.folder} is being trained by another process; wait for it, or choose another output_dir"
             ) from None
-        write_aside(self.folder / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
+        with self.room_for("config.yaml"):
+            write_aside(self.folder / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
+
+    @contextmanager
+    def room_for(self, what: str) -> Iterator[None]:
+        """Inside, something of the folder is written; where the disk takes no more, a sentence says so.
+
+        Raises:
+            RunError: in place of the library's own error.
+        """
+        try:
+            yield
+        except (OSError, SafetensorError, RuntimeError) as error:
+            reason = unwritten(error)
+            if reason is None:
+                raise
+            raise RunError(
+                f"{self.folder / what} cannot be written ({reason}); make room and resume={self.folder}: what was saved before is intact"
+            ) from None
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -90,69 +118,160 @@ class Run:
         return json.loads(path.read_text()) if path.is_file() else None
 
     def finish(self, summary: dict[str, Any]) -> None:
-        write_aside(self.folder / "summary.json", json.dumps(_finite(summary), indent=2) + "\n")
+        with self.room_for("summary.json"):
+            write_aside(self.folder / "summary.json", json.dumps(_finite(summary), indent=2) + "\n")
         (self.folder / ".lock").unlink(missing_ok=True)
 
     # -- metrics
 
     def log(self, line: dict[str, Any]) -> None:
-        """Appends one JSON object to metrics.jsonl, to the disk."""
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_finite(line)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Appends one JSON object to metrics.jsonl, to the disk; a line that does not fit is taken back."""
+        path = self.folder / "metrics.jsonl"
+        with self.room_for(path.name), path.open("ab", buffering=0) as file:
+            whole = file.tell()
+            try:
+                text = memoryview((json.dumps(_finite(line)) + "\n").encode())
+                while text:
+                    text = text[file.write(text) :]
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(whole)
+                raise
 
     def metrics(self) -> list[dict[str, Any]]:
-        path = self.folder / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        """The lines of metrics.jsonl.
+
+        Raises:
+            RunError: if one of them was damaged.
+        """
+        path, lines = self.folder / "metrics.jsonl", []
+        for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else (), 1):
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                raise RunError(
+                    f"line {number} of {path} cannot be read; resume={self.folder} cuts it back to a checkpoint"
+                ) from None
+        return lines
 
     # -- checkpoints
 
     def save_checkpoint(self, step: int, policy: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """`policy` goes to policy.safetensors; `state` (plain values and tensors) to state.pt."""
+        """`policy` goes to policy.safetensors; `state` (plain values and tensors) to state.pt. The newest `keep` of them stay."""
         final = self.folder / "checkpoints" / f"step_{step:06d}"
+        if final.is_dir() and final not in self._damaged:
+            return  # it is that of this run, and to replace it would leave a moment without it
         aside = final.with_name(f".{final.name}")
         shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        save_file({k: v.contiguous() for k, v in policy.items()}, aside / "policy.safetensors")
-        torch.save({"step": step, "metrics_lines": len(self.metrics()), **state}, aside / "state.pt")
-        for path in (*aside.iterdir(), aside):
-            _sync(path)
-        shutil.rmtree(final, ignore_errors=True)
-        aside.rename(final)
-        _sync(final.parent)
-        for old in self._checkpoints()[:-KEPT_CHECKPOINTS]:
-            shutil.rmtree(old)
+        with self.room_for(f"checkpoints/{final.name}"):
+            try:
+                aside.mkdir(parents=True)
+                save_file({k: v.contiguous() for k, v in policy.items()}, aside / "policy.safetensors")
+                with (aside / "state.pt").open("wb") as file:
+                    torch.save({"step": step, "metrics_lines": len(self.metrics()), **state}, file)
+                seal(aside)
+                shutil.rmtree(final, ignore_errors=True)
+                aside.rename(final)
+                sync(final.parent)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)  # there only after a failure, when the room is wanted
+        good = [path for path in self._checkpoints() if path == final or path not in self._damaged]
+        for old in self._checkpoints():
+            if old not in good[-self.keep :]:
+                shutil.rmtree(old)
+        self._damaged = []
 
     def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The newest one, with metrics.jsonl cut back to it; None if there is none."""
+        """The newest intact one, with metrics.jsonl cut back to it; None if there is none.
+
+        Raises:
+            RunError: if there are some, and none is intact.
+        """
         found = self._checkpoints()
-        if not found:
-            self._cut_back(0)
-            return None
-        state = torch.load(found[-1] / "state.pt", map_location="cpu", weights_only=True)
-        self._cut_back(state["metrics_lines"])
-        return load_file(found[-1] / "policy.safetensors"), state
+        for path in reversed(found):
+            try:
+                policy, state = _opened(path)
+                self._cut_back(state["metrics_lines"])
+            except Damaged as damage:
+                self._damaged.append(path)
+                self._tell(f"warning: {path} is damaged ({damage}); the one before it is used, if there is one")
+                continue
+            return policy, state
+        if found:
+            raise RunError(
+                f"{self.folder / 'checkpoints'} holds no intact checkpoint ({', '.join(path.name for path in found)}); "
+                f"start again in another output_dir, or delete {self.folder}"
+            )
+        self._cut_back(0)
+        return None
 
     def _cut_back(self, lines: int) -> None:
+        """Leaves the first lines of metrics.jsonl, which must be there and whole."""
         path = self.folder / "metrics.jsonl"
+        kept = path.read_bytes().splitlines(keepends=True)[:lines] if path.is_file() else []
+        try:
+            whole = [json.loads(line) for line in kept if line.endswith(b"\n")]
+        except ValueError:
+            whole = []
+        if len(whole) < lines:
+            raise Damaged(f"{path.name} lacks some of its {lines} lines, or has bad ones")
         if path.is_file():
-            write_aside(path, "".join(path.read_text().splitlines(keepends=True)[:lines]))
+            self._replace(path, b"".join(kept).decode())
+
+    def _replace(self, path: Path, text: str) -> None:
+        with self.room_for(path.name):
+            write_aside(path, text)
+
+    def _tell(self, sentence: str) -> None:
+        print(sentence)
 
     def _checkpoints(self) -> list[Path]:
         return sorted((self.folder / "checkpoints").glob("step_*"))
 
     def save_best(self, step: int, policy: dict[str, Tensor]) -> None:
         """Keeps the weights that did best so far in an evaluation, and those before, which a resumed run may come back to."""
-        aside = self.folder / "checkpoints" / f".best_{step:06d}.safetensors"
-        save_file({k: v.contiguous() for k, v in policy.items()}, aside)
-        _sync(aside)
-        aside.rename(aside.with_name(aside.name[1:]))
-        for old in sorted(aside.parent.glob("best_*"))[:-KEPT_CHECKPOINTS]:
+        final, tensors = self._best(step), {k: v.contiguous() for k, v in policy.items()}
+        with self.room_for(f"checkpoints/{final.name}"), aside_of(final) as aside:
+            save_file(tensors, aside, metadata={"blake2b": digest_of(tensors)})
+        for old in sorted(final.parent.glob("best_*"))[: -self.keep]:
             old.unlink()
 
     def load_best(self, step: int) -> dict[str, Tensor]:
-        return load_file(self.folder / "checkpoints" / f"best_{step:06d}.safetensors")
+        """What `save_best` kept.
+
+        Raises:
+            RunError: if it is not there, or not what was written.
+        """
+        path = self._best(step)
+        try:
+            with safe_open(path, "pt") as file:
+                expected = (file.metadata() or {}).get("blake2b")
+            tensors = load_file(path)
+        except (OSError, SafetensorError):
+            tensors, expected = {}, ""
+        if expected is not None and digest_of(tensors) != expected:
+            raise RunError(
+                f"{path} is damaged or not there; export the last weights instead, with select=last in another output_dir"
+            )
+        return tensors
+
+    def _best(self, step: int) -> Path:
+        return self.folder / "checkpoints" / f"best_{step:06d}.safetensors"
+
+    def save_model(self, save: Callable[[Path], None]) -> None:
+        """RUN/model, by a function that writes such a folder: aside, synced and renamed."""
+        final, aside = self.folder / "model", self.folder / ".model"
+        shutil.rmtree(aside, ignore_errors=True)
+        with self.room_for("model"):
+            try:
+                save(aside)
+                for path in (*aside.rglob("*"), aside):
+                    sync(path)
+                shutil.rmtree(final, ignore_errors=True)  # of an earlier attempt: this run is not finished
+                aside.rename(final)
+                sync(self.folder)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
 
     @property
     def started(self) -> bool:
@@ -162,7 +281,9 @@ class Run:
     # -- pictures
 
     def save_samples(self, step: int, images: Tensor, columns: int) -> None:
-        save_grid(images, self.folder / "samples" / f"step_{step:06d}.png", columns)
+        final = self.folder / "samples" / f"step_{step:06d}.png"
+        with self.room_for(f"samples/{final.name}"), aside_of(final) as aside:
+            save_grid(images, aside, columns)
 
 
 class Onlooker(Run):
@@ -174,7 +295,11 @@ class Onlooker(Run):
     def save_checkpoint(self, step: int, policy: dict[str, Tensor], state: dict[str, Any]) -> None: ...
     def save_best(self, step: int, policy: dict[str, Tensor]) -> None: ...
     def save_samples(self, step: int, images: Tensor, columns: int) -> None: ...
-    def _cut_back(self, lines: int) -> None: ...
+    def _replace(self, path: Path, text: str) -> None: ...
+    def _tell(self, sentence: str) -> None: ...
+
+    def save_model(self, save: Callable[[Path], None]) -> None:
+        save(self.folder / ".model")  # a split model is put together by all
 
     def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         if not (self.folder / "config.yaml").is_file():
@@ -237,12 +362,44 @@ def _finite(value: Any) -> Any:
 
 def write_aside(path: Path, text: str) -> None:
     """Replaces a file in one step: a reader sees the old text or the new, never half."""
-    aside = path.with_name(f".{path.name}.new")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    with aside_of(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def aside_of(path: Path) -> Iterator[Path]:
+    """A name to write a file under, which then takes the place of `path` in one step, synced; nothing is left of it if that fails."""
+    aside = path.with_name(f".new_{path.name}")
+    try:
+        yield aside
+        sync(aside)
+        aside.replace(path)
+        sync(path.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def unwritten(error: BaseException) -> str | None:
+    """Why the disk did not take something, None if the error is of another kind. safetensors and torch.save have errors of their own."""
+    if isinstance(error, SafetensorError):
+        return str(error).rpartition("I/O error: ")[2]
+    if isinstance(error, RuntimeError):  # torch.save's, raised while it handled the one of the system
+        return unwritten(error.__context__) if isinstance(error.__context__, OSError) else None
+    return (error.strerror or str(error)) if isinstance(error, OSError) else None
+
+
+def _opened(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A checkpoint's weights and state.
+
+    Raises:
+        Damaged: if it is not what was written.
+    """
+    check(path)
+    try:
+        state: dict[str, Any] = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+        return load_file(path / "policy.safetensors"), {"metrics_lines": state["metrics_lines"], **state}
+    except Exception as error:  # of a checkpoint without checksums: zip, pickle and safetensors each have errors of their own
+        raise Damaged(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}") from None
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
@@ -262,9 +419,3 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "machine": {"device": str(device), "processor": platform.machine(), "threads": torch.get_num_threads()},
         "git": commit and {"commit": commit, "clean": not git("status", "--porcelain")},
     }
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    os.fsync(handle)
-    os.close(handle)

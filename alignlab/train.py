@@ -16,18 +16,20 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from alignlab.card import push, write_card
+from alignlab.collected import Collected
 from alignlab.config import checked, command, device_of, run_folder
-from alignlab.journal import Averages, Journal, peak_memory_mb, reward_numbers, tell
+from alignlab.failures import explained
+from alignlab.guards import Guard
+from alignlab.journal import Journal, peak_memory_mb, reward_numbers, tell
 from alignlab.lab import Lab
 from alignlab.measure import measure, measure_all, measure_base, settle
-from alignlab.nodes import ConfigError
 from alignlab.noise import noise_key
-from alignlab.ranks import clip_gradients, join, own, rank, signed, sum_gradients, wait
-from alignlab.rewards.compose import RewardError
-from alignlab.rollout import NothingToLearn, Rollout, rollout
-from alignlab.runs import NOT_SCIENCE, Onlooker, Run, RunError, provenance
+from alignlab.ranks import clip_gradients, join, own, rank, sum_gradients, wait
+from alignlab.rollout import Rollout
+from alignlab.runs import NOT_SCIENCE, Onlooker, Run, provenance
 from alignlab.schedule import lr_factor, set_lr
 from alignlab.scoring import scored
+from alignlab.stops import asked, leave, stoppable
 
 
 def train(c: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -41,7 +43,7 @@ def train(c: dict[str, Any], folder: Path) -> dict[str, Any]:
     wait()  # every process has looked at the folder before it changes
     run.begin()
     wait()
-    saved = run.load_checkpoint()
+    saved, lab.collected = run.load_checkpoint(), Collected(folder / "collected")
     if saved is None:
         start, base, spent = 0, measure_base(lab, c), 0.0
         first = {"step": 0, "samples_seen": 0, **measure(lab, c, run, 0)}
@@ -63,17 +65,19 @@ def train(c: dict[str, Any], folder: Path) -> dict[str, Any]:
         if saved is None:
             journal(first)
         for step in epochs:
-            line = {"step": step, "samples_seen": step * c["samples_per_step"], **train_epoch(lab, c, step)}
+            with lab.collected.epoch(step, lab.policy, lab.objective, save):
+                line = {"step": step, "samples_seen": step * c["samples_per_step"], **train_epoch(lab, c, step)}
             if step % c["eval_every"] == 0 or step == c["steps"]:
                 line |= measure(lab, c, run, step)
             run.log(line)
             journal(line)
-            if step == c["steps"] or (c["checkpoint_every"] and step % c["checkpoint_every"] == 0):
+            if asked() or step == c["steps"] or (c["checkpoint_every"] and step % c["checkpoint_every"] == 0):
                 save(step)
+            leave()  # if asked: what follows an epoch's end is saved
 
     wait()  # for the last line
     selected = settle(lab, c, run)
-    lab.policy.save(folder / "model")
+    run.save_model(lab.policy.save)
     lines, final = run.metrics()[1:], measure_all(lab, c).numbers(lab.reward.combine)
     summary = {
         "base": base, "final": final, "diversity_metric": lab.diversity.name, "reward_unit": lab.reward.unit, "units": lab.units,
@@ -97,6 +101,7 @@ def train_epoch(lab: Lab, c: dict[str, Any], epoch: int) -> dict[str, Any]:
     key = noise_key(lab.prompts.draw(n, seed=c["seed"], epoch=epoch), seed=c["seed"], stream="train", epoch=epoch)
     lr = set_lr(lab.optimizer, lr_factor(c["lr_schedule"], epoch, epochs=c["steps"], warmup=c["lr_warmup"]))
     rewards: list[dict[str, Tensor]] = []
+    guard, before = Guard(lab, c, epoch), lab.spent()
     if lab.policy.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
 
@@ -107,33 +112,31 @@ def train_epoch(lab: Lab, c: dict[str, Any], epoch: int) -> dict[str, Any]:
                 continue
             with torch.set_grad_enabled(lab.objective.needs_gradient):
                 part = key[range(k, k + chunk)]
-                record = rollout(lab.policy, lab.sampler, part, gradients=plan, store=store, offload=c["offload"])
+                record = lab.collected.rollout(
+                    k, lab.policy, lab.sampler, part, gradients=plan, store=store, offload=c["offload"]
+                )
             yield replace(record, share=chunk / n)
 
-    rollouts = scored(sampled(), lab.reward, lab.policy, gradient=lab.objective.needs_gradient, earned=rewards)
-    log, norms, before = Averages(), [], lab.spent()
+    gradient = lab.objective.needs_gradient
+    rollouts = lab.collected.until_scored(
+        scored(sampled(), lab.reward, lab.policy, guard.score, gradient=gradient, earned=rewards)
+    )
     for update in lab.objective.updates(lab.policy, rollouts, c["micro_batch"], rng):
         lab.optimizer.zero_grad(set_to_none=True)
         for share, batch in update.batches:
             loss, metrics = lab.objective.loss(lab.policy, batch)
             lab.scaler.scale(share * loss).backward()
-            if share:
-                log.add(share, {"loss": loss.detach(), **metrics})
+            guard.saw(share, batch, loss, metrics)
         sum_gradients(lab.policy.parameters())
         lab.scaler.unscale_(lab.optimizer)
-        norms.append(clip_gradients(lab.policy.parameters(), c["max_grad_norm"]))
-        if not np.isfinite(norms[-1]) and not lab.scaler.is_enabled():  # in fp16 the scaler skips the step and lowers its scale
-            raise RunError(
-                f"epoch {epoch}: the gradient's norm is {norms[-1]}; lower lr or kl_coeff and resume from the last checkpoint, which is intact"
-            )
-        lab.scaler.step(lab.optimizer)
+        if guard.passes(clip_gradients(lab.policy.parameters(), c["max_grad_norm"])):
+            lab.scaler.step(lab.optimizer)
+            if lab.ema is not None:
+                lab.ema.step(lab.policy.parameters())
         lab.scaler.update()
-        if lab.ema is not None:
-            lab.ema.step(lab.policy.parameters())
 
     seconds = time.perf_counter() - began
-    line: dict[str, Any] = {**reward_numbers(rewards), "loss": None, "kl": None, **log.means(), **lab.objective.epoch_metrics()}
-    line |= {"grad_norm": float(np.mean(norms)), "updates": len(norms), "lr": lr}
+    line: dict[str, Any] = {**reward_numbers(rewards), **guard.numbers(), "lr": lr}
     line |= {kind: count - before[kind] for kind, count in lab.spent().items()}
     return line | {"seconds": seconds, "images_per_second": n / seconds, "peak_memory_mb": peak_memory_mb(lab.policy.device)}
 
@@ -144,10 +147,8 @@ def main(cfg: DictConfig) -> float:
     c = checked(cfg)
     join(device_of(c["device"]))
     folder = run_folder(c)
-    try:
+    with stoppable(folder), explained(c, folder, train_epoch):
         summary = train(c, folder)
-    except (RunError, RewardError, NothingToLearn) as error:
-        raise ConfigError(signed(str(error))) from None
     if rank() == 0:
         tell(summary, folder)
     return float(summary["final"]["reward"])

@@ -16,7 +16,7 @@ from alignlab.config import CONF
 from alignlab.footprint import footprint
 from alignlab.lab import Lab
 from alignlab.measure import measure_all
-from alignlab.plan import largest
+from alignlab.memory import largest
 from alignlab.train import train_epoch
 from tests.models import tiny as families
 from tests.running import command_line, configured, pairs

@@ -1,14 +1,18 @@
 """The run directory's contract: what a run leaves behind, what it refuses, and that nothing half written counts."""
 
+import contextlib
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 
 from alignlab.runs import LATER_KEYS, NOT_SCIENCE, Run, RunError, first_difference, run_folders
 from alignlab.train import train
@@ -174,24 +178,187 @@ def test_checkpoints(tmp_path) -> None:
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["step_000003", "step_000004"]
 
 
-@pytest.mark.parametrize("call", ["save_file", "torch.save", "_sync", "Path.rename"])
+@pytest.mark.parametrize("call", ["runs.save_file", "runs.torch.save", "sealed.sync", "runs.Path.rename"])
 def test_a_checkpoint_is_whole_or_not_there(call: str, tmp_path, monkeypatch) -> None:
     """Whatever fails while one is written, the one before counts, and the next one is written."""
-    run = Run(tmp_path / "run", {})
+    run = Run(tmp_path / "run", dict(LATER_KEYS))
     run.begin()
     checkpoint(run, 1)
 
     def fail(*_: object, **__: object) -> None:
         raise OSError("no space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
-        patch.setattr(f"alignlab.runs.{call}", fail)
+    with monkeypatch.context() as patch, pytest.raises(RunError, match=r"no space left on device.*; make room and resume="):
+        patch.setattr(f"alignlab.{call}", fail)
         checkpoint(run, 2)
     _, state = run.load_checkpoint() or ({}, {})
     assert state["mark"] == 1
     checkpoint(run, 2)
     _, state = run.load_checkpoint() or ({}, {})
     assert state["mark"] == 2
+
+
+def test_keep_bounds_the_disk(tmp_path) -> None:
+    """keep=3 leaves three checkpoints and three of the best weights; a second save of the same epoch changes nothing."""
+    run = Run(tmp_path / "run", {"keep": 3})
+    run.begin()
+    for step in range(6):
+        checkpoint(run, step)
+        run.save_best(step, {"w": torch.zeros(2)})
+    kept = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == [*(f"best_00000{k}.safetensors" for k in (3, 4, 5)), *(f"step_00000{k}" for k in (3, 4, 5))]
+    before = (tmp_path / "run/checkpoints/step_000005/state.pt").stat().st_mtime_ns
+    checkpoint(run, 5)
+    assert (tmp_path / "run/checkpoints/step_000005/state.pt").stat().st_mtime_ns == before
+
+
+def flip(path: Path) -> None:
+    """One bit in the middle, by the disk's own doing: neither size nor time tell."""
+    bits = bytearray(path.read_bytes())
+    bits[len(bits) // 2] ^= 1
+    path.write_bytes(bits)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def tear(path: Path) -> None:
+    """Its length is there, its end is zeros: the page was never written."""
+    half = path.stat().st_size // 2
+    path.write_bytes(path.read_bytes()[:half] + bytes(path.stat().st_size - half))
+
+
+@pytest.mark.parametrize("harm", [flip, truncate, tear, Path.unlink])
+@pytest.mark.parametrize("file", ["policy.safetensors", "state.pt", "checksums.json"])
+def test_a_damaged_checkpoint_is_passed_over(harm, file: str, tmp_path, capsys) -> None:
+    """It is named, the one before is used with the metrics of its epoch, and it makes room for the next one."""
+    run = Run(tmp_path / "run", dict(LATER_KEYS))
+    run.begin()
+    for step in (1, 2):
+        run.log({"step": step})
+        checkpoint(run, step)
+    newest = tmp_path / "run" / "checkpoints" / "step_000002"
+    harm(newest / file)
+    again = Run(tmp_path / "run", dict(LATER_KEYS))
+    weights, state = again.load_checkpoint() or ({}, {})
+    if (file, harm) == ("checksums.json", Path.unlink):  # as versions before left them: whole, without checksums
+        assert state["mark"] == 2 and not capsys.readouterr().out
+        return
+    assert weights["w"].tolist() == [1.0] * 3 and state["mark"] == 1 and [line["step"] for line in again.metrics()] == [1]
+    said = capsys.readouterr().out
+    assert said.startswith(f"warning: {newest} is damaged (") and said.count("\n") == 1
+    again.log({"step": 2})
+    checkpoint(again, 2)
+    _, state = Run(tmp_path / "run", dict(LATER_KEYS)).load_checkpoint() or ({}, {})
+    assert state["mark"] == 2 and len(list(newest.parent.iterdir())) == 2
+
+
+@pytest.mark.parametrize("harm", [truncate, tear])
+def test_an_old_damaged_checkpoint_is_passed_over(harm, tmp_path, capsys) -> None:
+    """One without checksums is tried, and what cannot be read is damaged."""
+    run = Run(tmp_path / "run", dict(LATER_KEYS))
+    run.begin()
+    for step in (1, 2):
+        checkpoint(run, step)
+        (tmp_path / "run" / "checkpoints" / f"step_00000{step}" / "checksums.json").unlink()
+    harm(tmp_path / "run" / "checkpoints" / "step_000002" / "state.pt")
+    _, state = run.load_checkpoint() or ({}, {})
+    assert state["mark"] == 1 and "step_000002 is damaged" in capsys.readouterr().out
+    harm(tmp_path / "run" / "checkpoints" / "step_000001" / "policy.safetensors")
+    with pytest.raises(
+        RunError, match=r"holds no intact checkpoint \(step_000001, step_000002\); start again in another output_dir"
+    ):
+        Run(tmp_path / "run", dict(LATER_KEYS)).load_checkpoint()
+
+
+def test_metrics_that_were_torn(tmp_path, capsys) -> None:
+    """A last line without its end is cut off; lines that a checkpoint counts on and that are gone make it a damaged one."""
+    run = Run(tmp_path / "run", dict(LATER_KEYS))
+    run.begin()
+    for step in (1, 2):
+        run.log({"step": step})
+        checkpoint(run, step)
+    path = tmp_path / "run" / "metrics.jsonl"
+    whole = path.read_text()
+    path.write_text(whole + '{"step": 3, "lo')
+    with pytest.raises(RunError, match=r"line 3 of .*metrics.jsonl cannot be read; resume="):
+        run.metrics()
+    assert run.load_checkpoint() is not None and path.read_text() == whole
+    path.write_text(whole[:-3])
+    _, state = run.load_checkpoint() or ({}, {})
+    assert state["mark"] == 1 and [line["step"] for line in run.metrics()] == [1]
+    assert "step_000002 is damaged (metrics.jsonl lacks some of its 2 lines, or has bad ones)" in capsys.readouterr().out
+
+
+def test_the_best_weights_are_checked(tmp_path) -> None:
+    """They come back bit for bit, those of earlier versions too; damaged ones are not taken for good."""
+    run = Run(tmp_path / "run", dict(LATER_KEYS))
+    run.begin()
+    run.save_best(1, {"w": torch.arange(200.0)})
+    assert run.load_best(1)["w"].equal(torch.arange(200.0))
+    flip(tmp_path / "run" / "checkpoints" / "best_000001.safetensors")
+    for step in (1, 2):
+        with pytest.raises(RunError, match=f"best_00000{step}.safetensors is damaged or not there"):
+            run.load_best(step)
+    save_file({"w": torch.ones(2)}, tmp_path / "run" / "checkpoints" / "best_000003.safetensors")
+    assert run.load_best(3)["w"].equal(torch.ones(2))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    if (
+        shutil.which("mount") is None
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)], capture_output=True, check=False
+        ).returncode
+    ):
+        pytest.skip("a file system cannot be mounted here")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def fill(place: Path) -> None:
+    """Leaves not one byte."""
+    with (place / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_full_disk_takes_nothing_away(small_disk: Path) -> None:
+    """Whatever is written next, one sentence names it and the disk's reason, and every file is as before."""
+    run = Run(small_disk / "run", {})
+    run.begin()
+    run.log({"step": 1})
+    checkpoint(run, 1)
+    fill(small_disk)
+    before, big = tree(small_disk / "run"), torch.rand(50_000)
+    for what, write in {
+        "checkpoints/step_000002": lambda: run.save_checkpoint(2, {"w": big}, {}),
+        "checkpoints/step_000003": lambda: run.save_checkpoint(3, {}, {"optimizer": big}),
+        "checkpoints/best_000002.safetensors": lambda: run.save_best(2, {"w": big}),
+        "samples/step_000002.png": lambda: run.save_samples(2, torch.rand(4, 3, 64, 64), 2),
+        "metrics.jsonl": lambda: run.log({"step": 2, "words": "long " * 4000}),
+        "model": lambda: run.save_model(lambda folder: (folder.mkdir(), (folder / "w").write_bytes(big.numpy().tobytes()))),
+        "summary.json": lambda: run.finish({"words": "long " * 4000}),
+    }.items():
+        with pytest.raises(RunError) as error:
+            write()
+        assert str(error.value).startswith(f"{small_disk / 'run' / what} cannot be written (No space left on device"), what
+        assert str(error.value).endswith(f"make room and resume={small_disk / 'run'}: what was saved before is intact")
+        assert tree(small_disk / "run") == before
+    (small_disk / "filler").unlink()
+    checkpoint(run, 2)
+    assert (run.load_checkpoint() or ({}, {}))[1]["mark"] == 2
 
 
 def test_first_difference() -> None:

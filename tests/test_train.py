@@ -114,13 +114,16 @@ t.main()"""
 
 def broken_reward(patch: pytest.MonkeyPatch) -> str:
     patch.setattr(Brightness, "__call__", lambda self, images, prompts: images.mean((1, 2, 3)) * float("nan"))
-    return r"error: reward brightness is nan for image 0 of prompt '(cat|dog|fish|an? .*)' \(2 of 2 images\)"
+    return r"error: epoch 3: reward brightness is nan for image \d of prompt '.*', image \d of prompt '.*' \(2 of 2 images\)"
 
 
 def broken_gradient(patch: pytest.MonkeyPatch) -> str:
     loss = DRaFT.loss
     patch.setattr(DRaFT, "loss", lambda *a: (loss(*a)[0] * float("inf"), {}))
-    return r"error: epoch 3: the gradient's norm is (nan|inf); lower lr or kl_coeff and resume from the last checkpoint, which is intact"
+    return (
+        r"error: epoch 3, update 1: the loss is -?inf for image \d of prompt '.*', image \d of prompt '.*'; lower lr or kl_coeff "
+        "in another output_dir, or resume with on_nonfinite=skip; the last checkpoint is intact"
+    )
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,21 @@ class RewardError(ValueError):
     """A reward returned something that is no reward."""
 
 
+class NonFinite(RewardError):
+    """A reward is infinite or no number for some of a batch's images.
+
+    Args:
+        name: of the reward.
+        values: [B] what it returned.
+        rows: of the images, ascending.
+    """
+
+    def __init__(self, name: str, values: Tensor, prompts: Sequence[str], rows: Sequence[int]) -> None:
+        self.name, self.value, self.rows = name, values[rows[0]].item(), tuple(rows)
+        many = f"({len(rows)} of {len(prompts)} images)"
+        super().__init__(f"reward {name} is {self.value} for image {rows[0]} of prompt {prompts[rows[0]]!r} {many}")
+
+
 class WeightedSum:
     """sum_k weight_k r_k, where a normalised r_k is (r_k - mean_k)/std_k over the base model's evaluation images.
 
@@ -189,7 +204,5 @@ def _checked(name: str, values: Any, prompts: Sequence[str]) -> Tensor:
     values = values.float()
     bad = (~values.isfinite()).nonzero()[:, 0].tolist()
     if bad:
-        raise RewardError(
-            f"reward {name} is {values[bad[0]].item()} for image {bad[0]} of prompt {prompts[bad[0]]!r} ({len(bad)} of {len(prompts)} images)"
-        )
+        raise NonFinite(name, values, prompts, bad)
     return values

@@ -144,6 +144,16 @@ def rollouts(n: int, seconds: float = 0.15) -> Iterator[Rollout]:
         yield Rollout(images=images, prompts=prompts, **rest)
 
 
+def taken(reward: WeightedSum) -> Any:
+    """What a guard makes of answers that are all good."""
+
+    def judge(record: Rollout, answer: Any) -> Any:
+        raw = answer()
+        return reward.combine(raw), raw
+
+    return judge
+
+
 def test_scoring_overlaps_sampling() -> None:
     """Six rollouts of 0.15 s whose scores take 0.15 s each: about 7 x 0.15 s ahead, 12 x 0.15 s one after another. The same in order."""
     policy: Any = SimpleNamespace(passes={"backward": 0})
@@ -152,7 +162,7 @@ def test_scoring_overlaps_sampling() -> None:
         for ahead in (0, 1):
             reward = WeightedSum({"remote": client(server, form="safetensors", ahead=ahead)}, {"remote": 2.0})
             began, earned = time.perf_counter(), []
-            records = list(scored(rollouts(6), reward, policy, gradient=False, earned=earned))
+            records = list(scored(rollouts(6), reward, policy, taken(reward), gradient=False, earned=earned))
             seconds[ahead] = time.perf_counter() - began
             found[ahead] = (
                 [(r.prompts, r.reward.tolist(), r.rewards["remote"].tolist()) for r in records],
@@ -182,11 +192,11 @@ def test_a_gradient_is_not_sampled_ahead_of() -> None:
             yield record
 
     reward, policy = WeightedSum({"b": Watched()}, {"b": 1.0}), SimpleNamespace(passes={"backward": 0})
-    for record in scored(sampled(), reward, policy, gradient=True, earned=[]):  # type: ignore[arg-type]
+    for record in scored(sampled(), reward, policy, taken(reward), gradient=True, earned=[]):  # type: ignore[arg-type]
         assert record.reward is not None and record.reward.requires_grad
     assert seen == [f"{what} {k}" for k in range(3) for what in ("sample", "score")]
     seen.clear()
-    list(scored(sampled(), reward, policy, gradient=False, earned=[]))  # type: ignore[arg-type]
+    list(scored(sampled(), reward, policy, taken(reward), gradient=False, earned=[]))  # type: ignore[arg-type]
     assert seen[0::2] == [f"sample {k}" for k in range(3)]  # Watched has no submit: it is computed as each rollout comes
 
 
@@ -194,7 +204,7 @@ def test_no_rollout_of_an_older_policy(server: Moody) -> None:
     """An objective that updates between rollouts is told to leave ahead alone, instead of training on stale samples."""
     policy: Any = SimpleNamespace(passes={"backward": 0})
     reward = WeightedSum({"remote": client(server)}, {"remote": 1.0})
-    stream = scored(rollouts(3, 0), reward, policy, gradient=False, earned=[])
+    stream = scored(rollouts(3, 0), reward, policy, taken(reward), gradient=False, earned=[])
     next(stream)
     policy.passes["backward"] += 2
     with pytest.raises(RewardError, match=r"updates between rollouts, so none may be sampled ahead; set reward.NAME.ahead=0"):

@@ -1,0 +1,72 @@
+"""Files that can be told whole from torn, truncated or flipped ones: a folder's checksums.json holds the size and the BLAKE2b of each
+of its files, and tensors have a digest of their own."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+MANIFEST = "checksums.json"
+
+
+class Damaged(Exception):
+    """What was read is not what was written; half a sentence says how."""
+
+
+def seal(folder: Path) -> None:
+    """Writes the checksums of a folder's files, and brings all of it to the disk."""
+    sums = {path.name: {"bytes": path.stat().st_size, "blake2b": _digest(path)} for path in sorted(folder.iterdir())}
+    (folder / MANIFEST).write_text(json.dumps(sums, indent=2) + "\n")
+    for path in (*folder.iterdir(), folder):
+        sync(path)
+
+
+def check(folder: Path) -> None:
+    """Reads a sealed folder through. One without checksums, as earlier versions left them, passes.
+
+    Raises:
+        Damaged: with the first file that is not what it was.
+    """
+    if not (folder / MANIFEST).is_file():
+        return
+    try:
+        sums = json.loads((folder / MANIFEST).read_text())
+        expected = {name: (its["bytes"], its["blake2b"]) for name, its in sums.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise Damaged(f"{MANIFEST} cannot be read") from None
+    for name, (size, digest) in expected.items():
+        path = folder / name
+        try:
+            if path.stat().st_size != size:
+                raise Damaged(f"{name} has {path.stat().st_size} of its {size} bytes")
+            if _digest(path) != digest:
+                raise Damaged(f"the checksum of {name} is wrong")
+        except OSError as error:
+            raise Damaged(f"{name}: {error.strerror}") from None
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """BLAKE2b of named tensors: their names, shapes, types and bits."""
+    seen = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        seen.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        seen.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return seen.hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Brings a file, or the names in a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
