@@ -44,7 +44,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_class_trains(desk: Path, tiny_sd: str, monkeypatch, capsys) -> None:
     """DRaFT follows the gradient of a class that says no more than it must; weight is 1; its unit is in the summary and on the screen."""
-    words = [w for w in tiny(tiny_sd, "reward=none", "steps=2", "lr=0.01") if w not in ("reward=brightness", "steps=4")]
+    words = [w for w in tiny(tiny_sd, "reward=none", "steps=1") if w not in ("reward=brightness", "steps=4")]
     own = ["+reward.mine._target_=own_rewards.Mine", "+reward.mine.scale=3", "allow_targets=[own_rewards]"]
     assert command_line(monkeypatch, *words, *own, "output_dir=run") == 0
     summary = json.loads((desk / "run" / "summary.json").read_text())
@@ -59,7 +59,7 @@ def test_several_by_gdpo_each_logged_by_itself(desk: Path, tiny_sd: str, monkeyp
     the summary, the reward is their sum, and a run of combine=sum begins alike and ends elsewhere."""
     words = [*tiny(tiny_sd), "algo=ddpo", "prompts.per_prompt=2", "algo.updates_per_epoch=2", "algo.statistics.min_count=2"]
     words = [w for w in words if w not in ("steps=4", "prompts.per_prompt=1")] + [
-        "steps=2",
+        "steps=1",
         *SCORE,
         "allow_targets=[own_rewards]",
     ]
