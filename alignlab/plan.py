@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from alignlab import config
+from alignlab.checks import groupwise
 from alignlab.config import TrainConfig, command, device_of
 from alignlab.footprint import TRAINING, Footprint, footprint
 from alignlab.lab import Lab
@@ -101,12 +102,13 @@ def proposals(c: dict[str, Any], now: Footprint, room: float) -> dict[str, int |
         return footprint({**c, "micro_batch": micro_batch, "evaluation": evaluation}, train_epoch, device=c["device"])
 
     samples, batch = c["samples_per_step"], c["evaluation"]["batch"]
-    divisors = [k for k in range(1, samples + 1) if samples % k == 0]
+    unit = c["prompts"].get("per_prompt", 1) if groupwise(c["reward"]) else 1  # whole groups
+    divisors = [k for k in range(unit, samples + 1, unit) if samples % k == 0]
     micro_batch = largest(divisors, lambda k: (now if k == c["micro_batch"] else at(k, batch)).training <= room)
     if micro_batch is None or now.evaluation <= room:
         return {"micro_batch": micro_batch, "evaluation.batch": batch}
     powers = [2**k for k in range(batch.bit_length()) if 2**k < batch]
-    return {"micro_batch": micro_batch, "evaluation.batch": largest(powers, lambda k: at(1, k).evaluation <= room)}
+    return {"micro_batch": micro_batch, "evaluation.batch": largest(powers, lambda k: at(unit, k).evaluation <= room)}
 
 
 def images_per_second(c: dict[str, Any]) -> float:

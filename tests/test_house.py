@@ -74,7 +74,7 @@ MAY = {
     "train": {"card", "config", "journal", "lab", "measure", "nodes", "noise", "ranks", "rewards", "rollout", "runs", "schedule"},
     "dry": set(),
     "footprint": {"dry", "lab", "measure", "models", "nodes", "objectives", "rollout"},
-    "plan": {"config", "footprint", "lab", "nodes", "rewards", "rollout", "train"},
+    "plan": {"checks", "config", "footprint", "lab", "nodes", "rewards", "rollout", "train"},
     "card": {"checks", "config", "lab", "nodes", "runs"},
     "export": {"card", "checks", "config", "nodes", "runs", "start"},
     "evaluate": {"config", "data", "nodes", "lab", "measure", "metrics", "runs", "checks", "rewards", "tuned", "images"},
