@@ -209,8 +209,8 @@ def _combination_problems(c: dict[str, Any], objective: Any) -> Iterator[str]:
 
 def _group_problems(c: dict[str, Any], per_prompt: int) -> Iterator[str]:
     """A group-wise reward must be given whole groups."""
-    names = {g: [name for name, node in (c[g] or {}).items() if declared(node).groupwise] for g in ("reward", "eval_rewards")}
-    for name in names["reward"]:
+    trained, watched = groupwise(c["reward"]), groupwise(c["eval_rewards"])
+    for name in trained:
         sees, samples = f"reward={name} compares the images of a prompt with each other", c["samples_per_step"]
         micro = min(c["micro_batch"], samples)
         if per_prompt < 2:
@@ -219,10 +219,14 @@ def _group_problems(c: dict[str, Any], per_prompt: int) -> Iterator[str]:
             whole = (k for k in range(micro, 0, -1) if k % per_prompt == 0 and samples % k == 0)
             mend = next(whole, per_prompt)
             yield f"{sees}, so micro_batch={micro} must be a multiple of prompts.per_prompt={per_prompt}; set micro_batch={mend}"
-    if c["evaluation"]["final_images"] < 2:
-        quick = ", and leave quick=true out" if c["quick"] else ""
-        for name in dict.fromkeys(names["reward"] + names["eval_rewards"]):
-            yield f"{name} compares the images of a prompt, but evaluation.final_images=1; set evaluation.final_images=2{quick}"
+    if c["evaluation"]["final_images"] < 2 and not c["quick"]:
+        for name in dict.fromkeys(trained + watched):
+            yield f"{name} compares the images of a prompt, but evaluation.final_images=1; set evaluation.final_images=2"
+
+
+def groupwise(nodes: dict[str, Any] | None) -> list[str]:
+    """Those of checked rewards that see all images of a prompt at once."""
+    return [name for name, node in (nodes or {}).items() if declared(node).groupwise]
 
 
 def tuned_problems(c: dict[str, Any]) -> Iterator[str]:

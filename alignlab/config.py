@@ -29,7 +29,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from alignlab.checks import problems, weighed
+from alignlab.checks import groupwise, problems, weighed
 from alignlab.nodes import ConfigError, nearest, resolve, words
 from alignlab.ranks import launched, shared
 from alignlab.runs import GUARDS, NOT_SCIENCE, read_config
@@ -160,6 +160,8 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     found = list(dict.fromkeys(problems(c, KEYS)))
     if found:
         raise ConfigError("\n".join(found))
+    if c["quick"] and groupwise(c["reward"]) + groupwise(c["eval_rewards"]):
+        c["evaluation"]["final_images"] = max(2, c["evaluation"]["final_images"])
     return c
 
 

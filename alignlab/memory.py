@@ -6,6 +6,7 @@ from typing import Any
 import psutil
 import torch
 
+from alignlab.checks import groupwise
 from alignlab.footprint import Epoch, Footprint, footprint
 from alignlab.ranks import launched
 
@@ -44,9 +45,10 @@ def at(c: dict[str, Any], epoch: Epoch, micro_batch: int, batch: int) -> Footpri
 
 
 def micro_batches(c: dict[str, Any]) -> list[int]:
-    """Those that divide what each process samples, ascending."""
+    """Those that divide what each process samples, and hold whole groups where a reward compares a prompt's images; ascending."""
     each = c["samples_per_step"] // launched()
-    return [k for k in range(1, each + 1) if each % k == 0]
+    group = c["prompts"].get("per_prompt", 1) if groupwise(c["reward"]) else 1
+    return [k for k in range(group, each + 1, group) if each % k == 0]
 
 
 def batches(c: dict[str, Any]) -> list[int]:
@@ -64,7 +66,11 @@ def proposals(c: dict[str, Any], now: Footprint, room: float, epoch: Epoch) -> d
     micro_batch = largest(micro_batches(c), lambda k: (now if k == c["micro_batch"] else at(c, epoch, k, batch)).training <= room)
     if micro_batch is None or now.evaluation <= room:
         return {"micro_batch": micro_batch, "evaluation.batch": batch}
-    return {"micro_batch": micro_batch, "evaluation.batch": largest(batches(c), lambda k: at(c, epoch, 1, k).evaluation <= room)}
+    least = micro_batches(c)[0]
+    return {
+        "micro_batch": micro_batch,
+        "evaluation.batch": largest(batches(c), lambda k: at(c, epoch, least, k).evaluation <= room),
+    }
 
 
 def other_ways(c: dict[str, Any]) -> str:

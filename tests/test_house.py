@@ -57,7 +57,7 @@ MAY = {
     "stops": {"ranks"},
     "collected": {"noise", "objectives", "policy", "ranks", "rewards", "rollout", "runs", "samplers", "sealed", "stops"},
     "guards": {"journal", "lab", "ranks", "rewards", "rollout", "runs"},
-    "memory": {"footprint", "ranks"},
+    "memory": {"checks", "footprint", "ranks"},
     "failures": {"config", "footprint", "guards", "memory", "nodes", "ranks", "rewards", "rollout", "runs"},
     "start": {"lora", "policy", "runs", "sharding"},
     "dials": {"conditioning", "lora", "policy", "samplers"},

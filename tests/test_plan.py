@@ -4,6 +4,7 @@ import gc
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,12 +12,11 @@ import torch
 import yaml
 from torch.profiler import ProfilerActivity, profile
 
-from alignlab import plan
+from alignlab import memory, plan
 from alignlab.config import CONF
 from alignlab.footprint import footprint
 from alignlab.lab import Lab
 from alignlab.measure import measure_all
-from alignlab.memory import largest
 from alignlab.train import train_epoch
 from tests.models import tiny as families
 from tests.running import command_line, configured, pairs
@@ -170,10 +170,27 @@ def test_mistakes(words: str, said: str, monkeypatch, capsys) -> None:
 
 def test_the_largest() -> None:
     """By bisection, of candidates that fit up to some size."""
-    assert [largest([1, 2, 4, 8], lambda k, room=room: k <= room) for room in (0, 1, 5, 9)] == [None, 1, 4, 8]
+    assert [memory.largest([1, 2, 4, 8], lambda k, room=room: k <= room) for room in (0, 1, 5, 9)] == [None, 1, 4, 8]
 
 
 def test_its_groups_are_those_of_train() -> None:
     """plan.yaml cannot include train.yaml (Hydra keeps its own settings to the primary file), so its list is compared."""
     train, own = (yaml.safe_load((CONF / f"{name}.yaml").read_text())["defaults"][1:] for name in ("train", "plan"))
     assert own == train
+
+
+def test_proposals_hold_whole_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group-wise reward is given micro-batches of whole groups only, the smallest of them too where the evaluation is what must shrink."""
+    c = configured(
+        "algo=ddpo", "reward=clip_diversity", "prompts.per_prompt=6", "samples_per_step=48", "micro_batch=48", "device=cpu"
+    )
+    tried: list[int] = []
+
+    def pretend(c: dict[str, Any], *_: object, **__: object) -> SimpleNamespace:
+        tried.append(c["micro_batch"])
+        return SimpleNamespace(training=c["micro_batch"], evaluation=c["evaluation"]["batch"])
+
+    monkeypatch.setattr(memory, "footprint", pretend)
+    now: Any = pretend(c)
+    assert memory.proposals(c, now, 20.0, train_epoch) == {"micro_batch": 12, "evaluation.batch": 16}
+    assert all(k % 6 == 0 for k in tried)

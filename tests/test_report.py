@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from alignlab import figures
 from alignlab import report as report_command
-from alignlab.compare import read_runs
+from alignlab.compare import read_runs, variants
+from alignlab.outcomes import outcomes
 from alignlab.report import report
 from tests.running import command_line
 from tests.runs_on_disk import made_run
@@ -134,3 +136,19 @@ def test_a_hundred_runs_are_quick(tmp_path):
     began = time.perf_counter()
     report(read_runs([str(tmp_path / "runs" / "*")]), tmp_path / "out", "hundred")
     assert time.perf_counter() - began < 60
+
+
+def test_the_parts_of_a_combined_reward(tmp_path):
+    """Trained on together, each reward has its own gain in its own unit, in the outcome, the figure and the page."""
+    parts = {name: {"_target_": "x", "weight": 1.0, "normalize": False} for name in ("bright", "held")}
+    for seed in (0, 1):
+        made_run(tmp_path / f"run-{seed}", {"reward": parts, "eval_rewards": {}}, seed=seed)
+    those = variants(read_runs([str(tmp_path / "run-*")]))
+    (outcome,) = outcomes(those)
+    assert list(outcome.trained) == ["bright", "held"] and not outcome.held_out
+    assert outcome.trained["bright"].value == pytest.approx(0.5, abs=0.05) and outcome.trained["held"].value == 0
+    assert [trace.name for trace in figures.z_scores(those).data] == ["training reward", "bright (trained)", "held (trained)"]
+    page = report(read_runs([str(tmp_path / "run-*")]), tmp_path / "out", "Parts").read_text()
+    assert "gain of each reward trained on" in page and "held<br>(points)" in page
+    made_run(tmp_path / "one")
+    assert not outcomes(variants(read_runs([str(tmp_path / "one")])))[0].trained
