@@ -89,7 +89,9 @@ class Guard:
         grads = [p.grad for p in self.lab.policy.parameters() if p.grad is not None]
         sizes = None if self.lab.policy.sharded or not grads else torch.stack(torch._foreach_norm(grads)).sum()
         if share:
-            self._update.append((share, {"loss": loss.detach(), **metrics}, self._who(batch), sizes))
+            self._update.append(
+                (share, {"loss": loss.detach(), **{k: v.detach() for k, v in metrics.items()}}, self._who(batch), sizes)
+            )
 
     def passes(self, norm: float) -> bool:
         """Whether the update, whose gradient has this norm over all processes, may be made.

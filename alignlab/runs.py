@@ -91,6 +91,8 @@ class Run:
             raise RunError(
                 f"{self.folder} is being trained by another process; wait for it, or choose another output_dir"
             ) from None
+        for left in (*self.folder.glob("checkpoints/.*"), *self.folder.glob("samples/.new_*"), self.folder / ".model"):
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)  # what a killed run was writing
         with self.room_for("config.yaml"):
             write_aside(self.folder / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
 

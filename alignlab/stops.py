@@ -74,15 +74,16 @@ def leave_if_asked() -> None:
 def stoppable(folder: Path) -> Iterator[None]:
     """Inside, the signals ask the run in `folder` to end; it then leaves this with exit code 75 and a line that says how to go on.
 
-    Outside of the main thread, where Python takes no signals, nothing changes. A signal that is ignored (nohup) stays ignored.
+    Outside of the main thread, where Python takes no signals, nothing changes. A signal that is ignored (nohup) or that the launcher waits
+    for itself (submitit) is left alone.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, _note)
+    usual = (signal.SIG_DFL, signal.default_int_handler)
+    before = {number: signal.getsignal(number) for number in SIGNALS if signal.getsignal(number) in usual}
+    for number in before:
+        signal.signal(number, _note)
     _Request.heeded, _Request.signal, _Request.agreed = True, None, None
     try:
         yield

@@ -105,7 +105,11 @@ def test_every_metric_is_explained(name):
 def test_every_common_metric_is_explained():
     """So is every key of an epoch's line and of an evaluation, in ddpo.md."""
     metrics = set()
-    places = {"train.py": ("train_epoch",), "measure.py": ("Measured.numbers", "distance_to_base")}
+    places = {
+        "train.py": ("train_epoch",),
+        "guards.py": ("Guard.numbers",),
+        "measure.py": ("Measured.numbers", "distance_to_base"),
+    }
     for file, names in places.items():
         for name in names:
             nodes = ast.walk(function(f"alignlab/{file}", name))

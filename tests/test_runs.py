@@ -212,6 +212,22 @@ def test_keep_bounds_the_disk(tmp_path) -> None:
     assert (tmp_path / "run/checkpoints/step_000005/state.pt").stat().st_mtime_ns == before
 
 
+def test_what_a_killed_run_was_writing_is_gone(tmp_path) -> None:
+    """Half a checkpoint, model or picture takes no room once the run goes on."""
+    run = tmp_path / "run"
+    for name in (
+        "checkpoints/.step_000003/state.pt",
+        ".model/unet/x",
+        "samples/.new_step_000003.png",
+        "checkpoints/.new_best_000003.safetensors",
+    ):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("half")
+    (run / "config.yaml").write_text("{}")
+    Run(run, dict(LATER_KEYS)).begin()
+    assert {p.name for p in run.rglob("*")} == {"checkpoints", "samples", "config.yaml", ".lock"}
+
+
 def flip(path: Path) -> None:
     """One bit in the middle, by the disk's own doing: neither size nor time tell."""
     bits = bytearray(path.read_bytes())
