@@ -36,6 +36,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from gpu.architectures import pipeline_folder  # noqa: E402
 
+from alignlab import collected  # noqa: E402
 from alignlab import train as loop  # noqa: E402
 from alignlab.config import CONF, checked  # noqa: E402
 from alignlab.rewards.compose import WeightedSum  # noqa: E402
@@ -118,10 +119,10 @@ class Phase:
 
     def watched(self, run: Callable[[], Any]) -> Any:
         """`run` with its phases told."""
-        step, score, save = torch.optim.AdamW.step, WeightedSum.score, Run.save_checkpoint
+        step, score, save = torch.optim.AdamW.step, WeightedSum.submit, Run.save_checkpoint
         with (
-            patch.object(loop, "rollout", self.around("sampling", loop.rollout)),
-            patch.object(WeightedSum, "score", self.around("scoring", score)),
+            patch.object(collected, "rollout", self.around("sampling", collected.rollout)),
+            patch.object(WeightedSum, "submit", self.around("scoring", score)),
             patch.object(torch.optim.AdamW, "step", self.around("optimiser step", step)),
             patch.object(Run, "save_checkpoint", self.around("checkpoint writing", save)),
         ):
@@ -195,7 +196,8 @@ def differences(one: Path, two: Path) -> Iterator[str]:
     if summaries[0] != summaries[1]:
         yield "summary.json"
     names = [
-        {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file() and "tensorboard" not in p.parts} for run in (one, two)
+        {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file() and not {"tensorboard", ".lock"} & {*p.parts}}
+        for run in (one, two)
     ]
     yield from (f"{name} is in one only" for name in sorted(names[0] ^ names[1]))
     for name in sorted(names[0] & names[1]):

@@ -146,13 +146,13 @@ def test_processes_leave_out_the_same(tiny_sd: str, monkeypatch) -> None:
     """What another process' reward spoils, this one leaves out too, and counts with its own; what stops there stops here."""
     lab, c = lab_of(tiny_sd, *DDPO_RUN, "on_nonfinite=skip")
     record = lab.collected.rollout(0, lab.policy, lab.sampler, _noise(lab, c))
-    guard = guards.Guard(lab, c | {"samples_per_step": 8}, 1)
-    assert guard.score(record) is not None
+    guard, answer = guards.Guard(lab, c | {"samples_per_step": 8}, 1), lab.reward.submit(record.images, record.prompts)
+    assert guard.score(record, answer) is not None
     monkeypatch.setattr(guards, "gathered", lambda value: [value, ("process 1: reward brightness is nan for image 3", 2)])
-    assert guard.score(record) is None and guard.nonfinite == 2
+    assert guard.score(record, answer) is None and guard.nonfinite == 2
     monkeypatch.setattr(guards, "gathered", lambda value: [value, ("process 1: the server does not answer", 0)])
     with pytest.raises(Unscored, match="epoch 1: process 1: the server does not answer"):
-        guard.score(record)
+        guard.score(record, answer)
     monkeypatch.setattr(guards, "gathered", lambda value: [value, ("the loss is nan for image 3", 0.0, 0.0, 0.0)])
     assert not guard.passes(1.0) and guard.skipped == 1
 
