@@ -23,14 +23,31 @@ class Clip:
 
     Raises:
         FileNotFoundError: if there is no such folder, or it lacks a file.
+        ValueError: if what is there is broken.
     """
 
     def __init__(self, path: str) -> None:
         import open_clip
 
         name = locate(path)
-        self.model = open_clip.create_model(name, precision="fp32").eval().requires_grad_(False)
-        self.tokenizer = open_clip.get_tokenizer(name)
+        try:
+            about: Any = (
+                open_clip.get_model_config(name) if path.startswith("hf-hub:") else _config(Path(name.removeprefix("local-dir:")))
+            )
+            named = (about or {}).get("text_cfg", {}).get("hf_tokenizer_name") or not about
+            # A CLIP's own configuration could else ask for code of its own (text_cfg.tokenizer_kwargs).
+            trust = {"trust_remote_code": False} if named else {}
+            self.model = open_clip.create_model(name, precision="fp32").eval().requires_grad_(False)
+            self.tokenizer = open_clip.get_tokenizer(name, **trust)
+            if self.tokenizer(["cat"]).equal(self.tokenizer(["dog"])):
+                raise ValueError("its tokenizer reads every text alike")
+        except Exception as error:  # open_clip and transformers fail in any way on what is broken
+            reason = next(
+                (line.strip() for line in str(error).splitlines()[1:2] or str(error).splitlines()), type(error).__name__
+            )[:200]
+            raise ValueError(
+                f"path={path} cannot be loaded ({reason.rstrip('.:')}); it is damaged or of another version"
+            ) from error
         visual = self.model.visual
         size = visual.image_size
         self.size = (size, size) if isinstance(size, int) else tuple(size)
@@ -87,12 +104,18 @@ class ClipScore:
         self.unit, self.typical_range = f"{scale:g} x cosine", (0.0, scale)
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        texts = self.clip.texts([self.template.format(p) for p in prompts], images.device)
+        texts = self.clip.texts([self.template.replace("{}", p) for p in prompts], images.device)
         return self.scale * (self.clip.images(images) * texts).sum(-1)
 
 
 def locate(path: str) -> str:
-    """The name by which open_clip finds the model."""
+    """The name by which open_clip finds the model.
+
+    Raises:
+        FileNotFoundError, ValueError: if there is none, or it lacks a file.
+    """
+    if not isinstance(path, str) or not path:
+        raise ValueError(f"path={path} must be a folder in open_clip's format, emoji_clip, or hf-hub:owner/name")
     if path.startswith("hf-hub:"):
         return path
     shipped = Path(str(importlib.resources.files("alignlab") / "assets" / path))
@@ -102,8 +125,20 @@ def locate(path: str) -> str:
         raise FileNotFoundError(f"path={path}: there is no such folder and no such shipped model; {mend}")
     if not (folder / "open_clip_config.json").is_file() or not any(folder.glob("open_clip_*.safetensors")):
         raise FileNotFoundError(f"path={path}: {folder} lacks open_clip_config.json or its safetensors weights; {mend}")
-    text = json.loads((folder / "open_clip_config.json").read_text()).get("model_cfg", {}).get("text_cfg", {})
+    text = _config(folder)["text_cfg"]
     if text.get("hf_tokenizer_name") and not any((folder / file).is_file() for file in VOCABULARIES):
         # transformers would make an empty vocabulary without a word, and every score be meaningless
         raise FileNotFoundError(f"path={path}: {folder} lacks its tokenizer ({' or '.join(VOCABULARIES)}); {mend}")
     return f"local-dir:{folder}"
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """What open_clip_config.json says of the model."""
+    path = folder / "open_clip_config.json"
+    try:
+        its = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
+        if not all(isinstance(its[key], dict) for key in ("text_cfg", "vision_cfg")):
+            raise TypeError
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise ValueError(f"path={folder}: {path} is no configuration of open_clip's; fetch it again") from None
+    return dict(its)
