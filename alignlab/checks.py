@@ -1,6 +1,8 @@
 """What is wrong with a plain configuration, before anything is loaded: values, nodes (nodes.py), and pairs that cannot be."""
 
 import importlib.util
+import inspect
+import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +15,7 @@ from alignlab.nodes import build, fits, nearest, node_problems, resolve, words
 from alignlab.ranks import launched
 from alignlab.rewards import Declared
 from alignlab.runs import run_folders
+from alignlab.secrecy import secret_in
 from alignlab.start import start_problems
 
 CHOICES = {
@@ -39,6 +42,27 @@ GROUPS = {
     "optimizer": ("params",),
 }
 """The groups that are one node each, with the arguments that lab.py adds once a model is there."""
+OFFERS = {
+    "model": ("encode", "denoise", "decode"),
+    "policy": ("predict",),
+    "prompts": ("draw",),
+    "diversity": ("mean_pairwise",),
+    "algo": ("plan", "updates", "loss"),
+    "optimizer": ("step", "zero_grad"),
+    "reward": ("__call__",),
+}
+"""What makes a class one of its group."""
+UNBOUNDED = ("max_grad_norm", "algo.clip", "algo.advantage_clip")
+"""Numbers that may be inf."""
+MOST = {
+    "steps": 10**9,
+    "samples_per_step": 10**6,
+    "micro_batch": 10**6,
+    "seed": 2**32 - 1,
+    "sampler.steps": 10**4,
+    "eval_sampler.steps": 10**4,
+}
+"""Larger ones are slips of the finger, and some would be computed with before a model says no."""
 
 
 def problems(c: dict[str, Any], known: Sequence[str]) -> Iterator[str]:
@@ -48,6 +72,10 @@ def problems(c: dict[str, Any], known: Sequence[str]) -> Iterator[str]:
     if deleted:
         yield f"{', '.join(deleted)} must not be deleted"
         return
+    unfit = [*leaf_problems(c), *_absent(c)]
+    if unfit:  # nothing else can be said of it
+        yield from unfit
+        return
     yield from _value_problems(c)
     found = list(_node_problems(c, GROUPS, c["allow_targets"]))
     yield from found
@@ -56,21 +84,61 @@ def problems(c: dict[str, Any], known: Sequence[str]) -> Iterator[str]:
         yield from _impossible_pairs({**c, "eval_rewards": watched})
 
 
+def leaf_problems(node: Any, where: str = "") -> Iterator[str]:
+    """What no value of a configuration may be, whatever its key: no number, unreadable text, a secret (a run writes what it was given)."""
+    inside = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in inside:
+        yield from _text_problems(str(key), f"a key of {where or 'the configuration'}", "")
+        yield from leaf_problems(value, f"{where}.{key}" if where else str(key))
+    if isinstance(node, float) and not math.isfinite(node) and (math.isnan(node) or node < 0 or where not in UNBOUNDED):
+        yield f"{where}={node} must be a finite number"
+    if isinstance(node, int) and not -(2**63) <= node < 2**63:
+        yield f"{where} has {len(str(node))} digits; write a number below 2**63"
+    if isinstance(node, str):
+        yield from _text_problems(node, where, f"{where}=")
+
+
+def _text_problems(text: str, where: str, shown: str) -> Iterator[str]:
+    if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+        yield f"{shown or where + ' '}{text!r} holds a character that is no text (NUL, or half of a pair); remove it"
+    secret = secret_in(text)
+    if secret is not None:
+        yield f"{where} holds {secret}, and what is in a configuration is written to the disk; leave it to the environment"
+
+
+def _absent(c: dict[str, Any]) -> Iterator[str]:
+    for group in GROUPS:
+        if not isinstance(c[group], dict):
+            yield f"{group}={c[group]} is no {group}; choose a file of conf/ with {group}=NAME (--help lists them)"
+    for group in ("reward", "eval_rewards"):
+        if not isinstance(c[group], dict | None):
+            yield f"{group}={c[group]} names no reward; choose one with {group}=NAME, or several with '{group}=[clip,colour]'"
+    if not isinstance(c["evaluation"], dict):
+        yield f"evaluation={c['evaluation']} must be a table of keys and values"
+
+
 def bench_problems(
     c: dict[str, Any], allowed: Sequence[str], chosen: Sequence[str] = ("model", "eval_sampler", "prompts", "diversity")
 ) -> Iterator[str]:
     """The same of what an evaluation is made of."""
-    yield from _node_problems(c, {group: GROUPS[group] for group in chosen}, allowed)
+    unfit = [problem for group in (*chosen, "reward", "eval_rewards") for problem in leaf_problems(c.get(group), group)]
+    yield from unfit
+    if not unfit:
+        yield from _node_problems(c, {group: GROUPS[group] for group in chosen}, allowed)
 
 
 def _node_problems(c: dict[str, Any], groups: dict[str, tuple[str, ...]], allowed: Sequence[str]) -> Iterator[str]:
     for group, runtime in groups.items():
-        yield from node_problems(group, c[group], allowed=allowed, runtime=runtime)
+        wrong = list(node_problems(group, c.get(group), allowed=allowed, runtime=runtime, offers=OFFERS.get(group, ())))
+        yield from wrong or (_optimizer_problems(c[group]) if group == "optimizer" else ())
     for group in ("reward", "eval_rewards"):
+        if not isinstance(c.get(group), dict | None):
+            yield f"{group}={c[group]} names no reward; choose one with {group}=NAME"
+            continue
         for name, node in (c.get(group) or {}).items():
             if name in MEASURED or name.endswith("_std"):
                 yield f"{group}.{name} is also the name of a number that every evaluation reports; call it something else"
-            found = list(node_problems(f"{group}.{name}", without_weighing(node), allowed=allowed))
+            found = list(node_problems(f"{group}.{name}", without_weighing(node), allowed=allowed, offers=OFFERS["reward"]))
             if any(sentence.startswith(f"{group}.{name}.images is missing") for sentence in found):
                 here, f = f"{group}.{name}", node["_target_"]
                 found = [
@@ -107,11 +175,36 @@ def declared(node: dict[str, Any]) -> Declared:
         return Declared.by(build(own))  # the instance knows
 
 
+def _optimizer_problems(node: dict[str, Any]) -> Iterator[str]:
+    """What torch's optimisers say of a parameter before there is a network."""
+    target = node["_target_"]
+    if not target.startswith("torch.optim."):
+        return
+    step = inspect.signature(resolve(target).step).parameters
+    if "closure" in step and step["closure"].default is inspect.Parameter.empty:
+        yield f"optimizer._target_={target} evaluates the loss several times a step, which the loop does not; choose torch.optim.AdamW"
+    elif target.endswith(".SparseAdam"):
+        yield f"optimizer._target_={target} takes sparse gradients, and these are dense; choose torch.optim.AdamW"
+    else:
+        try:
+            resolve(target)([torch.nn.Parameter(torch.zeros(2, 2))], **{k: v for k, v in node.items() if k != "_target_"})
+        except Exception as error:  # of any kind: an IndexError for too few betas
+            reason = " ".join(str(error).split()) or type(error).__name__
+            yield f"optimizer: {target} does not take these values ({reason}); see torch's page of it"
+
+
 def _value_problems(c: dict[str, Any]) -> Iterator[str]:
-    yield from _choice_problems(c, list(CHOICES))
+    yield from choice_problems(c, list(CHOICES))
+    for key, most in MOST.items():
+        group, _, name = key.rpartition(".")
+        value = (c[group] if group else c).get(name)
+        if isinstance(value, int) and value > most:
+            yield f"{key}={value} must be at most {most}"
     for least, keys in {0: "checkpoint_every seed lr_warmup", 1: "steps samples_per_step micro_batch eval_every keep"}.items():
         yield from (f"{key}={c[key]} must be at least {least}" for key in keys.split() if c[key] < least)
     for key, value in c["evaluation"].items():
+        if isinstance(value, int) and value > MOST["samples_per_step"]:
+            yield f"evaluation.{key}={value} must be at most {MOST['samples_per_step']}"
         least = 2 if key == "images" else 1  # diversity is measured over pairs
         if value < least:
             yield f"evaluation.{key}={value} must be at least {least}"
@@ -123,7 +216,7 @@ def _value_problems(c: dict[str, Any]) -> Iterator[str]:
     elif c["max_kl"] is not None and not c["kl_coeff"]:
         yield f"max_kl={c['max_kl']} bounds the KL term, which kl_coeff=0 leaves out; set kl_coeff above 0, or max_kl=null"
     samples, micro = c["samples_per_step"], min(c["micro_batch"], c["samples_per_step"])
-    if micro > 0 and samples % micro:
+    if 0 < micro <= MOST["micro_batch"] and samples % micro:
         divisor = next(k for k in range(micro, 0, -1) if samples % k == 0)
         yield f"samples_per_step={samples} is not a multiple of micro_batch={micro}; set micro_batch={divisor}"
     if 0 < c["steps"] <= c["lr_warmup"]:
@@ -168,6 +261,8 @@ def _value_problems(c: dict[str, Any]) -> Iterator[str]:
 
 def _impossible_pairs(c: dict[str, Any]) -> Iterator[str]:
     objective, samples, sampler = build(c["algo"]), c["samples_per_step"], c["sampler"]
+    if max(sampler["steps"], c["eval_sampler"]["steps"]) > MOST["sampler.steps"]:
+        return
     if objective.needs_noise and sampler.get("eta") == 0:
         yield "sampler.eta=0 makes the sampler deterministic, but this objective needs log-probs; set sampler.eta=1"
     per_prompt, updates = c["prompts"].get("per_prompt", 1), c["algo"].get("updates_per_epoch", 1)
@@ -239,14 +334,15 @@ def tuned_problems(c: dict[str, Any]) -> Iterator[str]:
         yield f"lora={c['lora']} is no folder and no file; give a LoRA in diffusers' or kohya's format"
     if c["annealing"] < 0:
         yield f"annealing={c['annealing']} must not be negative; 0 leaves it out"
-    yield from _choice_problems(c, ("precision", "device"))
+    yield from choice_problems(c, ("precision", "device"))
 
 
-def _choice_problems(c: dict[str, Any], keys: Sequence[str]) -> Iterator[str]:
+def choice_problems(c: dict[str, Any], keys: Sequence[str]) -> Iterator[str]:
+    """Values that must be one of a few."""
     for key in keys:
-        if c[key] not in CHOICES[key]:
+        if not isinstance(c[key], str) or c[key] not in CHOICES[key]:
             yield f"{key}={c[key]} is not one of {', '.join(CHOICES[key])}"
-    for device, backend in {"cuda": torch.cuda, "mps": torch.backends.mps}.items():
+    for device, backend in {"cuda": torch.cuda, "mps": torch.backends.mps}.items() if "device" in keys else ():
         if c["device"] == device and not backend.is_available():
             yield f"device={device}, but this torch sees no such device; set device=cpu or device=auto"
 

@@ -5,7 +5,7 @@ guidance, resolution, rewards and their units, and distance. How a run was train
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 
 from alignlab.images import Images, read_images
 from alignlab.metrics.hacking import hacking_flags
 from alignlab.metrics.pareto import at_matched_reward
-from alignlab.runs import NOT_SCIENCE, first_difference, read_config, run_folders
+from alignlab.runs import NOT_SCIENCE, RunError, first_difference, read_config, run_folders
 
 BUDGETS = {
     "epochs": "step",
@@ -82,11 +83,21 @@ class Finished:
 
     @cached_property
     def images(self) -> Images | None:
-        return read_images(self.folder / "evaluation") if self.evaluation else None
+        return self._measured("images")
 
     @cached_property
     def base(self) -> Images | None:
-        return read_images(self.folder / "evaluation", "base") if self.evaluation else None
+        return self._measured("base")
+
+    def _measured(self, name: str) -> Images | None:
+        if not self.evaluation:
+            return None
+        try:
+            return read_images(self.folder / "evaluation", name)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise CompareError(
+                f"{self.folder / 'evaluation' / name}.csv cannot be read ({error}); evaluate the run again"
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -130,15 +141,52 @@ def read_runs(patterns: Sequence[str]) -> list[Finished]:
 def _read(folder: Path) -> Finished:
     try:
         path = folder / "evaluation" / "evaluation.json"
-        return Finished(
+        run = Finished(
             folder=folder,
             config=read_config(folder),
             summary=json.loads((folder / "summary.json").read_text()),
             lines=[json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()],
             evaluation=json.loads(path.read_text()) if path.is_file() else None,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError, RunError) as error:
         raise CompareError(f"{folder} cannot be read: {error}") from None
+    strange = next((file for file, holds in _WRITTEN.items() if not holds(run)), None)
+    if strange:
+        raise CompareError(f"{folder} cannot be read: its {strange} holds something else than a run writes; leave it out")
+    return run
+
+
+def _numbers(node: Any, *keys: str) -> bool:
+    return isinstance(node, dict) and all(isinstance(node.get(key), (int, float)) for key in keys)
+
+
+def _tables(node: Any, *keys: str) -> bool:
+    return isinstance(node, dict) and all(isinstance(node.get(key), dict) for key in keys)
+
+
+_WRITTEN: dict[str, Callable[[Finished], bool]] = {
+    "config.yaml": lambda run: (
+        _numbers(run.config, "seed", "kl_coeff")
+        and _tables(run.config, "algo", "model", "prompts", "evaluation", "eval_sampler", "reward")
+        and _numbers(run.config["eval_sampler"], "steps", "guidance_scale")
+        and isinstance(run.config["algo"].get("_target_"), str)
+        and (isinstance(run.config["algo"].get("estimator"), str) or not run.config["algo"]["_target_"].endswith(".DDPO"))
+        and all(_numbers(node, "weight") for node in run.config["reward"].values())
+    ),
+    "summary.json": lambda run: (
+        _tables(run.summary, "base", "final")
+        and all(_numbers(run.summary[when], "reward") for when in ("base", "final"))
+        and all(isinstance(run.summary[when].get("lpips"), float | int | None) for when in ("base", "final"))
+        and all(isinstance(run.summary.get(key), str) for key in ("reward_unit", "diversity_metric"))
+    ),
+    "metrics.jsonl": lambda run: (
+        all(_numbers(line, "step", "samples_seen") for line in run.lines)
+        and sum(_numbers(line, "eval/reward", "eval/reward_std", "eval/lpips") for line in run.lines) > 1
+        and all(_numbers(line, "eval/reward", "eval/lpips") for line in run.lines if "eval/reward" in line)
+    ),
+    "evaluation/evaluation.json": lambda run: run.evaluation is None or _tables(run.evaluation, "protocol", "units", "drift"),
+}
+"""What the page reads of each file: a folder may be somebody else's."""
 
 
 def refuse_unlike(runs: Sequence[Finished]) -> None:

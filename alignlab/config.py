@@ -13,6 +13,7 @@ import tempfile
 import traceback
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
@@ -30,9 +31,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from alignlab.checks import groupwise, problems, weighed
+from alignlab.foreign import hydra_problems
 from alignlab.nodes import ConfigError, nearest, resolve, words
 from alignlab.ranks import launched, shared
-from alignlab.runs import GUARDS, NOT_SCIENCE, read_config
+from alignlab.runs import GUARDS, NOT_SCIENCE, RunError, read_config
+from alignlab.secrecy import masked
 
 HERE = Path(__file__).resolve().parent
 CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"  # in a wheel, or in a checkout
@@ -144,20 +147,20 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         ConfigError: with every problem that was found.
     """
-    try:
-        c: Any = OmegaConf.to_container(cfg, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key} cannot be resolved: {_first_line(error)}") from None
+    c = plain(cfg)
     weighed(c)
-    keys, earlier = asked(), Path(c.get("resume") or "") / "config.yaml"
-    if "resume" in keys <= {*NOT_SCIENCE} and earlier.is_file():
-        c = read_config(earlier.parent) | {key: c[key] for key in NOT_SCIENCE if key not in STAY or key in keys}
+    keys, earlier, allowed = asked(), Path(c.get("resume") or "") / "config.yaml", opted_in(c)
+    if "resume" in keys <= {*NOT_SCIENCE, "allow_targets"} and earlier.is_file():
+        try:
+            c = read_config(earlier.parent) | {key: c[key] for key in NOT_SCIENCE if key not in STAY or key in keys}
+        except RunError as error:
+            raise ConfigError(str(error)) from None
     for key, most in QUICK.items() if c.get("quick") else ():
         group, _, name = key.rpartition(".")
         node = c.get(group) if group else c
         if isinstance(node, dict) and isinstance(node.get(name), int):
             node[name] = min(node[name], most)
-    found = list(dict.fromkeys(problems(c, KEYS)))
+    found = list(dict.fromkeys(problems({**c, "allow_targets": allowed} if "allow_targets" in c else c, KEYS)))
     if found:
         raise ConfigError("\n".join(found))
     if c["quick"] and groupwise(c["reward"]) + groupwise(c["eval_rewards"]):
@@ -165,10 +168,38 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     return c
 
 
+def plain(cfg: DictConfig) -> Any:
+    """The resolved dictionary.
+
+    Raises:
+        ConfigError: if a reference leads nowhere.
+    """
+    try:
+        return OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key} cannot be resolved: {_first_line(error)}") from None
+    except (RecursionError, ValueError, TypeError) as error:  # a resolver's own, or a reference to itself
+        raise ConfigError(f"a reference (${{...}}) of the configuration cannot be resolved: {_first_line(error)}") from None
+
+
+_TYPED: ContextVar[list[str] | None] = ContextVar("typed", default=None)
+"""The overrides of the command that runs in this process."""
+
+
 def asked() -> set[str]:
     """The keys that the command line names; none outside of a command."""
     words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     return {word.lstrip("+~").partition("=")[0] for word in words}
+
+
+def opted_in(c: dict[str, Any]) -> list[str]:
+    """allow_targets, if the user typed it: a file, of --config-dir or of a run folder, cannot open the door to itself. Outside of a
+    command the configuration is the calling program's own."""
+    words, given = _TYPED.get(), c.get("allow_targets")
+    if words is None and HydraConfig.initialized():  # a launcher's process
+        words = list(HydraConfig.get().overrides.task)
+    typed = words is None or any(word.lstrip("+").startswith("allow_targets") for word in words)
+    return list(given) if typed and isinstance(given, list) else []
 
 
 def device_of(name: str) -> torch.device:
@@ -234,7 +265,11 @@ def command(
             parser.error = lambda message: sys.exit(_say(f"{message}; --help shows how to call this"))
             arguments = parser.parse_args()
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing
+            before = _TYPED.set(list(arguments.overrides))
             try:
+                foreign = _foreign(name, arguments)
+                if foreign:
+                    sys.exit(_say("\n".join(foreign)))
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
             except _Said:
                 sys.exit(2)
@@ -245,6 +280,8 @@ def command(
                 if started or not isinstance(error, (HydraException, OmegaConfBaseException, ValueError)):
                     raise
                 sys.exit(_say(_diagnosis(name, arguments, schema, check) or _first_line(error)))
+            finally:
+                _TYPED.reset(before)
 
         return run
 
@@ -271,7 +308,7 @@ def run_folder(c: dict[str, Any]) -> Path:
 
 
 def _say(sentences: object, job: str = "") -> int:
-    for line in str(sentences).splitlines():
+    for line in masked(str(sentences)).splitlines():
         if not _silent() or line.startswith("process "):
             print(f"error: {job}{line}", file=sys.stderr)
     return 2
@@ -284,6 +321,32 @@ def _silent() -> bool:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0]
+
+
+def _foreign(name: str, arguments: Namespace) -> list[str]:
+    """What files found by --config-dir or hydra.searchpath make of Hydra itself, before it does as they say; nothing without them."""
+    paths = [word for word in arguments.overrides if word.startswith("hydra.searchpath=")]
+    if arguments.config_dir:
+        paths.append(f"hydra.searchpath=[file://{Path(arguments.config_dir).resolve()}]")
+    if not paths:
+        return []
+    others = [_singles(word) if arguments.multirun else [word] for word in arguments.overrides if word not in paths]
+    found: list[str] = []
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        plain_hydra = _hydra_node(name, [])
+        for k in range(max(map(len, others), default=1)):
+            typed = [one[min(k, len(one) - 1)] for one in others]
+            try:
+                its = _hydra_node(name, [*paths, *typed])
+            except Exception:  # it does not compose, which has its own sentence
+                return []
+            found += hydra_problems(its, plain_hydra, [word.lstrip("+~").partition("=")[0] for word in typed])
+    return list(dict.fromkeys(found))
+
+
+def _hydra_node(name: str, overrides: list[str]) -> dict[str, Any]:
+    node: Any = OmegaConf.to_container(hydra.compose(name, overrides, return_hydra_config=True).hydra, resolve=False)
+    return node
 
 
 def _diagnosis(name: str, arguments: Namespace, schema: type, check: Callable[[DictConfig], Any]) -> str:

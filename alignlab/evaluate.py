@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from alignlab.checks import bench_problems, tuned_problems, weighed
-from alignlab.config import asked, command
+from alignlab.checks import bench_problems, choice_problems, tuned_problems, weighed
+from alignlab.config import asked, command, opted_in, plain
 from alignlab.data.prompts import thinned
 from alignlab.images import Images, read_images, six_digits, write_images
 from alignlab.lab import Bench
@@ -90,8 +90,8 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         ConfigError: with every problem that was found.
     """
-    c: Any = OmegaConf.to_container(cfg, resolve=True)
-    c["allow_targets"] = c["allow_targets"] or []
+    c = plain(cfg)
+    c["allow_targets"] = opted_in(c)
     weighed(c)
     found = list(bench_problems(c, c["allow_targets"]))
     least = {"images": 1, "max_prompts": 1, "diversity_prompts": 0, "diversity_images": 2, "batch": 1}
@@ -100,8 +100,22 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     if c["features"] is not None:
         try:
             locate(c["features"])
-        except FileNotFoundError as error:
+        except (OSError, ValueError) as error:
             found.append(str(error).replace("path=", "features=", 1))
+    if not isinstance(c["name"], str) or c["name"] in ("", ".", "..") or Path(c["name"]).name != c["name"]:
+        found.append(f"name={c['name']} must be the name of one folder, which is made in the run's")
+    elif c["name"] in ("samples", "checkpoints", "model", "tensorboard", "probes"):
+        found.append(f"name={c['name']} is a folder of the run's own; choose another")
+    if not found and c["run"] is not None:
+        groups = {key.partition(".")[0] for key in asked()}
+        for run in run_folders(c["run"]):  # what a run says of itself is held to the same rules
+            try:
+                its = of_run(c, run, groups)
+            except RunError as error:
+                found.append(str(error))
+            else:
+                wrong = [*bench_problems(its, c["allow_targets"]), *choice_problems(its, ("precision",))]
+                found += [f"run={run}: {problem}" for problem in wrong]
     if found:
         raise ConfigError("\n".join(found))
     return c
@@ -110,9 +124,9 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
 def of_run(c: dict[str, Any], run: Path, asked: set[str]) -> dict[str, Any]:
     """`c` with the groups of the run, but for those that were asked for by name. The run's rewards are all measured."""
     its = read_config(run)
-    groups = {group: its[group] for group in GROUPS if group not in asked}
-    groups["eval_rewards"] = {**its["eval_rewards"], **c["eval_rewards"]}
-    return {**c, **groups, "policy": its["policy"], "precision": its["precision"], "run": str(run)}
+    groups = {group: its.get(group) for group in GROUPS if group not in asked}
+    groups["eval_rewards"] = {**(its.get("eval_rewards") or {}), **(c["eval_rewards"] or {})}
+    return {**c, **groups, "policy": its["policy"], "precision": its.get("precision", "fp32"), "run": str(run)}
 
 
 class Evaluation:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from alignlab.card import upload
 from alignlab.checks import bench_problems, is_hub_id
-from alignlab.config import command
+from alignlab.config import command, opted_in, plain
 from alignlab.nodes import ConfigError, build, nearest
 from alignlab.runs import RunError, read_config, run_folders, weights
 from alignlab.start import fused
@@ -51,7 +51,7 @@ def to_folder(its: dict[str, Any], learned: Path, output: Path) -> None:
 
 def to_pipeline(its: dict[str, Any], learned: Path, output: Path) -> None:
     """A pipeline folder in float32: the base model with the LoRA in its weights, or the tuned model as it is."""
-    if its["policy"]["full"]:
+    if its["policy"].get("full"):
         return to_folder(its, learned, output)
     family: Any = build(its["model"])
     family.denoiser.load_state_dict(fused(family.denoiser, *family.read_lora(learned)))
@@ -74,7 +74,7 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         ConfigError: with every problem that was found.
     """
-    c: Any = OmegaConf.to_container(cfg, resolve=True)
+    c = plain(cfg)
     found, to, output = [], c["to"], c["output"]
     folders = run_folders(c["run"]) if c["run"] is not None else []
     if to not in FORMS:
@@ -92,11 +92,14 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     elif Path(output).exists():
         found.append(f"output={output} is there already; choose another")
     if len(folders) == 1 and to in FORMS:
-        its, c["run"] = read_config(folders[0]), str(folders[0])
-        if its["policy"]["full"] and to in ("kohya", "diffusers"):
+        try:
+            its, c["run"] = read_config(folders[0]), str(folders[0])
+        except RunError as error:
+            raise ConfigError("\n".join([*found, str(error)])) from None
+        if its["policy"].get("full") and to in ("kohya", "diffusers"):
             found.append(f"to={to} is a LoRA, but run={c['run']} trained every weight; use to=pipeline")
         elif to in ("kohya", "pipeline"):
-            found += bench_problems({"model": its["model"]}, c["allow_targets"] or [], ("model",))
+            found += bench_problems({"model": its["model"]}, opted_in(c), ("model",))
     if found:
         raise ConfigError("\n".join(found))
     return c

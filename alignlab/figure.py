@@ -20,10 +20,10 @@ import numpy as np
 import yaml
 from hydra.core.config_store import ConfigStore
 from matplotlib import pyplot as plt
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from alignlab.compare import CompareError, Finished, read_runs
-from alignlab.config import CONF, command, folder_name
+from alignlab.config import CONF, command, folder_name, plain
 from alignlab.metrics.statistics import Interval
 from alignlab.nodes import ConfigError, nearest
 from alignlab.paper import FIGURES, STYLE, PaperFigure, Rows
@@ -58,7 +58,7 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         ConfigError: for a name that is no figure's.
     """
-    c: Any = OmegaConf.to_container(cfg, resolve=True)
+    c: dict[str, Any] = plain(cfg)
     if c["name"] not in ("all", *FIGURES):
         raise ConfigError(f"name={c['name']} is no figure; {nearest(c['name'], ['all', *FIGURES], 'name=')}")
     if c["workers"] < 1:

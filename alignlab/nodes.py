@@ -5,12 +5,14 @@ or sentences about what is wrong with them. Nothing is imported that the user di
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 ALLOWED = ("alignlab", "torch.optim")
-"""Where `_target_` may point without the user's word."""
+"""Where `_target_` may point without the user's word; of alignlab, only to the classes of these modules, and to the functions of two:"""
+PARTS = ("adamw8bit", "data.prompts", "lora", "metrics", "models", "objectives", "policy", "rewards", "samplers")
+FUNCTIONS = ("alignlab.adamw8bit", "alignlab.samplers")
 
 
 class ConfigError(Exception):
@@ -32,6 +34,22 @@ def build(node: dict[str, Any], **extra: Any) -> Any:
         raise ConfigError(" ".join(str(error).split())) from error
 
 
+def may_build(found: Any, allowed: Iterable[str] = ()) -> bool:
+    """Whether a configuration may call what a `_target_` led to: a class at home in PARTS, in torch.optim or in an allowed module, or
+    a function of FUNCTIONS or of an allowed module. So a way through what a module imports (alignlab.runs.subprocess.run) ends here."""
+    home = getattr(found, "__module__", None)
+    if not (inspect.isclass(found) or inspect.isfunction(found)) or not isinstance(home, str) or found.__name__.startswith("_"):
+        return False
+    if _within(home, allowed):
+        return True
+    parts = [f"alignlab.{part}" for part in PARTS]
+    return _within(home, ["torch.optim", *parts]) if inspect.isclass(found) else home in FUNCTIONS
+
+
+def _within(name: str, modules: Iterable[str]) -> bool:
+    return any(name == module or name.startswith(f"{module}.") for module in modules if module)
+
+
 def resolve(target: str) -> Any:
     """What a dotted name names.
 
@@ -45,14 +63,16 @@ def resolve(target: str) -> Any:
     return getattr(found, name)
 
 
-def node_problems(where: str, node: Any, *, allowed: Iterable[str] = (), runtime: Iterable[str] = ()) -> Iterator[str]:
+def node_problems(
+    where: str, node: Any, *, allowed: Iterable[str] = (), runtime: Iterable[str] = (), offers: Iterable[str] = ()
+) -> Iterator[str]:
     """What is wrong with the node at key `where`: inner nodes first, then its arguments, then what its constructor refuses.
 
     Constructors are run, for they are cheap; one that loads weights offers a static `check` of the same arguments instead,
-    and one that needs `runtime` arguments is not run.
+    and one that needs `runtime` arguments is not run. `offers` are attributes without which a class is of another kind.
     """
     inner = [p for key, value in _inside(where, node) for p in node_problems(key, value, allowed=allowed)]
-    found = inner + list(_binding_problems(where, node, [*ALLOWED, *allowed], runtime))
+    found = inner + list(_binding_problems(where, node, list(allowed), runtime, offers))
     yield from found if found or runtime else _construction_problems(where, node)
 
 
@@ -73,7 +93,7 @@ def _inside(where: str, value: Any) -> Iterator[tuple[str, Any]]:
             yield from _inside(f"{where}.{key}", item)
 
 
-def _binding_problems(where: str, node: Any, allowed: list[str], runtime: Iterable[str]) -> Iterator[str]:
+def _binding_problems(where: str, node: Any, allowed: list[str], runtime: Iterable[str], offers: Iterable[str]) -> Iterator[str]:
     """The _target_ must be allowed and exist, and take these arguments, of these types."""
     if not _is_node(node) or not isinstance(node["_target_"], str):
         yield f"{where} has no _target_; choose a file of conf/ with {where.split('.')[0]}=NAME (--help lists them)"
@@ -82,8 +102,9 @@ def _binding_problems(where: str, node: Any, allowed: list[str], runtime: Iterab
     if unusable := list(_name_problems(f"{where}._target_", target, allowed)):
         yield from unusable
         return
-    parameters = inspect.signature(resolve(target)).parameters
-    for key in _function_names(resolve(target), node):
+    found = resolve(target)
+    parameters = inspect.signature(found).parameters
+    for key in _function_names(found, node):
         yield from _name_problems(f"{where}.{key}", node[key], allowed)
     named = {k: p for k, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -94,22 +115,29 @@ def _binding_problems(where: str, node: Any, allowed: list[str], runtime: Iterab
             yield f"{where}.{key} is not an argument of {target}; {nearest(key, named, f'{where}.')}"
         elif key in named and not fits(value, named[key].annotation):
             yield f"{where}.{key}={value} must be {words(named[key].annotation)}"
+    lacks = [key for key in runtime if key not in named and not open_ended]
+    if inspect.isclass(found):
+        lacks += [name for name in offers if not any(name in vars(kind) for kind in found.__mro__)]
+    if lacks:
+        yield f"{where}._target_={target} is of another kind: it has no {lacks[0]}; choose a file of conf/ with {where.split('.')[0]}=NAME"
     for key, p in named.items():
         if p.default is p.empty and key not in node and key not in runtime:
             yield f"{where}.{key} is missing, and {target} needs it; set +{where}.{key}=..."
 
 
 def _name_problems(where: str, target: str, allowed: Iterable[str]) -> Iterator[str]:
-    """A dotted name must be allowed, exist, and be something to call."""
-    if not target.startswith(tuple(f"{a}." for a in allowed)):
+    """A dotted name must be allowed, exist, and be something that a configuration may call."""
+    if not target.startswith(tuple(f"{a}." for a in (*ALLOWED, *allowed) if a)):
         mend = f"if you trust it, add 'allow_targets=[{target.split('.')[0]}]'"
         yield f"{where}={target} lies outside {' and '.join(ALLOWED)}; {mend}"
         return
     try:
-        if not callable(resolve(target)):
-            yield f"{where}={target} is no function and no class"
+        found = resolve(target)
     except ImportError as error:
         yield f"{where}={target} cannot be imported: {error}"
+        return
+    if not may_build(found, allowed):
+        yield f"{where}={target} is nothing that a configuration may build; name a class of {' or '.join(ALLOWED)} made for it"
 
 
 def _function_names(made: Any, node: dict[str, Any]) -> list[str]:
@@ -136,6 +164,8 @@ def fits(value: Any, hint: Any) -> bool:
         return any(fits(value, h) for h in inner)
     if kind in (list, tuple, Sequence):
         return isinstance(value, list) and all(fits(v, inner[0]) for v in value if inner)
+    if kind in (dict, Mapping):
+        return isinstance(value, dict) and all(fits(v, inner[1]) for v in value.values() if inner)
     if kind in (int, float):
         return isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
     return isinstance(value, kind) if kind in (bool, str, NoneType) else True
@@ -149,6 +179,8 @@ def words(hint: Any) -> str:
         return " or ".join(map(words, get_args(hint)))
     if get_origin(hint) in (list, tuple, Sequence):
         return "a list"
+    if get_origin(hint) in (dict, Mapping):
+        return "a table of keys and values"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
     return names.get(hint) or inspect.formatannotation(hint)
 
@@ -156,5 +188,5 @@ def words(hint: Any) -> str:
 def nearest(key: str, known: Iterable[str], prefix: str = "") -> str:
     """A question about the most similar known name, or all of them."""
     names = {k.lower(): k for k in known}
-    close = difflib.get_close_matches(key.lower(), names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(key).lower(), names, n=1, cutoff=0.5)
     return f"did you mean {prefix}{names[close[0]]}?" if close else f"known are {', '.join(sorted(names.values()))}"

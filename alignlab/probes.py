@@ -12,13 +12,14 @@ from typing import Any
 import torch
 import yaml
 
+from alignlab.checks import bench_problems
 from alignlab.config import CONF
 from alignlab.data.prompts import thinned
 from alignlab.dials import scale_lora
 from alignlab.lab import Bench, weighted_sum
 from alignlab.measure import evaluate
 from alignlab.nodes import build
-from alignlab.runs import read_config, save_grid, write_aside
+from alignlab.runs import RunError, read_config, save_grid, write_aside
 from alignlab.tuned import dialled, pictures, policy_of
 
 LORA_SCALES = (0.25, 0.5, 0.75)
@@ -103,6 +104,9 @@ def probe(run: Path, name: str) -> bool:
     if not any((run / "model").rglob("*.safetensors")):
         return False
     c = read_config(run)
+    wrong = list(bench_problems(c, ()))
+    if wrong:
+        raise RunError(f"run={run}: {wrong[0]}")
     bench = Bench.of(c, policy_of({**c, "run": str(run), "lora": None, "device": "auto"}))
     folder.mkdir(parents=True, exist_ok=True)
     write_aside(folder / "answer.json", json.dumps(PROBES[name](bench, c, folder), indent=1) + "\n")

@@ -14,12 +14,13 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 from markupsafe import Markup
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from PIL import Image
 from plotly.graph_objects import Figure
 from plotly.offline import get_plotlyjs
 
 from alignlab import figures
+from alignlab.checks import leaf_problems
 from alignlab.compare import (
     BUDGETS,
     CompareError,
@@ -31,7 +32,7 @@ from alignlab.compare import (
     refuse_unlike,
     variants,
 )
-from alignlab.config import command
+from alignlab.config import command, plain
 from alignlab.metrics.pareto import hypervolume
 from alignlab.nodes import ConfigError
 from alignlab.outcomes import base_point, contrasts, evaluated, outcomes
@@ -41,6 +42,8 @@ from alignlab.tables import interval_text, write_table
 TEMPLATES = Path(__file__).parent / "assets"
 PICTURE = 420
 """Largest side of a grid of samples in the page, in pixels."""
+PIXELS = 2**27
+"""Of a grid on the disk, at most."""
 
 
 @dataclass
@@ -63,10 +66,15 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         ConfigError: if no runs are named.
     """
-    c: Any = OmegaConf.to_container(cfg, resolve=True)
+    c: dict[str, Any] = plain(cfg)
     c["runs"] = [c["runs"]] if isinstance(c["runs"], str) else c["runs"]
     if not c["runs"]:
         raise ConfigError("runs has no value; give run folders or a pattern: 'runs=multirun/DIR/*'")
+    if not isinstance(c["runs"], list) or not all(isinstance(run, str) for run in c["runs"]):
+        raise ConfigError(f"runs={c['runs']} must be a folder or a pattern, or a list of them")
+    unfit = list(leaf_problems(c))
+    if unfit:
+        raise ConfigError("\n".join(unfit))
     return c
 
 
@@ -78,11 +86,13 @@ def report(runs: Sequence[Finished], folder: Path, title: str) -> Path:
     """
     refuse_unlike(runs)
     those = variants(runs)
+    alone = [run.folder for run in runs if run.summary["final"]["lpips"] is None or run.summary["base"]["lpips"] is None]
+    if alone and not evaluated(those):
+        raise CompareError(
+            f"{alone[0]} measured no diversity (evaluation.final_images=1); evaluate it first: python -m alignlab.evaluate run={alone[0]}"
+        )
     found, first = outcomes(those), runs[0]
-    folder.mkdir(parents=True, exist_ok=True)
-    write_table(folder / "variants.csv", [flat(asdict(o)) for o in found])
     rows, palette = [run_row(v, run) for v in those for run in v.runs], figures.colours(those)
-    write_table(folder / "runs.csv", rows)
     unit, diversity = first.summary["reward_unit"], first.summary["diversity_metric"]
     base = base_point(those)
     points = {o.label: (o.reward, o.diversity) for o in found}
@@ -103,6 +113,9 @@ def report(runs: Sequence[Finished], folder: Path, title: str) -> Path:
         palette=palette, trained=list(found[0].trained), held_out=list(found[0].held_out),
         units=(first.evaluation or first.summary).get("units", {}),
     )  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    write_table(folder / "variants.csv", [flat(asdict(o)) for o in found])
+    write_table(folder / "runs.csv", rows)
     write_aside(folder / "report.html", page)
     return folder / "report.html"
 
@@ -123,7 +136,7 @@ def strips(those: Sequence[Variant]) -> list[dict[str, Any]]:
     """For each variant the grids of its first seed over training, as data URIs, the base model's first."""
     out = []
     for variant in those:
-        pictures = sorted((variant.runs[0].folder / "samples").glob("step_*.png"))
+        pictures = sorted(p for p in (variant.runs[0].folder / "samples").glob("step_*.png") if p.stem[5:].isdecimal())
         if pictures:
             out.append({
                 "label": variant.label, "seed": variant.runs[0].seed, "steps": [int(p.stem.removeprefix("step_")) for p in pictures],
@@ -133,11 +146,16 @@ def strips(those: Sequence[Variant]) -> list[dict[str, Any]]:
 
 
 def data_uri(path: Path) -> str:
-    with Image.open(path) as picture:
-        small = picture.convert("RGB")
-        small.thumbnail((PICTURE, PICTURE), Image.Resampling.LANCZOS)
-        packed = io.BytesIO()
-        small.save(packed, "WEBP", quality=82)
+    try:
+        with Image.open(path, formats=("PNG",)) as picture:
+            if picture.width * picture.height > PIXELS:
+                raise ValueError(f"{picture.width} x {picture.height} pixels are more than {PIXELS}")
+            small = picture.convert("RGB")
+    except Exception as error:  # Pillow's readers fail in any way on what is broken
+        raise CompareError(f"{path} is no picture ({' '.join(str(error).split())[:200]}); remove it") from None
+    small.thumbnail((PICTURE, PICTURE), Image.Resampling.LANCZOS)
+    packed = io.BytesIO()
+    small.save(packed, "WEBP", quality=82)
     return f"data:image/webp;base64,{base64.b64encode(packed.getvalue()).decode()}"
 
 

@@ -115,9 +115,23 @@ class Run:
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """summary.json of a finished run."""
+        """summary.json of a finished run.
+
+        Raises:
+            RunError: if it is none.
+        """
         path = self.folder / "summary.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        if not path.is_file():
+            return None
+        try:
+            its = json.loads(path.read_text(encoding="utf-8"))
+            if not all(isinstance(its[key], dict) for key in ("base", "final")):
+                raise TypeError
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            raise RunError(
+                f"{path} is no summary of a run; remove it, and the run is finished again from its last checkpoint"
+            ) from None
+        return dict(its)
 
     def finish(self, summary: dict[str, Any]) -> None:
         with self.room_for("summary.json"):
@@ -310,9 +324,25 @@ class Onlooker(Run):
 
 
 def read_config(run: Path) -> dict[str, Any]:
-    """RUN/config.yaml; keys that came later have the value that they had before they were keys."""
-    stored: dict[str, Any] = {**LATER_KEYS, **yaml.safe_load((run / "config.yaml").read_text())}
-    if stored.get("policy", {}).get("_target_") == "alignlab.policy.Policy":
+    """RUN/config.yaml; keys that came later have the value that they had before they were keys.
+
+    Raises:
+        RunError: if it cannot be read, or says nothing of a model and a policy.
+    """
+    path = run / "config.yaml"
+    try:
+        read = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise RunError(
+            f"{path} cannot be read as YAML ({next(iter(str(error).splitlines()), '')}); give a run folder that is whole"
+        ) from None
+    groups = {**{key: {} for key in ("policy", "eval_rewards")}, **(read if isinstance(read, dict) else {})}
+    if not all(isinstance(groups.get(key), dict) for key in ("model", "algo", "reward", "prompts", "policy", "eval_rewards")):
+        raise RunError(
+            f"{path} is not the configuration of a run (it needs model, algo, reward and prompts); give a run folder that is whole"
+        )
+    stored: dict[str, Any] = {**LATER_KEYS, **read, "policy": groups["policy"]}
+    if stored["policy"].get("_target_") == "alignlab.policy.Policy":
         stored["policy"] = {**LATER_POLICY_KEYS, **stored["policy"]}
     if stored.get("algo", {}).get("statistics"):
         stored["algo"]["statistics"].setdefault("combine", "sum")

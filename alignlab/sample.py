@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
-from alignlab.checks import bench_problems, tuned_problems
-from alignlab.config import asked, command
+from alignlab.checks import bench_problems, choice_problems, tuned_problems
+from alignlab.config import asked, command, opted_in, plain
 from alignlab.nodes import ConfigError, build
 from alignlab.runs import RunError, read_config, run_folders, save_grid
 from alignlab.tuned import dialled, pictures, policy_of
@@ -54,9 +54,9 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         ConfigError: with every problem that was found.
     """
-    c: Any = OmegaConf.to_container(cfg, resolve=True)
+    c = plain(cfg)
     c["prompt"] = [c["prompt"]] if isinstance(c["prompt"], str) else c["prompt"]
-    c["allow_targets"] = c["allow_targets"] or []
+    c["allow_targets"] = opted_in(c)
     found = [*tuned_problems(c)]
     if c["n"] < 1:
         found.append(f"n={c['n']} must be at least 1")
@@ -68,9 +68,15 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     if len(folders) > 1:
         found.append(f"run={c['run']} names {len(folders)} runs; give one of them")
     if len(folders) == 1:
-        its, c["run"] = read_config(folders[0]), str(folders[0])
+        try:
+            its, c["run"] = {"precision": "fp32", **read_config(folders[0])}, str(folders[0])
+        except RunError as error:
+            raise ConfigError("\n".join([*found, str(error)])) from None
         groups = {key.partition(".")[0] for key in asked()}
-        c |= {key: its[key] for key in ("model", "eval_sampler", "precision") if key not in groups} | {"policy": its["policy"]}
+        c |= {key: its.get(key) for key in ("model", "eval_sampler", "precision") if key not in groups} | {
+            "policy": its["policy"]
+        }
+        found += choice_problems(c, ("precision",))
     found += bench_problems(c, c["allow_targets"], ("model", "eval_sampler"))
     if found:
         raise ConfigError("\n".join(found))

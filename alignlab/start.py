@@ -25,8 +25,8 @@ def start_problems(c: dict[str, Any]) -> Iterator[str]:
     try:
         path, whole = source(init_from)
         found = None if whole else _rank_and_alpha(path)
-    except RunError as error:
-        yield str(error)
+    except (RunError, OSError) as error:
+        yield str(error) if isinstance(error, RunError) else f"init_from={init_from} cannot be read ({error.strerror})"
         return
     if isinstance(policy, dict) and not policy.get("full"):
         asked = {"rank": LoRA.rank, "alpha": LoRA.alpha} | (policy.get("lora") or {})
@@ -62,11 +62,16 @@ def begin_from(policy: Policy, init_from: str | None) -> None:
         if (config["rank"], config["alpha"]) != (asked.r, asked.lora_alpha):
             raise RunError(_other_rank(init_from, (config["rank"], config["alpha"]), (asked.r, asked.lora_alpha)))
         _same_targets(init_from, policy, lora)
+    refuse_unlike(f"init_from={init_from}", policy, state)
+    policy.load_state_dict(state)
+
+
+def refuse_unlike(where: str, policy: Policy, state: dict[str, Tensor]) -> None:
+    """Raises a RunError if weights are missing or of another shape than the policy's."""
     for key, ours in policy.state_dict().items():
         if key not in state or state[key].shape != ours.shape:
             there = f"{key} is {list(state[key].shape)} there" if key in state else f"{key} is missing there"
-            raise RunError(f"init_from={init_from} is of another model: {there}, and {list(ours.shape)} in model.path_or_id")
-    policy.load_state_dict(state)
+            raise RunError(f"{where} is of another model: {there}, and {list(ours.shape)} in model.path_or_id")
 
 
 def source(init_from: str) -> tuple[Path, bool]:
@@ -117,8 +122,13 @@ def fused(denoiser: nn.Module, lora: dict[str, Tensor], config: dict[str, Any]) 
 def _rank_and_alpha(path: Path) -> tuple[int, float] | None:
     """Of a LoRA in diffusers' format, from its header."""
     file = path if path.is_file() else min(path.glob("*.safetensors"))
-    with safe_open(file, "pt") as opened:
-        about = json.loads((opened.metadata() or {}).get("lora_adapter_metadata", "{}"))
+    try:
+        with safe_open(file, "pt") as opened:
+            about = json.loads((opened.metadata() or {}).get("lora_adapter_metadata", "{}"))
+        if not isinstance(about, dict):
+            raise ValueError("its metadata is no JSON object")
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        raise RunError(f"{file} holds no LoRA that can be read ({str(error)[:200]}); fetch it again") from None
     found = {key.rpartition(".")[2]: value for key, value in about.items() if key.startswith(("unet.", "transformer."))}
     return (found["r"], found["lora_alpha"]) if {"r", "lora_alpha"} <= found.keys() else None
 

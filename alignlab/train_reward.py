@@ -19,7 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import Dataset, Subset
 
-from alignlab.config import command, device_of
+from alignlab.checks import leaf_problems
+from alignlab.config import command, device_of, plain
 from alignlab.data.judgements import Pairs, Ratings
 from alignlab.nodes import ConfigError
 from alignlab.rewards.clip import Clip, locate
@@ -67,8 +68,10 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise ConfigError("\n".join(f"{key} has no value; set {key}=..." for key in missing))
-    c: Any = OmegaConf.to_container(cfg, resolve=True)
-    found = []
+    c: dict[str, Any] = plain(cfg)
+    found = list(leaf_problems(c))
+    if found:
+        raise ConfigError("\n".join(found))
     if c["kind"] not in ("preference", "aesthetic"):
         found.append(f"kind={c['kind']} is not one of preference, aesthetic")
     if not 0 < c["held_out_share"] < 1:
@@ -83,7 +86,7 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
         found.append(f"hidden={c['hidden']} must hold positive widths")
     try:
         locate(c["clip"])
-    except FileNotFoundError as error:
+    except (OSError, ValueError) as error:
         found.append(str(error).replace("path=", "clip=", 1))
     for key in ("data", "held_out"):
         if c[key] is not None and not Path(c[key]).exists():

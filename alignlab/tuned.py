@@ -1,5 +1,6 @@
 """What a run learned, loaded again: as a policy, as pictures, or as a diffusers pipeline."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,26 +10,34 @@ from torch import Tensor
 from alignlab.config import device_of
 from alignlab.dials import Annealed, scale_lora
 from alignlab.lora import LoRA
-from alignlab.nodes import build
+from alignlab.nodes import build, node_problems
 from alignlab.noise import noise_key
 from alignlab.policy import Policy
 from alignlab.rollout import rollout
 from alignlab.runs import RunError, read_config, weights
 from alignlab.samplers import Sampler
+from alignlab.start import refuse_unlike
 
 
-def load(run: str | Path) -> Any:
+def load(run: str | Path, *, allow_targets: Sequence[str] = ()) -> Any:
     """The diffusers pipeline of a finished run: `alignlab.load("runs/demo")("a lion", num_inference_steps=20).images[0]`.
 
+    Args:
+        run: its folder. What its config.yaml may build is limited as on the command line (nodes.py).
+        allow_targets: modules of your own that it may build from.
+
     Raises:
-        RunError: if the folder holds no run, or no weights.
+        RunError: if the folder holds no run, no weights, or a configuration that may not be built.
     """
     folder = Path(run)
     if not (folder / "config.yaml").is_file():
         raise RunError(f"{folder} is no run folder (it has no config.yaml); give the folder of a finished run")
     its = read_config(folder)
     learned, model = weights(folder), its["model"]
-    if its["policy"]["full"]:  # a folder that `save` wrote, in one variant and with its configuration
+    wrong = list(node_problems("model", model, allowed=allow_targets, offers=("encode", "denoise")))
+    if wrong:
+        raise RunError(f"{folder}: {wrong[0]}")
+    if its["policy"].get("full"):  # a folder that `save` wrote, in one variant and with its configuration
         whole = {k: None if k in ("revision", "variant", "config") else v for k, v in model.items()}
         return build({**whole, "path_or_id": str(learned)}).pipe
     family: Any = build(model)
@@ -46,16 +55,22 @@ def policy_of(c: dict[str, Any]) -> Policy:
     learned, its = weights(Path(c["run"])) if c["run"] else c["lora"] and Path(c["lora"]), c.get("policy") or {}
     memory = {key: its[key] for key in ("decode_batch", "text_on_host") if key in its}
     common: dict[str, Any] = {"precision": c["precision"], "device": device_of(c["device"]), **memory}
-    if c["run"] and c["policy"]["full"]:
+    if c["run"] and its.get("full"):
         policy = Policy(family, full=True, **common)
-        policy.load_state_dict(family.read_full(learned))
+        whole = family.read_full(learned)
+        refuse_unlike(str(learned), policy, whole)
+        policy.load_state_dict(whole)
         return policy
     try:
         state, config = family.read_lora(learned) if learned else ({}, {})
     except ValueError as error:
         raise RunError(str(error)) from None
-    policy = Policy(family, lora=LoRA(**config), checkpointing=False, **common)
+    try:
+        policy = Policy(family, lora=LoRA(**config), checkpointing=False, **common)
+    except ValueError as error:  # peft's: modules that this network lacks
+        raise RunError(f"{learned} is no LoRA of this model ({' '.join(str(error).split())[:200]})") from None
     if state:
+        refuse_unlike(str(learned), policy, state)
         policy.load_state_dict(state)
     return policy
 

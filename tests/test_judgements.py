@@ -93,6 +93,9 @@ def test_missing_tables_and_images(tmp_path) -> None:
     (tmp_path / "x.parquet").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"is no parquet file|needs the package pyarrow"):
         Pairs(str(tmp_path), (8, 8))
-    data = Ratings(table(tmp_path / "a", "r.csv", ["image", "rating"], [["none.png", "1"]]), (8, 8))
+    with pytest.raises(ValueError, match=r"image of a row of .*r.csv: there is no file .*none.png; mend or remove the row"):
+        Ratings(table(tmp_path / "a", "r.csv", ["image", "rating"], [["none.png", "1"]]), (8, 8))
+    data = Ratings(table(tmp_path / "b", "r.csv", ["image", "rating"], [["0.png", "1"]]), (8, 8))
+    (tmp_path / "b" / "0.png").write_bytes(png(0)[:40])
     with pytest.raises(ValueError, match=r"image of a row of .* is no image"):
         data[0]

@@ -5,10 +5,14 @@
 
 A table is a .csv whose image columns hold paths relative to it, or a .parquet file (Pick-a-Pic's shards) whose image columns
 hold the files' bytes. `data` may name the table or a folder with one or several.
+
+A table may be somebody else's, so its paths lead nowhere but to pictures below its own folder (a link in there may lead on).
 """
 
 import csv
 import io
+import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,10 @@ from torch.utils.data import Dataset
 
 PAIR = ("caption", "jpg_0", "jpg_1", "label_0")
 """The columns of a pair, as Pick-a-Pic calls them."""
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+"""Of image files. Pillow knows more, and starts another program for some (EPS)."""
+PIXELS = 2**26
+"""Of one picture, at most: 8192 x 8192. A file of kilobytes can unpack to gigabytes."""
 
 
 class Ratings(Dataset[tuple[Tensor, float]]):
@@ -34,6 +42,8 @@ class Ratings(Dataset[tuple[Tensor, float]]):
     def __init__(self, data: str, size: tuple[int, int]) -> None:
         self.rows, self.size = read_table(data, needs="ratings", columns=["image"]), size
         self.ratings = [self._rating(k, row) for k, row in enumerate(self.rows)]
+        for row in self.rows:
+            are_there(row, ["image"])
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -45,10 +55,16 @@ class Ratings(Dataset[tuple[Tensor, float]]):
     def _rating(k: int, row: dict[str, Any]) -> float:
         try:
             if row.get("rating") not in (None, ""):
-                return float(row["rating"])
-            votes = np.array([float(row[str(mark)]) for mark in range(1, 11)])
-            return float(votes @ np.arange(1, 11) / votes.sum())
-        except (KeyError, ValueError):
+                rating = float(row["rating"])
+            else:
+                votes = np.array([float(row[str(mark)]) for mark in range(1, 11)])
+                if (votes < 0).any() or not votes.any():
+                    raise ValueError
+                rating = float(votes @ np.arange(1, 11) / votes.sum())
+            if not math.isfinite(rating):
+                raise ValueError
+            return rating
+        except (KeyError, ValueError, TypeError):
             raise ValueError(
                 f"data: row {k + 1} of {row['_table']} has neither a number in column rating nor votes in columns 1 to 10; mend or remove it"
             ) from None
@@ -65,6 +81,9 @@ class Pairs(Dataset[tuple[Tensor, Tensor, str, float]]):
     def __init__(self, data: str, size: tuple[int, int]) -> None:
         self.rows, self.size = read_table(data, needs="pairs", columns=PAIR), size
         self.labels = [choice(k, row) for k, row in enumerate(self.rows)]
+        for k, row in enumerate(self.rows):
+            caption_of(k, row)
+            are_there(row, PAIR[1:3])
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -86,6 +105,18 @@ def choice(k: int, row: dict[str, Any]) -> float:
             f"data: label_0={row['label_0']!r} in row {k + 1} of {row['_table']} is not 0, 0.5 or 1; mend or remove it"
         )
     return label
+
+
+def caption_of(k: int, row: dict[str, Any]) -> str:
+    """The prompt of a pair.
+
+    Raises:
+        ValueError: if row k has none, or one that is no text.
+    """
+    caption = row["caption"]
+    if not isinstance(caption, str) or "\0" in caption:
+        raise ValueError(f"data: caption={caption!r} in row {k + 1} of {row['_table']} is no text; mend or remove it")
+    return caption
 
 
 def read_table(data: str, *, needs: str, columns: Sequence[str]) -> list[dict[str, Any]]:
@@ -113,9 +144,13 @@ def read_table(data: str, *, needs: str, columns: Sequence[str]) -> list[dict[st
 def _csv(table: Path) -> list[dict[str, Any]]:
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
-            return list(csv.DictReader(file))
-    except (UnicodeDecodeError, csv.Error) as error:
+            rows: list[dict[str, Any]] = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"data: {table} cannot be read as UTF-8 comma-separated text: {error}") from None
+    for k, row in enumerate(rows):
+        if None in row or None in row.values():
+            raise ValueError(f"data: row {k + 1} of {table} has another number of columns than its first line; mend or remove it")
+    return rows
 
 
 def _parquet(table: Path) -> list[dict[str, Any]]:
@@ -125,20 +160,57 @@ def _parquet(table: Path) -> list[dict[str, Any]]:
         raise ValueError(f"data: {table} needs the package pyarrow; pip install 'alignlab[data]'") from None
     try:
         return pyarrow.parquet.read_table(table).to_pylist()
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"data: {table} is no parquet file: {error}") from None
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise ValueError(f"data: {table} is no parquet file: {str(error).splitlines()[0]}") from None
+
+
+def beside(table: Path, name: Any) -> Path:
+    """The file that a table means.
+
+    Raises:
+        ValueError: if it is no relative path into the table's folder, or no regular file.
+    """
+    path = Path(str(name or ""))
+    if not str(name or "") or path.is_absolute() or ".." in path.parts or "\0" in str(name):
+        raise ValueError(f"{str(name)!r} is no path below the table's folder; put the pictures there, or a link to their folder")
+    if not (table.parent / path).is_file():
+        raise ValueError(f"there is no file {table.parent / path}")
+    return table.parent / path
+
+
+def are_there(row: dict[str, Any], columns: Sequence[str]) -> None:
+    """Pictures that are files of their own are looked for: a run learns of a missing one at its start, not in its third hour.
+
+    Raises:
+        ValueError: for the first that is not there, or may not be read.
+    """
+    for column in columns:
+        if not isinstance(row[column], (bytes, dict)):
+            try:
+                beside(row["_table"], row[column])
+            except ValueError as error:
+                raise ValueError(f"data: {column} of a row of {row['_table']}: {error}; mend or remove the row") from None
 
 
 def image(row: dict[str, Any], column: str, size: tuple[int, int]) -> Tensor:
-    """[3, height, width] in [0, 1], resized (bicubic, antialiased) and cut to the middle."""
+    """[3, height, width] in [0, 1], resized (bicubic, antialiased) and cut to the middle.
+
+    Raises:
+        ValueError: if it is no image of FORMATS, has more than PIXELS, or lies outside of the table's folder.
+    """
     value = row[column]
     if isinstance(value, dict):  # a `datasets` image
         value = value.get("bytes") or value.get("path")
-    source = io.BytesIO(value) if isinstance(value, bytes) else row["_table"].parent / str(value)
     try:
-        picture = Image.open(source).convert("RGB")
-    except OSError as error:
-        raise ValueError(f"data: {column} of a row of {row['_table']} is no image ({error}); mend or remove the row") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound is ours
+            opened = Image.open(io.BytesIO(value) if isinstance(value, bytes) else beside(row["_table"], value), formats=FORMATS)
+            if opened.width * opened.height > PIXELS:
+                raise ValueError(f"{opened.width} x {opened.height} pixels are more than {PIXELS}")
+            picture = opened.convert("RGB")
+    except Exception as error:  # Pillow's readers fail in any way on what is broken
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"data: {column} of a row of {row['_table']} is no image ({reason}); mend or remove the row") from None
     height, width = size
     scale = max(height / picture.height, width / picture.width)
     if scale != 1:

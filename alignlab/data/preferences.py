@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from alignlab.data.judgements import PAIR, choice, image, read_table
+from alignlab.data.judgements import PAIR, are_there, caption_of, choice, image, read_table
 
 TABLES = (".jsonl", ".csv", ".parquet")
 
@@ -46,6 +46,7 @@ class Preferences:
                 if winner == loser:
                     self.ties += 1
                 else:
+                    are_there(row, (winner, loser))
                     self.rows.append((row, winner, loser))
                     self.prompts.append(prompt)
         if not self.rows:
@@ -72,21 +73,23 @@ def preferences(data: str) -> Preferences:
 
 def _lines(file: Path) -> Iterator[tuple[str, dict[str, Any], str, str]]:
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"data: {file} cannot be read as UTF-8 text: {error}") from None
     for k, line in enumerate(lines):
         if not line.strip():
             continue
         try:
             said = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"data: line {k + 1} of {file} is no JSON ({error.msg}); mend or remove it") from None
+        except (ValueError, RecursionError) as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else "it is nested too deeply, or a number too long"
+            raise ValueError(f"data: line {k + 1} of {file} is no JSON ({reason}); mend or remove it") from None
         if not isinstance(said, dict) or not all(isinstance(said.get(key), str) for key in ("prompt", "winner", "loser")):
             raise ValueError(
                 f"data: line {k + 1} of {file} is no object with the texts prompt, winner and loser; mend or remove it"
             )
-        row = {"winner": said["winner"], "loser": said["loser"], "_table": file}
+        row = {"winner": said["winner"], "loser": said["loser"], "caption": said["prompt"], "_table": file}
+        caption_of(k, row)
         yield said["prompt"], row, "winner", "winner" if said["winner"] == said["loser"] else "loser"
 
 
@@ -94,4 +97,4 @@ def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any], str, str]]:
     for k, row in enumerate(read_table(str(file), needs="pairs", columns=PAIR)):
         first, label = ("jpg_0", "jpg_1"), choice(k, row)
         winner, loser = first if label == 1 else first[::-1] if label == 0 else ("jpg_0", "jpg_0")
-        yield str(row["caption"]), row, winner, loser
+        yield caption_of(k, row), row, winner, loser

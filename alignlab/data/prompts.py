@@ -3,11 +3,13 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 class Prompts:
@@ -16,7 +18,7 @@ class Prompts:
     Args:
         prompts: the words themselves; or
         file: a UTF-8 file: .txt with one prompt a line (empty lines are skipped), or .jsonl with objects that have a
-            "prompt" and whatever else (kept as metadata); or
+            "prompt" and whatever else (kept as metadata). A prompt that stands there twice counts once; or
         dataset: a Hugging Face dataset by name or folder, with `split` and `column`; or
         imagenet_animals: the first that many classes of ImageNet (398 are all of its animals).
         template: "{}" is replaced by each word; "{a}" by the word with its article ("a lion", "an ant"); "{key}" by each value
@@ -55,6 +57,9 @@ class Prompts:
         absent = [key for key in fill or {} if f"{{{key}}}" not in template]
         if absent:
             raise ValueError(f"prompts.fill.{absent[0]} has no place in prompts.template={template!r}; write {{{absent[0]}}}")
+        for key, values in (fill or {}).items():
+            if not values or not all(isinstance(value, str) for value in values):
+                raise ValueError(f"prompts.fill.{key}={values} must be a list of texts, one at least")
         if per_prompt < 1:
             raise ValueError(f"prompts.per_prompt={per_prompt} must be at least 1")
         if not 0 <= unseen_share < 1 or (unseen and unseen_share):
@@ -69,6 +74,12 @@ class Prompts:
             words = self._file(file) if file is not None else prompts or []
         if not words:
             raise ValueError(f"prompts: {file or dataset or 'prompts.prompts'} holds no prompt")
+        where = f"prompts.file={file}" if file else f"prompts.dataset={dataset}" if dataset else "prompts.prompts"
+        for word in words:  # UTF-16 read as UTF-8 has a NUL in every second place
+            if "\0" in word or not _is_text(word):
+                raise ValueError(
+                    f"{where}: {word[:40]!r} holds a character that is no text (NUL, or half of a pair); save it as UTF-8"
+                )
         every = list(dict.fromkeys(p for w in words for p in _filled(template, w, fill or {})))
         self.unseen = tuple(p for w in unseen or () for p in _filled(template, w, fill or {}))
         if unseen_share:
@@ -89,14 +100,17 @@ class Prompts:
 
     def _pick(self, seed: int, index: int) -> str:
         lap, place = divmod(index, len(self.prompts))
-        return self.prompts[np.random.default_rng([seed, lap]).permutation(len(self.prompts))[place]]
+        return self.prompts[_shuffled(seed, lap, len(self.prompts))[place]]
 
     def _file(self, file: str) -> list[str]:
         try:
-            lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            if Path(file).exists() and not Path(file).is_file():  # /dev/zero has no end
+                raise OSError(None, "it is no regular file")
+            lines = Path(file).read_text(encoding="utf-8-sig").split("\n")  # other separators may stand inside a prompt
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
             raise ValueError(
-                f"prompts.file={file} cannot be read: {error}; give a UTF-8 .txt, one prompt a line, or a .jsonl with prompts"
+                f"prompts.file={file} cannot be read: {reason}; give a UTF-8 .txt, one prompt a line, or a .jsonl with prompts"
             ) from None
         if not file.endswith(".jsonl"):
             return [line.strip() for line in lines if line.strip()]
@@ -104,12 +118,28 @@ class Prompts:
             if line.strip():
                 try:
                     entry = json.loads(line)
+                    if not entry["prompt"].strip():
+                        raise KeyError("prompt")
                     self.metadata[entry["prompt"].strip()] = {k: v for k, v in entry.items() if k != "prompt"}
-                except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                     raise ValueError(
                         f'prompts.file={file}, line {number}: not an object with a text "prompt"; write {{"prompt": "a lion", ...}}'
                     ) from None
         return list(self.metadata)
+
+
+@lru_cache(maxsize=2)
+def _shuffled(seed: int, lap: int, n: int) -> NDArray[np.int64]:
+    """The order of one pass over the set; a draw of a million prompts would else shuffle them for each image."""
+    return np.random.default_rng([seed, lap]).permutation(n)
+
+
+def _is_text(word: str) -> bool:
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _imagenet(n: int) -> list[str]:
@@ -131,7 +161,7 @@ def _dataset(name: str, split: str, column: str) -> list[str]:
         raise ValueError(f"prompts.dataset={name}, split={split}, cannot be loaded: {str(error).splitlines()[0]}") from None
     if column not in table.column_names:
         raise ValueError(f"prompts.dataset={name} has no column {column}; its columns are {', '.join(table.column_names)}")
-    return [str(text).strip() for text in table[column] if str(text).strip()]
+    return [str(text).strip() for text in table[column] if text is not None and str(text).strip()]
 
 
 def _filled(template: str, word: str, fill: Mapping[str, list[str]]) -> list[str]:

@@ -166,8 +166,16 @@ def read(file: Path, widths: Mapping[str, int], naming: Naming) -> tuple[dict[st
         key = f"lora_unet_{layer.name.replace('.', '_')}" if layer else ""
         if layer is None or f"{key}.lora_down.weight" not in stored:
             continue
+        if f"{key}.lora_up.weight" not in stored:
+            raise ValueError(f"{file} has {key}.lora_down.weight without its lora_up; it is damaged")
         down, up = (stored.pop(f"{key}.lora_{side}.weight").float() for side in ("down", "up"))
-        alpha = float(stored.pop(f"{key}.alpha", len(down)))
+        its = stored.pop(f"{key}.alpha", torch.tensor(len(down)))
+        outputs = sum(widths[part] for part in layer.parts)
+        if its.numel() != 1 or not its.isfinite() or down.dim() < 2 or up.dim() < 2 or up.shape[:2] != (outputs, len(down)):
+            raise ValueError(
+                f"{file} is of another model, or damaged: {key} is {list(up.shape)} x {list(down.shape)}, and this network has {outputs} outputs there"
+            )
+        alpha = float(its)
         ups, n = up.split([widths[part] for part in layer.parts]), len(layer.parts)
         own = [range(k * len(down) // n, (k + 1) * len(down) // n) for k in range(n)]
         others = [u[:, [c for c in range(len(down)) if c not in mine]] for u, mine in zip(ups, own, strict=True)] if n > 1 else []
@@ -178,7 +186,7 @@ def read(file: Path, widths: Mapping[str, int], naming: Naming) -> tuple[dict[st
                 lora |= {f"{part}.lora_A.weight": a.contiguous(), f"{part}.lora_B.weight": b.contiguous()}
                 found[len(a), alpha / n if apart else alpha].append(part)
     if stored or not lora:
-        first = next(iter(stored), "nothing")
+        first = next(iter(stored), "nothing but zeros")
         raise ValueError(f"{file} is no LoRA of this model's network alone: it holds {first}, which the network has no place for")
     if len(found) > 1:
         several = ", ".join(f"rank {rank} with alpha {alpha:g}" for rank, alpha in sorted(found))

@@ -3,6 +3,7 @@
 import importlib
 import importlib.resources
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -72,7 +73,22 @@ class DiffusersPipeline:
         for key, given in {"path_or_id": path_or_id, "config": config}.items():
             folder = Path(locate(given, key=key, weights=key == "path_or_id")) if given else at
             if folder.is_dir():
-                its = json.loads((folder / "model_index.json").read_text()).get("_class_name")
+                index = read_index(folder, key, given or path_or_id)
+                its = index.get("_class_name")
+                unnamed = [
+                    part
+                    for part in (cls.network, "vae", "text_encoder", "tokenizer", "scheduler")
+                    if not (index.get(part) or [None])[0]
+                ]
+                if key == "path_or_id" and unnamed:
+                    raise FileNotFoundError(
+                        f"{key}={given}: {folder} has no {', no '.join(unnamed)}; give a whole pipeline folder"
+                    )
+                for part in (*WEIGHED, "scheduler") if key == "path_or_id" else ():
+                    if (index.get(part) or [None])[0]:
+                        read_json(
+                            folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json"), f"{key}={given}"
+                        )
                 if its not in (None, cls.pipeline):
                     raise ValueError(
                         f"{key}={given}: {folder} is a {its}, and this family loads a {cls.pipeline}; choose its model="
@@ -105,16 +121,16 @@ class DiffusersPipeline:
                 its = locate(config, key="config", weights=False) if config else None
                 self.pipe = kind.from_single_file(at, config=its, revision=revision, **plain)
             else:
-                self.pipe = kind.from_pretrained(at, revision=revision, variant=variant, **plain)
-        except Exception as error:
-            if not isinstance(error, OSError) and not Path(at).is_file():
-                raise
-            # Of a file that holds something else, diffusers' converters fail in any way.
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__).partition(" (")[0].rstrip(".")
-            mend = "fetch it where there is a network, or give a folder"
+                texts = _text_encoders(Path(at), variant) if Path(at).is_dir() else {}
+                self.pipe = kind.from_pretrained(at, revision=revision, variant=variant, **plain, **texts)
+            if not _SHAPES_ONLY.get():
+                _refuse_unfit(self.pipe)
+        except Exception as error:  # of files that are damaged or something else, diffusers and transformers fail in any way
+            reason = reason_of(error)
+            mend = "it is damaged or of another version; fetch it again" if Path(at).is_dir() else NO_NETWORK
             if Path(at).is_file() and config is None:
                 mend = "without a network, give the pipeline folder that its configuration is of as model.config"
-            elif Path(at).is_file():
+            if Path(at).is_file() and config is not None:
                 mend = f"it must hold every part of a {self.pipeline}, and model.config={config} be of the same model"
             raise OSError(f"model.path_or_id={path_or_id} cannot be loaded ({reason}); {mend}") from error
         self.lora_targets = tuple(lora_targets)
@@ -172,14 +188,24 @@ class DiffusersPipeline:
             if path.is_file() and kohya.is_kohya(path):
                 return kohya.read(path, self._widths(), self.kohya_layer)
             state, *_, about = self.pipe.lora_state_dict(str(path), return_lora_metadata=True)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise ValueError(f"{path} holds no LoRA that can be read: {str(error).splitlines()[0]}") from None
+        except Exception as error:  # diffusers' converters fail in any way on what is damaged
+            raise ValueError(f"{path} holds no LoRA that can be read: {reason_of(error)}") from None
         prefix = f"{self.network}."
-        about = {k.removeprefix(prefix): v for k, v in (about or {}).items()}
+        about = {k.removeprefix(prefix): v for k, v in about.items()} if isinstance(about, dict) else {}
         if not {"r", "lora_alpha", "target_modules"} <= about.keys():
             raise ValueError(f"the LoRA in {path} says nothing of its rank and alpha; save it with diffusers 0.36 or later")
         state = {k.removeprefix(prefix): v.float() for k, v in state.items() if k.startswith(prefix)}
-        return state, {"rank": about["r"], "alpha": about["lora_alpha"], "targets": tuple(about["target_modules"])}
+        rank, alpha, targets = about["r"], about["lora_alpha"], about["target_modules"]
+        downs = {len(v) for k, v in state.items() if ".lora_A" in k}
+        words = isinstance(targets, list) and all(isinstance(word, str) for word in targets)
+        if not (isinstance(rank, int) and isinstance(alpha, (int, float)) and words and downs == {rank}):
+            raise ValueError(
+                f"the LoRA in {path} says rank={rank} and alpha={alpha}, and its tensors have rank {sorted(downs)}; it is damaged"
+            )
+        spoilt = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+        if spoilt:
+            raise ValueError(f"the LoRA in {path} holds numbers that are not finite ({spoilt[0]}); it is damaged")
+        return state, {"rank": rank, "alpha": alpha, "targets": tuple(targets)}
 
     def save_kohya(self, file: Path, lora: dict[str, Tensor], alpha: float) -> None:
         """Writes a LoRA as one file for ComfyUI and its like (kohya.py)."""
@@ -199,8 +225,11 @@ class DiffusersPipeline:
         kind: Any = type(self.denoiser)
         try:
             network: nn.Module = kind.from_pretrained(folder, subfolder=self.network)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{folder} holds no {self.network} that can be read: {str(error).splitlines()[0]}") from None
+        except Exception as error:
+            raise ValueError(f"{folder} holds no {self.network} that can be read: {reason_of(error)}") from None
+        lacks = [key for key, tensor in network.state_dict().items() if tensor.is_meta]
+        if lacks:
+            raise ValueError(f"{folder} holds a {self.network} without {len(lacks)} of its tensors, {lacks[0]} first")
         return nn.Module.float(network).state_dict()
 
 
@@ -224,7 +253,7 @@ def locate(path_or_id: str, *, key: str = "path_or_id", weights: bool = True) ->
         if folder.is_dir():
             index = folder / "model_index.json"
             lacks = [] if index.is_file() else ["model_index.json"]
-            parts = json.loads(index.read_text()) if index.is_file() else {}
+            parts = read_index(folder, key, path_or_id) if index.is_file() else {}
             named = [k for k, v in parts.items() if k in WEIGHED and v[0] is not None]
             for part in (named or ("unet", "vae", "text_encoder")) if weights else ():
                 if not any(file.suffix in (".safetensors", ".bin") for file in (folder / part).glob("*")):
@@ -234,12 +263,103 @@ def locate(path_or_id: str, *, key: str = "path_or_id", weights: bool = True) ->
                     f"{key}={path_or_id}: {folder} has no {', no '.join(lacks)}; give a diffusers pipeline folder"
                 )
             return str(folder)
-    if path_or_id.count("/") != 1 or path_or_id.startswith((".", "/", "~")):
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", path_or_id) or path_or_id.startswith((".", "/", "~")):
         raise FileNotFoundError(
             f"{key}={path_or_id}: there is no such folder and no such shipped model; "
             "give a diffusers pipeline folder, a .safetensors file, a hub id like owner/name, or emoji"
         )
     return path_or_id
+
+
+def read_index(folder: Path, key: str, given: str) -> dict[str, Any]:
+    """model_index.json, whose parts are classes of known libraries: a folder of somebody else's names no code of its own.
+
+    Raises:
+        ValueError: if it is broken, or names other libraries.
+    """
+    where, path = f"{key}={given}", folder / "model_index.json"
+    its = read_json(path, where)
+    for name, part in its.items():
+        if name.startswith("_") or not isinstance(part, list):
+            continue
+        library = part[0] if len(part) == 2 and all(isinstance(word, str | None) for word in part) else f"{part}"
+        if library not in LIBRARIES:
+            raise ValueError(
+                f"{where}: {path} takes {name} from {library}, and only {', '.join(filter(None, LIBRARIES))} are loaded"
+            )
+    broken = [name for name in WEIGHED if name in its and not isinstance(its[name], list)]
+    if broken or not isinstance(its.get("_class_name"), str | None):
+        raise ValueError(
+            f"{where}: {path} says of {broken[0] if broken else '_class_name'} what no pipeline does; fetch it again"
+        )
+    return its
+
+
+def _text_encoders(folder: Path, variant: str | None) -> dict[str, nn.Module]:
+    """Those that transformers loads, by name; it would fill in a tensor that the files lack with random numbers.
+
+    Raises:
+        ValueError: if they lack one.
+    """
+    parts: dict[str, nn.Module] = {}
+    index: Any = json.loads((folder / "model_index.json").read_text())
+    for name in (part for part in WEIGHED if part.startswith("text_encoder")):
+        library, kind = index.get(name) or ("", "")
+        if library != "transformers":
+            continue
+        files = [file.name for file in (folder / name).iterdir()]
+        its = variant if variant and any(f".{variant}." in file for file in files) else None
+        loader: Any = getattr(importlib.import_module(library), kind)
+        parts[name], about = loader.from_pretrained(folder / name, variant=its, output_loading_info=True)
+        lacks = sorted(about["missing_keys"])
+        if lacks:
+            raise ValueError(f"the weights in {name} lack {len(lacks)} tensors, {lacks[0]} first")
+    return parts
+
+
+def _refuse_unfit(pipe: Any) -> None:
+    """What loads without a word and draws nonsense: tensors that are not there, a tokenizer without words, a scale of 0.
+
+    Raises:
+        ValueError: for the first such thing.
+    """
+    for name in WEIGHED:
+        module = getattr(pipe, name, None)
+        lacks = [key for key, tensor in module.state_dict().items() if tensor.is_meta] if module is not None else []
+        if lacks:
+            raise ValueError(f"the weights in {name} lack {len(lacks)} tensors, {lacks[0]} first")
+    for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
+        tokenizer = getattr(pipe, name, None)
+        if tokenizer is None:
+            continue
+        if tokenizer("cat", truncation=False).input_ids == tokenizer("dog", truncation=False).input_ids:
+            raise ValueError(f"{name} reads every prompt alike, so its vocabulary is missing")
+        if type(tokenizer).__name__.startswith("CLIP") and tokenizer.model_max_length > 10**6:
+            raise ValueError(f"{name} has no model_max_length, so its tokenizer_config.json is missing")
+    if not float(pipe.vae.config.scaling_factor) > 0:
+        raise ValueError(f"vae has scaling_factor={pipe.vae.config.scaling_factor}")
+
+
+def reason_of(error: Exception) -> str:
+    """The beginning of what a library says, as a part of a sentence."""
+    said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", said.partition(" (")[0])[:200].rstrip(".:, ")
+
+
+def read_json(path: Path, where: str) -> dict[str, Any]:
+    """A JSON object. `where` is what errors begin with.
+
+    Raises:
+        ValueError: if the file holds none.
+    """
+    try:
+        its = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no JSON"
+        raise ValueError(f"{where}: {path} cannot be read ({reason}); fetch it again") from None
+    if not isinstance(its, dict):
+        raise ValueError(f"{where}: {path} holds no JSON object; fetch it again")
+    return its
 
 
 def _configurations(where: str, revision: str | None, config: str | None) -> str:
@@ -274,3 +394,6 @@ def _without_weights(folder: Path) -> dict[str, nn.Module]:
 
 WEIGHED = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 """The parts of a pipeline folder that hold weights."""
+LIBRARIES = (None, "diffusers", "transformers", "stable_diffusion")
+"""Where the parts of a pipeline may come from; the last is diffusers' own safety checker, which is left out."""
+NO_NETWORK = "fetch it where there is a network, or give a folder"

@@ -32,7 +32,11 @@ class Aesthetic:
     def __init__(self, path: str) -> None:
         self.clip, state, about = load(folder_of(path, "aesthetic"))
         self.input_size = self.clip.size[0]
-        self.head = mlp_of(state, relu=about["relu"]).eval().requires_grad_(False)
+        self.head = mlp_of(state, relu=bool(about.get("relu"))).eval().requires_grad_(False)
+        if self.head.layers[0].in_features != self.clip.width:
+            raise ValueError(
+                f"path={path}: its head does not fit {about['clip']}, whose embeddings have {self.clip.width} numbers"
+            )
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         return self.head.to(images.device)(self.clip.images(images))

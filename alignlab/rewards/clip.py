@@ -27,7 +27,8 @@ class Clip:
         revision: a commit of the hub's repository; null takes the newest.
 
     Raises:
-        FileNotFoundError, ValueError: as `locate`.
+        FileNotFoundError: as `locate`.
+        ValueError: as `locate`; if what is there is broken.
     """
 
     def __init__(self, path: str, *, weights: Path | None = None, resize: str | None = None, revision: str | None = None) -> None:
@@ -43,13 +44,25 @@ class Clip:
             gelu = bool(open_clip.pretrained.get_pretrained_cfg(name, tag).get("quick_gelu"))
             options = {"pretrained": tag, "force_quick_gelu": gelu}
         try:
+            about: Any = (
+                _config(Path(name.removeprefix("local-dir:")))
+                if name.startswith("local-dir:")
+                else open_clip.get_model_config(name)
+            )
+            named = (about or {}).get("text_cfg", {}).get("hf_tokenizer_name") or not about
+            # A CLIP's own configuration could else ask for code of its own (text_cfg.tokenizer_kwargs).
+            trust = {"trust_remote_code": False} if named else {}
             self.model = open_clip.create_model(name, precision="fp32", **options).eval().requires_grad_(False)
-        except RuntimeError as error:
+            self.tokenizer = open_clip.get_tokenizer(name, **trust)
+            if self.tokenizer(["cat"]).equal(self.tokenizer(["dog"])):
+                raise ValueError("its tokenizer reads every text alike")
+        except Exception as error:  # open_clip and transformers fail in any way on what is broken
             if weights:
                 raise
-            why = " ".join(str(error).split())[:300]
-            raise FileNotFoundError(f"path={path}: open_clip cannot load it ({why}); set path to where it is") from None
-        self.tokenizer = open_clip.get_tokenizer(name)
+            why = " ".join(str(error).split())[:300] or type(error).__name__
+            raise ValueError(
+                f"path={path} cannot be loaded ({why.rstrip('.:')}); it is damaged, of another version, or out of reach"
+            ) from error
         visual = self.model.visual
         size, look = visual.image_size, visual.preprocess_cfg
         self.size = (size, size) if isinstance(size, int) else tuple(size)
@@ -110,7 +123,7 @@ class ClipScore:
         self.input_size = self.clip.size[0]
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        texts = self.clip.texts([self.template.format(p) for p in prompts], images.device)
+        texts = self.clip.texts([self.template.replace("{}", p) for p in prompts], images.device)
         return self.scale * (self.clip.images(images) * texts).sum(-1)
 
 
@@ -121,6 +134,8 @@ def locate(path: str, revision: str | None = None, *, key: str = "path") -> str:
         FileNotFoundError: if there is none, or its folder lacks a file.
         ValueError: if a revision is asked for of what is not on the hub, or the activation is not the weights'.
     """
+    if not isinstance(path, str) or not path:
+        raise ValueError(f"{key}={path} must be a folder in open_clip's format, emoji_clip, or hf-hub:owner/name")
     if path.startswith("hf-hub:"):
         return path
     if revision is not None:
@@ -134,7 +149,7 @@ def locate(path: str, revision: str | None = None, *, key: str = "path") -> str:
         raise FileNotFoundError(f"{key}={path}: there is no such folder and no such shipped model; {mend}")
     if not (folder / "open_clip_config.json").is_file() or not any(folder.glob("open_clip_*.safetensors")):
         raise FileNotFoundError(f"{key}={path}: {folder} lacks open_clip_config.json or its safetensors weights; {mend}")
-    text = json.loads((folder / "open_clip_config.json").read_text()).get("model_cfg", {}).get("text_cfg", {})
+    text = _config(folder)["text_cfg"]
     if text.get("hf_tokenizer_name") and not any((folder / file).is_file() for file in VOCABULARIES):
         # transformers would make an empty vocabulary without a word, and every score be meaningless
         raise FileNotFoundError(f"{key}={path}: {folder} lacks its tokenizer ({' or '.join(VOCABULARIES)}); {mend}")
@@ -165,3 +180,15 @@ def _pinned(path: str, revision: str) -> str:
 
     files = ["open_clip_config.json", "open_clip_*.safetensors", *VOCABULARIES, "merges.txt", "tokenizer_config.json"]
     return snapshot_download(path.removeprefix("hf-hub:"), revision=revision, allow_patterns=[*files, "special_tokens_map.json"])
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """What open_clip_config.json says of the model."""
+    path = folder / "open_clip_config.json"
+    try:
+        its = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
+        if not all(isinstance(its[key], dict) for key in ("text_cfg", "vision_cfg")):
+            raise TypeError
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise ValueError(f"path={folder}: {path} is no configuration of open_clip's; fetch it again") from None
+    return dict(its)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -72,7 +73,7 @@ def folder_of(path: str, kind: str) -> Path:
     lacks = [f for f in ("reward.json", "head.safetensors") if not (folder / f).is_file()]
     if lacks:
         raise FileNotFoundError(f"path={path}: {folder} lacks {' and '.join(lacks)}; {mend}")
-    about = json.loads((folder / "reward.json").read_text())
+    about = _about(folder, path)
     if about["kind"] != kind:
         raise ValueError(f"path={path} holds a reward of kind {about['kind']}, not {kind}; choose reward={about['kind']}")
     locate(about["clip"])
@@ -81,21 +82,69 @@ def folder_of(path: str, kind: str) -> Path:
 
 def load(folder: Path, head: nn.Module | None = None) -> tuple[Clip, dict[str, Tensor], dict[str, Any]]:
     """The CLIP with its trained tensors in place, the head's tensors, and reward.json."""
-    about = json.loads((folder / "reward.json").read_text())
-    clip = Clip(about["clip"])
+    about = _about(folder, str(folder))
+    clip, own = Clip(about["clip"]), {}
     if (folder / "clip.safetensors").is_file():
-        own = {k: v.float() for k, v in load_file(folder / "clip.safetensors").items()}
-        unknown = clip.model.load_state_dict(own, strict=False).unexpected_keys
+        own = _tensors(folder / "clip.safetensors")
+        its = clip.model.state_dict()
+        unknown = [name for name, tensor in own.items() if name not in its or its[name].shape != tensor.shape]
         if unknown:
             raise ValueError(
-                f"{folder}/clip.safetensors does not fit {about['clip']}: it has {unknown[0]}; train the reward again"
+                f"{folder}/clip.safetensors does not fit {about['clip']}: it has {unknown[0]} {list(own[unknown[0]].shape)}; train the reward again"
             )
-    return clip, {k: v.float() for k, v in load_file(folder / "head.safetensors").items()}, about
+        clip.model.load_state_dict(own, strict=False)
+    if about.get("clip_tensors", len(own)) != len(own):
+        raise ValueError(f"{folder}/clip.safetensors holds {len(own)} of {about['clip_tensors']} tensors; train the reward again")
+    return clip, _tensors(folder / "head.safetensors"), about
+
+
+def fill(head: nn.Module, state: dict[str, Tensor], folder: Path) -> nn.Module:
+    """The head with these weights, frozen.
+
+    Raises:
+        ValueError: if one is missing, of another shape, or too many.
+    """
+    its = head.state_dict()
+    wrong = sorted(
+        name for name in its.keys() | state.keys() if name not in its or name not in state or its[name].shape != state[name].shape
+    )
+    if wrong:
+        there = list(state[wrong[0]].shape) if wrong[0] in state else "missing"
+        needed = list(its[wrong[0]].shape) if wrong[0] in its else "none"
+        raise ValueError(
+            f"{folder}/head.safetensors is no head of this kind: {wrong[0]} is {there} there, and {needed} is needed; train the reward again"
+        )
+    head.load_state_dict(state)
+    return head.eval().requires_grad_(False)
+
+
+def _about(folder: Path, path: str) -> dict[str, Any]:
+    """reward.json, with its kind and its CLIP."""
+    try:
+        about = json.loads((folder / "reward.json").read_text(encoding="utf-8"))
+        if not (isinstance(about["kind"], str) and isinstance(about["clip"], str)):
+            raise TypeError
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise ValueError(f"path={path}: {folder / 'reward.json'} names no kind and no clip; train the reward again") from None
+    return dict(about)
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    """A file's tensors, float32 and finite."""
+    try:
+        state = {k: v.float() for k, v in load_file(file).items()}
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{file} cannot be read ({error}); train the reward again") from None
+    spoilt = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+    if spoilt:
+        raise ValueError(f"{file} holds numbers that are not finite ({spoilt[0]}); train the reward again")
+    return state
 
 
 def save(folder: Path, head: nn.Module, about: dict[str, Any], own: dict[str, Tensor]) -> None:
     """Writes the folder, weights in half precision. `own` are the CLIP's trained tensors."""
     folder.mkdir(parents=True, exist_ok=True)
+    about = {**about, "clip_tensors": len(own)}
     save_file({k: v.detach().half().cpu().contiguous() for k, v in head.state_dict().items()}, folder / "head.safetensors")
     if own:
         save_file({k: v.detach().half().cpu().contiguous() for k, v in own.items()}, folder / "clip.safetensors")
@@ -111,11 +160,14 @@ def mlp_of(state: dict[str, Tensor], *, relu: bool) -> Mlp:
     """
     names = [name.removesuffix("weight") for name in state if name.endswith("weight") and state[name].dim() == 2]
     names.sort(key=lambda name: int("".join(filter(str.isdigit, name)) or 0))
-    widths = [state[f"{n}weight"].shape for n in names]
-    fits = widths and widths[-1][0] == 1 and all(one[0] == next_[1] for one, next_ in pairwise(widths))
-    if not fits or any(f"{n}bias" not in state for n in names):
-        raise ValueError(f"this is no head of linear layers that end in one number: it has {', '.join(state) or 'nothing'}")
-    head = Mlp([widths[0][1], *(out for out, _ in widths)], relu=relu)
+    shapes = [tuple(state[f"{n}weight"].shape) for n in names]
+    chained = shapes and shapes[-1][0] == 1 and all(one[0] == after[1] for one, after in pairwise(shapes))
+    biased = all(state.get(f"{n}bias", torch.zeros(0)).shape == (shape[0],) for n, shape in zip(names, shapes, strict=True))
+    if not chained or not biased or len(state) != 2 * len(names):
+        raise ValueError(
+            f"this is no head of linear layers that end in one number: it has {', '.join(sorted(state)[:4]) or 'nothing'}"
+        )
+    head = Mlp([shapes[0][1], *(shape[0] for shape in shapes)], relu=relu)
     for layer, name in zip(head.layers, names, strict=True):
         layer.load_state_dict({"weight": state[f"{name}weight"], "bias": state[f"{name}bias"]})
     return head

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from alignlab.rewards.heads import Agreement, folder_of, load
+from alignlab.rewards.heads import Agreement, fill, folder_of, load
 
 
 class Preference:
@@ -31,11 +31,11 @@ class Preference:
         folder_of(path, "preference")
 
     def __init__(self, path: str) -> None:
-        self.clip, state, _ = load(folder_of(path, "preference"))
+        folder = folder_of(path, "preference")
+        self.clip, state, _ = load(folder)
         self.input_size = self.clip.size[0]
         self.head = Agreement(self.clip.width)
-        self.head.load_state_dict(state)
-        self.head.eval().requires_grad_(False)
+        fill(self.head, state, folder)
         self.typical_range = (-float(self.head.logit_scale.exp()), float(self.head.logit_scale.exp()))
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

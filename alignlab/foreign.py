@@ -1,0 +1,44 @@
+"""What files of others, found by --config-dir, may not decide: how Hydra itself works. Their _target_ is held to the rule of nodes.py."""
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+KEPT = (
+    "callbacks",
+    "hydra_logging",
+    "job_logging",
+    "run",
+    "sweep",
+    "output_subdir",
+    "job.env_set",
+    "job.env_copy",
+    "job.chdir",
+    "launcher",
+)
+"""Keys of hydra that name code, environment or folders: only the command line may change them."""
+SWEEPERS = ("hydra._internal.core_plugins.", "hydra_plugins.")
+
+
+def hydra_problems(found: dict[str, Any], plain: dict[str, Any], typed: Collection[str]) -> Iterator[str]:
+    """One sentence for each key of Hydra's configuration that a file changed.
+
+    Args:
+        found: Hydra's node as composed with those files, and
+        plain: without them.
+        typed: the keys that the command line names.
+    """
+    for key in KEPT:
+        own = any(word.replace("/", ".").startswith(f"hydra.{key.partition('.')[0]}") for word in typed)
+        if not own and _at(found, key) != _at(plain, key):
+            yield f"hydra.{key} is set by a file of --config-dir, which may not; type it on the command line if you want it"
+    sweeper = found.get("sweeper") or {}
+    if not str(sweeper.get("_target_")).startswith(SWEEPERS):
+        yield f"hydra.sweeper._target_={sweeper.get('_target_')} is no sweeper of Hydra's or of its plugins"
+    if any(str(key).lstrip("+").startswith("allow_targets") for key in sweeper.get("params") or {}):
+        yield "allow_targets is set by a file of --config-dir (hydra.sweeper.params), which may not; type it on the command line if you trust it"
+
+
+def _at(node: Any, key: str) -> Any:
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    return node
