@@ -178,7 +178,7 @@ def declared(node: dict[str, Any]) -> Declared:
 def _optimizer_problems(node: dict[str, Any]) -> Iterator[str]:
     """What torch's optimisers say of a parameter before there is a network."""
     target = node["_target_"]
-    if not target.startswith("torch.optim."):
+    if not target.startswith("torch.optim.") or not node.get("lr", 1) > 0:  # of lr the top level speaks
         return
     step = inspect.signature(resolve(target).step).parameters
     if "closure" in step and step["closure"].default is inspect.Parameter.empty:

@@ -22,6 +22,18 @@ TIMING = {"seconds", "images_per_second", "peak_memory_mb"}
 """What two equal runs may differ in."""
 
 
+def redness(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+    """A user's plain function."""
+    return images[:, 0].mean((1, 2))
+
+
+class Silent:
+    """A user's reward that says nothing of itself."""
+
+    def __call__(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        return redness(images, prompts)
+
+
 def tiny(model: str, *more: str) -> list[str]:
     """Overrides of a run of about a second on the pipeline folder `model`."""
     words = """steps=4 samples_per_step=4 micro_batch=2 eval_every=2 checkpoint_every=1 sampler.steps=3 eval_sampler.steps=2 device=cpu
