@@ -130,7 +130,11 @@ def bench_problems(
 def _node_problems(c: dict[str, Any], groups: dict[str, tuple[str, ...]], allowed: Sequence[str]) -> Iterator[str]:
     for group, runtime in groups.items():
         wrong = list(node_problems(group, c.get(group), allowed=allowed, runtime=runtime, offers=OFFERS.get(group, ())))
-        yield from wrong or (_optimizer_problems(c[group]) if group == "optimizer" else ())
+        yield from wrong or (
+            _optimizer_problems({**c[group], **({"lr": 1.0} if c[group].get("lr") == c.get("lr") else {})})
+            if group == "optimizer"
+            else ()
+        )
     for group in ("reward", "eval_rewards"):
         if not isinstance(c.get(group), dict | None):
             yield f"{group}={c[group]} names no reward; choose one with {group}=NAME"
@@ -189,8 +193,9 @@ def _optimizer_problems(node: dict[str, Any]) -> Iterator[str]:
         try:
             resolve(target)([torch.nn.Parameter(torch.zeros(2, 2))], **{k: v for k, v in node.items() if k != "_target_"})
         except Exception as error:  # of any kind: an IndexError for too few betas
-            reason = " ".join(str(error).split()) or type(error).__name__
-            yield f"optimizer: {target} does not take these values ({reason}); see torch's page of it"
+            reason = f" ({' '.join(str(error).split())})" if isinstance(error, ValueError) else ""
+            values = ", ".join(f"{k}={v}" for k, v in node.items() if k != "_target_")
+            yield f"optimizer: {target} does not take {values}{reason}; see torch's page of it"
 
 
 def _value_problems(c: dict[str, Any]) -> Iterator[str]:

@@ -8,6 +8,7 @@ import hashlib
 import inspect
 import logging
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -177,9 +178,19 @@ def plain(cfg: DictConfig) -> Any:
     try:
         return OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key} cannot be resolved: {_first_line(error)}") from None
+        reason = re.sub(r"^TypeError raised .*", "a resolver in it is given the wrong arguments", _first_line(error))
+        raise ConfigError(f"{error.full_key} cannot be resolved: {reason}") from None
     except (RecursionError, ValueError, TypeError) as error:  # a resolver's own, or a reference to itself
         raise ConfigError(f"a reference (${{...}}) of the configuration cannot be resolved: {_first_line(error)}") from None
+
+
+def refuse_deleted(cfg: DictConfig, schema: type) -> None:
+    """Raises a ConfigError if a key of the schema was deleted (~key)."""
+    deleted = [f.name for f in fields(schema) if f.name not in cfg]
+    if not deleted and "evaluation" in cfg and isinstance(cfg.evaluation, DictConfig):
+        deleted = [f"evaluation.{f.name}" for f in fields(Evaluation) if f.name not in cfg.evaluation]
+    if deleted:
+        raise ConfigError(f"{', '.join(deleted)} must not be deleted")
 
 
 _TYPED: ContextVar[list[str] | None] = ContextVar("typed", default=None)
@@ -239,6 +250,7 @@ def command(
                 started.append(True)
                 logging.disable(logging.INFO)  # of the libraries; the run has a journal of its own
                 try:
+                    refuse_deleted(cfg, schema)
                     return function(cfg)
                 except ConfigError as error:
                     at = HydraConfig.get()
@@ -277,7 +289,7 @@ def command(
                 print("ended at once; what was saved before is intact", file=sys.stderr)
                 sys.exit(130)  # as a shell says it
             except Exception as error:
-                if started or not isinstance(error, (HydraException, OmegaConfBaseException, ValueError)):
+                if started or not isinstance(error, (HydraException, OmegaConfBaseException, ValueError, OSError)):
                     raise
                 sys.exit(_say(_diagnosis(name, arguments, schema, check) or _first_line(error)))
             finally:
@@ -310,6 +322,7 @@ def run_folder(c: dict[str, Any]) -> Path:
 def _say(sentences: object, job: str = "") -> int:
     for line in masked(str(sentences)).splitlines():
         if not _silent() or line.startswith("process "):
+            line = line if len(line) <= 1200 else f"{line[:800]} [...] {line[-300:]}"
             print(f"error: {job}{line}", file=sys.stderr)
     return 2
 
@@ -362,7 +375,9 @@ def _diagnosis(name: str, arguments: Namespace, schema: type, check: Callable[[D
                 except Exception as error:
                     found.append(_sentence(one, error, hydra.compose(name, good), schema))
         try:
-            check(hydra.compose(name, good))
+            composed = hydra.compose(name, good)
+            refuse_deleted(composed, schema)
+            check(composed)
         except ConfigError as error:
             found.append(str(error))
     return "\n".join(dict.fromkeys(found))

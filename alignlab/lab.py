@@ -1,5 +1,6 @@
 """Everything a run is made of, built from a checked configuration."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from alignlab.metrics.diversity import PerceptualDistance
 from alignlab.nodes import build
 from alignlab.objectives import Objective
 from alignlab.policy import Policy
-from alignlab.ranks import gathered
+from alignlab.ranks import gathered, rank
 from alignlab.rewards.compose import WeightedSum
 from alignlab.samplers import Sampler
 from alignlab.schedule import set_lr
@@ -40,13 +41,15 @@ class Bench:
 
     @classmethod
     def of(cls, c: dict[str, Any], policy: Policy, **more: Any) -> Self:
+        prompts = build(c["prompts"])
+        warn_of_cut(policy, [*prompts.prompts, *prompts.unseen])
         return cls(
             policy=policy,
             eval_sampler=build(c["eval_sampler"], scheduler=policy.family.scheduler).to(policy.device),
             reward=weighted_sum(c["reward"], group=c["prompts"].get("per_prompt", 1)),
             held_out=weighted_sum({k: node for k, node in c["eval_rewards"].items() if k not in c["reward"]}),
             diversity=build(c["diversity"]),
-            prompts=build(c["prompts"]),
+            prompts=prompts,
             **more,
         )
 
@@ -92,12 +95,14 @@ class Lab(Bench):
         policy = build(c["policy"], family=family, precision=c["precision"], compile=c["compile"], device=device)
         begin_from(policy, None if resumed else c["init_from"])
         optimizer = build(c["optimizer"], params=policy.parameters())
+        objective = build(c["algo"])
+        warn_of_cut(policy, getattr(getattr(objective, "data", None), "prompts", ()))  # of pairs of images
         set_lr(optimizer, 1.0)  # its groups remember their own lr before a checkpoint is read
         return cls.of(
             c,
             policy,
             sampler=build(c["sampler"], scheduler=family.scheduler).to(device),
-            objective=build(c["algo"]),
+            objective=objective,
             optimizer=optimizer,
             scaler=torch.amp.GradScaler(device.type, enabled=c["precision"] == "fp16"),
             ema=EMAModel(policy.parameters(), decay=c["ema"]) if c["ema"] else None,
@@ -139,6 +144,15 @@ class Lab(Bench):
             yield
         finally:
             self.ema.restore(self.policy.parameters())
+
+
+def warn_of_cut(policy: Policy, prompts: Sequence[str]) -> None:
+    """Says how many prompts are too long for the model's tokenizers: they are cut, as the pipeline does."""
+    cut = getattr(policy.family, "cut", None)  # a family of the user's own may not know
+    found = cut(prompts) if cut else []
+    if found and rank() == 0:
+        which = f"{len(found)} of {len(prompts)} prompts are longer than the model's tokenizer reads, and are cut there"
+        print(f"warning: {which}; the first: {found[0][:60]!r} ...", file=sys.stderr)
 
 
 def weighted_sum(nodes: dict[str, Any], *, group: int = 1) -> WeightedSum:

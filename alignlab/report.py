@@ -6,6 +6,7 @@ model, the same pictures over training, tables of outcomes, contrasts and config
 
 import base64
 import io
+import secrets
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -103,11 +104,12 @@ def report(runs: Sequence[Finished], folder: Path, title: str) -> Path:
         "pareto": figures.pareto(points, base, palette, (f"reward ({unit})", diversity)),
         "z_scores": figures.z_scores(those),
     }
+    nonce = secrets.token_urlsafe(16)  # without it no script of the page runs: not one that came in with a prompt, even unescaped
     env = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=select_autoescape(default=True, default_for_string=True))
     env.filters["interval"] = interval_text
     page = env.get_template("report.html").render(
-        title=title, plotly=Markup(get_plotlyjs()), first=first, those=those, outcomes=found, evaluated=evaluated(those), unit=unit, diversity=diversity,
-        figures={name: Markup(f.to_html(full_html=False, include_plotlyjs=False, div_id=name, config={"displayModeBar": False, "responsive": True})) for name, f in drawn.items()},
+        title=title, nonce=nonce, plotly=Markup(get_plotlyjs()), first=first, those=those, outcomes=found, evaluated=evaluated(those), unit=unit, diversity=diversity,
+        figures={name: Markup(f.to_html(full_html=False, include_plotlyjs=False, div_id=name, config={"displayModeBar": False, "responsive": True}).replace("<script", f'<script nonce="{nonce}"')) for name, f in drawn.items()},
         base=base, area=hypervolume([(r.value, d.value) for r, d in points.values()], (base[0], 0.0)), level=level,
         budget=equal_budget(those, "samples_seen"), contrasts=contrasts(those), strips=strips(those), rows=rows,
         palette=palette, trained=list(found[0].trained), held_out=list(found[0].held_out),

@@ -209,6 +209,8 @@ def test_every_configuration_file_builds(group: str, option: str, tmp_path: Path
     """It composes, its _target_ resolves, its keys are the constructor's arguments and its constructor takes the values."""
     (tmp_path / "train.csv").write_text("prompt\na lion\na cat\n")
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "a lion", "winner": "0.png", "loser": "1.png"}')
+    for name in ("0.png", "1.png"):
+        (tmp_path / name).touch()
     configured(f"{group}={option}", *(word.format(captions=tmp_path) for word in NEEDS.get(f"{group}={option}", [])))
 
 

@@ -49,7 +49,12 @@ def test_it_stands_alone(page):
 def in_browser(page: Path, script: str, tmp_path: Path) -> dict:
     """What `script` leaves in document.title as JSON after it ran at the end of the page in headless Chromium."""
     copy = tmp_path / "page.html"
-    late = f"<script>window.addEventListener('load', () => setTimeout(async () => {{ {script} }}, 300));</script>"
+    nonce = re.search(r"'nonce-([\w-]+)'", page.read_text())
+    assert nonce
+    late = (
+        f'<script nonce="{nonce[1]}">'
+        + f"window.addEventListener('load', () => setTimeout(async () => {{ {script} }}, 300));</script>"
+    )
     copy.write_text(page.read_text().replace("</body>", f"{late}</body>"))
     flags = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update
         --disable-sync --virtual-time-budget=20000 --window-size=1240,2400 --dump-dom""".split()

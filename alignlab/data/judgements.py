@@ -114,7 +114,7 @@ def caption_of(k: int, row: dict[str, Any]) -> str:
         ValueError: if row k has none, or one that is no text.
     """
     caption = row["caption"]
-    if not isinstance(caption, str) or "\0" in caption:
+    if not isinstance(caption, str) or "\0" in caption or any("\ud800" <= letter <= "\udfff" for letter in caption):
         raise ValueError(f"data: caption={caption!r} in row {k + 1} of {row['_table']} is no text; mend or remove it")
     return caption
 
@@ -173,8 +173,12 @@ def beside(table: Path, name: Any) -> Path:
     path = Path(str(name or ""))
     if not str(name or "") or path.is_absolute() or ".." in path.parts or "\0" in str(name):
         raise ValueError(f"{str(name)!r} is no path below the table's folder; put the pictures there, or a link to their folder")
-    if not (table.parent / path).is_file():
-        raise ValueError(f"there is no file {table.parent / path}")
+    try:
+        there = (table.parent / path).is_file()
+    except OSError:  # a name that no file system takes
+        there = False
+    if not there:
+        raise ValueError(f"there is no file {str(table.parent / path)[:300]}")
     return table.parent / path
 
 

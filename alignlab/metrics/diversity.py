@@ -98,6 +98,7 @@ class AlexDistance(PerceptualDistance):
 
     Raises:
         FileNotFoundError: if it is not there.
+        ValueError: if it is another file.
     """
 
     @staticmethod
@@ -108,7 +109,7 @@ class AlexDistance(PerceptualDistance):
         import lpips  # brings torchvision
 
         net = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False).eval().requires_grad_(False)
-        state = torch.load(_alexnet(weights), map_location="cpu", weights_only=True)
+        state = _checkpoint(_alexnet(weights))
         for part in (net.net.slice1, net.net.slice2, net.net.slice3, net.net.slice4, net.net.slice5):
             for number, layer in part.named_children():  # the layers kept torchvision's numbers
                 if list(layer.parameters()):
@@ -119,6 +120,17 @@ class AlexDistance(PerceptualDistance):
             return net.net(net.scaling_layer(images * 2 - 1))
 
         super().__init__(features, weights=[lin.model[-1].weight.flatten() for lin in net.lins], name="lpips-alex")
+
+
+def _checkpoint(path: Path) -> dict[str, Tensor]:
+    """Its tensors; a pickle of anything else is not read."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not all(isinstance(state[f"features.{k}.{name}"], Tensor) for k in (0, 3, 6, 8, 10) for name in ("weight", "bias")):
+            raise TypeError
+    except Exception:  # of many kinds: a zip's, a pickle's, a table's
+        raise ValueError(f"weights={path} is not torchvision's {ALEXNET}; fetch it again, or set diversity=emoji") from None
+    return dict(state)
 
 
 def _alexnet(weights: str | None) -> Path:

@@ -161,6 +161,23 @@ class DiffusersPipeline:
     def device(self) -> torch.device:
         return next(self.denoiser.parameters()).device
 
+    def cut(self, prompts: Sequence[str]) -> list[str]:
+        """The prompts that are longer than every tokenizer's limit: their ends are not read, as in the pipeline."""
+        named = [getattr(self.pipe, name, None) for name in ("tokenizer", "tokenizer_2", "tokenizer_3")]
+        readers = [
+            (t, t.model_max_length if _of_clip(t) else getattr(self, "max_sequence_length", 512)) for t in named if t is not None
+        ]
+        longest = max(limit for _, limit in readers)
+        found = [
+            prompt for prompt in prompts if len(prompt.encode()) > longest - 3
+        ]  # a token is a byte at least, and ends are marked
+        for tokenizer, limit in readers:
+            lengths = [
+                len(ids) for k in range(0, len(found), 1000) for ids in tokenizer(found[k : k + 1000], truncation=False).input_ids
+            ]
+            found = [prompt for prompt, length in zip(found, lengths, strict=True) if length > limit]
+        return found
+
     def decode(self, x0: Tensor) -> Tensor:
         """Latents [M, C, h, w] to images [M, 3, H, W] in [0, 1]."""
         config = self.pipe.vae.config
@@ -187,6 +204,9 @@ class DiffusersPipeline:
         try:
             if path.is_file() and kohya.is_kohya(path):
                 return kohya.read(path, self._widths(), self.kohya_layer)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{path} holds no LoRA that can be read: {error}") from None
+        try:
             state, *_, about = self.pipe.lora_state_dict(str(path), return_lora_metadata=True)
         except Exception as error:  # diffusers' converters fail in any way on what is damaged
             raise ValueError(f"{path} holds no LoRA that can be read: {reason_of(error)}") from None
@@ -334,10 +354,14 @@ def _refuse_unfit(pipe: Any) -> None:
             continue
         if tokenizer("cat", truncation=False).input_ids == tokenizer("dog", truncation=False).input_ids:
             raise ValueError(f"{name} reads every prompt alike, so its vocabulary is missing")
-        if type(tokenizer).__name__.startswith("CLIP") and tokenizer.model_max_length > 10**6:
+        if _of_clip(tokenizer) and tokenizer.model_max_length > 10**6:
             raise ValueError(f"{name} has no model_max_length, so its tokenizer_config.json is missing")
     if not float(pipe.vae.config.scaling_factor) > 0:
         raise ValueError(f"vae has scaling_factor={pipe.vae.config.scaling_factor}")
+
+
+def _of_clip(tokenizer: Any) -> bool:
+    return type(tokenizer).__name__.startswith("CLIP")
 
 
 def reason_of(error: Exception) -> str:

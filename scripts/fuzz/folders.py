@@ -251,7 +251,19 @@ def run_damages(config: dict[str, Any]) -> Iterator[tuple[str, Damage]]:
         "bombs": "a: &a [x,x,x,x]\nb: &b [*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b]\n", "NUL": "a: \0", "deep": "[" * 5000, "half": json.dumps(config)[:300],
     }.items():  # fmt: skip
         yield f"config.yaml is {name}", text("config.yaml", content)
-    for key in sorted(config):
+    for key in (
+        "algo",
+        "allow_targets",
+        "eval_rewards",
+        "eval_sampler",
+        "evaluation",
+        "model",
+        "policy",
+        "precision",
+        "reward",
+        "seed",
+        "steps",
+    ):
         yield f"config.yaml lacks {key}", _config({k: v for k, v in config.items() if k != key})
     for key in (
         "model",
@@ -294,7 +306,7 @@ def run_damages(config: dict[str, Any]) -> Iterator[tuple[str, Damage]]:
 def damaged(
     kind: str, source: Path, name: str, damage: Damage, home: Path, runs: Sequence[tuple[ModuleType, str | None, list[str]]]
 ) -> list[Outcome]:
-    """The commands `runs` on a copy of `source`, damaged, at home/copy. Each with the work that is not done, if any."""
+    """The commands `runs` on a copy of `source`, damaged, at home/copy. Each with the work that is not done; None lets it write."""
     copy = home / "copy"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(source, copy)
@@ -306,7 +318,9 @@ def damaged(
                 stack.enter_context(patch(f"alignlab.{stop}", refuse_work))
             stack.enter_context(contextlib.chdir(home))
             case = f"{command.__name__.rpartition('.')[2]}: {name}"
-            out.append(attempt(kind, case, lambda c=command, w=words: command_line(c, w), home))
+            out.append(attempt(kind, case, lambda c=command, w=words: command_line(c, w), home, writes=stop is None))
+        for new in home.glob("written*"):
+            shutil.rmtree(new) if new.is_dir() else new.unlink()
     return out
 
 

@@ -88,7 +88,7 @@ def attempt(kind: str, case: str, call: Callable[[], int], watched: Path, *, lim
         said = f"{type(error).__name__}: {str(error)[:300]} ({Path(last.filename).name}:{last.lineno})"
     seconds = time.perf_counter() - began
     if verdict == "refused":
-        lines = [line for line in said.splitlines() if not line.startswith("warning: ")]
+        lines = [line for line in said.splitlines() if not line.startswith(("warning: ", "Error executing job with overrides"))]
         bad = [line for line in lines if not line.startswith("error: ") or PYTHONESE.search(line) or len(line) > LONGEST]
         if bad or not lines:
             verdict, said = "broken", f"no sentence: {(bad or [said])[0][:400]!r}"
@@ -122,4 +122,5 @@ def tree(folder: Path) -> dict[str, tuple[int, int]]:
             path.lstat().st_mtime_ns if path.is_file() else 0,
         )
         for path in folder.rglob("*")
+        if path.relative_to(folder).parts[0] != "multirun"  # where Hydra notes its sweeps
     }

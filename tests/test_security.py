@@ -1,0 +1,307 @@
+"""What SECURITY.md promises, one test or more for each promise: files of others are data, and never code."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import alignlab
+from alignlab import evaluate, export, secrecy, train
+from alignlab import report as report_command
+from alignlab import sample as sample_command
+from alignlab.checks import leaf_problems
+from alignlab.compare import read_runs
+from alignlab.data.judgements import PIXELS, image
+from alignlab.metrics.diversity import AlexDistance
+from alignlab.models.sd import StableDiffusion
+from alignlab.nodes import node_problems
+from alignlab.report import report
+from alignlab.rewards.clip import Clip
+from alignlab.runs import RunError
+from scripts.fuzz.files import bomb
+from scripts.fuzz.folders import Bomb
+from tests.running import command_line, configured
+from tests.runs_on_disk import made_run
+from tests.test_report import NASTY, browser, in_browser
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = [*(ROOT / "alignlab").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")]
+
+
+def calls(path: Path) -> list[tuple[str, dict[str, object]]]:
+    """Every call of a file, by its dotted name, with its constant keyword arguments."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            its = {word.arg: getattr(word.value, "value", None) for word in node.keywords if word.arg}
+            found.append((ast.unparse(node.func), its))
+    return found
+
+
+# -- no pickle, no code of others
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_file_is_unpickled(path: Path) -> None:
+    """torch.load only with weights_only=True, YAML only by safe_load, nothing by pickle, numpy or joblib, no archive unpacked, no code of a hub."""
+    tree = ast.parse(path.read_text())
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert not imported & {"pickle", "joblib", "dill", "marshal", "shelve", "cloudpickle", "tarfile", "zipfile"}
+    for name, words in calls(path):
+        assert name != "torch.load" or words.get("weights_only") is True, name
+        assert name not in (
+            "np.load",
+            "numpy.load",
+            "yaml.load",
+            "yaml.unsafe_load",
+            "yaml.full_load",
+            "eval",
+            "exec",
+            "os.system",
+        ), name
+        assert not words.get("trust_remote_code") and not words.get("allow_pickle") and not words.get("shell"), name
+
+
+def test_a_pickle_with_code_is_refused(tmp_path: Path) -> None:
+    """The one file of torch's own format that is read, AlexNet's."""
+    torch.save({"features.0.weight": Bomb()}, tmp_path / "alexnet.pth")
+    with pytest.raises(ValueError, match=r"alexnet\.pth is not torchvision's"):
+        AlexDistance(str(tmp_path / "alexnet.pth"))
+
+
+def test_a_pipeline_folder_brings_no_code(tiny_sd: str, tmp_path: Path) -> None:
+    """Parts come from diffusers and transformers alone, whatever model_index.json says and whatever lies beside it."""
+    folder = tmp_path / "pipeline"
+    shutil.copytree(tiny_sd, folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    for part in (["evil", "Evil"], ["subprocess", "Popen"], [5, "x"]):
+        (folder / "model_index.json").write_text(json.dumps(index | {"unet": part}))
+        (folder / "unet" / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+        for load in (StableDiffusion.check, StableDiffusion):
+            with pytest.raises(ValueError, match="and only diffusers, transformers, stable_diffusion are loaded"):
+                load(str(folder))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_clip_brings_no_code(tmp_path: Path) -> None:
+    """open_clip hands text_cfg.tokenizer_kwargs on, and trust_remote_code could be one of them."""
+    folder = tmp_path / "clip"
+    shutil.copytree(ROOT / "alignlab" / "assets" / "emoji_clip", folder)
+    about = json.loads((folder / "open_clip_config.json").read_text())
+    about["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"trust_remote_code": True}
+    (folder / "open_clip_config.json").write_text(json.dumps(about))
+    its = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(its | {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}})
+    )
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        Clip(str(folder))
+    assert not (tmp_path / "ran").exists()
+
+
+# -- what a configuration may build
+
+ROUNDABOUT = [
+    "os.system", "builtins.eval", "torch.load", "alignlab.runs.os.system", "alignlab.runs.subprocess.run", "alignlab.nodes.importlib",
+    "alignlab.nodes.importlib.import_module", "alignlab.runs.subprocess", "alignlab.nodes.resolve", "alignlab.nodes.build", "alignlab.runs.write_aside",
+    "alignlab.plan.largest", "alignlab.export.to_folder", "alignlab.runs.Path", "alignlab.models.pipeline.importlib", "alignlab.rewards.heads.save",
+    "alignlab.models.kohya.write", "alignlab.rewards.heads.load_file", "torch.optim.optimizer.functools", "torch.optim.lr_scheduler.partial",
+    "alignlab.objectives.ddpo.np", "alignlab.lab.Lab", "alignlabx.y", "torch.optimx.y", "alignlab.metrics.diversity.torch.load", "alignlab.samplers._table",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("target", ROUNDABOUT)
+def test_no_way_round_the_targets(target: str) -> None:
+    """What is named, what a named module imports, and what does more than make a part of a run: refused, and not called."""
+    found = list(node_problems("algo", {"_target_": target}))
+    assert len(found) == 1 and re.search("lies outside|cannot be imported|nothing that a configuration may build", found[0]), (
+        found
+    )
+
+
+def test_checks_call_nothing_of_others(tmp_path: Path) -> None:
+    """Constructors are run by the check itself, so a function of ours that calls its argument would be a way to any command."""
+    fits = {"_target_": "alignlab.nodes.resolve", "target": "os.system"}
+    node = {"_target_": "alignlab.plan.largest", "candidates": [f"touch {tmp_path}/ran"], "fits": fits}
+    assert len(list(node_problems("prompts", node))) == 2
+    assert not (tmp_path / "ran").exists()
+
+
+def test_own_modules_need_a_word_on_the_command_line(tmp_path: Path, monkeypatch, capsys) -> None:
+    """allow_targets in a file of --config-dir lets nothing in, nor do keys of Hydra's that would run code; typed, it does."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil:\n    def draw(self): ...\n")
+    (tmp_path / "conf" / "prompts").mkdir(parents=True)
+    (tmp_path / "conf" / "algo").mkdir()
+    (tmp_path / "conf" / "prompts" / "evil.yaml").write_text(
+        "# @package _global_\nallow_targets: [evil]\nprompts:\n  _target_: evil.Evil\n"
+    )
+    callback = "# @package _global_\ndefaults: [draft]\nhydra:\n  callbacks:\n    x: {_target_: evil.Evil}\n  job:\n    env_set: {HF_ENDPOINT: x}\n"
+    (tmp_path / "conf" / "algo" / "evil.yaml").write_text(callback)
+    assert command_line(monkeypatch, "--config-dir", "conf", "prompts=evil") == 2
+    assert "prompts._target_=evil.Evil lies outside alignlab and torch.optim; if you trust it" in capsys.readouterr().err
+    assert command_line(monkeypatch, "--config-dir", "conf", "algo=evil") == 2
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition(" is set")[0] for line in said] == ["error: hydra.callbacks", "error: hydra.job.env_set"]
+    assert not (tmp_path / "ran").exists()
+    assert command_line(monkeypatch, "--config-dir", "conf", "prompts=evil", "allow_targets=[evil]", "lr=-1") == 2
+    assert capsys.readouterr().err == "error: lr=-1.0 must be positive\n" and (tmp_path / "ran").exists()
+
+
+def test_a_run_of_somebody_else_builds_nothing(tmp_path: Path, monkeypatch, capsys) -> None:
+    """config.yaml of a run folder is held to the same rule by every command that reads it, and cannot let itself in."""
+    monkeypatch.chdir(tmp_path)
+    c = configured("reward=brightness")
+    evil = {"_target_": "os.system", "command": f"touch {tmp_path}/ran"}
+    run = made_run(tmp_path / "run")
+    (run / "model").mkdir()
+    (run / "model" / "x.safetensors").touch()
+    (run / "config.yaml").write_text(
+        yaml.safe_dump({**c, "allow_targets": ["os"], "model": evil, "eval_sampler": evil, "prompts": evil})
+    )
+    jobs = [
+        (train, ["resume=run"]),
+        (sample_command, ["run=run"]),
+        (evaluate, ["run=run"]),
+        (export, ["run=run", "output=x.safetensors"]),
+    ]
+    for command, words in jobs:
+        assert command_line(monkeypatch, *words, command=command) == 2, command
+        assert "model._target_=os.system lies outside alignlab and torch.optim" in capsys.readouterr().err
+    with pytest.raises(RunError, match=r"model\._target_=os\.system lies outside"):
+        alignlab.load(run)
+    (run / "config.yaml").write_text("!!python/object/apply:os.system ['touch ran']")
+    with pytest.raises(RunError, match="cannot be read as YAML"):
+        alignlab.load(run)
+    assert not (tmp_path / "ran").exists()
+
+
+# -- secrets
+
+TOKEN = "hf_" + "aB3" * 11
+
+
+def test_no_token_in_a_configuration(tmp_path: Path, monkeypatch, capsys) -> None:
+    """A value of the environment's secrets, or a text in the form of a token: refused, and not repeated."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MY_SERVICE_API_KEY", "s3cret-s3cret")
+    for word in ("output_dir=${oc.env:MY_SERVICE_API_KEY}", f"push_to_hub={TOKEN}", "prompts.prompts=[a s3cret-s3cret cat]"):
+        assert command_line(monkeypatch, word) == 2
+        out, err = capsys.readouterr()
+        assert "what is in a configuration is written to the disk" in err and "s3cret" not in out + err and TOKEN not in out + err
+    assert not list(tmp_path.iterdir())
+    assert list(leaf_problems({"a": {"b": ["x", TOKEN]}})) == [
+        "a.b.1 holds an access token, and what is in a configuration is written to the disk; leave it to the environment"
+    ]
+
+
+def test_no_token_in_a_sentence(monkeypatch) -> None:
+    """What errors say goes through one place, which masks secrets; paths, numbers and words are none."""
+    monkeypatch.setattr(
+        os, "environ", {"HF_TOKEN": "abcdefgh1", "TOKENS_MAX": "1000000000", "TOKEN_FILE": "/home/x/token", "TOKEN_KIND": "short"}
+    )
+    assert (
+        secrecy.masked(f"401 for abcdefgh1 and {TOKEN} of /home/x/token, short of 1000000000")
+        == "401 for *** and *** of /home/x/token, short of 1000000000"
+    )
+    assert secrecy.secret_in("short /home/x/token 1000000000") is None
+
+
+# -- pictures and tables of others
+
+
+def test_tables_lead_nowhere_else(tmp_path: Path) -> None:
+    """Absolute paths, paths upwards, devices and addresses are refused; a link that the user made is followed."""
+    (tmp_path / "data").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "outside.png")
+    for name in (
+        "../outside.png",
+        str(tmp_path / "outside.png"),
+        "a/../../outside.png",
+        "/dev/zero",
+        "",
+        ".",
+        "https://example.org/x.png",
+        "x\0",
+    ):
+        with pytest.raises(ValueError, match="is no image"):
+            image({"x": name, "_table": tmp_path / "data" / "t.csv"}, "x", (8, 8))
+    (tmp_path / "data" / "pictures").symlink_to(tmp_path)
+    assert image({"x": "pictures/outside.png", "_table": tmp_path / "data" / "t.csv"}, "x", (8, 8)).shape == (3, 8, 8)
+
+
+def test_pictures_are_bounded(tmp_path: Path) -> None:
+    """A picture of 20,000 x 20,000 in 50 kB is refused before it is unpacked, and PostScript is not given to another program."""
+    began = time.perf_counter()
+    (tmp_path / "bomb.png").write_bytes(bomb())
+    (tmp_path / "x.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n")
+    assert (tmp_path / "bomb.png").stat().st_size < 100_000 and 20_000**2 > PIXELS
+    for name, said in (("bomb.png", "pixels"), ("x.png", "cannot identify")):
+        with pytest.raises(ValueError, match=f"is no image .*{said}"):
+            image({"x": name, "_table": tmp_path / "t.csv"}, "x", (8, 8))
+    assert time.perf_counter() - began < 10
+
+
+def test_the_report_bounds_its_pictures(tmp_path: Path, monkeypatch, capsys) -> None:
+    run = made_run(tmp_path / "run")
+    (run / "samples" / "step_000010.png").write_bytes(bomb())
+    assert command_line(monkeypatch, f"runs={run}", f"output_dir={tmp_path}/out", command=report_command) == 2
+    assert (
+        re.search(r"error: .*step_000010\.png is no picture \(.*pixels", capsys.readouterr().err)
+        and not (tmp_path / "out").exists()
+    )
+
+
+# -- the report
+
+
+@browser
+def test_the_report_runs_no_script_but_its_own(tmp_path: Path) -> None:
+    """Hostile prompts, options, reward names, run folders and titles are text; a script that got in all the same has no nonce."""
+    reward = {"_target_": "x", "weight": 2.0, "normalize": False}
+    words = {"prompts.prompts": ["cat", NASTY], "algo.truncation": NASTY, "reward": {NASTY: reward}}
+    for seed in (0, 1):
+        made_run(tmp_path / "runs" / f"{seed}<img src=x onerror=window.broken=1>", words, seed=seed, evaluated=False)
+    page = report(read_runs([str(tmp_path / "runs" / "*")]), tmp_path / "out", f"A title with {NASTY}")
+    text = page.read_text()
+    assert NASTY not in text and "<img src=x" not in text
+    page.write_text(
+        text.replace(
+            "<main>", f"<main>{NASTY}<img src=x onerror='window.broken = 2'><a id=a href='javascript:window.broken=3'>x</a>"
+        )
+    )
+    seen = in_browser(
+        page,
+        """
+        document.getElementById("a").click();
+        await new Promise(r => setTimeout(r, 300));
+        document.title = JSON.stringify({ broken: window.broken ?? 0, plots: document.querySelectorAll(".main-svg").length });
+        """,
+        tmp_path,
+    )
+    assert seen["broken"] == 0 and seen["plots"] >= 4
+
+
+def test_hydra_is_one_without_known_holes() -> None:
+    """Earlier ones instantiate what configurations of others name (pyproject.toml asks for this one)."""
+    import hydra
+
+    assert tuple(map(int, hydra.__version__.split(".")[:3])) >= (1, 3, 8)
+    assert '"hydra-core>=1.3.8' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_every_promise_has_its_test() -> None:
+    """SECURITY.md names tests that are there."""
+    named = re.findall(r"`(test_\w+)`", (ROOT / "SECURITY.md").read_text())
+    assert len(named) >= 10 and {*named} <= {name for name in globals() if name.startswith("test_")}
