@@ -24,6 +24,7 @@ from alignlab.journal import Journal, peak_memory_mb, reward_numbers, tell
 from alignlab.lab import Lab
 from alignlab.measure import measure, measure_all, measure_base, settle
 from alignlab.noise import noise_key
+from alignlab.peers import watched
 from alignlab.ranks import clip_gradients, join, own, rank, sum_gradients, wait
 from alignlab.rollout import Rollout
 from alignlab.runs import NOT_SCIENCE, Onlooker, Run, provenance
@@ -147,7 +148,7 @@ def main(cfg: DictConfig) -> float:
     c = checked(cfg)
     join(device_of(c["device"]))
     folder = run_folder(c)
-    with stoppable(folder), explained(c, folder, train_epoch):
+    with watched(folder), stoppable(folder), explained(c, folder, train_epoch):
         summary = train(c, folder)
     if rank() == 0:
         tell(summary, folder)
