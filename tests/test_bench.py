@@ -13,7 +13,7 @@ import bench
 from benchmarks.clock import Timers, seconds
 from benchmarks.items import Item, Setting, alternated
 from benchmarks.page import LIMIT, PEER, page
-from benchmarks.peer import PeerError, result
+from benchmarks.peer import PeerError, turns
 from benchmarks.ratios import exponent, median, ratio
 
 
@@ -171,10 +171,15 @@ def test_a_list_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
         bench.main()
 
 
-def test_a_peer_that_fails_says_so_in_one_sentence(tmp_path):
-    """Its last line, with the exit code; a RESULT line is read whatever else is printed."""
+def test_processes_take_turns(tmp_path):
+    """Each gets the machine in turns, so neither is done before the other has begun; CPU seconds are its own, and a failure is one
+    sentence with its last line and exit code."""
+    code = "import time; a = time.process_time()\nwhile time.process_time() < a + 0.2: pass\nprint('RESULT', '{\"end\": %s}' % time.monotonic())"
+    work = [sys.executable, "-c", code]
+    said = turns({"a": work, "b": work}, tmp_path, length=0.05)
+    assert abs(said["a"]["end"] - said["b"]["end"]) < 0.75 * sum(its["own_wall"] for its in said.values()) / 2
+    assert all(its["own_wall"] > 0.2 for its in said.values())
     with pytest.raises(PeerError, match=r"-c ended with code 1: ValueError: no"):
-        result([sys.executable, "-c", "raise ValueError('no')"], tmp_path)
+        turns({"a": [sys.executable, "-c", "raise ValueError('no')"]}, tmp_path)
     with pytest.raises(PeerError, match="it said nothing"):
-        result([sys.executable, "-c", "pass"], tmp_path)
-    assert result([sys.executable, "-c", "print('a'); print('RESULT {\"x\": 1}')"], tmp_path) == {"x": 1}
+        turns({"a": [sys.executable, "-c", "print(1)"]}, tmp_path)

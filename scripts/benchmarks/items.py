@@ -20,6 +20,10 @@ class Setting:
     """What is made for the measurements is kept here."""
 
 
+Measure = Callable[[Setting, int], Sides]
+"""A round, by its number."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Item:
     """One measurement.
@@ -29,7 +33,7 @@ class Item:
     """
 
     name: str
-    measure: Callable[[Setting, int], Sides]
+    measure: Measure
     rounds: int = 5
     needs_peer: bool = False
 

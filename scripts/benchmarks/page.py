@@ -26,13 +26,13 @@ class Row:
 
 
 PEER = (
-    Row(item="peer/ddpo", what="DDPO, rollout", cpu="rollout", wall="rollout_wall", side="alignlab", other="TRL", target=0.75),
-    Row(item="peer/ddpo", what="DDPO, training, TRL's micro-batch (4)", cpu="train", wall="train_wall", side="alignlab, its micro-batch", other="TRL", target=0.85),
-    Row(item="peer/ddpo", what="DDPO, training, our micro-batch (16)", cpu="train", wall="train_wall", side="alignlab", other="TRL", target=0.6),
-    Row(item="peer/draft1", what="DRaFT-1, both checkpoint", cpu="both", wall="both_wall", side="alignlab, checkpointing", other="TRL", target=0.6),
-    Row(item="peer/draft1", what="DRaFT-1, our default", cpu="both", wall="both_wall", side="alignlab", other="TRL", target=0.6),
-    Row(item="peer/draftN", what="DRaFT-N, both checkpoint", cpu="both", wall="both_wall", side="alignlab, checkpointing", other="TRL", target=0.8),
-    Row(item="peer/draftN", what="DRaFT-N, our default", cpu="both", wall="both_wall", side="alignlab", other="TRL", target=0.8),
+    Row(item="peer/ddpo", what="DDPO, rollout", cpu="rollout", wall="process_wall", side="alignlab", other="TRL", target=0.75),
+    Row(item="peer/ddpo", what="DDPO, training, TRL's micro-batch (4)", cpu="train", wall="process_wall", side="alignlab, its micro-batch", other="TRL", target=0.85),
+    Row(item="peer/ddpo", what="DDPO, training, our micro-batch (16)", cpu="train", wall="process_wall", side="alignlab", other="TRL", target=0.6),
+    Row(item="peer/draft1", what="DRaFT-1, both checkpoint", cpu="both", wall="process_wall", side="alignlab, checkpointing", other="TRL", target=0.6),
+    Row(item="peer/draft1", what="DRaFT-1, our default", cpu="both", wall="process_wall", side="alignlab", other="TRL", target=0.6),
+    Row(item="peer/draftN", what="DRaFT-N, both checkpoint", cpu="both", wall="process_wall", side="alignlab, checkpointing", other="TRL", target=0.8),
+    Row(item="peer/draftN", what="DRaFT-N, our default", cpu="both", wall="process_wall", side="alignlab", other="TRL", target=0.8),
     Row(item="peer/ddpo", what="memory, DDPO, TRL's micro-batch", cpu="growth_mb", wall=None, side="alignlab, its micro-batch", other="TRL", target=0.6),
     Row(item="peer/ddpo", what="memory, DDPO, our micro-batch", cpu="growth_mb", wall=None, side="alignlab", other="TRL", target=0.6),
     Row(item="peer/draft1", what="memory, DRaFT-1, both checkpoint", cpu="growth_mb", wall=None, side="alignlab, checkpointing", other="TRL", target=0.6),

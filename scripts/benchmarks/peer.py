@@ -6,13 +6,17 @@ on the attention projections, optimiser updates, passes through the U-Net. docs/
 
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks.items import Item, Setting, Sides, alternated
+from benchmarks.items import Item, Measure, Setting, Sides
 
 OWN = Path(__file__).with_name("own.py")
 PROMPTS = "cat,dog,horse,monkey,rabbit,zebra,spider,bird"
@@ -62,20 +66,56 @@ def absent(setting: Setting) -> str | None:
     return None
 
 
-def result(command: Sequence[str], where: Path) -> dict[str, Any]:
-    """The RESULT line of a process with one OpenMP thread.
+def turns(commands: Mapping[str, Sequence[str]], where: Path, length: float = 0.25) -> dict[str, dict[str, Any]]:
+    """Runs a process for each side, one at a time, in turns of `length` seconds (SIGSTOP and SIGCONT), so that whatever else the machine does
+    falls on all sides alike.
+
+    Returns:
+        {side: its RESULT line, and "own_wall", the seconds of its turns}. CPU seconds are the process's own; wall seconds that it took itself
+        count the others' turns too.
 
     Raises:
-        PeerError: if it fails or says nothing.
+        PeerError: if one fails or says nothing.
     """
     quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | quiet
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=where)
-    line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT ")), None)
-    if done.returncode or line is None:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise PeerError(f"{' '.join(map(str, command[:2]))} ended with code {done.returncode}: {last}")
-    return json.loads(line.removeprefix("RESULT "))
+    wall = dict.fromkeys(commands, 0.0)
+    with ExitStack() as stack:
+        said = {side: stack.enter_context(tempfile.TemporaryFile("w+")) for side in commands}
+        errors = {side: stack.enter_context(tempfile.TemporaryFile("w+")) for side in commands}
+        processes: dict[str, subprocess.Popen[str]] = {}
+        try:
+            waiting = list(commands)
+            while waiting:
+                for side in list(waiting):
+                    began = time.perf_counter()
+                    if side not in processes:
+                        processes[side] = subprocess.Popen(
+                            commands[side], stdout=said[side], stderr=errors[side], text=True, env=environment, cwd=where
+                        )
+                    else:
+                        processes[side].send_signal(signal.SIGCONT)
+                    try:
+                        processes[side].wait(length if len(waiting) > 1 else None)
+                        waiting.remove(side)
+                    except subprocess.TimeoutExpired:
+                        processes[side].send_signal(signal.SIGSTOP)
+                    wall[side] += time.perf_counter() - began
+        finally:
+            for process in processes.values():
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()
+        found = {}
+        for side, process in processes.items():
+            for file in (said[side], errors[side]):
+                file.seek(0)
+            line = next((line for line in said[side] if line.startswith("RESULT ")), None)
+            if process.returncode or line is None:
+                last = (errors[side].read().strip().splitlines() or ["it said nothing"])[-1]
+                raise PeerError(f"{' '.join(map(str, commands[side][:2]))} ended with code {process.returncode}: {last}")
+            found[side] = {**json.loads(line.removeprefix("RESULT ")), "own_wall": wall[side]}
+    return found
 
 
 def pipeline(setting: Setting) -> str:
@@ -91,76 +131,74 @@ def pipeline(setting: Setting) -> str:
     return str(folder)
 
 
-def theirs(setting: Setting, script: str, *words: str, epochs: int, seed: int = 0) -> dict[str, Any]:
-    """The peer's numbers, as ours are named."""
+def theirs(setting: Setting, script: str, *words: str, epochs: int, seed: int = 0) -> list[str]:
+    """The peer's command."""
     name, *fixed = THEIRS[script]
     common = ["--model", pipeline(setting), "--epochs", str(epochs), "--seed", str(seed)]
-    said = result([str(setting.peer_python), str(setting.peer / name), *common, *fixed, *words], setting.work)
-    return _named(said)
+    return [str(setting.peer_python), str(setting.peer / name), *common, *fixed, *words]
 
 
-def ours(setting: Setting, *words: str, epochs: int, seed: int = 0) -> dict[str, Any]:
-    """alignlab's numbers."""
+def ours(setting: Setting, *words: str, epochs: int, seed: int = 0) -> list[str]:
+    """alignlab's command."""
     common = [f"model.path_or_id={pipeline(setting)}", f"seed={seed}", "eval_sampler.steps=10"]
-    return _named(result([sys.executable, str(OWN), "--epochs", str(epochs), *common, *SAME, *words], setting.work))
+    return [sys.executable, str(OWN), "--epochs", str(epochs), *common, *SAME, *words]
+
+
+def measured(setting: Setting, commands: Mapping[str, Sequence[str]], number: int) -> dict[str, dict[str, Any]]:
+    """What the sides say, in the same words. Odd rounds begin with the last side."""
+    said = turns(dict(commands if number % 2 == 0 else reversed(commands.items())), setting.work)
+    return {side: _named(said[side]) for side in commands}
 
 
 def _named(said: dict[str, Any]) -> dict[str, Any]:
     total = said.get("total_cpu_s", said["rollout_cpu_s"] + said["train_cpu_s"])
-    return {
-        "rollout": said["rollout_cpu_s"], "rollout_wall": said["rollout_s"], "train": said["train_cpu_s"], "train_wall": said["train_s"],
-        "both": total, "both_wall": said["total_s"], "growth_mb": said["peak_rss_mb"] - said["rss_before_mb"], "rewards": said["reward_mean"],
-    }  # fmt: skip
+    growth = said["peak_rss_mb"] - said["rss_before_mb"]
+    names = {"rollout": said["rollout_cpu_s"], "train": said["train_cpu_s"], "both": total, "process_wall": said["own_wall"]}
+    return {**names, "growth_mb": growth, "rewards": said["reward_mean"]}
 
 
-def _plain(numbers: dict[str, Any]) -> dict[str, float]:
-    return {name: value for name, value in numbers.items() if name != "rewards"}
+def _plain(sides: dict[str, dict[str, Any]]) -> Sides:
+    return {side: {name: value for name, value in its.items() if name != "rewards"} for side, its in sides.items()}
 
 
 def ddpo(setting: Setting, number: int) -> Sides:
-    """Three epochs of 8 images, two updates each: at the peer's micro-batch of 4, and at ours of all pairs."""
-    return alternated(
-        {
-            "alignlab, its micro-batch": lambda: _plain(ours(setting, *DDPO, "lr=3e-4", "micro_batch=4", epochs=3)),
-            "TRL": lambda: _plain(theirs(setting, "ddpo", epochs=3)),
-            "alignlab": lambda: _plain(ours(setting, *DDPO, "lr=3e-4", f"micro_batch={BEST}", epochs=3)),
-        },
-        number,
-    )
+    """Three epochs of 8 images, two updates each: at the peer's micro-batch of 4, and at ours."""
+    commands = {
+        "alignlab, its micro-batch": ours(setting, *DDPO, "lr=3e-4", "micro_batch=4", epochs=3),
+        "TRL": theirs(setting, "ddpo", epochs=3),
+        "alignlab": ours(setting, *DDPO, "lr=3e-4", f"micro_batch={BEST}", epochs=3),
+    }
+    return _plain(measured(setting, commands, number))
 
 
-def draft(k: int) -> Any:
+def draft(k: int) -> Measure:
     """Four epochs of 4 images: with checkpoints as the peer has them, and without as is our default."""
 
     def measure(setting: Setting, number: int) -> Sides:
         words = (*DRAFT, f"algo.k={k}")
-        return alternated(
-            {
-                "alignlab, checkpointing": lambda: _plain(ours(setting, *words, "policy.checkpointing=true", epochs=4)),
-                "TRL": lambda: _plain(theirs(setting, "alignprop", "--last-k", str(k), epochs=4)),
-                "alignlab": lambda: _plain(ours(setting, *words, epochs=4)),
-            },
-            number,
-        )
+        commands = {
+            "alignlab, checkpointing": ours(setting, *words, "policy.checkpointing=true", epochs=4),
+            "TRL": theirs(setting, "alignprop", "--last-k", str(k), epochs=4),
+            "alignlab": ours(setting, *words, epochs=4),
+        }
+        return _plain(measured(setting, commands, number))
 
     return measure
 
 
-def learning(kind: str, epochs: int, *, own_words: Sequence[str], their_words: Sequence[str]) -> Any:
+def learning(kind: str, epochs: int, *, own_words: Sequence[str], their_words: Sequence[str]) -> Measure:
     """A run of each side at equal settings; the round's number is the seed. The gain is that of the last quarter of epochs over the first."""
 
-    def learned(numbers: dict[str, Any]) -> dict[str, float]:
-        rewards, late = numbers["rewards"], max(1, epochs // 4)
-        return {"gain": sum(rewards[-late:]) / late - rewards[0], "cpu": numbers["both"], "wall": numbers["both_wall"]}
+    def learned(its: dict[str, Any]) -> dict[str, float]:
+        rewards, late = its["rewards"], max(1, epochs // 4)
+        return {"gain": sum(rewards[-late:]) / late - rewards[0], "cpu": its["both"]}
 
     def measure(setting: Setting, number: int) -> Sides:
-        return alternated(
-            {
-                "alignlab": lambda: learned(ours(setting, *own_words, epochs=epochs, seed=number)),
-                "TRL": lambda: learned(theirs(setting, kind, *their_words, epochs=epochs, seed=number)),
-            },
-            number,
-        )
+        commands = {
+            "alignlab": ours(setting, *own_words, epochs=epochs, seed=number),
+            "TRL": theirs(setting, kind, *their_words, epochs=epochs, seed=number),
+        }
+        return {side: learned(its) for side, its in measured(setting, commands, number).items()}
 
     return measure
 
