@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test emoji-world first-light reward-hacking first-comparison gpu-check clean
+.PHONY: demo test emoji-world first-light reward-hacking first-comparison gpu-check bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m alignlab.train algo=draftp kl_coeff=0.25 output_dir=runs/demo
@@ -35,6 +35,10 @@ first-comparison: $(VENV)/.installed
 # What a CUDA GPU makes of Stable Diffusion 1.5 and XL, into results/gpu; goes on where it was stopped. docs/gpu.md
 gpu-check: $(VENV)/.installed
 	$(BIN)/python scripts/gpu_check.py
+
+# Ratios against a peer and against the limit, and growth, into results/benchmarks.md; under 25 minutes, goes on where it was stopped.
+bench: $(VENV)/.installed
+	$(BIN)/python scripts/bench.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -15,6 +16,11 @@ class Conditioning:
     """[B, ...] each."""
     null: dict[str, Tensor]
     """[1, ...] each."""
+
+    @cached_property
+    def guided(self) -> dict[str, Tensor]:
+        """[2B, ...] each: the prompts, then the empty prompt for each of them. One copy for all steps that ask, and for their graphs."""
+        return {k: torch.cat([v, self.null[k].expand_as(v)]) for k, v in self.text.items()}
 
     def __getitem__(self, rows: Tensor) -> "Conditioning":
         return Conditioning(text={k: v[rows] for k, v in self.text.items()}, null=self.null)

@@ -122,8 +122,7 @@ class Policy:
         """
         text, m = cond.text, len(x)
         if guidance_scale != 1:
-            text = {k: torch.cat([v, cond.null[k].expand_as(v)]) for k, v in text.items()}
-            x, t = torch.cat([x, x]), torch.cat([t, t])
+            x, t, text = torch.cat([x, x]), torch.cat([t, t]), cond.guided
         run = self._denoise_frozen if self._is_reference else self._denoise
         self.passes["backward"] += len(x) * torch.is_grad_enabled()
         if self.checkpointing and torch.is_grad_enabled():

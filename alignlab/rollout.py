@@ -173,7 +173,7 @@ def rollout(
     with torch.set_grad_enabled(want_graph and bool(kept)):
         record = Rollout(
             prompts=noise.prompts,
-            cond=cond,
+            cond=replace(cond),  # without its guided copy, which ends with the steps or their graphs
             sampler=sampler,
             noise=noise,
             slots=slots,

@@ -1,0 +1,160 @@
+"""How time and memory grow: with images, steps and prompts, with K; what a start and a report cost."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from gpu.architectures import pipeline_folder
+
+from alignlab.config import CONF, checked
+from alignlab.footprint import footprint
+from alignlab.lab import Lab
+from alignlab.train import train_epoch
+from benchmarks.clock import seconds
+from benchmarks.items import Item, Setting, Sides
+
+ROOT = Path(__file__).resolve().parents[2]
+DECADES = (1, 10, 100)
+"""The sizes of an axis over its smallest."""
+PROMPTS = (1000, 10_000, 100_000)
+
+
+def configuration(*words: str) -> dict[str, Any]:
+    import hydra
+
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return checked(hydra.compose("train", ["device=cpu", "reward=brightness", *words]))
+
+
+def epochs(setting: Setting, number: int, sizes: Sequence[Sequence[str]]) -> Sides:
+    """An epoch of DDPO on a tiny pipeline at each size, and one before that warms up."""
+    folder = pipeline_folder("tiny", setting.work, torch.device("cpu"))
+    common = (
+        "algo.estimator=sf",
+        "model=sdxl",
+        "model.variant=null",
+        f"model.path_or_id={folder}",
+        "algo=ddpo",
+        "micro_batch=4",
+        "prompts.per_prompt=1",
+    )
+    made: Lab | None = None
+    sides: Sides = {}
+    for scale, words in zip(DECADES, sizes, strict=True):
+        c = configuration(*common, *words)
+        made = Lab.from_config(c)
+        if scale == 1:
+            train_epoch(made, c, 1)
+        sides[str(scale)] = seconds(lambda made=made, c=c: train_epoch(made, c, 2 + number))
+    return sides
+
+
+def images(setting: Setting, number: int) -> Sides:
+    """4, 40 and 400 images at 2 steps."""
+    steps = ("sampler.steps=2", "eval_sampler.steps=2")
+    return epochs(setting, number, [(f"samples_per_step={4 * scale}", *steps) for scale in DECADES])
+
+
+def steps(setting: Setting, number: int) -> Sides:
+    """2, 20 and 200 steps for 4 images."""
+    return epochs(
+        setting, number, [(f"sampler.steps={2 * k}", f"eval_sampler.steps={2 * k}", "samples_per_step=4") for k in DECADES]
+    )
+
+
+LOAD = """
+import json, sys, time
+import psutil
+from alignlab.data.prompts import Prompts
+taken = lambda: psutil.Process().memory_info().rss / 2**20
+before, wall, cpu = taken(), time.perf_counter(), time.process_time()
+prompts = Prompts(file=sys.argv[1], unseen_share=0.1)
+drawn = prompts.draw(64, seed=0, epoch=1)
+print(json.dumps({"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu, "mb": taken() - before, "prompts": len(prompts.prompts)}))
+"""
+
+
+def prompts(setting: Setting, number: int) -> Sides:
+    """Prompt files of 1,000 to 100,000 lines: read, split into seen and unseen, an epoch's 64 drawn."""
+    sides: Sides = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for count in PROMPTS:
+            file = Path(folder) / f"{count}.txt"
+            file.write_text("".join(f"a picture of thing {k} in a place called {k * 7919 % count}\n" for k in range(count)))
+            done = subprocess.run([sys.executable, "-c", LOAD, str(file)], capture_output=True, text=True, check=True, cwd=ROOT)
+            sides[str(count // PROMPTS[0])] = json.loads(done.stdout)
+    return sides
+
+
+def memory(setting: Setting, number: int) -> Sides:
+    """Bytes of a dry run (alignlab.footprint: exact, the code's own). `stacks` are what one more step adds to the peak of sampling, and of
+    DDPO's training, over the latents of a step of all images; `K` the peak of DRaFT-K's training beyond weights, with checkpointing."""
+    images, short, long = 32, 10, 50
+    peaks = {}
+    for n in (short, long):
+        c = configuration(
+            "algo=ddpo",
+            f"samples_per_step={images}",
+            "micro_batch=32",
+            f"sampler.steps={n}",
+            f"eval_sampler.steps={n}",
+            "prompts.per_prompt=4",
+        )
+        peaks[n] = footprint(c, train_epoch, device="cpu").peaks
+    latents = images * 4 * 12 * 12 * 4
+    numbers = {
+        phase: (max(peaks[long][p] for p in phases) - max(peaks[short][p] for p in phases)) / (long - short) / latents
+        for phase, phases in {"sampling": ("sampling",), "training": ("loss", "backward", "optimizer step")}.items()
+    }
+    sides: Sides = {"stacks": numbers}
+    for k in (1, 5, 20):
+        c = configuration("algo=draft", f"algo.k={k}", "policy.checkpointing=true", "samples_per_step=16", "micro_batch=16")
+        seen = footprint(c, train_epoch, device="cpu")
+        sides[f"K={k}"] = {"mb": (seen.training - seen.denoiser - seen.frozen) / 2**20}
+    return sides
+
+
+def start(setting: Setting, number: int) -> Sides:
+    """`alignlab.train` with a mistake: everything is imported, composed and checked, and no model is loaded."""
+    command = [sys.executable, "-m", "alignlab.train", "lr=-1"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    took = seconds(lambda: subprocess.run(command, capture_output=True, cwd=ROOT))
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return {"alignlab": {"wall": took["wall"], "cpu": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime}}
+
+
+def report(setting: Setting, number: int) -> Sides:
+    """The page of 100 runs in 20 groups of 5 seeds, each evaluated."""
+    sys.path.insert(0, str(ROOT))
+    from tests.runs_on_disk import made_run
+
+    with tempfile.TemporaryDirectory() as folder:
+        for group in range(20):
+            for seed in range(5):
+                made_run(Path(folder) / f"{group:02}-{seed}", {"kl_coeff": 0.01 * group}, gain=1 - 0.03 * group, seed=seed)
+        command = [sys.executable, "-m", "alignlab.report", f"runs={folder}/*", f"output_dir={folder}/report"]
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done: list[Any] = []
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        took = seconds(lambda: done.append(subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)))
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        if done[0].returncode:
+            raise RuntimeError(f"alignlab.report ended with code {done[0].returncode}: {done[0].stderr.strip()[-200:]}")
+    return {"alignlab": {"wall": took["wall"], "cpu": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime}}
+
+
+ITEMS = (
+    Item(name="growth/images", measure=images, rounds=3),
+    Item(name="growth/steps", measure=steps, rounds=3),
+    Item(name="growth/prompts", measure=prompts, rounds=3),
+    Item(name="growth/memory", measure=memory, rounds=1),
+    Item(name="growth/start", measure=start),
+    Item(name="growth/report", measure=report, rounds=2),
+)

@@ -1,0 +1,190 @@
+"""The measurements as a page: every number on it is computed from the rounds."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.ratios import Ratio, exponent, median, ratio
+
+BUSY = 0.2
+"""Cores that other processes used during a round, from which on it counts as measured on a busy machine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One ratio and its target."""
+
+    item: str
+    what: str
+    cpu: str
+    """The quantity in CPU seconds (or another, such as megabytes)."""
+    wall: str | None
+    """The same by the wall."""
+    side: str
+    other: str
+    target: float | None
+
+
+PEER = (
+    Row(item="peer/ddpo", what="DDPO, rollout", cpu="rollout", wall="process_wall", side="alignlab", other="TRL", target=0.75),
+    Row(item="peer/ddpo", what="DDPO, training, TRL's micro-batch (4)", cpu="train", wall="process_wall", side="alignlab, its micro-batch", other="TRL", target=0.85),
+    Row(item="peer/ddpo", what="DDPO, training, our micro-batch (16)", cpu="train", wall="process_wall", side="alignlab", other="TRL", target=0.6),
+    Row(item="peer/draft1", what="DRaFT-1, both checkpoint", cpu="both", wall="process_wall", side="alignlab, checkpointing", other="TRL", target=0.6),
+    Row(item="peer/draft1", what="DRaFT-1, our default", cpu="both", wall="process_wall", side="alignlab", other="TRL", target=0.6),
+    Row(item="peer/draftN", what="DRaFT-N, both checkpoint", cpu="both", wall="process_wall", side="alignlab, checkpointing", other="TRL", target=0.8),
+    Row(item="peer/draftN", what="DRaFT-N, our default", cpu="both", wall="process_wall", side="alignlab", other="TRL", target=0.8),
+    Row(item="peer/ddpo", what="memory, DDPO, TRL's micro-batch", cpu="growth_mb", wall=None, side="alignlab, its micro-batch", other="TRL", target=0.6),
+    Row(item="peer/ddpo", what="memory, DDPO, our micro-batch", cpu="growth_mb", wall=None, side="alignlab", other="TRL", target=0.6),
+    Row(item="peer/draft1", what="memory, DRaFT-1, both checkpoint", cpu="growth_mb", wall=None, side="alignlab, checkpointing", other="TRL", target=0.6),
+    Row(item="peer/draftN", what="memory, DRaFT-N, both checkpoint", cpu="growth_mb", wall=None, side="alignlab, checkpointing", other="TRL", target=0.6),
+)  # fmt: skip
+LIMIT = tuple(
+    Row(item=f"limit/{name}, {threads}", what=f"{what}, {threads}", cpu=f"cpu{part}", wall=f"wall{part.replace('cpu', 'wall')}", side="alignlab", other="bare", target=target)
+    for threads in ("1 thread", "2 threads")
+    for name, what, part, target in (
+        ("rollout", "rollout", "", 1.05), ("ddpo", "DDPO, training", "", 1.10), ("draft1", "DRaFT-1, decoder and reward apart", " - decoder_cpu", 1.10),
+        ("draft1", "DRaFT-1, all", "", 1.10),
+    )
+)  # fmt: skip
+AXES = {"images": "images (4 to 400)", "steps": "steps (2 to 200)", "prompts": "prompts of a file (1,000 to 100,000)"}
+
+
+def page(results: Mapping[str, Any]) -> str:
+    """Markdown of what bench.py keeps."""
+    return "\n".join(_lines(results)) + "\n"
+
+
+def _lines(results: Mapping[str, Any]) -> Iterator[str]:
+    items: dict[str, Sequence[Any]] = {name: item["rounds"] for name, item in results["items"].items() if item["rounds"]}
+    busy = sum(its["others"] > BUSY for rounds in items.values() for its in rounds)
+    count = sum(map(len, items.values()))
+    yield from ("# Benchmarks", "", "    make bench", "")
+    yield (
+        f"{results['about']}. Ratios of CPU seconds, the two sides alternating: median of the rounds (range). *busy*: rounds during which other "
+        f"processes used more than {BUSY:g} cores; here {busy} of {count}. What is measured, and what differs between the sides: "
+        "[docs/benchmarks.md](../docs/benchmarks.md)."
+    )
+    yield from ("", "## Against TRL 0.23.1", "")
+    if any(name.startswith("peer/") for name in items):
+        yield from _table(PEER, items)
+    else:
+        yield "Not measured: the peer was not at hand."
+    yield from _learning(items)
+    yield from (
+        "",
+        "## Against the limit",
+        "",
+        "Over the bare passes through the U-Net (with the same LoRA), in a loop on ready tensors.",
+        "",
+    )
+    yield from _table(LIMIT, items)
+    yield from _parts(items)
+    yield from ("", "## Growth", "")
+    yield from _growth(items)
+    if "ideas/ddpo" in items:
+        yield from (
+            "",
+            "## Ideas",
+            "",
+            "An epoch of DDPO with each, over one without it.",
+            "",
+            "| idea | CPU | rounds (busy) |",
+            "|---|---|---|",
+        )
+        rounds = items["ideas/ddpo"]
+        for name in rounds[0]["sides"]:
+            if name != "without":
+                yield f"| {name} | {_range(ratio(rounds, 'cpu', name, 'without'))} | {_rounds(rounds)} |"
+
+
+def _table(rows: Sequence[Row], items: Mapping[str, Sequence[Any]]) -> Iterator[str]:
+    yield from ("| | CPU | wall | target | reached | rounds (busy) |", "|---|---|---|---|---|---|")
+    for row in rows:
+        rounds = items.get(row.item, ())
+        found = ratio(rounds, row.cpu, row.side, row.other)
+        if found is None:
+            yield f"| {row.what} | not measured | | {_target(row)} | | |"
+            continue
+        wall = ratio(rounds, row.wall, row.side, row.other) if row.wall else None
+        yield f"| {row.what} | {_range(found)} | {_range(wall)} | {_target(row)} | {_reached(found.median, row.target)} | {_rounds(rounds)} |"
+
+
+def _learning(items: Mapping[str, Sequence[Any]]) -> Iterator[str]:
+    found = {name.partition("/")[2]: rounds for name, rounds in items.items() if name.startswith("learning/")}
+    if not found:
+        return
+    yield from ("", "Brightness gained at equal settings, mean over seeds, and per 100 CPU seconds of sampling and training.", "")
+    yield from (
+        "| | seeds | alignlab | TRL | alignlab / 100 s | TRL / 100 s | ratio | target | reached |",
+        "|---|---|---|---|---|---|---|---|---|",
+    )
+    for name, rounds in found.items():
+        gains, rates = {}, {}
+        for side in ("alignlab", "TRL"):
+            parts = [its["sides"][side] for its in rounds]
+            gains[side] = sum(part["gain"] for part in parts) / len(parts)
+            rates[side] = 100 * sum(part["gain"] for part in parts) / sum(part["cpu"] for part in parts)
+        # a peer that gains nothing has no ratio
+        quotient = rates["alignlab"] / rates["TRL"] if rates["TRL"] > 0 else None
+        yield (
+            f"| {name} | {len(rounds)} | {gains['alignlab']:+.5f} | {gains['TRL']:+.5f} | {rates['alignlab']:+.5f} | {rates['TRL']:+.5f} | "
+            f"{'n/a' if quotient is None else f'{quotient:.2f}'} | ≥ 2 | {'n/a' if quotient is None else 'yes' if quotient >= 2 else 'no'} |"
+        )
+
+
+def _parts(items: Mapping[str, Sequence[Any]]) -> Iterator[str]:
+    """Where the time of our side goes."""
+    for name, rounds in items.items():
+        if name.startswith("limit/") and name.endswith("1 thread"):
+            parts = {part: median(rounds, part, "parts") or 0.0 for part in rounds[-1]["sides"]["parts"]}
+            whole = sum(parts.values())
+            shares = [
+                f"{part} {100 * v / whole:.1f} %" for part, v in sorted(parts.items(), key=lambda kv: -kv[1]) if v >= 5e-4 * whole
+            ]
+            yield from ("", f"{name.removeprefix('limit/')}: {', '.join(shares)}.")
+
+
+def _growth(items: Mapping[str, Sequence[Any]]) -> Iterator[str]:
+    yield from ("| | measured | target | reached |", "|---|---|---|---|")
+    for axis, what in AXES.items():
+        rounds = items.get(f"growth/{axis}")
+        if rounds:
+            sizes = [int(size) for size in rounds[0]["sides"]]
+            p = exponent(sizes, [median(rounds, "cpu", str(size)) or 0.0 for size in sizes])
+            yield f"| time over {what}: exponent | {p:.3f} | 1.00 ± 0.05 | {_yes(abs(p - 1) <= 0.05)} |"
+    if rounds := items.get("growth/prompts"):
+        largest = max(rounds[0]["sides"], key=int)
+        cpu, wall, mb = (median(rounds, quantity, largest) or 0.0 for quantity in ("cpu", "wall", "mb"))
+        yield f"| 100,000 prompts: read, split, 64 drawn | {cpu:.2f} CPU s, {wall:.2f} s, {mb:.0f} MiB | < 1 s, < 200 MB | {_yes(cpu < 1 and mb < 190)} |"
+    if rounds := items.get("growth/memory"):
+        stacks = rounds[-1]["sides"]["stacks"]
+        yield f"| latents alive at the peak of training, in stacks of N+1 | {stacks['training']:.2f} | 1 | {_yes(stacks['training'] < 1.05)} |"
+        yield f"| the same while sampling | {stacks['sampling']:.2f} | 1 | {_yes(stacks['sampling'] < 1.05)} |"
+        flat = {side: numbers["mb"] for side, numbers in rounds[-1]["sides"].items() if side.startswith("K=")}
+        worst = max(flat.values()) / flat["K=1"]
+        said = ", ".join(f"{side}: {mb:.0f} MiB" for side, mb in flat.items())
+        yield f"| DRaFT-K with checkpointing, peak beyond the weights ({said}), over K=1 | {worst:.2f} | ≤ 1.15 | {_yes(worst <= 1.15)} |"
+    for name, what, most in (("start", "import and configuration", 4), ("report", "report of 100 runs", 30)):
+        if rounds := items.get(f"growth/{name}"):
+            cpu, wall = (median(rounds, quantity, "alignlab") or 0.0 for quantity in ("cpu", "wall"))
+            yield f"| {what} | {cpu:.1f} CPU s, {wall:.1f} s | < {most} s | {_yes(cpu < most)} |"
+
+
+def _range(found: Ratio | None) -> str:
+    return "" if found is None else f"{found.median:.2f} ({found.low:.2f} to {found.high:.2f})"
+
+
+def _target(row: Row) -> str:
+    return "" if row.target is None else f"≤ {row.target:g}"
+
+
+def _reached(value: float, target: float | None) -> str:
+    return "" if target is None else _yes(round(value, 2) <= target)
+
+
+def _yes(held: bool) -> str:
+    return "yes" if held else "**no**"
+
+
+def _rounds(rounds: Sequence[Any]) -> str:
+    return f"{len(rounds)} ({sum(its['others'] > BUSY for its in rounds)})"

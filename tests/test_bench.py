@@ -1,0 +1,185 @@
+"""The benchmarks' arithmetic on made-up rounds, and a small list of real items that is stopped, goes on and is written as a page."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
+import bench
+from benchmarks.clock import Timers, seconds
+from benchmarks.items import Item, Setting, alternated
+from benchmarks.page import LIMIT, PEER, page
+from benchmarks.peer import PeerError, turns
+from benchmarks.ratios import exponent, median, ratio
+
+
+def rounds(*pairs: tuple[float, float], others: float = 0.0) -> list[dict[str, Any]]:
+    """Rounds of two sides by their CPU seconds; the wall took twice as long."""
+    return [
+        {"sides": {side: {"cpu": v, "wall": 2 * v} for side, v in zip(("alignlab", "bare"), pair, strict=True)}, "others": others}
+        for pair in pairs
+    ]
+
+
+def test_ratios_are_of_each_round_and_the_median_is_over_rounds():
+    """A machine that slows down fivefold between rounds changes no ratio; one bad round moves the range, not the median."""
+    its = rounds((1.0, 2.0), (5.0, 10.0), (2.6, 4.0), (4.0, 8.0), (9.0, 10.0))
+    found = ratio(its, "cpu", "alignlab", "bare")
+    assert found is not None and (found.median, found.low, found.high, found.rounds) == (0.5, 0.5, 0.9, 5)
+    assert median(its, "wall", "alignlab") == 8.0
+    assert ratio(its, "cpu", "alignlab", "nobody") is None and ratio(its, "mb", "alignlab", "bare") is None
+    its[0]["sides"]["alignlab"]["part"], its[0]["sides"]["bare"]["part"] = 0.25, 0.5
+    apart = ratio(its, "cpu - part", "alignlab", "bare")
+    assert apart is not None and (apart.median, apart.rounds) == (0.75 / 1.5, 1)
+
+
+@pytest.mark.parametrize("p", [0.5, 1.0, 2.0])
+def test_exponents(p):
+    """Exactly p for c size^p over two decades; a constant cost of a tenth of the smallest hardly moves it; one size has none."""
+    sizes = [4, 40, 400]
+    assert exponent(sizes, [3 * size**p for size in sizes]) == pytest.approx(p, abs=1e-12)
+    if p == 1:
+        assert exponent(sizes, [size + 0.4 for size in sizes]) == pytest.approx(0.979, abs=1e-3)
+    with pytest.raises(ValueError, match="two sizes"):
+        exponent([4, 4], [1.0, 1.0])
+
+
+def test_sides_alternate():
+    """Odd rounds run backwards, and the sides keep their names and order."""
+    ran: list[str] = []
+    sides = {name: (lambda name=name: ran.append(name) or {"cpu": 1.0}) for name in ("a", "b", "c")}
+    assert [list(alternated(sides, number)) for number in (0, 1)] == [["a", "b", "c"]] * 2
+    assert ran == ["a", "b", "c", "c", "b", "a"]
+
+
+def test_timers_give_each_part_its_own_time():
+    """A part's seconds are without those of the parts that it calls, and together they are the whole."""
+
+    def spin(length: float) -> None:
+        until = time.process_time() + length
+        while time.process_time() < until:
+            pass
+
+    timers = Timers()
+    inner = timers.around("inner", lambda: spin(0.06))
+
+    def work() -> None:
+        with timers.time("outer"):
+            spin(0.02)
+            inner()
+
+    whole = seconds(work)
+    assert timers.cpu["inner"] == pytest.approx(0.06, abs=0.01) and timers.cpu["outer"] == pytest.approx(0.02, abs=0.01)
+    assert sum(timers.cpu.values()) == pytest.approx(whole["cpu"], abs=0.005) and whole["wall"] >= whole["cpu"] - 0.01
+
+
+def everything() -> dict[str, Any]:
+    """Made-up rounds for every item of the list."""
+    found: dict[str, Any] = {}
+    for item in bench.items():
+        if item.name.startswith("limit/"):
+            its = rounds((1.04, 1.0), (1.2, 1.0), (1.0, 1.0), others=0.7)
+            for one in its:
+                one["sides"]["parts"] = {"U-Net forward": 0.9, "noise": 0.1}
+                for side in ("alignlab", "bare"):
+                    one["sides"][side] |= {"decoder_cpu": 0.5, "decoder_wall": 0.5}
+        else:
+            sides: dict[str, dict[str, float]] = {}
+            for row in PEER:
+                sides |= {side: {**sides.get(side, {}), row.cpu: 3.0, str(row.wall): 3.0} for side in (row.side,)}
+                sides |= {
+                    "TRL": {**sides.get("TRL", {}), row.cpu: 5.0, str(row.wall): 6.0, "cpu": 8.0, "wall": 8.0, "gain": 0.001}
+                }
+            sides["alignlab"] |= {"cpu": 2.0, "wall": 2.0, "gain": 0.002}
+            if item.name == "growth/memory":
+                sides = {"stacks": {"sampling": 2.0, "training": 1.0}, "K=1": {"mb": 100.0}, "K=20": {"mb": 108.0}}
+            elif item.name in ("growth/images", "growth/steps", "growth/prompts"):
+                sides = {str(k): {"cpu": 0.002 * k, "wall": 0.003 * k, "mb": k} for k in (1, 10, 100)}
+            elif item.name == "ideas/ddpo":
+                sides = {"without": {"cpu": 2.0}, "an idea": {"cpu": 3.0}}
+            its = [{"sides": sides, "others": 0.0}]
+        found[item.name] = {"rounds": its}
+    return {"about": "a machine", "items": found}
+
+
+def test_the_page_is_written_from_the_numbers():
+    """Ratios, ranges, targets and verdicts of every row are those of the rounds; busy rounds are counted; what was not measured is said."""
+    results = everything()
+    text = page(results)
+    assert "| rollout, 1 thread | 1.04 (1.00 to 1.20) | 1.04 (1.00 to 1.20) | ≤ 1.05 | yes | 3 (3) |" in text
+    assert (
+        "| DRaFT-1, decoder and reward apart, 2 threads | 1.08 (1.00 to 1.40) | 1.05 (1.00 to 1.27) | ≤ 1.1 | yes | 3 (3) |"
+        in text
+    )
+    assert "| DDPO, rollout | 0.60 (0.60 to 0.60) | 0.50 (0.50 to 0.50) | ≤ 0.75 | yes | 1 (0) |" in text
+    assert "| memory, DDPO, our micro-batch | 0.60 (0.60 to 0.60) |  | ≤ 0.6 | yes | 1 (0) |" in text
+    assert "| draft1 | 1 | +0.00200 | +0.00100 | +0.10000 | +0.01250 | 8.00 | ≥ 2 | yes |" in text
+    assert "rollout, 1 thread: U-Net forward 90.0 %, noise 10.0 %." in text
+    assert "| time over images (4 to 400): exponent | 1.000 | 1.00 ± 0.05 | yes |" in text
+    assert (
+        "| the same while sampling | 2.00 | 1 | **no** |" in text and "K=20: 108 MiB), over K=1 | 1.08 | ≤ 1.15 | yes |" in text
+    )
+    assert "| an idea | 1.50 (1.50 to 1.50) | 1 (0) |" in text and "here 18 of 30." in text
+    for its in results["items"]["peer/ddpo"]["rounds"]:
+        its["sides"]["alignlab"]["rollout"] = 4.0
+    assert "| DDPO, rollout | 0.80 (0.80 to 0.80) | 0.50 (0.50 to 0.50) | ≤ 0.75 | **no** |" in page(results)
+    without = {**results, "items": {k: v for k, v in results["items"].items() if not k.startswith(("peer", "limit/ddpo"))}}
+    assert "the peer was not at hand" in page(without) and "| DDPO, training, 1 thread | not measured |" in page(without)
+    assert {row.item for row in (*PEER, *LIMIT)} <= results["items"].keys()
+
+
+def test_a_list_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
+    """Rounds are kept as they come; a second call measures only what is missing, then the page is there and the next call begins anew.
+    Without the peer its items are left out, with a sentence."""
+    done: list[tuple[str, int]] = []
+    stops = [("two", 1)]
+
+    def item(name: str, needs_peer: bool = False) -> Item:
+        def measured(_: Setting, number: int) -> dict[str, dict[str, float]]:
+            if (name, number) in stops:
+                stops.remove((name, number))
+                raise KeyboardInterrupt
+            done.append((name, number))
+            return {"alignlab": {"cpu": 1.0, "wall": 1.0}}
+
+        return Item(name=name, measure=measured, rounds=3, needs_peer=needs_peer)
+
+    monkeypatch.setattr(bench, "items", lambda: [item("one"), item("two"), item("peer/three", needs_peer=True)])
+    words = ["bench.py", "--results", str(tmp_path / "results"), "--work", str(tmp_path / "work"), "--peer", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(KeyboardInterrupt):
+        bench.main()
+    assert done == [("one", 0), ("one", 1), ("one", 2), ("two", 0)] and not (tmp_path / "results" / "benchmarks.md").exists()
+    assert bench.main() == 0 and done[4:] == [("two", 1), ("two", 2)]
+    assert (
+        f"left out: the comparison with TRL (the peer's scripts are not in {tmp_path}; give their folder"
+        in capsys.readouterr().out
+    )
+    results = json.loads((tmp_path / "results" / "benchmarks.json").read_text())
+    assert {name: len(its["rounds"]) for name, its in results["items"].items()} == {"one": 3, "two": 3}
+    assert "the peer was not at hand" in (tmp_path / "results" / "benchmarks.md").read_text()
+    monkeypatch.setattr(sys, "argv", [*words, "--only", "one", "--rounds", "1"])
+    assert bench.main() == 0 and done[6:] == [("one", 0)]
+    results = json.loads((tmp_path / "results" / "benchmarks.json").read_text())
+    assert {name: len(its["rounds"]) for name, its in results["items"].items()} == {"one": 1, "two": 3}
+    monkeypatch.setattr(sys, "argv", [*words, "--only", "nothing"])
+    with pytest.raises(SystemExit, match="no item is called nothing"):
+        bench.main()
+
+
+def test_processes_take_turns(tmp_path):
+    """Each gets the machine in turns, so neither is done before the other has begun; CPU seconds are its own, and a failure is one
+    sentence with its last line and exit code."""
+    code = "import time; a = time.process_time()\nwhile time.process_time() < a + 0.2: pass\nprint('RESULT', '{\"end\": %s}' % time.monotonic())"
+    work = [sys.executable, "-c", code]
+    said = turns({"a": work, "b": work}, tmp_path, length=0.05)
+    assert abs(said["a"]["end"] - said["b"]["end"]) < 0.75 * sum(its["own_wall"] for its in said.values()) / 2
+    assert all(its["own_wall"] > 0.2 for its in said.values())
+    with pytest.raises(PeerError, match=r"-c ended with code 1: ValueError: no"):
+        turns({"a": [sys.executable, "-c", "raise ValueError('no')"]}, tmp_path)
+    with pytest.raises(PeerError, match="it said nothing"):
+        turns({"a": [sys.executable, "-c", "print(1)"]}, tmp_path)
