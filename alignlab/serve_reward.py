@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from alignlab.checks import bench_problems, declared, without_weighing
-from alignlab.config import command, device_of
+from alignlab.checks import bench_problems, declared, weighed, without_weighing
+from alignlab.config import command, device_of, plain
 from alignlab.nodes import ConfigError, build
 from alignlab.rewards.remote import TOKEN, token
 from alignlab.rewards.server import RewardServer
@@ -48,7 +48,8 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         ConfigError: with every problem that was found.
     """
-    c: Any = OmegaConf.to_container(cfg, resolve=True)
+    c: Any = plain(cfg)
+    weighed(c)
     found, names = [], list(c["reward"] or {})
     if len(names) != 1:
         what = f"names {len(names)} rewards" if names else "is empty"

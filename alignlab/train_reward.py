@@ -85,9 +85,9 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     if any(width < 1 for width in c["hidden"]):
         found.append(f"hidden={c['hidden']} must hold positive widths")
     try:
-        locate(c["clip"])
+        locate(c["clip"], key="clip")
     except (OSError, ValueError) as error:
-        found.append(str(error).replace("path=", "clip=", 1))
+        found.append(str(error))
     for key in ("data", "held_out"):
         if c[key] is not None and not Path(c[key]).exists():
             found.append(f"{key}={c[key]} does not exist; give a table, or a folder with one")
@@ -100,7 +100,7 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
 
 def train_reward(c: dict[str, Any], folder: Path) -> dict[str, float]:
     """Fits the reward that a checked configuration describes, writes it to `folder`, and returns the held-out numbers."""
-    clip = Clip(c["clip"])
+    clip = Clip(c["clip"], key="clip")
     table = Pairs if c["kind"] == "preference" else Ratings
     data: Dataset[Any] = table(c["data"], clip.size)
     if c["held_out"] is not None:

@@ -28,7 +28,8 @@ import alignlab.rewards.server as server_module
 from alignlab import serve_reward
 from alignlab.config import CONF
 from alignlab.rewards.brightness import Brightness
-from alignlab.rewards.compose import RewardError
+from alignlab.rewards.compose import NonFinite, RewardError, WeightedSum
+from alignlab.rewards.function import Function
 from alignlab.rewards.preference import Preference
 from alignlab.rewards.remote import Remote
 from alignlab.rewards.server import RewardServer
@@ -82,6 +83,17 @@ def test_any_reward_of_the_group_is_served() -> None:
         with torch.no_grad():
             assert torch.equal(remote(images, prompts), local(images, prompts))
         assert (remote.unit, remote.typical_range) == (local.unit, local.typical_range)
+
+
+def test_a_reward_that_says_little_is_served() -> None:
+    """A function that states neither range nor licence, from a node without weight and normalize."""
+    words = ["+reward.mine.function=statistics.fmean", "+reward.mine.differentiable=false", "+reward.mine.unit=u", "port=0"]
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        c = checked(hydra.compose("serve_reward", [*words, "allow_targets=[statistics]"]))
+    with server(c) as serving:
+        assert isinstance(serving.reward, Function)
+        declared = serving.declaration()
+    assert (declared["unit"], declared["typical_range"], declared["needs_prompt"]) == ("u", [None, None], True)
 
 
 def test_other_arguments_are_another_reward() -> None:
@@ -294,28 +306,33 @@ def test_a_body_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_reward_that_fails(capfd: pytest.CaptureFixture[str]) -> None:
-    """NaN is 422 and the sentence that a local run would give; a crash is 500 without its words, which the server's log has."""
+    """NaN is null, and the client's reward a NonFinite that names the prompt, as a local one's would be, so that `on_nonfinite=skip`
+    holds; a crash is 500 without its words, which the server's log has, also if it looks like a broken connection."""
 
     class Odd(Brightness):
         def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
             if prompts[0] == "crash":
                 raise ValueError("/secret/path")
-            return super().__call__(images, prompts) * float("nan")
+            if prompts[0] == "lost":
+                raise ConnectionResetError("the judge's own database")
+            return super().__call__(images, prompts) * torch.tensor([1.0, float("nan")])[: len(images)]
 
     with running(small(Odd())) as url:
-        status, answer = post(url, message([GOOD], ["a cat"]))
-        assert (status, answer["error"]) == (422, "reward brightness is nan for image 0 of prompt 'a cat' (1 of 1 images)")
-        with pytest.raises(RewardError, match="refused: HTTP 422 reward brightness is nan for image 0"):
-            Remote(url)(torch.rand(1, 3, 8, 8), ["a cat"])
-        status, answer = post(url, message([GOOD], ["crash"]))
-        assert (status, answer) == (500, {"error": "brightness failed: ValueError"})
+        status, answer = post(url, message([GOOD] * 2, ["a cat", "a dog"]))
+        assert (status, answer["scores"]) == (200, [0.0, None])
+        with pytest.raises(NonFinite, match=r"reward far is nan for image 1 of prompt 'b' \(1 of 3 images\)") as error:
+            WeightedSum({"far": Remote(url, batch_size=2)}, {"far": 1.0}).score(torch.rand(3, 3, 8, 8), list("abc"))
+        assert error.value.rows == (1,)
+        for word, kind in (("crash", "ValueError"), ("lost", "ConnectionResetError")):
+            assert post(url, message([GOOD], [word])) == (500, {"error": f"brightness failed: {kind}"})
     assert "/secret/path" in capfd.readouterr().err
 
 
 def test_one_at_a_time_and_not_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Requests that come together are scored one after another, each with its own scores; beyond the places they are told to come
-    again, and do."""
+    """Requests that come together are scored one after another, each with its own scores; beyond the places they wait, and are told
+    to come again, and do, if that takes too long."""
     monkeypatch.setattr(server_module, "AT_ONCE", 2)
+    monkeypatch.setattr(server_module, "PATIENCE", 0.05)
     busy, together, go = [0], [0], Event()
 
     class Counts(Brightness):
@@ -334,5 +351,9 @@ def test_one_at_a_time_and_not_too_many(monkeypatch: pytest.MonkeyPatch) -> None
             assert time.monotonic() < deadline
         answers += [remote.submit(torch.full((1, 3, 8, 8), k / 8), [""]) for k in range(2, 5)]
         go.set()
+        assert [answer.result(10).item() for answer in answers] == [k / 8 for k in range(5)]
+        monkeypatch.setattr(server_module, "PATIENCE", 10)
+        once = Remote(url, form="safetensors", retries=0)
+        answers = [once.submit(torch.full((1, 3, 8, 8), k / 8), [""]) for k in range(5)]
         assert [answer.result(10).item() for answer in answers] == [k / 8 for k in range(5)]
     assert together[0] == 1

@@ -4,7 +4,8 @@
     R = mean_i max_j cos(x_i, y_j)   over the reference's tokens x_i          F1 = 2 P R / (P + R)
 
 The package bert-score is not used: its last release is of 2023 and brings pandas and matplotlib. Its conventions are kept: the
-output of one hidden layer, each token matched greedily, special tokens may be matched but are not counted, an empty text scores 0.
+output of one hidden layer, each token matched greedily, special tokens may be matched but are not counted, an empty text scores 0,
+RoBERTa and GPT-2 read a text's first word as one within it (after a blank).
 Differs in that padding is never matched (there it counts as a cosine of 0), so a score does not depend on its batch. Weighting by
 inverse document frequency is left out: a reward does not know its corpus.
 """
@@ -76,6 +77,7 @@ class BertScore:
         if not -1 <= layer <= layers:
             raise ValueError(f"layer={layer}: {path} has the layers 0 to {layers}")
         self.layer, self.baseline = layer, baseline
+        self.before = " " if self.model.config.model_type in ("roberta", "gpt2") else ""
         self.longest = min(self.tokenizer.model_max_length, getattr(self.model.config, "max_position_embeddings", 512), 512)
 
     def __call__(self, candidates: Sequence[str], references: Sequence[str], device: torch.device | str = "cpu") -> Alignment:
@@ -87,8 +89,8 @@ class BertScore:
     @torch.no_grad()
     def _embedded(self, texts: Sequence[str], device: torch.device | str) -> Tokens:
         coded = self.tokenizer(
-            [text.strip() for text in texts], padding=True, truncation=True, max_length=self.longest, return_special_tokens_mask=True,
-            return_tensors="pt",
+            [self.before + text.strip() if text.strip() else "" for text in texts], padding=True, truncation=True, max_length=self.longest,
+            return_special_tokens_mask=True, return_tensors="pt",
         ).to(device)  # fmt: skip
         special, present = coded.pop("special_tokens_mask").bool(), coded["attention_mask"].bool()
         hidden = self.model(**coded, output_hidden_states=True).hidden_states[self.layer]

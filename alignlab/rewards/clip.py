@@ -1,4 +1,8 @@
-"""CLIP, and text-image agreement by any of those that open_clip loads (Radford et al. 2021; as a score, arXiv 2104.08718)."""
+"""CLIP, and text-image agreement by any of those that open_clip loads (Radford et al. 2021).
+
+The score is scale x cosine. CLIPScore as published (arXiv 2104.08718) is 2.5 max(cosine, 0) of "A photo depicts PROMPT" with
+ViT-B/32: `scale=2.5 template="A photo depicts {}"` but for the negative cosines, which keep their gradient here.
+"""
 
 import importlib.resources
 import json
@@ -25,19 +29,22 @@ class Clip:
         weights: a state dict in place of the tag's; then `path` is an architecture of open_clip's alone.
         resize: shortest, longest or squash, in place of what its own configuration says.
         revision: a commit of the hub's repository; null takes the newest.
+        key: what `path` is called in sentences.
 
     Raises:
         FileNotFoundError: as `locate`.
         ValueError: as `locate`; if what is there is broken.
     """
 
-    def __init__(self, path: str, *, weights: Path | None = None, resize: str | None = None, revision: str | None = None) -> None:
+    def __init__(
+        self, path: str, *, weights: Path | None = None, resize: str | None = None, revision: str | None = None, key: str = "path"
+    ) -> None:
         import open_clip
 
         options: dict[str, Any] = {"pretrained": str(weights)} if weights else {}
-        name = path if weights else locate(path, revision)
+        name = path if weights else locate(path, revision, key=key)
         if revision is not None:
-            name = locate(_pinned(path, revision))
+            name = locate(_pinned(path, revision), key=key)
         if ":" not in name and not weights:
             name, _, tag = name.partition("/")
             # OpenAI's were trained with QuickGELU; open_clip would build them with GELU, and only warn
@@ -45,7 +52,7 @@ class Clip:
             options = {"pretrained": tag, "force_quick_gelu": gelu}
         try:
             about: Any = (
-                _config(Path(name.removeprefix("local-dir:")))
+                _config(Path(name.removeprefix("local-dir:")), key)
                 if name.startswith("local-dir:")
                 else open_clip.get_model_config(name)
             )
@@ -61,7 +68,7 @@ class Clip:
                 raise
             why = " ".join(str(error).split())[:300] or type(error).__name__
             raise ValueError(
-                f"path={path} cannot be loaded ({why.rstrip('.:')}); it is damaged, of another version, or out of reach"
+                f"{key}={path} cannot be loaded ({why.rstrip('.:')}); it is damaged, of another version, or out of reach"
             ) from error
         visual = self.model.visual
         size, look = visual.image_size, visual.preprocess_cfg
@@ -87,7 +94,8 @@ class Clip:
         return F.normalize(self.model.encode_image(self.preprocess(images)), dim=-1)
 
     def texts(self, texts: Sequence[str], device: torch.device) -> Tensor:
-        """[B, width]; each text is encoded once."""
+        """[B, width]; each text is encoded once, on the device that it is first asked for on."""
+        self.model.to(device)
         with torch.no_grad():
             return torch.stack([self._text(text) for text in texts]).to(device)
 
@@ -144,19 +152,19 @@ def locate(path: str, revision: str | None = None, *, key: str = "path") -> str:
     folder = next((f for f in (Path(path), shipped) if f.is_dir()), None)
     mend = "give a folder in open_clip's format, emoji_clip, hf-hub:owner/name, or one of open_clip's like ViT-L-14/openai"
     if folder is None:
-        if _listed(path):
+        if _listed(path, key):
             return path
         raise FileNotFoundError(f"{key}={path}: there is no such folder and no such shipped model; {mend}")
     if not (folder / "open_clip_config.json").is_file() or not any(folder.glob("open_clip_*.safetensors")):
         raise FileNotFoundError(f"{key}={path}: {folder} lacks open_clip_config.json or its safetensors weights; {mend}")
-    text = _config(folder)["text_cfg"]
+    text = _config(folder, key)["text_cfg"]
     if text.get("hf_tokenizer_name") and not any((folder / file).is_file() for file in VOCABULARIES):
         # transformers would make an empty vocabulary without a word, and every score be meaningless
         raise FileNotFoundError(f"{key}={path}: {folder} lacks its tokenizer ({' or '.join(VOCABULARIES)}); {mend}")
     return f"local-dir:{folder}"
 
 
-def _listed(path: str) -> bool:
+def _listed(path: str, key: str) -> bool:
     """Whether open_clip lists weights of that name.
 
     Raises:
@@ -169,8 +177,8 @@ def _listed(path: str) -> bool:
 
     weights = open_clip.pretrained.get_pretrained_cfg(name, tag)
     if weights and open_clip.get_model_config(name).get("quick_gelu") and not weights.get("quick_gelu"):
-        mend = f"set path={name.removesuffix('-quickgelu')}/{tag}"
-        raise ValueError(f"path={path}: these weights were trained with GELU, and {name} has QuickGELU; {mend}")
+        mend = f"set {key}={name.removesuffix('-quickgelu')}/{tag}"
+        raise ValueError(f"{key}={path}: these weights were trained with GELU, and {name} has QuickGELU; {mend}")
     return bool(weights)
 
 
@@ -182,7 +190,7 @@ def _pinned(path: str, revision: str) -> str:
     return snapshot_download(path.removeprefix("hf-hub:"), revision=revision, allow_patterns=[*files, "special_tokens_map.json"])
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def _config(folder: Path, key: str) -> dict[str, Any]:
     """What open_clip_config.json says of the model."""
     path = folder / "open_clip_config.json"
     try:
@@ -190,5 +198,5 @@ def _config(folder: Path) -> dict[str, Any]:
         if not all(isinstance(its[key], dict) for key in ("text_cfg", "vision_cfg")):
             raise TypeError
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise ValueError(f"path={folder}: {path} is no configuration of open_clip's; fetch it again") from None
+        raise ValueError(f"{key}={folder}: {path} is no configuration of open_clip's; fetch it again") from None
     return dict(its)

@@ -2,7 +2,8 @@
 
 import inspect
 import traceback
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ class NonFinite(RewardError):
     """
 
     def __init__(self, name: str, values: Tensor, prompts: Sequence[str], rows: Sequence[int]) -> None:
-        self.name, self.value, self.rows = name, values[rows[0]].item(), tuple(rows)
+        self.name, self.values, self.value, self.rows = name, values.detach(), values[rows[0]].item(), tuple(rows)
         many = f"({len(rows)} of {len(prompts)} images)"
         super().__init__(f"reward {name} is {self.value} for image {rows[0]} of prompt {prompts[rows[0]]!r} {many}")
 
@@ -100,9 +101,19 @@ class WeightedSum:
     def _submitted(self, images: Tensor, prompts: Sequence[str]) -> Callable[[], dict[str, Tensor]]:
         self.queries += len(prompts)
         alone: Any = {name: reward for name, reward in self.rewards.items() if name not in self.groupwise}
-        later = {name: reward.submit(images, prompts) for name, reward in alone.items() if hasattr(reward, "submit")}
+        later: dict[str, Any] = {}
+        for name, reward in alone.items():
+            if hasattr(reward, "submit"):
+                with _named(name, reward):
+                    later[name] = reward.submit(images, prompts)
         now = {name: self._asked(name, images, prompts) for name in alone if name not in later}
-        return lambda: now | {name: _checked(name, one.result(), prompts).to(images.device) for name, one in later.items()}
+
+        def answer(name: str) -> Tensor:
+            with _named(name, alone[name]):
+                values = later[name].result()
+            return _checked(name, values, prompts).to(images.device)
+
+        return lambda: now | {name: answer(name) for name in later}
 
     def within_prompts(self, images: Tensor, prompts: Sequence[str], group: int) -> dict[str, Tensor]:
         """[B] of each group-wise reward, one call for each `group` images in a row."""
@@ -119,13 +130,8 @@ class WeightedSum:
         reward = self.rewards[name]
         if type(reward).__module__.startswith("alignlab.rewards.") and not isinstance(reward, Function):
             return _checked(name, reward(images, prompts), prompts).to(images.device)
-        try:  # yours
+        with _named(name, reward):  # yours
             values = reward(images, prompts)
-        except (RewardError, torch.OutOfMemoryError, MemoryError):
-            raise
-        except Exception as error:  # whatever a user's code may raise
-            said = " ".join(f"{type(error).__name__}: {error}".split())
-            raise RewardError(f"reward {name} ({_called(reward)}) raised {said}{_where(error, reward)}") from error
         values = _checked(name, values, prompts).to(images.device)
         asked = reward.differentiable and torch.is_grad_enabled() and images.requires_grad and name not in self._reached
         if asked and not _reaches(values, images):
@@ -169,6 +175,18 @@ class WeightedSum:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.statistics = {name: (pair[0], pair[1]) for name, pair in state.items()}
+
+
+@contextmanager
+def _named(name: str, reward: Any) -> Iterator[None]:
+    """Whatever its code raises becomes a RewardError with its name."""
+    try:
+        yield
+    except (RewardError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise RewardError(f"reward {name} ({_called(reward)}) raised {said}{_where(error, reward)}") from error
 
 
 def _called(reward: Any) -> str:

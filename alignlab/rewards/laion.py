@@ -46,7 +46,7 @@ class LaionAesthetic:
             self.head = mlp_of(tensors(found), relu=False).eval().requires_grad_(False)
         except ValueError as error:
             raise ValueError(f"path={path}: {error}") from None
-        self.clip = Clip(clip)
+        self.clip = Clip(clip, key="clip")
         self.input_size = self.clip.size[0]
         width = self.head.layers[0].in_features
         if width != self.clip.width:

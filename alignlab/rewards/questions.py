@@ -16,11 +16,11 @@ NUMBERS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
     "nineteen twenty"
 ).split()
-NUMBER = re.compile(rf"\b(?:\d{{1,9}}|{'|'.join(NUMBERS)})\b", re.IGNORECASE)
+NUMBER = re.compile(rf"(?<![\w-])(?:\d{{1,9}}|{'|'.join(NUMBERS)})(?![\w-])", re.IGNORECASE)
 
 
 def numbers(text: str) -> set[int]:
-    """Those that a text names, in digits or in words up to twenty."""
+    """Those that a text names, in digits or in words up to twenty; parts of compounds, as in "twenty-two", are none."""
     return {int(word) if word.isdigit() else NUMBERS.index(word.lower()) for word in NUMBER.findall(text)}
 
 
@@ -51,7 +51,8 @@ class Questions:
         file: instead of the two, a .jsonl file with the questions of each prompt, as DDPO's metadata: {"prompt": ..., "questions": [...],
             "answers": [...]}. It may be that of prompts.file.
         score: "strict" compares the reply with the answer (0 or 1, see `is_right`); "probability" is that of a reply that begins with the
-            answer (see `spellings`), which also tells images apart that are all wrong.
+            answer (see `spellings`), which also tells images apart that are all wrong. Of a number that begins longer ones it holds theirs
+            too: "1" begins "10", "six" may begin "sixteen".
         tokens: of a reply, at most.
 
     Raises:

@@ -2,7 +2,7 @@
 
 What may be a passing trouble (no connection, a timeout, 408, 429, 5xx, an answer that is cut or garbled) is asked again after a
 growing, jittered wait. What would not pass (another 4xx, too few scores, a score that is no number, another reward than at the
-start) is a RewardError at once. No score is ever made up.
+start) is a RewardError at once. A null is a score that was not finite there, and is NaN here. No score is ever made up.
 """
 
 import json
@@ -55,7 +55,7 @@ class Remote:
         name: the reward that it must hold; None takes any. The one that it held at the start it must hold to the end.
         form: "png" (8 bits a channel, small) or "safetensors" (float32, exact).
         batch_size: images of one request.
-        ahead: rollouts that may wait for their scores while the next one is sampled, so requests in flight; 0 waits for each.
+        ahead: rollouts that may wait for their scores while the next one is sampled, one more than it are asked for at once; 0 waits for each.
         retries: attempts after the first one.
         backoff: seconds before the second attempt, twice as many before each further one, up to 30; each is shortened by up to a half at random.
         timeout: seconds of one attempt, from the connection to the answer's last byte.
@@ -155,12 +155,12 @@ class Remote:
         scores = answer["scores"]
         if len(scores) != n:
             raise RewardError(f"the reward server {self.url} gave {len(scores)} scores for {n} images")
-        wrong = [s for s in scores if isinstance(s, bool) or not isinstance(s, (int, float)) or not math.isfinite(s)]
+        wrong = [s for s in scores if s is not None and not _is_finite(s)]
         if wrong:
             raise RewardError(
                 f"the reward server {self.url} gave the score {plain(wrong[0], 40)} ({len(wrong)} of {n} are no finite numbers)"
             )
-        return [float(s) for s in scores]
+        return [math.nan if s is None else float(s) for s in scores]
 
     def _declaration(self, answer: Any) -> dict[str, Any]:
         good = (
@@ -169,7 +169,7 @@ class Remote:
             and all(isinstance(answer.get(key), str) for key in ("reward", "digest", "unit"))
             and isinstance(answer.get("typical_range"), list)
             and len(answer["typical_range"]) == 2
-            and all(bound is None or isinstance(bound, (int, float)) for bound in answer["typical_range"])
+            and all(bound is None or _is_finite(bound) for bound in answer["typical_range"])
         )
         if not good:
             raise RewardError(f"{self.url}/health is not the declaration of a reward; start {_START} there")
@@ -248,6 +248,14 @@ class Remote:
         if answer is None:
             raise Trouble(f"an answer that is no JSON ({plain(kind) or 'without a type'}, {len(text)} bytes)")
         return answer
+
+
+def _is_finite(number: Any) -> bool:
+    """Whether it is a number that a float can hold."""
+    try:
+        return isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number)
+    except OverflowError:  # an integer of hundreds of digits
+        return False
 
 
 _START = "python -m alignlab.serve_reward reward=NAME"

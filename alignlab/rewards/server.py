@@ -1,7 +1,8 @@
 """A reward as an HTTP service: GET /health declares it, POST /score scores images (wire.py). One request is scored at a time.
 
-Requests are a stranger's: their size, their pixels, the time they take to arrive and their number are bounded, images are decoded
-by PIL's PNG, JPEG and WebP decoders only, and nothing in them names a file or a class. A mistake is answered as {"error": sentence}.
+Requests are a stranger's: their size, their pixels, the time that a body takes to arrive and the number that are read at once are
+bounded, images are decoded by PIL's PNG, JPEG and WebP decoders only, and nothing in them names a file or a class. Connections are
+not counted: put a server that strangers reach behind one that counts them. A mistake is answered as {"error": sentence}.
 """
 
 import hmac
@@ -17,15 +18,17 @@ from typing import Any
 
 import torch
 
-from alignlab.rewards import Reward
-from alignlab.rewards.compose import RewardError, WeightedSum
+from alignlab.rewards import Declared, Reward
+from alignlab.rewards.compose import NonFinite, RewardError, WeightedSum
 from alignlab.rewards.remote import PROTOCOL
 from alignlab.rewards.wire import Limits, WireError, unpack
 
 SECONDS = 60.0
-"""Within which a request must have arrived."""
+"""Within which a body must have arrived, and each line before it."""
 AT_ONCE = 8
-"""Requests that are read, wait or are scored; further ones are told to come again (503)."""
+"""Requests whose bodies are read, wait or are scored."""
+PATIENCE = 30.0
+"""Seconds that a further request waits for its place, before it is told to come again (503)."""
 
 
 class Refusal(Exception):
@@ -33,6 +36,10 @@ class Refusal(Exception):
 
     def __init__(self, status: int, sentence: str) -> None:
         self.status, self.sentence = status, sentence
+
+
+class Crash(Exception):
+    """The reward itself failed, with its `__cause__`, whose words are for the log."""
 
 
 class RewardServer(ThreadingHTTPServer):
@@ -67,19 +74,20 @@ class RewardServer(ThreadingHTTPServer):
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     def declaration(self) -> dict[str, Any]:
-        """What GET /health answers. An unbounded end of the range is null."""
-        bounds = [float(bound) if math.isfinite(bound) else None for bound in self.reward.typical_range]
+        """What GET /health answers. An end of the range that is unbounded or unstated is null."""
+        said = Declared.by(self.reward)
+        bounds = [float(bound) if math.isfinite(bound) else None for bound in said.typical_range or (-math.inf, math.inf)]
         return {
-            "protocol": PROTOCOL, "reward": self.name, "digest": self.digest, "unit": self.reward.unit, "typical_range": bounds,
-            "differentiable": False, "needs_prompt": getattr(self.reward, "needs_prompt", True),
-            "input_size": getattr(self.reward, "input_size", None), "licence": getattr(self.reward, "licence", "unstated"),
+            "protocol": PROTOCOL, "reward": self.name, "digest": self.digest, "unit": said.unit, "typical_range": bounds,
+            "differentiable": False, "needs_prompt": said.needs_prompt, "input_size": said.input_size, "licence": said.licence,
         }  # fmt: skip
 
     def score(self, body: bytes, content_type: str) -> dict[str, Any]:
-        """What POST /score answers.
+        """What POST /score answers. A score that is not finite is null.
 
         Raises:
             Refusal: 400 for what is no request, 422 for what the reward cannot score.
+            Crash: if the reward fails.
         """
         try:
             images, prompts = unpack(body, content_type, self.limits)
@@ -88,10 +96,14 @@ class RewardServer(ThreadingHTTPServer):
         with self.scoring, torch.no_grad():
             try:
                 scores = self.checked.score(images.to(self.device), prompts)[self.name].tolist()
+            except NonFinite as error:
+                scores = [score if math.isfinite(score) else None for score in error.values.tolist()]
             except RewardError as error:
-                if error.__cause__ is not None:  # it crashed: its words are for the log
-                    raise error.__cause__ from None
+                if error.__cause__ is not None:
+                    raise Crash from error.__cause__
                 raise Refusal(422, str(error)) from None
+            except Exception as error:
+                raise Crash from error
         return {"reward": self.name, "digest": self.digest, "scores": scores}
 
 
@@ -107,7 +119,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer("/score", lambda: self.server.score(self._body(), self.headers.get("Content-Type", "")))
 
     def _answer(self, path: str, what: Callable[[], dict[str, Any]]) -> None:
-        if not self.server.places.acquire(blocking=False):
+        if not self.server.places.acquire(timeout=PATIENCE):
             return self._send(503, {"error": "too many requests at once; come again"})
         try:
             if self.server.token is not None and not self._knows(self.server.token):
@@ -121,7 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         except Exception as error:
             traceback.print_exc()
-            return self._send(500, {"error": f"{self.server.name} failed: {type(error).__name__}"})
+            return self._send(500, {"error": f"{self.server.name} failed: {type(error.__cause__ or error).__name__}"})
         finally:
             self.server.places.release()
 

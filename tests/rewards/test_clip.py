@@ -13,6 +13,7 @@ from open_clip.pretrained import _PRETRAINED
 from torchvision.transforms.functional import to_pil_image
 from transformers import CLIPTokenizer
 
+from alignlab.dry import Kernels, Ledger
 from alignlab.rewards.clip import Clip, ClipScore, locate
 from tests.rewards.published import PROMPTS, open_clip_architecture, open_clip_weights, pictures, slopes_agree
 
@@ -54,6 +55,17 @@ def test_the_unit_tells_the_scale() -> None:
     assert (one.unit, hundred.unit) == ("1 x cosine", "100 x cosine")
     image = torch.rand(1, 3, 48, 48)
     torch.testing.assert_close(100 * one(image, ["a cat"]), hundred(image, ["a cat"]))
+
+
+def test_texts_are_encoded_on_the_device_that_asks() -> None:
+    """The first ones too, before any image was seen. (Here a device that computes nothing.)"""
+    reward = ClipScore("emoji_clip")
+    with Ledger(), Kernels("cpu"):
+        assert reward(torch.empty(1, 3, 48, 48, device="meta"), ["a cat"]).is_meta
+    other = ClipScore("emoji_clip").clip
+    with Ledger():
+        other.texts(["a cat"], torch.device("meta"))
+    assert next(other.model.parameters()).is_meta
 
 
 def test_a_name_on_the_hub_is_left_to_open_clip() -> None:

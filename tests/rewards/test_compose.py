@@ -1,6 +1,7 @@
 """Weighted sums of rewards: scale, order, errors that name the culprit, state."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -176,6 +177,26 @@ def test_errors_of_your_code_name_it(function: Callable[..., Any], said: str) ->
     """The function and its line, or what came instead of a reward."""
     with pytest.raises(RewardError, match=said):
         WeightedSum({"mine": Function(function, differentiable=True, unit="u")}, {"mine": 1.0})(torch.rand(3, 3, 4, 4), PROMPTS)
+
+
+class Later(Mean):
+    """Answers later: fails when it is asked, or when it is waited for."""
+
+    def __init__(self, at: str) -> None:
+        self.at = at
+
+    def submit(self, images: Tensor, prompts: Sequence[str]) -> Future[Tensor]:
+        if self.at == "submit":
+            raise OSError("gone")
+        future = Future[Tensor]()
+        future.set_exception(OSError("gone"))
+        return future
+
+
+@pytest.mark.parametrize("at", ["submit", "result"])
+def test_errors_of_code_that_answers_later_name_it(at: str) -> None:
+    with pytest.raises(RewardError, match=r"reward mine \(tests.rewards.test_compose.Later\) raised OSError: gone"):
+        WeightedSum({"mine": Later(at)}, {"mine": 1.0})(torch.rand(3, 3, 4, 4), PROMPTS)
 
 
 @pytest.mark.parametrize("function", [listed, lambda x, p: torch.nn.Parameter(torch.ones(len(x)))])

@@ -76,6 +76,13 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     laion_head(path, width=12)
     with pytest.raises(FileNotFoundError, match=r"^clip=nowhere: there is no such folder and no such shipped model; give"):
         LaionAesthetic.check(str(path), file="head.pth", clip="nowhere")
+    (tmp_path / "clip").mkdir()
+    for name in ("open_clip_config.json", "open_clip_model.safetensors"):
+        (tmp_path / "clip" / name).write_text("{}")
+    with pytest.raises(ValueError, match=r"^clip=.*open_clip_config.json is no configuration of open_clip's"):
+        LaionAesthetic.check(str(path), file="head.pth", clip=str(tmp_path / "clip"))
+    with pytest.raises(ValueError, match=r"^clip=.*open_clip_config.json is no configuration of open_clip's"):
+        Clip(str(tmp_path / "clip"), key="clip")
     with pytest.raises(ValueError, match=r"head.pth rates embeddings of length 12, and those of clip=emoji_clip have 96"):
         LaionAesthetic(str(path), file="head.pth", clip="emoji_clip")
     torch.save({"layers.0.weight": torch.ones(3, 4)}, path)

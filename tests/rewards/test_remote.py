@@ -393,7 +393,10 @@ REFUSED: dict[str, tuple[Mood, str]] = {
     "nan": (says([1.0, float("nan"), 1.0, 1.0, 1.0]), r"gave the score nan \(1 of 5"),
     "infinite": (says([1.0, 1.0, float("-inf"), 1.0, 1.0]), "gave the score -inf"),
     "overflow": (answers(b'{"reward": "jpeg", "digest": "d1", "scores": [1e999, 1, 1, 1, 1]}'), "gave the score inf"),
-    "null": (says([None] * 5), r"gave the score None \(5 of 5"),
+    "immense": (
+        answers(b'{"reward": "jpeg", "digest": "d1", "scores": [1' + b"0" * 400 + b", 1, 1, 1, 1]}"),
+        "gave the score 1000",
+    ),
     "texts": (says(["1.0"] * 5), "gave the score 1.0"),
     "truth values": (says([True] * 5), "gave the score True"),
     "no list": (says(3.0), "answered without a list of scores"),

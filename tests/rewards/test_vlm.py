@@ -182,6 +182,28 @@ def test_bertscore_of_texts(home: Path) -> None:
         BertScore(str(home / "bert"), 4)
 
 
+def test_a_robertas_first_word_is_one_within(tmp_path: Path) -> None:
+    """As in the package: what follows a blank and what begins a text are the same token. An empty text has none still."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(
+        models.BPE(
+            {word: i for i, word in enumerate(["<pad>", *letters, "ca", "cat", "Ġcat"])}, [("c", "a"), ("ca", "t"), ("Ġ", "cat")]
+        )
+    )
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", model_max_length=32).save_pretrained(tmp_path)
+    config = transformers.RobertaConfig(
+        vocab_size=len(core.get_vocab()), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=64, pad_token_id=0,
+    )  # fmt: skip
+    model = transformers.RobertaModel(config)
+    torch.nn.init.zeros_(model.embeddings.position_embeddings.weight)
+    model.save_pretrained(tmp_path)
+    found = BertScore(str(tmp_path), 0)._embedded(["cat cat", " cat", ""], "cpu")
+    assert found.counted.sum(1).tolist() == [2, 1, 0]
+    assert torch.equal(found.embeddings[0, 0], found.embeddings[0, 1])
+
+
 # -- the model
 
 
@@ -298,6 +320,9 @@ def test_questions_of_a_file(home: Path, tmp_path: Path) -> None:
         ("There are 13 cats", "3", False),
         ("none of them", "one", False),
         ("sixteen", "six", False),
+        ("twenty-two cats", "two", False),
+        ("twenty-two cats", "twenty", False),
+        ("Twenty-two cats", "twenty-two", True),
         ("two or three", "three", False),
         ("three, I count three", "three", True),
         ("many", "three", False),
