@@ -35,7 +35,7 @@ from alignlab.checks import groupwise, problems, weighed
 from alignlab.foreign import hydra_problems
 from alignlab.nodes import ConfigError, nearest, resolve, words
 from alignlab.ranks import launched, shared
-from alignlab.runs import GUARDS, NOT_SCIENCE, RunError, read_config
+from alignlab.runs import GUARDS, KEPT_CHECKPOINTS, NOT_SCIENCE, RunError, read_config
 from alignlab.secrecy import masked
 
 HERE = Path(__file__).resolve().parent
@@ -93,7 +93,7 @@ class TrainConfig:
     eval_every: int = 20
     checkpoint_every: int = 20
     """In epochs; 0 writes none but the first and the last."""
-    keep: int = 2
+    keep: int = KEPT_CHECKPOINTS
     """Checkpoints that stay on the disk; with 1 there is none to fall back to if it goes bad."""
     on_nonfinite: str = "stop"
     """stop, or skip: what becomes of a rollout whose reward, and an update whose loss or gradient, is infinite or no number."""

@@ -26,7 +26,7 @@ from omegaconf import DictConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from alignlab.checks import bench_problems, choice_problems, tuned_problems, weighed
+from alignlab.checks import bench_problems, choice_problems, tuned_problems, weighed, without_weighing
 from alignlab.config import asked, command, opted_in, plain
 from alignlab.data.prompts import thinned
 from alignlab.images import Images, read_images, six_digits, write_images
@@ -99,9 +99,9 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     found += tuned_problems(c)
     if c["features"] is not None:
         try:
-            locate(c["features"])
+            locate(c["features"], key="features")
         except (OSError, ValueError) as error:
-            found.append(str(error).replace("path=", "features=", 1))
+            found.append(str(error))
     if not isinstance(c["name"], str) or c["name"] in ("", ".", "..") or Path(c["name"]).name != c["name"]:
         found.append(f"name={c['name']} must be the name of one folder, which is made in the run's")
     elif c["name"] in ("samples", "checkpoints", "model", "tensorboard", "probes"):
@@ -142,7 +142,7 @@ class Evaluation:
         bench = Bench.of(c, self.policy)
         turned = dialled(self.policy, bench.eval_sampler, lora_scale=c["lora_scale"], annealing=c["annealing"])
         self.bench = replace(bench, policy=turned)
-        self.features = None if c["features"] is None else Clip(c["features"])
+        self.features = None if c["features"] is None else _clip(c["features"])
         prompts = self.bench.prompts
         few = thinned(prompts.prompts, c["diversity_prompts"])
         self.sets: dict[str, tuple[tuple[str, ...], int]] = {
@@ -191,7 +191,8 @@ class Evaluation:
 
     @cached_property
     def key(self) -> str:
-        """Of the base model's weights, of what was asked of it, and of how rewards and distance judge four fixed pictures."""
+        """Of the base model's weights, of what was asked of it, and of the rewards: what they are, and how they and the distance judge
+        four fixed pictures."""
         digest = hashlib.blake2b(digest_size=12)
         with self.policy.reference():
             modules = (self.policy.family.denoiser, *self.policy.family.frozen)
@@ -202,13 +203,23 @@ class Evaluation:
                 digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         probe = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(self.policy.device)
         with torch.no_grad():
-            judged = {**self.bench.score(probe, ["a cat"] * 4, 4), "diversity": self.bench.diversity.pairwise(probe).flatten()}
+            judged = {
+                **self.bench.score(probe, [self.bench.prompts.prompts[0]] * 4, 4),
+                "diversity": self.bench.diversity.pairwise(probe).flatten(),
+            }
         asked = {
             "sets": self.sets, "eval_sampler": self.c["eval_sampler"], "diversity": self.bench.diversity.name,
-            "features": self.c["features"], "judged": {k: [f"{x:.4g}" for x in v.tolist()] for k, v in judged.items()},
+            "features": self.c["features"], "rewards": self.judges, "judged": {k: [f"{x:.4g}" for x in v.tolist()] for k, v in judged.items()},
         }  # fmt: skip
         digest.update(json.dumps(asked, sort_keys=True).encode())
         return digest.hexdigest()
+
+    @property
+    def judges(self) -> dict[str, Any]:
+        """The rewards by name: their arguments, and of one on a server what that holds."""
+        nodes = {**(self.c["eval_rewards"] or {}), **self.c["reward"]}
+        built = {**self.bench.held_out.rewards, **self.bench.reward.rewards}
+        return {k: [without_weighing(nodes[k]), *(getattr(built[k], key, None) for key in ("held", "digest"))] for k in built}
 
     def drift(self, mine: Images, base: Images) -> dict[str, float | None]:
         """How far the policy is from the base model: perceptually, image by image, and in the model's own distances."""
@@ -216,6 +227,18 @@ class Evaluation:
         apart = self.bench.diversity.between(mine.pictures.float() / 255, base.pictures.float() / 255)
         few = self.sets["train"][0][: self.c["batch"]]
         return {"lpips_to_base": apart.mean().item(), **distance_to_base(self.bench.policy, self.bench.eval_sampler, few)}
+
+
+def _clip(path: str) -> Clip:
+    """Of the Vendi score.
+
+    Raises:
+        ConfigError: if it is broken.
+    """
+    try:
+        return Clip(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(str(error).replace("path=", "features=", 1)) from None
 
 
 def numbers(mine: Images, base: Images, names: list[str]) -> dict[str, Any]:

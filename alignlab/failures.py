@@ -1,6 +1,5 @@
 """What ends a run, in one sentence: what happened, what to change, and that the run folder is as its last checkpoint left it."""
 
-import errno
 import gc
 import threading
 import traceback
@@ -19,9 +18,8 @@ from alignlab.nodes import ConfigError
 from alignlab.ranks import signed
 from alignlab.rewards.compose import RewardError
 from alignlab.rollout import NothingToLearn
-from alignlab.runs import RunError
+from alignlab.runs import FULL, RunError
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 """What torch says of it where it has no exception of its own (CPU, MPS, cuBLAS)."""
 

@@ -6,7 +6,8 @@ pass and the optimiser are the run's own. It is short because nothing is compute
 each shape, and an epoch ends after two updates of two micro-batches: by then everything that lasts is there.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -121,6 +122,13 @@ def _once_for_each(function: Callable[[Tensor], float]) -> Callable[[Tensor], fl
     return run
 
 
+def _zeros(images: Tensor, prompts: Sequence[str]) -> "Future[Tensor]":
+    """[B] scores on the host, as those of a server are."""
+    answer: Future[Tensor] = Future()
+    answer.set_result(torch.zeros(len(prompts)))
+    return answer
+
+
 def _prepare(lab: Lab, c: dict[str, Any], ledger: Ledger, kernels: Kernels, device: str) -> None:
     """Names the phases, and shortens what repeats itself."""
     its: Any = lab  # methods are replaced below, which mypy minds
@@ -137,6 +145,9 @@ def _prepare(lab: Lab, c: dict[str, Any], ledger: Ledger, kernels: Kernels, devi
 
     family.denoise = ledger.remembered(kernels.within(family.denoise), lambda: policy._is_reference)
     family.decode = ledger.remembered(kernels.within(family.decode), lambda: None)
+    for reward in (*lab.reward.rewards.values(), *its.held_out.rewards.values()):
+        if hasattr(reward, "submit"):
+            reward.submit = _zeros  # those that answer later do it elsewhere: nobody is asked
     its.reward.submit = ledger.within("reward", lab.reward.submit)
     objective.loss = ledger.within("loss", objective.loss)
     its.optimizer.step = ledger.within("optimizer step", lab.optimizer.step)

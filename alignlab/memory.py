@@ -103,7 +103,8 @@ def instead(c: dict[str, Any], key: str, room: float | None, epoch: Epoch) -> st
         return MARGIN * (found.training if training else found.evaluation)
 
     try:
-        if room is None or c["policy"].get("shard"):  # a prediction is that of one process that shares nothing
+        # a prediction is that of one process that shares nothing, and to make one of several would call on the others in mid-epoch
+        if room is None or launched() > 1 or c["policy"].get("shard"):
             return f"{key}={its} is too much; set {key}={lower[-1]}"
         now, known = need(its), {}
 
@@ -113,7 +114,7 @@ def instead(c: dict[str, Any], key: str, room: float | None, epoch: Epoch) -> st
 
         chosen = largest(lower, fits)
         if chosen is None:
-            return f"{key}={its} needs about {size(now)} of {size(room)}, and {key}=1 still {size(known[1])}; try {other_ways(c)}"
+            return f"{key}={its} needs about {size(now)} of {size(room)}, and {key}={lower[0]} still {size(known[lower[0]])}; try {other_ways(c)}"
         return f"{key}={its} needs about {size(now)} of {size(room)}; {key}={chosen} needs {size(known[chosen])}: set that"
     except Exception as error:  # a part that cannot be run dry: a reward of the user's own, say
         return f"{key}={its} is too much; set {key}={lower[-1]} (no prediction: {type(error).__name__})"

@@ -7,12 +7,14 @@ that went bad on the disk is known from a good one (sealed.py): the one before i
 sentence, and leaves what was there before as it was.
 """
 
+import errno
 import fcntl
 import glob
 import json
 import math
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -29,6 +31,8 @@ from torch import Tensor
 
 from alignlab.sealed import Damaged, check, digest_of, seal, sync
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says of a disk that takes no more."""
 KEPT_CHECKPOINTS = 2
 GUARDS = ("on_nonfinite", "max_ratio", "max_kl")
 NOT_SCIENCE = ("output_dir", "resume", "device", "tracker", "checkpoint_every", "keep", *GUARDS, "offload", "push_to_hub")
@@ -70,7 +74,7 @@ class Run:
                 raise RunError(
                     f"{folder} holds a run with {key}={then}, but {key}={now} was asked for; choose another output_dir, or the same configuration to resume"
                 )
-        elif folder.is_dir() and any(p.name not in ("tensorboard", "multirun.yaml") for p in folder.iterdir()):
+        elif folder.is_dir() and not all(map(_begun, folder.iterdir())):
             raise RunError(f"{folder} is not empty and holds no run (no config.yaml); choose another output_dir")
 
     def begin(self) -> None:
@@ -91,7 +95,12 @@ class Run:
             raise RunError(
                 f"{self.folder} is being trained by another process; wait for it, or choose another output_dir"
             ) from None
-        for left in (*self.folder.glob("checkpoints/.*"), *self.folder.glob("samples/.new_*"), self.folder / ".model"):
+        for left in (
+            *self.folder.glob("checkpoints/.*"),
+            *self.folder.glob("samples/.new_*"),
+            *self.folder.glob(".new_*"),
+            self.folder / ".model",
+        ):
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)  # what a killed run was writing
         with self.room_for("config.yaml"):
             write_aside(self.folder / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
@@ -106,11 +115,13 @@ class Run:
         try:
             yield
         except (OSError, SafetensorError, RuntimeError) as error:
-            reason = unwritten(error)
-            if reason is None:
+            found = unwritten(error)
+            if found is None:
                 raise
+            reason, full = found
+            mend = "make room" if full else "mend that"
             raise RunError(
-                f"{self.folder / what} cannot be written ({reason}); make room and resume={self.folder}: what was saved before is intact"
+                f"{self.folder / what} cannot be written ({reason}); {mend} and resume={self.folder}: what was saved before is intact"
             ) from None
 
     @property
@@ -323,6 +334,13 @@ class Onlooker(Run):
         return super().load_checkpoint()
 
 
+def _begun(path: Path) -> bool:
+    """Whether a run that was killed before it had a config.yaml may have left this in its folder, or its sweep."""
+    if path.name in ("samples", "checkpoints"):
+        return path.is_dir() and not any(path.iterdir())
+    return path.name in ("tensorboard", "multirun.yaml", ".lock", ".new_config.yaml")
+
+
 def read_config(run: Path) -> dict[str, Any]:
     """RUN/config.yaml; keys that came later have the value that they had before they were keys.
 
@@ -411,13 +429,16 @@ def aside_of(path: Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
-def unwritten(error: BaseException) -> str | None:
-    """Why the disk did not take something, None if the error is of another kind. safetensors and torch.save have errors of their own."""
+def unwritten(error: BaseException) -> tuple[str, bool] | None:
+    """Why the disk did not take something, and whether it is full; None if the error is of another kind. safetensors and torch.save have
+    errors of their own."""
     if isinstance(error, SafetensorError):
-        return str(error).rpartition("I/O error: ")[2]
+        reason = str(error).rpartition("I/O error: ")[2]
+        number = re.search(r"\(os error (\d+)\)", reason)
+        return reason, number is not None and int(number[1]) in FULL
     if isinstance(error, RuntimeError):  # torch.save's, raised while it handled the one of the system
         return unwritten(error.__context__) if isinstance(error.__context__, OSError) else None
-    return (error.strerror or str(error)) if isinstance(error, OSError) else None
+    return (error.strerror or str(error), error.errno in FULL) if isinstance(error, OSError) else None
 
 
 def _opened(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -81,6 +81,17 @@ def test_the_base_is_measured_once(run, tmp_path, monkeypatch):
     assert other.key != before
 
 
+def test_other_judges_are_another_base(tiny_sd, monkeypatch):
+    """Even if they judge noise alike, as one that counts does. It is a prompt of the run that they are asked, not their weight."""
+    words = tiny(tiny_sd, "eval_rewards=colour", "prompts.prompts=[dog]")
+    c, prompts = {**_checked(*PROTOCOL), **configured(*words)}, []
+    monkeypatch.setattr(command.Bench, "score", lambda self, images, said, group: prompts.extend(said) or {})
+    colour = c["eval_rewards"]["colour"]
+    changes = ({}, {"weight": 2.0}, {"channel": "blue"})
+    keys = [command.Evaluation({**c, "eval_rewards": {"colour": {**colour, **change}}}).key for change in changes]
+    assert keys[0] == keys[1] != keys[2] and set(prompts) == {"a dog"}
+
+
 def _checked(*words: str) -> dict:
     import hydra
 

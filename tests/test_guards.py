@@ -224,6 +224,13 @@ def test_out_of_memory_says_what_to_lower(tiny_sd: str, tmp_path: Path, monkeypa
     said = str(error.value)
     assert said.startswith(f"out of memory: micro_batch=8 needs about {memory.size(needs[8])} of {memory.size(room)}; ")
     assert f"micro_batch=2 needs {memory.size(needs[2])}: set that" in said and f"{tmp_path} is as its last" in said
+    pairs = c | {"reward": {"mine": {"_target_": "alignlab.rewards.diversity.ClipDiversity", "path": "emoji_clip"}}}
+    pairs["prompts"] = {**c["prompts"], "per_prompt": 2}
+    assert f"and micro_batch=2 still {memory.size(needs[2])}; try " in memory.instead(pairs, "micro_batch", 1.0, train_epoch)
+    with monkeypatch.context() as patch:  # a dry run would gather from processes that train
+        patch.setenv("WORLD_SIZE", "2")
+        patch.setattr(memory, "footprint", lambda *_, **__: pytest.fail("run dry"))
+        assert memory.instead(c, "micro_batch", room, train_epoch) == "micro_batch=8 is too much; set micro_batch=4"
     monkeypatch.setattr(failures, "free_memory", lambda device: None)
     for fail in (too_much, too_much_numpy, too_much_cuda):
         with (

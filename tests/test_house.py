@@ -47,7 +47,7 @@ MAY = {
     "models": set(),
     "judge": set(),
     "rewards": {"judge"},
-    "rewards/__main__": {"checks", "config", "nodes"},
+    "rewards/__main__": {"checks", "config", "nodes", "rewards"},
     "metrics": {"judge"},
     "data": set(),
     "sealed": set(),

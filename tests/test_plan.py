@@ -17,6 +17,7 @@ from alignlab.config import CONF
 from alignlab.footprint import footprint
 from alignlab.lab import Lab
 from alignlab.measure import measure_all
+from alignlab.rewards.brightness import Brightness
 from alignlab.train import train_epoch
 from tests.models import tiny as families
 from tests.running import command_line, configured, pairs
@@ -114,6 +115,14 @@ def test_the_prediction_is_within_15_percent(case: str, folders: dict[str, str])
           f"{predicted.evaluation / 1e6:.2f} | {evaluation / 1e6:.2f} | {predicted.evaluation / evaluation - 1:+.1%} |")  # fmt: skip
     assert predicted.training == pytest.approx(training, rel=0.15)
     assert predicted.evaluation == pytest.approx(evaluation, rel=0.15)
+
+
+def test_nobody_is_asked(tiny_sd: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reward that is computed elsewhere is not sent the noise of a dry run."""
+    sent: list[str] = []
+    monkeypatch.setattr(Brightness, "submit", lambda *_: sent.append("images"), raising=False)
+    words = tiny_run(tiny_sd, "algo=ddpo", "algo.updates_per_epoch=1", "eval_rewards=[brightness]")
+    assert footprint(configured(*words), train_epoch, device="cpu").training > 0 and not sent
 
 
 def test_the_command(folders: dict[str, str], monkeypatch, capsys) -> None:

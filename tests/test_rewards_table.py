@@ -8,6 +8,7 @@ import torch
 from alignlab.config import CONF
 from alignlab.rewards import __main__ as table
 from alignlab.rewards.clip import Clip
+from alignlab.rewards.description import Description
 from tests.running import command_line
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "rewards.md"
@@ -83,6 +84,41 @@ def test_yours_and_what_is_missing(tmp_path: Path, monkeypatch, capsys) -> None:
     assert "hf download some/where --revision abc123" in out and "larger is better" in out
     assert command_line(monkeypatch, "format=html", command=table) == 2
     assert capsys.readouterr().err == "error: format=html is not one of table, markdown\n"
+
+
+def test_a_published_one_is_at_hand_when_its_files_are(tmp_path: Path, monkeypatch) -> None:
+    """Not when its configuration is, or an index without the parts; a revision is that of `path`, and each part has its own."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+
+    def there(repository: str, *files: str, commit: str = "a" * 40) -> None:
+        home = tmp_path / f"models--{repository.replace('/', '--')}"
+        (home / "refs").mkdir(parents=True, exist_ok=True)
+        (home / "refs" / "main").write_text(commit)
+        for file in files:
+            path = home / "snapshots" / commit / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text('{"weight_map": {"a": "part.safetensors"}}' if file.endswith(".json") else "")
+
+    def lacks(name: str) -> str:
+        return next(table._rows(CONF / "reward" / f"{name}.yaml", [])).lacks
+
+    clip, fetch = "timm/vit_large_patch14_clip_224.openai", "is not in the hub's cache; hf download"
+    there(clip)
+    assert lacks("clipscore") == f"open_clip_model.safetensors of {clip} {fetch} {clip} open_clip_model.safetensors"
+    there(clip, "open_clip_pytorch_model.bin")
+    assert not lacks("clipscore") and clip not in lacks("laion_aesthetic")
+
+    llava, encoder = "llava-hf/llava-1.5-7b-hf", "microsoft/deberta-xlarge-mnli"
+    there(llava, "config.json", "tokenizer.json", "processor_config.json", "model.safetensors.index.json")
+    assert lacks("vlm_counting") == f"model.safetensors of {llava} {fetch} {llava}"
+    there(llava, "part.safetensors")
+    assert not lacks("vlm_counting")
+    there(encoder, "config.json", "vocab.json", "pytorch_model.bin", commit="b" * 40)
+    assert not lacks("vlm_description")
+    node = {"path": llava, "encoder": encoder, "revision": "a" * 40, "encoder_revision": "b" * 40}
+    assert not Description.missing(**node)
+    (lacking,) = Description.missing(**{**node, "encoder_revision": "c" * 40})
+    assert lacking.endswith(f"hf download {encoder} --revision {'c' * 40}")
 
 
 @pytest.mark.parametrize("name", ["clip", "emoji_preference", "emoji_aesthetic"])

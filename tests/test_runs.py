@@ -1,6 +1,7 @@
 """The run directory's contract: what a run leaves behind, what it refuses, and that nothing half written counts."""
 
 import contextlib
+import errno
 import json
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from alignlab.runs import LATER_KEYS, NOT_SCIENCE, Run, RunError, first_difference, run_folders
@@ -220,12 +222,39 @@ def test_what_a_killed_run_was_writing_is_gone(tmp_path) -> None:
         ".model/unet/x",
         "samples/.new_step_000003.png",
         "checkpoints/.new_best_000003.safetensors",
+        ".new_summary.json",
     ):
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text("half")
-    (run / "config.yaml").write_text("{}")
+    c = {**LATER_KEYS, **{key: {} for key in ("model", "algo", "reward", "prompts", "policy", "eval_rewards")}}
+    (run / "config.yaml").write_text(yaml.safe_dump(c))
+    Run(run, c).begin()
+    assert {p.name for p in run.rglob("*")} == {"checkpoints", "samples", "config.yaml", ".lock"}
+
+
+def test_a_run_that_was_killed_before_its_configuration_starts_again(tmp_path) -> None:
+    """What `begin` makes first is no foreign file; pictures without a config.yaml are."""
+    run = tmp_path / "run"
+    for name in ("samples", "checkpoints"):
+        (run / name).mkdir(parents=True)
+    for name in (".lock", ".new_config.yaml"):
+        (run / name).write_text("ste")
     Run(run, dict(LATER_KEYS)).begin()
     assert {p.name for p in run.rglob("*")} == {"checkpoints", "samples", "config.yaml", ".lock"}
+    (run / "config.yaml").unlink()
+    (run / "samples" / "mine.png").touch()
+    with pytest.raises(RunError, match="is not empty and holds no run"):
+        Run(run, dict(LATER_KEYS))
+
+
+def test_only_a_full_disk_wants_room(tmp_path) -> None:
+    """Of another error the sentence names the reason alone."""
+    run = Run(tmp_path, dict(LATER_KEYS))
+    full, other = (SafetensorError(f"Error while serializing: I/O error: said (os error {n})") for n in (errno.ENOSPC, errno.EIO))
+    mends = {full: "make room", other: "mend that", OSError(errno.EROFS, "read-only"): "mend that"}
+    for error, mend in mends.items():
+        with pytest.raises(RunError, match=f"{mend} and resume="), run.room_for("model"):
+            raise error
 
 
 def flip(path: Path) -> None:

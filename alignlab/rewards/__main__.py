@@ -17,7 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from alignlab.checks import declared, is_hub_id, without_weighing
 from alignlab.config import command
-from alignlab.nodes import ConfigError, node_problems
+from alignlab.nodes import ConfigError, node_problems, resolve
+from alignlab.rewards import Declared
+from alignlab.rewards.clip import open_clip_weights
 
 FORMATS = ("table", "markdown")
 HEADINGS = ("name", "what", "unit", "typical range", "gradient", "prompt", "pixels", "licence", "weights", "revision", "offline")
@@ -25,6 +27,8 @@ IN_DOCS = HEADINGS[:-1]
 """The columns that do not depend on the machine."""
 LICENCE = "Apache-2.0"
 """Of what alignlab ships."""
+OWN_LICENCE = "that of its weights"
+"""What a class says that takes any weights."""
 
 
 @dataclass
@@ -72,14 +76,18 @@ def _rows(path: Path, allowed: Sequence[str]) -> Iterator[Row]:
             continue
         weights, revision = _weights(own), own.get("revision")
         shipped = [folder for folder in map(_shipped, weights) if folder is not None]
-        side = said.input_size or next((_side(folder) for folder in shipped), None)
-        lacks = "; ".join([*_unset(name, own), *found, *_absent(weights, revision)])
+        side = (
+            said.input_size
+            or next((_side(folder) for folder in shipped), None)
+            or next(filter(None, map(_listed_side, weights)), None)
+        )
+        lacks = "; ".join([*_unset(name, own), *found, *([] if found else _missing(own, weights))])
         low, high = (f"{x:g}" for x in said.typical_range) if said.typical_range else ("", "")
         yield Row(
             cells=(
                 path.stem, what, said.unit, f"{low} to {high}" if low else "unstated",
                 "yes" if said.differentiable else "no", "yes" if said.needs_prompt else "no", "any" if side is None else str(side),
-                LICENCE if shipped else said.licence, " + ".join(weights) or ("yours" if "path" in own else "none"), "" if revision is None else str(revision)[:12],
+                LICENCE if shipped else _licence(said, weights), " + ".join([*(["yours"] if own.get("path") == "???" else []), *weights]) or "none", "" if revision is None else str(revision)[:12],
                 "no" if lacks else "yes",
             ),
             lacks=lacks,
@@ -110,9 +118,31 @@ def _unset(name: str, own: dict[str, Any]) -> Iterator[str]:
     yield from (f"set reward.{name}.{key}=..." for key, value in own.items() if value == "???")
 
 
-def _absent(weights: Sequence[str], revision: str | None) -> Iterator[str]:
-    """The hub's repositories that are not in its cache."""
+def _listed_side(weights: str) -> int | None:
+    """Pixels that one of open_clip's sees."""
+    if "/" not in weights or not open_clip_weights(weights):
+        return None
+    import open_clip
+
+    size = open_clip.get_model_config(weights.partition("/")[0])["vision_cfg"]["image_size"]
+    return int(size if isinstance(size, int) else size[0])
+
+
+def _licence(said: Declared, weights: Sequence[str]) -> str:
+    """That of OpenAI's CLIPs is known."""
+    return "MIT" if said.licence == OWN_LICENCE and [w.partition("/")[2] for w in weights] == ["openai"] else said.licence
+
+
+def _missing(own: dict[str, Any], weights: Sequence[str]) -> Iterator[str]:
+    """What a class says that it lacks on this machine; of one that does not say, the hub's repositories that are not in its cache."""
+    given = {k: v for k, v in own.items() if k != "_target_"}
+    if given.get("path") == "???":
+        return
+    if hasattr(resolve(own["_target_"]), "missing"):
+        yield from resolve(own["_target_"]).missing(**given)
+        return
     for name in (w.removeprefix("hf-hub:") for w in weights):
+        revision = own.get("revision") if name == own.get("path") else None
         if is_hub_id(name) and not Path(name).exists():
             from huggingface_hub import snapshot_download  # slow to import
             from huggingface_hub.errors import LocalEntryNotFoundError

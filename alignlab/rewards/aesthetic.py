@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from alignlab.rewards.heads import folder_of, load, mlp_of
+from alignlab.rewards.heads import folder_of, load, mlp_of, to_fetch
 
 
 class Aesthetic:
@@ -28,6 +28,10 @@ class Aesthetic:
     @staticmethod
     def check(path: str, **_: Any) -> None:
         folder_of(path, "aesthetic")
+
+    @staticmethod
+    def missing(path: str, **_: Any) -> list[str]:
+        return to_fetch(folder_of(path, "aesthetic"))
 
     def __init__(self, path: str) -> None:
         self.clip, state, about = load(folder_of(path, "aesthetic"))

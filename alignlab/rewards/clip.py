@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alignlab.rewards.preprocessing import Preprocessing
+from alignlab.rewards.weights import to_fetch as absent
 
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
 
@@ -125,6 +126,10 @@ class ClipScore:
     def check(path: str, *, revision: str | None = None, **_: Any) -> None:
         locate(path, revision)
 
+    @staticmethod
+    def missing(path: str, *, revision: str | None = None, **_: Any) -> list[str]:
+        return to_fetch(path, revision)
+
     def __init__(self, path: str, *, scale: float = 100.0, template: str = "{}", revision: str | None = None) -> None:
         self.clip, self.scale, self.template = Clip(path, revision=revision), scale, template
         self.unit, self.typical_range = f"{scale:g} x cosine", (0.0, scale)
@@ -162,6 +167,30 @@ def locate(path: str, revision: str | None = None, *, key: str = "path") -> str:
         # transformers would make an empty vocabulary without a word, and every score be meaningless
         raise FileNotFoundError(f"{key}={path}: {folder} lacks its tokenizer ({' or '.join(VOCABULARIES)}); {mend}")
     return f"local-dir:{folder}"
+
+
+def to_fetch(path: str, revision: str | None = None) -> list[str]:
+    """How to get what open_clip would fetch; nothing for a folder and for what is shipped."""
+    from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
+
+    weights = (HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME)
+    name = locate(path, revision)
+    if name.startswith("hf-hub:"):
+        return absent(name.removeprefix("hf-hub:"), "open_clip_config.json", weights, revision=revision, whole=True)
+    its = {} if name.startswith("local-dir:") else open_clip_weights(name)
+    repository, _, file = its.get("hf_hub", "").rpartition("/")
+    if repository:
+        return absent(repository, (file,) if file else weights)
+    cached = Path("~/.cache/clip").expanduser() / Path(its.get("url", "")).name  # open_clip's place for what is on no hub
+    return [f"{path} is not at hand; it is fetched at first use"] if its.get("url") and not cached.is_file() else []
+
+
+def open_clip_weights(name: str) -> dict[str, Any]:
+    """What open_clip knows of ARCHITECTURE/TAG; empty for others."""
+    import open_clip
+
+    architecture, _, tag = name.partition("/")
+    return dict(open_clip.pretrained.get_pretrained_cfg(architecture, tag) or {})
 
 
 def _listed(path: str, key: str) -> bool:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alignlab.rewards.preprocessing import Preprocessing
-from alignlab.rewards.weights import at_hand, look, on_hub, unreachable
+from alignlab.rewards.weights import at_hand, look, on_hub, to_fetch, unreachable
 
 INTERPOLATION = {2: "bilinear", 3: "bicubic"}
 """PIL's numbers."""
@@ -45,6 +45,13 @@ class PickScore:
             raise ValueError(f"path={path}: config.json is of a {kind}, not a clip; give the published model")
         key, home = ("processor", processor) if processor else ("path", path)
         look(home, "preprocessor_config.json", "vocab.json", "merges.txt", key=key)
+
+    @staticmethod
+    def missing(path: str, *, processor: str | None = None, revision: str | None = None) -> list[str]:
+        model, reader = ("config.json", "model.safetensors"), ("preprocessor_config.json", "vocab.json", "merges.txt")
+        if processor is None:
+            return to_fetch(path, *model, *reader, revision=revision)
+        return [*to_fetch(path, *model, revision=revision), *to_fetch(processor, *reader)]
 
     def __init__(self, path: str, *, processor: str | None = None, revision: str | None = None) -> None:
         self.check(path, processor=processor, revision=revision)

@@ -7,8 +7,10 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from alignlab.rewards import weights
 from alignlab.rewards.bertscore import BertScore
-from alignlab.rewards.vlm import Precision, Vlm, locate
+from alignlab.rewards.vlm import Precision, Vlm, locate, to_fetch
+from alignlab.rewards.weights import MODEL, VOCABULARIES
 
 
 class Description:
@@ -43,6 +45,16 @@ class Description:
             raise ValueError(f"reference={reference!r} has no place for the prompt; write {{}}")
         if not baseline < 1:
             raise ValueError(f"baseline={baseline} must be less than 1")
+
+    @staticmethod
+    def missing(
+        path: str, *, revision: str | None = None, encoder: str = "microsoft/deberta-xlarge-mnli", encoder_revision: str | None = None,
+        **_: Any,
+    ) -> list[str]:  # fmt: skip
+        return [
+            *to_fetch(path, revision),
+            *weights.to_fetch(encoder, "config.json", MODEL, VOCABULARIES, revision=encoder_revision, whole=True),
+        ]
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from alignlab.rewards.clip import Clip, locate
+from alignlab.rewards.clip import Clip, locate, to_fetch
 
 
 class ClipDiversity:
@@ -28,6 +28,10 @@ class ClipDiversity:
     @staticmethod
     def check(path: str, **_: Any) -> None:
         locate(path)
+
+    @staticmethod
+    def missing(path: str, **_: Any) -> list[str]:
+        return to_fetch(path)
 
     def __init__(self, path: str) -> None:
         self.clip = Clip(path)

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from alignlab.rewards.clip import Clip, locate
+from alignlab.rewards.clip import to_fetch as clip_to_fetch
 
 
 class Mlp(nn.Module):
@@ -80,7 +81,12 @@ def folder_of(path: str, kind: str) -> Path:
     return folder
 
 
-def load(folder: Path, head: nn.Module | None = None) -> tuple[Clip, dict[str, Tensor], dict[str, Any]]:
+def to_fetch(folder: Path) -> list[str]:
+    """How to get the CLIP of a learned reward, if it is not at hand."""
+    return clip_to_fetch(_about(folder, str(folder))["clip"])
+
+
+def load(folder: Path) -> tuple[Clip, dict[str, Tensor], dict[str, Any]]:
     """The CLIP with its trained tensors in place, the head's tensors, and reward.json."""
     about = _about(folder, str(folder))
     clip, own = Clip(about["clip"]), {}

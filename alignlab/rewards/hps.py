@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from pickle import UnpicklingError
+from typing import Any
 
 from torch import Tensor
 
 from alignlab.rewards.clip import Clip
-from alignlab.rewards.weights import fetched, look
+from alignlab.rewards.weights import fetched, look, to_fetch
 
 
 class HPSv2:
@@ -33,6 +34,10 @@ class HPSv2:
     @staticmethod
     def check(path: str, *, file: str, architecture: str = "ViT-H-14", revision: str | None = None) -> None:
         look(path, file, revision=revision)
+
+    @staticmethod
+    def missing(path: str, *, file: str, revision: str | None = None, **_: Any) -> list[str]:
+        return to_fetch(path, file, revision=revision)
 
     def __init__(self, path: str, *, file: str, architecture: str = "ViT-H-14", revision: str | None = None) -> None:
         weights = fetched(path, file, revision)

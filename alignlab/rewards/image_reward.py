@@ -9,7 +9,7 @@ from torch import Tensor
 
 from alignlab.rewards.heads import mlp_of
 from alignlab.rewards.preprocessing import Preprocessing
-from alignlab.rewards.weights import fetched, look, on_hub, tensors, unreachable
+from alignlab.rewards.weights import fetched, look, on_hub, tensors, to_fetch, unreachable
 
 FILE, CONFIG = "ImageReward.pt", "med_config.json"
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
@@ -47,6 +47,10 @@ class ImageReward:
     def check(path: str, *, tokenizer: str = "google-bert/bert-base-uncased", revision: str | None = None) -> None:
         look(path, FILE, CONFIG, revision=revision)
         look(tokenizer, "vocab.txt", key="tokenizer")
+
+    @staticmethod
+    def missing(path: str, *, tokenizer: str = "google-bert/bert-base-uncased", revision: str | None = None) -> list[str]:
+        return [*to_fetch(path, FILE, CONFIG, revision=revision), *to_fetch(tokenizer, "vocab.txt")]
 
     def __init__(self, path: str, *, tokenizer: str = "google-bert/bert-base-uncased", revision: str | None = None) -> None:
         from transformers import BertTokenizer

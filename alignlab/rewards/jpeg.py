@@ -8,6 +8,16 @@ from PIL import Image
 from torch import Tensor
 
 
+def check(sign: int, quality: int) -> None:
+    """The arguments of the size and of its estimate (jpeg_differentiable.py).
+
+    Raises:
+        ValueError: for a sign or a quality that there is not.
+    """
+    if sign not in (-1, 1) or not 1 <= quality <= 95:
+        raise ValueError(f"sign={sign} must be -1 or 1, and quality={quality} within 1..95")
+
+
 class JpegSize:
     """sign times the file size in kB (1000 bytes). Not differentiable; typically 1 to 3 kB at 48 px, 50 to 150 kB at 512 px.
 
@@ -24,8 +34,7 @@ class JpegSize:
     licence = "none needed"
 
     def __init__(self, sign: int = -1, quality: int = 95) -> None:
-        if sign not in (-1, 1) or not 1 <= quality <= 95:
-            raise ValueError(f"sign={sign} must be -1 or 1, and quality={quality} within 1..95")
+        check(sign, quality)
         self.sign, self.quality = sign, quality
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from alignlab.rewards.jpeg import check
+
 LUMA = """16 11 10 16 24 40 51 61 12 12 14 19 26 58 60 55 14 13 16 24 40 57 69 56 14 17 22 29 51 87 80 62
     18 22 37 56 68 109 103 77 24 35 55 64 81 104 113 92 49 64 78 87 103 121 120 101 72 92 95 98 112 100 103 99"""
 CHROMA = """17 18 24 47 99 99 99 99 18 21 26 66 99 99 99 99 24 26 56 99 99 99 99 99 47 66 99 99 99 99 99 99
@@ -39,8 +41,7 @@ class JpegRate:
     licence = "none needed"
 
     def __init__(self, sign: int = -1, quality: int = 95) -> None:
-        if sign not in (-1, 1) or not 1 <= quality <= 95:
-            raise ValueError(f"sign={sign} must be -1 or 1, and quality={quality} within 1..95")
+        check(sign, quality)
         self.sign = sign
         self.tables = [table(words, quality) for words in (LUMA, CHROMA, CHROMA)]
         k = torch.arange(8.0)

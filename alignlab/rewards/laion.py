@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from alignlab.rewards.clip import Clip, locate
+from alignlab.rewards.clip import to_fetch as clip_to_fetch
 from alignlab.rewards.heads import mlp_of
-from alignlab.rewards.weights import fetched, look, tensors
+from alignlab.rewards.weights import fetched, look, tensors, to_fetch
 
 
 class LaionAesthetic:
@@ -39,6 +40,10 @@ class LaionAesthetic:
     def check(path: str, *, file: str, clip: str = "ViT-L-14/openai", revision: str | None = None) -> None:
         look(path, file, revision=revision)
         locate(clip, key="clip")
+
+    @staticmethod
+    def missing(path: str, *, file: str, clip: str = "ViT-L-14/openai", revision: str | None = None) -> list[str]:
+        return [*to_fetch(path, file, revision=revision), *clip_to_fetch(clip)]
 
     def __init__(self, path: str, *, file: str, clip: str = "ViT-L-14/openai", revision: str | None = None) -> None:
         found = fetched(path, file, revision)

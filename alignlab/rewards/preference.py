@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from alignlab.rewards.heads import Agreement, fill, folder_of, load
+from alignlab.rewards.heads import Agreement, fill, folder_of, load, to_fetch
 
 
 class Preference:
@@ -29,6 +29,10 @@ class Preference:
     @staticmethod
     def check(path: str, **_: Any) -> None:
         folder_of(path, "preference")
+
+    @staticmethod
+    def missing(path: str, **_: Any) -> list[str]:
+        return to_fetch(folder_of(path, "preference"))
 
     def __init__(self, path: str) -> None:
         folder = folder_of(path, "preference")

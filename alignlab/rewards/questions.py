@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from alignlab.rewards.compose import RewardError
-from alignlab.rewards.vlm import Precision, Vlm, locate
+from alignlab.rewards.vlm import Precision, Vlm, locate, to_fetch
 
 NUMBERS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
@@ -81,6 +81,10 @@ class Questions:
         unknown = set(re.findall(r"\{(\w*)\}", question)) - set(groups)
         if unknown:
             raise ValueError(f"question={question!r} names {{{min(unknown)}}}, which is no group of pattern={pattern}")
+
+    @staticmethod
+    def missing(path: str, *, revision: str | None = None, **_: Any) -> list[str]:
+        return to_fetch(path, revision)
 
     def __init__(
         self,

@@ -9,6 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from alignlab.rewards.weights import MODEL, VOCABULARIES
+from alignlab.rewards.weights import to_fetch as absent
+
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
@@ -27,6 +30,12 @@ def locate(path: str, key: str = "path") -> str:
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", path):
         raise FileNotFoundError(f"{key}={path}: there is no such folder; {mend}")
     return path
+
+
+def to_fetch(path: str, revision: str | None = None) -> list[str]:
+    """How to get a model, its processor and its tokenizer, if they are not in the hub's cache."""
+    readers = ("processor_config.json", "preprocessor_config.json")
+    return absent(path, "config.json", MODEL, readers, VOCABULARIES, revision=revision, whole=True)
 
 
 class Vlm:

@@ -1,5 +1,6 @@
 """Where published weights are: a file, a folder, or a repository of the Hugging Face hub. No pickle is ever executed."""
 
+import json
 import pickle
 import re
 from pathlib import Path
@@ -19,6 +20,44 @@ def at_hand(path: str, file: str, revision: str | None = None) -> Path | None:
         cached = try_to_load_from_cache(path, file, revision=revision)
         here = Path(cached) if isinstance(cached, str) else None
     return here
+
+
+Alternatives = str | tuple[str, ...]
+"""A file, or several of which one is enough."""
+MODEL: Alternatives = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""Weights in transformers' format."""
+VOCABULARIES: Alternatives = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model", "spm.model")
+
+
+def to_fetch(path: str, *files: Alternatives, revision: str | None = None, whole: bool = False) -> list[str]:
+    """How to get the files of a hub's repository that are not in its cache; nothing for what is no repository of the hub.
+
+    Args:
+        whole: the command for the repository with all that it holds, instead of for these files.
+    """
+    if not on_hub(path):
+        return []
+    lacks = [file for file in files if not _cached(path, (file,) if isinstance(file, str) else file, revision)]
+    if not lacks:
+        return []
+    first = [file if isinstance(file, str) else file[0] for file in lacks]
+    command = " ".join(["hf download", path, *([] if whole else first), *(["--revision", revision] if revision else [])])
+    return [f"{first[0]} of {path} is not in the hub's cache; {command}"]
+
+
+def _cached(path: str, files: tuple[str, ...], revision: str | None) -> bool:
+    """Whether one of these is there, with every part that an index names."""
+    for file in files:
+        found = at_hand(path, file, revision)
+        if found is not None and file.endswith(".index.json"):
+            try:
+                parts = set(json.loads(found.read_text(encoding="utf-8"))["weight_map"].values())
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                continue
+            found = found if all(at_hand(path, part, revision) for part in parts) else None
+        if found is not None:
+            return True
+    return False
 
 
 def on_hub(path: str) -> bool:
