@@ -1,6 +1,6 @@
-"""Does a long run stay as large as it was? Memory and open files of a training process over its optimiser steps. `python scripts/endurance.py`
+"""Does a long run stay as large as it was? Memory and open files of a training process over its optimiser steps.
 
-    python scripts/endurance.py --steps 2000
+    python scripts/endurance.py --work FOLDER --steps 2000
 
 DRaFT-1 on the embedded model, two images an epoch, so an epoch is one optimiser step; evaluated and saved on the way. Resident memory and
 open files are read from /proc (Linux) after every epoch. The growth is that of the mean over the last tenth above the mean over the

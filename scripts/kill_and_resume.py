@@ -1,11 +1,12 @@
-"""Kills runs at random moments and goes on with them: do they end where an undisturbed run ends? `python scripts/kill_and_resume.py`
+"""Kills runs at random moments and goes on with them: do they end where an undisturbed run ends?
 
-    python scripts/kill_and_resume.py --only 'ddpo*' --kills 5
+    python scripts/kill_and_resume.py --work FOLDER
+    python scripts/kill_and_resume.py --work FOLDER --only 'ddpo*' --kills 5
 
 Every objective, LoRA and full, on a tiny Stable Diffusion XL with random weights. A chain is one run folder: its process is killed (SIGKILL)
 at a random moment of the phase that is still rarest, started again, killed again, until it finishes; then it is compared with the
 undisturbed run bit by bit: weights, optimiser, statistics, moving average, every line of metrics.jsonl, grids. Each phase is met in at
-least a sixth of --kills; what a death hit is logged. Writes results/reliability/kills.json, and the table of it into kills.md.
+least a sixth of --kills; what a death hit is logged. Writes results/reliability/kills.json and prints its table.
 """
 
 import argparse
@@ -290,7 +291,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print(page(results[-1:]).splitlines()[-1], *results[-1]["different"], sep="\n", flush=True)
     args.results.mkdir(parents=True, exist_ok=True)
     (args.results / "kills.json").write_text(json.dumps({"seed": args.seed, "cases": results}, indent=1) + "\n")
-    (args.results / "kills.md").write_text(page(results))
+    print(page(results))
     return int(any(r["different"] for r in results))
 
 
