@@ -71,7 +71,7 @@ MAY = {
     "compare": {"images", "metrics", "runs"},
     "outcomes": {"compare", "images", "metrics"},
     "figures": {"compare", "metrics"},
-    "train_reward": {"checks", "config", "data", "nodes", "rewards"},
+    "train_reward": {"config", "data", "nodes", "rewards"},
     "train": {"card", "config", "journal", "lab", "measure", "nodes", "noise", "ranks", "rewards", "rollout", "runs", "schedule"},
     "dry": set(),
     "footprint": {"dry", "lab", "measure", "models", "nodes", "objectives", "rollout"},
@@ -84,7 +84,7 @@ MAY = {
     "tables": {"metrics"},
     "paper": {"compare", "figures", "metrics"},
     "figure": {"config", "compare", "metrics", "nodes", "paper", "probes", "rewards", "runs", "tables"},
-    "report": {"checks", "config", "nodes", "compare", "figures", "metrics", "outcomes", "runs", "tables"},
+    "report": {"config", "nodes", "compare", "figures", "metrics", "outcomes", "runs", "tables"},
 }
 OTHERS = {
     "samplers": {"torch"},
