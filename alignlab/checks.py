@@ -52,6 +52,8 @@ OFFERS = {
     "reward": ("__call__",),
 }
 """What makes a class one of its group."""
+LONGEST = 1000
+"""Characters of a text that is no prompt."""
 UNBOUNDED = ("max_grad_norm", "algo.clip", "algo.advantage_clip")
 """Numbers that may be inf."""
 MOST = {
@@ -96,6 +98,8 @@ def leaf_problems(node: Any, where: str = "") -> Iterator[str]:
         yield f"{where} has {len(str(node))} digits; write a number below 2**63"
     if isinstance(node, str):
         yield from _text_problems(node, where, f"{where}=")
+        if len(node) > LONGEST and "prompt" not in where:
+            yield f"{where} has {len(node)} characters, and no name or path has as many; shorten it"
 
 
 def _text_problems(text: str, where: str, shown: str) -> Iterator[str]:

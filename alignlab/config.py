@@ -31,7 +31,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from alignlab.checks import groupwise, problems, weighed
+from alignlab.checks import groupwise, leaf_problems, problems, weighed
 from alignlab.foreign import hydra_problems
 from alignlab.nodes import ConfigError, nearest, resolve, words
 from alignlab.ranks import launched, shared
@@ -173,22 +173,27 @@ def plain(cfg: DictConfig) -> Any:
     """The resolved dictionary.
 
     Raises:
-        ConfigError: if a reference leads nowhere.
+        ConfigError: if a reference leads nowhere, or a value is one that no key may have.
     """
     try:
-        return OmegaConf.to_container(cfg, resolve=True)
+        c: Any = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         reason = re.sub(r"^TypeError raised .*", "a resolver in it is given the wrong arguments", _first_line(error))
         raise ConfigError(f"{error.full_key} cannot be resolved: {reason}") from None
     except (RecursionError, ValueError, TypeError) as error:  # a resolver's own, or a reference to itself
         raise ConfigError(f"a reference (${{...}}) of the configuration cannot be resolved: {_first_line(error)}") from None
+    unfit = list(leaf_problems(c))
+    if unfit:
+        raise ConfigError("\n".join(unfit))
+    return c
 
 
 def refuse_deleted(cfg: DictConfig, schema: type) -> None:
     """Raises a ConfigError if a key of the schema was deleted (~key)."""
-    deleted = [f.name for f in fields(schema) if f.name not in cfg]
+    # in cfg itself a key without a value ("???") is not
+    deleted = [f.name for f in fields(schema) if f.name not in cfg.keys()]
     if not deleted and "evaluation" in cfg and isinstance(cfg.evaluation, DictConfig):
-        deleted = [f"evaluation.{f.name}" for f in fields(Evaluation) if f.name not in cfg.evaluation]
+        deleted = [f"evaluation.{f.name}" for f in fields(Evaluation) if f.name not in cfg.evaluation.keys()]
     if deleted:
         raise ConfigError(f"{', '.join(deleted)} must not be deleted")
 

@@ -126,7 +126,7 @@ def of_run(c: dict[str, Any], run: Path, asked: set[str]) -> dict[str, Any]:
     its = read_config(run)
     groups = {group: its.get(group) for group in GROUPS if group not in asked}
     groups["eval_rewards"] = {**(its.get("eval_rewards") or {}), **(c["eval_rewards"] or {})}
-    return {**c, **groups, "policy": its["policy"], "precision": its.get("precision", "fp32"), "run": str(run)}
+    return {**c, **groups, "policy": its.get("policy", {}), "precision": its.get("precision", "fp32"), "run": str(run)}
 
 
 class Evaluation:

@@ -51,7 +51,7 @@ def to_folder(its: dict[str, Any], learned: Path, output: Path) -> None:
 
 def to_pipeline(its: dict[str, Any], learned: Path, output: Path) -> None:
     """A pipeline folder in float32: the base model with the LoRA in its weights, or the tuned model as it is."""
-    if its["policy"].get("full"):
+    if its.get("policy", {}).get("full"):
         return to_folder(its, learned, output)
     family: Any = build(its["model"])
     family.denoiser.load_state_dict(fused(family.denoiser, *family.read_lora(learned)))
@@ -96,10 +96,10 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
             its, c["run"] = read_config(folders[0]), str(folders[0])
         except RunError as error:
             raise ConfigError("\n".join([*found, str(error)])) from None
-        if its["policy"].get("full") and to in ("kohya", "diffusers"):
+        if its.get("policy", {}).get("full") and to in ("kohya", "diffusers"):
             found.append(f"to={to} is a LoRA, but run={c['run']} trained every weight; use to=pipeline")
         elif to in ("kohya", "pipeline"):
-            found += bench_problems({"model": its["model"]}, opted_in(c), ("model",))
+            found += bench_problems({"model": its.get("model")}, opted_in(c), ("model",))
     if found:
         raise ConfigError("\n".join(found))
     return c

@@ -21,7 +21,6 @@ from plotly.graph_objects import Figure
 from plotly.offline import get_plotlyjs
 
 from alignlab import figures
-from alignlab.checks import leaf_problems
 from alignlab.compare import (
     BUDGETS,
     CompareError,
@@ -73,9 +72,6 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError("runs has no value; give run folders or a pattern: 'runs=multirun/DIR/*'")
     if not isinstance(c["runs"], list) or not all(isinstance(run, str) for run in c["runs"]):
         raise ConfigError(f"runs={c['runs']} must be a folder or a pattern, or a list of them")
-    unfit = list(leaf_problems(c))
-    if unfit:
-        raise ConfigError("\n".join(unfit))
     return c
 
 

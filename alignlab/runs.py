@@ -345,7 +345,7 @@ def read_config(run: Path) -> dict[str, Any]:
     """RUN/config.yaml; keys that came later have the value that they had before they were keys.
 
     Raises:
-        RunError: if it cannot be read, or says nothing of a model and a policy.
+        RunError: if it cannot be read, or is none.
     """
     path = run / "config.yaml"
     try:
@@ -354,13 +354,13 @@ def read_config(run: Path) -> dict[str, Any]:
         raise RunError(
             f"{path} cannot be read as YAML ({next(iter(str(error).splitlines()), '')}); give a run folder that is whole"
         ) from None
-    groups = {**{key: {} for key in ("policy", "eval_rewards")}, **(read if isinstance(read, dict) else {})}
-    if not all(isinstance(groups.get(key), dict) for key in ("model", "algo", "reward", "prompts", "policy", "eval_rewards")):
+    groups = ("model", "algo", "reward", "prompts", "policy", "eval_rewards")
+    if not isinstance(read, dict) or not all(isinstance(read.get(key, {}), dict) for key in groups):
         raise RunError(
-            f"{path} is not the configuration of a run (it needs model, algo, reward and prompts); give a run folder that is whole"
+            f"{path} is not the configuration of a run ({', '.join(groups)} are tables there); give a run folder that is whole"
         )
-    stored: dict[str, Any] = {**LATER_KEYS, **read, "policy": groups["policy"]}
-    if stored["policy"].get("_target_") == "alignlab.policy.Policy":
+    stored: dict[str, Any] = {**LATER_KEYS, **read}
+    if stored.get("policy", {}).get("_target_") == "alignlab.policy.Policy":
         stored["policy"] = {**LATER_POLICY_KEYS, **stored["policy"]}
     if stored.get("algo", {}).get("statistics"):
         stored["algo"]["statistics"].setdefault("combine", "sum")

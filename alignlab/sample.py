@@ -74,7 +74,7 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
             raise ConfigError("\n".join([*found, str(error)])) from None
         groups = {key.partition(".")[0] for key in asked()}
         c |= {key: its.get(key) for key in ("model", "eval_sampler", "precision") if key not in groups} | {
-            "policy": its["policy"]
+            "policy": its.get("policy", {})
         }
         found += choice_problems(c, ("precision",))
     found += bench_problems(c, c["allow_targets"], ("model", "eval_sampler"))

@@ -15,11 +15,10 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import Dataset, Subset
 
-from alignlab.checks import leaf_problems
 from alignlab.config import command, device_of, plain
 from alignlab.data.judgements import Pairs, Ratings
 from alignlab.nodes import ConfigError
@@ -65,11 +64,8 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         ConfigError: with every problem that was found.
     """
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    if missing:
-        raise ConfigError("\n".join(f"{key} has no value; set {key}=..." for key in missing))
     c: dict[str, Any] = plain(cfg)
-    found = list(leaf_problems(c))
+    found = [f"{key} has no value; set {key}=..." for key, value in c.items() if value == "???"]
     if found:
         raise ConfigError("\n".join(found))
     if c["kind"] not in ("preference", "aesthetic"):

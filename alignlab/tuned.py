@@ -33,11 +33,12 @@ def load(run: str | Path, *, allow_targets: Sequence[str] = ()) -> Any:
     if not (folder / "config.yaml").is_file():
         raise RunError(f"{folder} is no run folder (it has no config.yaml); give the folder of a finished run")
     its = read_config(folder)
-    learned, model = weights(folder), its["model"]
+    learned = weights(folder)
+    model: Any = its.get("model")
     wrong = list(node_problems("model", model, allowed=allow_targets, offers=("encode", "denoise")))
     if wrong:
         raise RunError(f"{folder}: {wrong[0]}")
-    if its["policy"].get("full"):  # a folder that `save` wrote, in one variant and with its configuration
+    if its.get("policy", {}).get("full"):  # a folder that `save` wrote, in one variant and with its configuration
         whole = {k: None if k in ("revision", "variant", "config") else v for k, v in model.items()}
         return build({**whole, "path_or_id": str(learned)}).pipe
     family: Any = build(model)

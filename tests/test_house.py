@@ -92,7 +92,7 @@ MAY = {
     "compare": {"images", "metrics", "runs"},
     "outcomes": {"compare", "images", "metrics"},
     "figures": {"compare", "metrics"},
-    "train_reward": {"checks", "config", "data", "nodes", "rewards"},
+    "train_reward": {"config", "data", "nodes", "rewards"},
     "serve_reward": {"checks", "config", "nodes", "rewards"},
     "train": {
         "card",
@@ -123,7 +123,7 @@ MAY = {
     "tables": {"metrics"},
     "paper": {"compare", "figures", "metrics"},
     "figure": {"config", "compare", "metrics", "nodes", "paper", "probes", "rewards", "runs", "tables"},
-    "report": {"checks", "config", "nodes", "compare", "figures", "metrics", "outcomes", "runs", "tables"},
+    "report": {"config", "nodes", "compare", "figures", "metrics", "outcomes", "runs", "tables"},
 }
 OTHERS = {
     "samplers": {"torch"},

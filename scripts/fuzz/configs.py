@@ -9,6 +9,7 @@ from typing import Any
 from unittest.mock import patch
 
 import hydra
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from alignlab import evaluate, export, figure, plan, report, sample, train, train_reward
@@ -118,7 +119,12 @@ def command_lines(seed: int, count: int, places: dict[str, str]) -> Iterator[tup
 def tried(name: str, words: list[str], home: Path, stop_at: str | None = None) -> Outcome:
     """One command line up to the point where the work would begin."""
     command, work, _ = COMMANDS[name]
-    with patch(f"alignlab.{stop_at or work}", refuse_work), contextlib.chdir(home):
+    mode = RunMode.MULTIRUN if {"-m", "--multirun"} & {*words} else RunMode.RUN  # which Hydra would compose everything for
+    with (
+        patch(f"alignlab.{stop_at or work}", refuse_work),
+        patch("hydra._internal.hydra.Hydra.get_mode", lambda *_, **__: mode),
+        contextlib.chdir(home),
+    ):
         return attempt("configuration", f"{name}: {' '.join(words)[:300]}", lambda: command_line(command, words), home)
 
 
