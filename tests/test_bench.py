@@ -98,7 +98,7 @@ def everything() -> dict[str, Any]:
             if item.name == "growth/memory":
                 sides = {"stacks": {"sampling": 2.0, "training": 1.0}, "K=1": {"mb": 100.0}, "K=20": {"mb": 108.0}}
             elif item.name in ("growth/images", "growth/steps", "growth/prompts"):
-                sides = {str(k): {"cpu": 0.002 * k, "wall": 0.003 * k, "mb": k} for k in (1, 10, 100)}
+                sides = {str(k): {"cpu": 0.002 * k, "wall": 0.003 * k, "read": 0.001 * k, "mb": k} for k in (1, 10, 100)}
             elif item.name == "ideas/ddpo":
                 sides = {"without": {"cpu": 2.0}, "an idea": {"cpu": 3.0}}
             its = [{"sides": sides, "others": 0.0}]
