@@ -13,7 +13,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from alignlab.checks import bench_problems, declared, weighed, without_weighing
-from alignlab.config import command, device_of, plain
+from alignlab.config import command, device_of, opted_in, plain
 from alignlab.nodes import ConfigError, build
 from alignlab.rewards.remote import TOKEN, token
 from alignlab.rewards.server import RewardServer
@@ -49,6 +49,7 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
         ConfigError: with every problem that was found.
     """
     c: Any = plain(cfg)
+    c["allow_targets"] = opted_in(c)
     weighed(c)
     found, names = [], list(c["reward"] or {})
     if len(names) != 1:
@@ -57,7 +58,7 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     elif str(c["reward"][names[0]].get("_target_")).endswith(".Remote"):
         found.append(f"reward={names[0]} is a server's already; give runs its url")
     else:
-        found += bench_problems({"reward": c["reward"]}, c["allow_targets"] or [], ())
+        found += bench_problems({"reward": c["reward"]}, c["allow_targets"], ())
         if not found and declared(c["reward"][names[0]]).groupwise:
             found.append(
                 f"reward={names[0]} compares the images of a prompt with each other, which runs do themselves; choose another"

@@ -13,10 +13,10 @@ from typing import Any
 import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from alignlab.checks import declared, is_hub_id, without_weighing
-from alignlab.config import command
+from alignlab.config import command, opted_in, plain
 from alignlab.nodes import ConfigError, node_problems, resolve
 from alignlab.rewards import Declared
 from alignlab.rewards.clip import open_clip_weights
@@ -188,7 +188,8 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         ConfigError: for a format that there is not.
     """
-    c: Any = OmegaConf.to_container(cfg, resolve=True)
+    c: Any = plain(cfg)
+    c["allow_targets"] = opted_in(c)
     if c["format"] not in FORMATS:
         raise ConfigError(f"format={c['format']} is not one of {', '.join(FORMATS)}")
     return c

@@ -46,7 +46,11 @@ LIMIT = tuple(
         ("draft1", "DRaFT-1, all", "", 1.10),
     )
 )  # fmt: skip
-AXES = {"images": "images (4 to 400)", "steps": "steps (2 to 200)", "prompts": "prompts of a file that is read and split (1,000 to 100,000)"}
+AXES = {
+    "images": "images (4 to 400)",
+    "steps": "steps (2 to 200)",
+    "prompts": "prompts of a file that is read and split (1,000 to 100,000)",
+}
 
 
 def page(results: Mapping[str, Any]) -> str:
