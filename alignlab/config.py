@@ -421,6 +421,8 @@ def _sentence(text: str, error: Exception, cfg: DictConfig, schema: type) -> str
         known = list(_dotted(OmegaConf.to_container(cfg)))
         inner = [k for k in known if k.endswith(f".{key}")]
         return f"{key} is not a known key; " + (f"did you mean {' or '.join(inner)}?" if inner else nearest(key, known))
+    if text.startswith("~"):
+        return f"{key} must not be deleted"
     typed = {f.name: f for f in fields(schema)} | {f"evaluation.{f.name}": f for f in fields(Evaluation)}
     return f"{text} must be {words(typed[key].type)}" if key in typed else f"{text}: {_first_line(cause)}"
 

@@ -108,6 +108,12 @@ def _binding_problems(where: str, node: Any, allowed: list[str], runtime: Iterab
         yield from _name_problems(f"{where}.{key}", node[key], allowed)
     named = {k: p for k, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    lacks = [key for key in runtime if key not in named and not open_ended]
+    if inspect.isclass(found):
+        lacks += [name for name in offers if not any(name in vars(kind) for kind in found.__mro__)]
+    if lacks:
+        yield f"{where}._target_={target} is of another kind: it has no {lacks[0]}; choose a file of conf/ with {where.split('.')[0]}=NAME"
+        return
     for key, value in node.items():
         if value == "???":
             yield f"{where}.{key} has no value; set {where}.{key}=..."
@@ -115,11 +121,6 @@ def _binding_problems(where: str, node: Any, allowed: list[str], runtime: Iterab
             yield f"{where}.{key} is not an argument of {target}; {nearest(key, named, f'{where}.')}"
         elif key in named and not fits(value, named[key].annotation):
             yield f"{where}.{key}={value} must be {words(named[key].annotation)}"
-    lacks = [key for key in runtime if key not in named and not open_ended]
-    if inspect.isclass(found):
-        lacks += [name for name in offers if not any(name in vars(kind) for kind in found.__mro__)]
-    if lacks:
-        yield f"{where}._target_={target} is of another kind: it has no {lacks[0]}; choose a file of conf/ with {where.split('.')[0]}=NAME"
     for key, p in named.items():
         if p.default is p.empty and key not in node and key not in runtime:
             yield f"{where}.{key} is missing, and {target} needs it; set +{where}.{key}=..."

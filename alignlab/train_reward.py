@@ -5,6 +5,7 @@ Fits a reward on what people said of images (data/judgements.py): a head on a fr
 """
 
 import json
+import shutil
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -89,6 +90,8 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
             found.append(f"{key}={c[key]} does not exist; give a table, or a folder with one")
     if c["output_dir"] is not None and (Path(c["output_dir"]) / "reward.json").exists():
         found.append(f"output_dir={c['output_dir']} holds a reward already; choose another")
+    elif c["output_dir"] is not None and (Path(c["output_dir"]) / "metrics.jsonl").exists():
+        found.append(f"output_dir={c['output_dir']} holds the metrics of a run; choose another")
     if found:
         raise ConfigError("\n".join(found))
     return c
@@ -109,6 +112,7 @@ def train_reward(c: dict[str, Any], folder: Path) -> dict[str, float]:
             raise ValueError(f"data={c['data']} holds {n} row(s), too few to hold some out; add rows, or give held_out=TABLE")
         data, held_out = Subset(data, order[cut:]), Subset(data, order[:cut])
     fit = Fit(c["kind"], clip, blocks=c["blocks"], hidden=tuple(c["hidden"]), relu=c["relu"], seed=c["seed"])
+    new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     bar = Progress(
         TextColumn("epoch"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn()
@@ -121,10 +125,15 @@ def train_reward(c: dict[str, Any], folder: Path) -> dict[str, float]:
             note = "  ".join(f"{k} {v:.3f}" for k, v in line.items() if k != "epoch")
             bar.update(task, completed=int(line["epoch"]), note=note)
 
-        numbers = fit.run(
-            data, held_out, epochs=c["epochs"], lr=c["lr"], batch_size=c["batch_size"], weight_decay=c["weight_decay"],
-            device=device_of(c["device"]), tell=tell,
-        )  # fmt: skip
+        try:
+            numbers = fit.run(
+                data, held_out, epochs=c["epochs"], lr=c["lr"], batch_size=c["batch_size"], weight_decay=c["weight_decay"],
+                device=device_of(c["device"]), tell=tell,
+            )  # fmt: skip
+        except ValueError:  # a picture that cannot be read
+            if new:
+                shutil.rmtree(folder)
+            raise
     sizes = {"trained on": len(data), "held out": len(held_out)}  # type: ignore[arg-type]
     about = {"kind": c["kind"], "clip": c["clip"], "relu": c["relu"], "items": sizes, **numbers}
     (folder / "config.yaml").write_text(yaml.safe_dump(c, sort_keys=False))
