@@ -65,9 +65,15 @@ class Preferences:
         return image(row, winner, size), image(row, loser, size)
 
 
-@lru_cache(maxsize=1)
 def preferences(data: str) -> Preferences:
-    """`Preferences`, read once however often a configuration is checked."""
+    """`Preferences`, read once however often a configuration is checked, and again if a table changed."""
+    path = Path(data).absolute()
+    files = sorted(path.glob("*")) if path.is_dir() else [path] if path.is_file() else []
+    return _read(data, tuple((str(file), file.stat().st_mtime_ns) for file in files if file.suffix in TABLES))
+
+
+@lru_cache(maxsize=1)
+def _read(data: str, _tables: tuple[tuple[str, int], ...]) -> Preferences:
     return Preferences(data)
 
 

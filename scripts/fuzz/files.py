@@ -2,7 +2,11 @@
 
 import contextlib
 import io
+import json
+import shutil
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +15,7 @@ from unittest.mock import patch
 from PIL import Image
 
 from alignlab import train, train_reward
+from alignlab.data.preferences import Preferences
 from scripts.fuzz.outcome import Outcome, attempt, command_line, refuse_work
 
 SMALL = """steps=1 samples_per_step=2 micro_batch=2 sampler.steps=2 eval_sampler.steps=2 evaluation.prompts=2 evaluation.images=2
@@ -37,7 +42,7 @@ def prompt_files() -> Iterator[tuple[str, str, bytes]]:
     yield "blank lines", "p.txt", b" \n\t\n\r\n"
     yield "one line without end", "p.txt", b"a cat"
     yield "duplicates", "p.txt", b"a cat\n" * 5000
-    yield "10 kB a prompt", "p.txt", b"a very long prompt of a cat " * 400 + b"\nshort\n"
+    yield "10 kB a prompt", "p.txt", b"a very long prompt of a cat " * 400 + b"\na cat\na dog\na lion\na fish\n"
     yield "1 MB in one prompt", "p.txt", b"cat " * 250_000
     yield "no blanks, 10 kB", "p.txt", b"x" * 10_000
     yield "emoji and right to left", "p.txt", "\U0001f981 \u202eabc\u202c\n\u0645\u0631\u062d\u0628\u0627\n".encode()
@@ -121,71 +126,67 @@ def prompts_tried(pipeline: str, home: Path) -> Iterator[Outcome]:
 
 
 def pairs_tried(pipeline: str, home: Path) -> Iterator[Outcome]:
-    """Each table of pairs with a whole epoch of DPO, and with the reward's own trainer."""
-    for name, file, content, more in pair_files():
-        folder = home / "pairs"
-        folder.mkdir(exist_ok=True)
+    """Each table of pairs with training on them up to its first write, and with the reward's own trainer, which then trains. Broken
+    pictures are met when they are read: a run meets them in its first epochs."""
+    for k, (name, file, content, more) in enumerate(pair_files()):
+        folder = home / f"pairs{k}"
+        folder.mkdir()
         for picture, made in {"0.png": png(16, 16), "1.png": png(16, 20), **more}.items():
             (folder / picture).write_bytes(made)
         (folder / file).write_bytes(content.encode("utf-8", "surrogatepass"))
-        words = [
+        data = f"data={folder.name}"
+        dpo = [
             *SMALL,
             f"model.path_or_id={pipeline}",
             "prompts.prompts=[cat,dog]",
             "prompts.unseen=[]",
             "algo=dpo",
-            "algo.data=pairs",
-            "eval_every=1",
+            f"algo.{data}",
             "algo.updates_per_epoch=1",
         ]
-        jobs = [(train, words, "train.measure_base")]
-        if file != "p.jsonl":
-            jobs.append(
-                (
-                    train_reward,
-                    ["data=pairs", "epochs=1", "batch_size=2", "device=cpu", "output_dir=written", "held_out=pairs"],
-                    "",
+        fit = [data, "epochs=1", "batch_size=2", "device=cpu", "output_dir=written", f"held_out={folder.name}"]
+        with contextlib.chdir(home):
+            if more:
+                yield attempt("pair file", f"reading: {name}", lambda at=folder: _pictures(at), home)
+            else:
+                with patch("alignlab.train.Run.begin", refuse_work):
+                    yield attempt("pair file", f"train: {name}", lambda w=dpo: command_line(train, w), home)
+            if file != "p.jsonl":
+                yield attempt(
+                    "pair file", f"train_reward: {name}", lambda w=fit: command_line(train_reward, w), home, writes=True
                 )
-            )
-        for command, typed, _ in jobs:
-            whole = bool(more) and command is train_reward
-            with contextlib.chdir(home), patch("alignlab.train.Run.begin", refuse_work):
-                stop = contextlib.nullcontext() if whole else patch("alignlab.train_reward.Fit", refuse_work)
-                with stop:
-                    yield attempt(
-                        "pair file",
-                        f"{command.__name__.rpartition('.')[2]}: {name}",
-                        lambda c=command, t=typed: command_line(c, t),
-                        home,
-                        writes=True,
-                    )
-            for path in sorted((home / "written").glob("*")):
-                path.unlink()
-            if (home / "written").is_dir():
-                (home / "written").rmdir()
-        for path in folder.iterdir():
-            path.unlink()
+        for new in (folder, home / "written"):
+            shutil.rmtree(new, ignore_errors=True)
+
+
+def _pictures(folder: Path) -> int:
+    """Reads every picture of the pairs in a folder, as a run does."""
+    try:
+        data = Preferences(str(folder))
+        for k in range(len(data)):
+            data.images(k, (8, 8))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def million(home: Path) -> dict[str, float]:
-    """Seconds and MiB of a file of a million prompts, and of an epoch's draw from it, in this process."""
-    import resource
-    import time
-
-    from alignlab.data.prompts import Prompts
-
-    (home / "many.txt").write_text("".join(f"a picture of animal number {k} on a meadow\n" for k in range(1_000_000)))
-    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-    prompts = Prompts(file=str(home / "many.txt"))
-    read = time.perf_counter()
-    for epoch in range(3):
-        prompts.draw(64, seed=0, epoch=epoch)
-    drawn = time.perf_counter()
-    (home / "many.txt").unlink()
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    return {
-        "prompts": len(prompts.prompts),
-        "seconds to read": read - began,
-        "seconds for 3 draws of 64": drawn - read,
-        "MiB more at the peak": peak,
-    }
+    """Seconds and MiB of a file of a million prompts, and of three draws of 64 from it, in a process of its own."""
+    many = home / "many.txt"
+    many.write_text("".join(f"a picture of animal number {k} on a meadow\n" for k in range(1_000_000)))
+    code = """if True:
+        import json, psutil, sys, time
+        from alignlab.data.prompts import Prompts
+        held = lambda: psutil.Process().memory_info().rss / 2**20
+        before, began = held(), time.perf_counter()
+        prompts = Prompts(file=sys.argv[1])
+        read = time.perf_counter()
+        for epoch in range(3):
+            prompts.draw(64, seed=0, epoch=epoch)
+        drawn = time.perf_counter() - read
+        print(json.dumps({"prompts": len(prompts.prompts), "seconds to read": read - began, "seconds for 3 draws of 64": drawn, "MiB held": held() - before}))
+        """
+    done = subprocess.run([sys.executable, "-c", code, str(many)], capture_output=True, text=True, check=True)
+    many.unlink()
+    return dict(json.loads(done.stdout))
