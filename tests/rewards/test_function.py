@@ -84,7 +84,7 @@ def test_a_function_that_fails_ends_the_run_with_a_sentence(desk: Path, tiny_sd:
     own = [f"+reward.late.{k}={v}" for k, v in {"function": "own_rewards.late", "differentiable": "true", "unit": "u"}.items()]
     assert command_line(monkeypatch, *tiny(tiny_sd), *own, "allow_targets=[own_rewards]", "output_dir=run") == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said == "error: reward late (own_rewards.late) raised RuntimeError: out of ink (own_rewards.py, line 18)"
+    assert said == "error: epoch 1: reward late (own_rewards.late) raised RuntimeError: out of ink (own_rewards.py, line 18)"
 
 
 def test_a_groupwise_reward_trains(tiny_sd: str, tmp_path: Path, monkeypatch) -> None:
