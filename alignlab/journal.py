@@ -106,7 +106,8 @@ class Journal:
         self.accelerator.log({k: v for k, v in line.items() if v is not None}, step=line["step"])
         note = "base model"
         if line["step"]:
-            earned = f"reward {line['reward/mean']:.3f}" if "reward/mean" in line else f"loss {line['loss']:.4g}"
+            loss = "no update" if line["loss"] is None else f"loss {line['loss']:.4g}"
+            earned = f"reward {line['reward/mean']:.3f}" if "reward/mean" in line else loss
             note = f"{earned}  {line['images_per_second']:.1f} images/s"
         self.bar.update(self.task, completed=line["step"], note=note)
         if "eval/reward" in line:

@@ -59,7 +59,8 @@ def resolve(target: str) -> Any:
     module, _, name = target.rpartition(".")
     found = importlib.import_module(module)
     if not hasattr(found, name):
-        raise ImportError(f"{module} has no {name}; {nearest(name, (n for n in vars(found) if n[0] != '_'))}")
+        made = (n for n, value in vars(found).items() if n[0] != "_" and getattr(value, "__module__", None) == module)
+        raise ImportError(f"{module} has no {name}; {nearest(name, made)}")
     return getattr(found, name)
 
 

@@ -56,7 +56,7 @@ def test_parquet(tmp_path) -> None:
         ("p.jsonl", '{"prompt": "a", "winner": "0.png"', "line 1 of .*p.jsonl is no JSON"),
         ("p.jsonl", '\n{"prompt": "a", "winner": 3, "loser": "0.png"}', "line 2 of .*p.jsonl is no object with the texts prompt"),
         ("p.jsonl", "[" * 100_000, "line 1 of .*p.jsonl is no JSON .it is nested too deeply"),
-        ("p.jsonl", '{"prompt": "a", "winner": "0.png", "loser": "../1.png"}', "'../1.png' is no path below the table's folder"),
+        ("p.jsonl", '{"prompt": "a", "winner": "../1.png", "loser": "0.png"}', "'../1.png' is no path below the table's folder"),
         ("p.jsonl", '{"prompt": "a", "winner": "/0.png", "loser": "1.png"}', "'/0.png' is no path below the table's folder"),
         ("p.jsonl", '{"prompt": "a", "winner": "0.png", "loser": "1.png"}', "there is no file .*0.png; mend or remove the row"),
         ("p.csv", "caption,jpg_0,jpg_1,label_0\na,0.png,1.png\n", "row 1 of .*p.csv has another number of columns"),

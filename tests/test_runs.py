@@ -190,7 +190,7 @@ def test_a_checkpoint_is_whole_or_not_there(call: str, tmp_path, monkeypatch) ->
     def fail(*_: object, **__: object) -> None:
         raise OSError("no space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(RunError, match=r"no space left on device.*; make room and resume="):
+    with monkeypatch.context() as patch, pytest.raises(RunError, match=r"no space left on device.*; mend that and resume="):
         patch.setattr(f"alignlab.{call}", fail)
         checkpoint(run, 2)
     _, state = run.load_checkpoint() or ({}, {})

@@ -1,9 +1,9 @@
 """Where published weights are: a file, a folder, or a repository of the Hugging Face hub. No pickle is ever executed."""
 
 import json
-import pickle
 import re
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor
@@ -116,7 +116,7 @@ def tensors(file: Path) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             return load_file(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, SafetensorError) as error:
+    except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, SafetensorError) as error:
         why = str(error).strip().partition("\n")[0].partition(". ")[0]
         raise ValueError(f"{file} is no file of weights ({why}); fetch it again") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else {}
