@@ -185,8 +185,11 @@ def declared(node: dict[str, Any]) -> Declared:
 
 def _optimizer_problems(node: dict[str, Any]) -> Iterator[str]:
     """What torch's optimisers say of a parameter before there is a network."""
-    target = node["_target_"]
-    if not target.startswith("torch.optim.") or not node.get("lr", 1) > 0:  # of lr the top level speaks
+    target, lr = node["_target_"], node.get("lr", 1)
+    if not target.startswith("torch.optim."):
+        return
+    if not fits(lr, float):
+        yield f"optimizer.lr={lr} must be a number; leave it out and set lr"
         return
     step = inspect.signature(resolve(target).step).parameters
     if "closure" in step and step["closure"].default is inspect.Parameter.empty:

@@ -179,6 +179,9 @@ def plain(cfg: DictConfig) -> Any:
         c: Any = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         reason = re.sub(r"^TypeError raised .*", "a resolver in it is given the wrong arguments", _first_line(error))
+        reason = re.sub(
+            r"Cannot convert '(Dict|List)Config' to string.*", "it leads to a table or a list, not to a value", reason
+        )
         raise ConfigError(f"{error.full_key} cannot be resolved: {reason}") from None
     except (RecursionError, ValueError, TypeError) as error:  # a resolver's own, or a reference to itself
         raise ConfigError(f"a reference (${{...}}) of the configuration cannot be resolved: {_first_line(error)}") from None
@@ -254,6 +257,7 @@ def command(
             def task(cfg: DictConfig) -> Any:
                 started.append(True)
                 logging.disable(logging.INFO)  # of the libraries; the run has a journal of its own
+                logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a kernel that nothing here calls
                 try:
                     refuse_deleted(cfg, schema)
                     return function(cfg)
@@ -424,7 +428,11 @@ def _sentence(text: str, error: Exception, cfg: DictConfig, schema: type) -> str
     if text.startswith("~"):
         return f"{key} must not be deleted"
     typed = {f.name: f for f in fields(schema)} | {f"evaluation.{f.name}": f for f in fields(Evaluation)}
-    return f"{text} must be {words(typed[key].type)}" if key in typed else f"{text}: {_first_line(cause)}"
+    if key in typed:
+        return f"{text} must be {words(typed[key].type)}"
+    if "Cannot merge" in str(cause):  # OmegaConf's own words name its classes
+        return f"{text} would replace a table of keys and values; set the keys in it, {key}.NAME=..."
+    return f"{text}: {_first_line(cause)}"
 
 
 def _dotted(node: Any, prefix: str = "") -> Iterator[str]:

@@ -59,7 +59,7 @@ def resolve(target: str) -> Any:
     module, _, name = target.rpartition(".")
     found = importlib.import_module(module)
     if not hasattr(found, name):
-        made = (n for n, value in vars(found).items() if n[0] != "_" and getattr(value, "__module__", None) == module)
+        made = (n for n, value in vars(found).items() if n[0] != "_" and _within(str(getattr(value, "__module__", "")), [module]))
         raise ImportError(f"{module} has no {name}; {nearest(name, made)}")
     return getattr(found, name)
 

@@ -40,6 +40,7 @@ NOT_SCIENCE = ("output_dir", "resume", "device", "tracker", "checkpoint_every", 
 LATER_KEYS = {
     "quick": False, "lr_schedule": "constant", "lr_warmup": 0, "ema": 0.0, "select": "last", "compile": False,
     "init_from": None, "push_to_hub": None, "keep": KEPT_CHECKPOINTS, "on_nonfinite": "stop", "max_ratio": None, "max_kl": None, "combine": "sum",
+    "eval_rewards": {},
 }  # fmt: skip
 LATER_POLICY_KEYS = {"decode_batch": None, "text_on_host": False, "channels_last": False, "shard": False}
 
