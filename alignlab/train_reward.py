@@ -1,11 +1,13 @@
 """python -m alignlab.train_reward kind=preference data=FOLDER
 
 Fits a reward on what people said of images (data/judgements.py): a head on a frozen CLIP, or its last blocks too
-(rewards/train.py). The folder that it writes is a reward: `reward=preference reward.preference.path=FOLDER`.
+(rewards/train.py). The folder that it writes is a reward: `reward=preference reward.preference.path=FOLDER`. The same command again
+leaves a finished one as it is, and begins one that was killed anew.
 """
 
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -26,6 +28,7 @@ from alignlab.nodes import ConfigError
 from alignlab.rewards.clip import Clip, locate
 from alignlab.rewards.heads import save
 from alignlab.rewards.train import Fit
+from alignlab.runs import first_difference, write_aside
 
 
 @dataclass
@@ -88,13 +91,28 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     for key in ("data", "held_out"):
         if c[key] is not None and not Path(c[key]).exists():
             found.append(f"{key}={c[key]} does not exist; give a table, or a folder with one")
-    if c["output_dir"] is not None and (Path(c["output_dir"]) / "reward.json").exists():
-        found.append(f"output_dir={c['output_dir']} holds a reward already; choose another")
-    elif c["output_dir"] is not None and (Path(c["output_dir"]) / "metrics.jsonl").exists():
-        found.append(f"output_dir={c['output_dir']} holds the metrics of a run; choose another")
+    if c["output_dir"] is not None:
+        found += _taken(c, Path(c["output_dir"]))
     if found:
         raise ConfigError("\n".join(found))
     return c
+
+
+def _taken(c: dict[str, Any], folder: Path) -> Iterator[str]:
+    """What stands in the way of an output_dir that is not empty: anything but what this very command left there."""
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    try:
+        before = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        before = None
+    if not isinstance(before, dict) or "kind" not in before:
+        yield f"output_dir={folder} is not empty and holds no reward; choose another"
+        return
+    difference = first_difference(*({**its, "device": None, "output_dir": None} for its in (before, c)))
+    if difference is not None:
+        key, then, now = difference
+        yield f"output_dir={folder} holds a reward with {key}={then}, but {key}={now} was asked for; choose another"
 
 
 def train_reward(c: dict[str, Any], folder: Path) -> dict[str, float]:
@@ -114,6 +132,7 @@ def train_reward(c: dict[str, Any], folder: Path) -> dict[str, float]:
     fit = Fit(c["kind"], clip, blocks=c["blocks"], hidden=tuple(c["hidden"]), relu=c["relu"], seed=c["seed"])
     new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
+    write_aside(folder / "config.yaml", yaml.safe_dump(c, sort_keys=False))
     bar = Progress(
         TextColumn("epoch"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn()
     )
@@ -136,7 +155,6 @@ def train_reward(c: dict[str, Any], folder: Path) -> dict[str, float]:
             raise
     sizes = {"trained on": len(data), "held out": len(held_out)}  # type: ignore[arg-type]
     about = {"kind": c["kind"], "clip": c["clip"], "relu": c["relu"], "items": sizes, **numbers}
-    (folder / "config.yaml").write_text(yaml.safe_dump(c, sort_keys=False))
     save(folder, fit.head, about, {name: weight.data for name, weight in fit.tuned.items()})
     return numbers
 
@@ -148,10 +166,14 @@ def main(cfg: DictConfig) -> float:
     at = HydraConfig.get()
     given = at.runtime.output_dir if at.mode == RunMode.MULTIRUN else c["output_dir"]
     folder = Path(given or f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}-{c['kind']}")
-    try:
-        numbers = train_reward(c, folder)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    if (folder / "reward.json").is_file():
+        print(f"{folder} is finished; nothing to do")
+        numbers = {key: value for key, value in json.loads((folder / "reward.json").read_text()).items() if "held_out/" in key}
+    else:
+        try:
+            numbers = train_reward(c, folder)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
     for name, value in numbers.items():
         print(f"{name:>20}  {value:.4f}")
     print(f"reward={c['kind']} reward.{c['kind']}.path={folder}")

@@ -30,6 +30,7 @@ COMMANDS = {
     "plan",
     "rewards/__main__",
     "serve_reward",
+    "stages",
 }
 
 # What each module may import of alignlab, beside its own package; a package's row is its modules'.
@@ -92,7 +93,7 @@ MAY = {
     "compare": {"images", "metrics", "runs"},
     "outcomes": {"compare", "images", "metrics"},
     "figures": {"compare", "metrics"},
-    "train_reward": {"config", "data", "nodes", "rewards"},
+    "train_reward": {"config", "data", "nodes", "rewards", "runs"},
     "serve_reward": {"checks", "config", "nodes", "rewards"},
     "train": {
         "card",
@@ -112,6 +113,7 @@ MAY = {
         "scoring",
         "stops",
     },
+    "stages": {"config", "nodes"},
     "dry": set(),
     "footprint": {"dry", "lab", "measure", "models", "nodes", "objectives", "rollout"},
     "plan": {"config", "footprint", "lab", "memory", "nodes", "rewards", "rollout", "train"},

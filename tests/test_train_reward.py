@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import pytest
 import torch
@@ -49,6 +50,26 @@ def test_the_command_makes_a_reward(tmp_path, monkeypatch, capsys) -> None:
     c = configured("reward=aesthetic", f"reward.aesthetic.path={made}")
     node = {k: v for k, v in c["reward"]["aesthetic"].items() if k not in ("weight", "normalize")}
     assert build(node)(torch.rand(2, 3, 64, 64), ["", ""]).shape == (2,)
+
+
+def test_typed_again(tmp_path, monkeypatch, capsys) -> None:
+    """A finished reward is left as it is, one that was killed is fitted anew, to the same bits; another configuration or a foreign folder
+    is refused."""
+    data, made = ratings(tmp_path / "data", 20), tmp_path / "made"
+    words = ["kind=aesthetic", f"data={data}", "epochs=2", f"output_dir={made}", "device=cpu"]
+    assert command_line(monkeypatch, *words, command=train_reward) == 0
+    first = (made / "head.safetensors").read_bytes()
+    assert command_line(monkeypatch, *words, command=train_reward) == 0
+    out = capsys.readouterr().out
+    assert "is finished; nothing to do" in out and len(re.findall(r"held_out/spearman  1\.0{4}\n", out)) == 2
+    (made / "reward.json").unlink()
+    (made / "head.safetensors").unlink()
+    assert command_line(monkeypatch, *words, command=train_reward) == 0
+    assert (made / "head.safetensors").read_bytes() == first
+    assert command_line(monkeypatch, *words, "lr=0.5", command=train_reward) == 2
+    assert "holds a reward with lr=0.001, but lr=0.5 was asked for; choose another" in capsys.readouterr().err
+    assert command_line(monkeypatch, *words[:3], f"output_dir={data}", command=train_reward) == 2
+    assert f"output_dir={data} is not empty and holds no reward; choose another" in capsys.readouterr().err
 
 
 MISTAKES = {
