@@ -243,14 +243,15 @@ def _stream(data: str, split: str, image_column: str | None, caption_column: str
         ([image_column] if image_column else IMAGES, [caption_column] if caption_column else CAPTIONS),
     )
     shards = _shards(path)
-    listed = [t for t in _tables(path) if t.suffix == ".parquet"] if path.exists() and not is_saved(path) else []
+    whole = bool(shards) or is_saved(path) or not path.exists()
+    listed = [] if whole else [t for t in _tables(path) if t.suffix == ".parquet"]
     if shards:
 
         def examples(start: int) -> Iterator[Captioned]:
             every = (member for shard in shards for member in members(shard, columns[1]))
             return (_example(member) for member in islice(every, start, None))
 
-    elif listed or is_saved(path) or not path.exists():
+    elif listed or whole:
         table = opened(data, split, files=listed, streaming=True)
         names = table.named(*columns)
 
