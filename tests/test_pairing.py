@@ -120,6 +120,13 @@ def test_the_order_is_no_matter_of_chance() -> None:
     assert best == sorted(best, reverse=True)
 
 
+def test_labels() -> None:
+    """Good if it won all of its pairs, bad if it lost all; what did both, or neither, has none."""
+    scores = {"x": [3.0, 2.0, 1.0, 5.0]}
+    assert Pairing(rule="all_pairs")(["a", "a", "a", "b"], scores).labels == {0: True, 2: False}
+    assert Pairing(rule="median")(["a", "a", "a", "a"], scores).labels == {0: True, 1: False, 2: False, 3: True}
+
+
 def test_one_candidate_and_none() -> None:
     """Nothing to compare: no pair, and no tie."""
     for rule in RULES:

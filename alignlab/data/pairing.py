@@ -60,6 +60,12 @@ class Paired:
     totals: Values
     """[B] s."""
 
+    @property
+    def labels(self) -> dict[int, bool]:
+        """Rows that won each of their pairs, and rows that lost each of theirs: what KTO trains on. Rows of both kinds have none."""
+        won, lost = {pair.winner for pair in self.pairs}, {pair.loser for pair in self.pairs}
+        return {row: row in won for row in sorted(won ^ lost)}
+
 
 class Pairing:
     """A rule that makes pairs of scored candidates.

@@ -84,8 +84,11 @@ def _read(data: str, _tables: tuple[tuple[str, int], ...]) -> Preferences:
     return Preferences(data)
 
 
-def objects(file: Path) -> Iterator[tuple[int, Any]]:
+def objects(file: Path, *, torn: bool = False) -> Iterator[tuple[int, Any]]:
     """What stands in the lines of a .jsonl file, with their numbers, from 0; empty ones are passed over.
+
+    Args:
+        torn: a last line without an end is passed over too: a killed process was writing it.
 
     Raises:
         ValueError: for the first that is no JSON, or a file that is no text.
@@ -94,7 +97,7 @@ def objects(file: Path) -> Iterator[tuple[int, Any]]:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"data: {file} cannot be read as UTF-8 text: {error}") from None
-    for k, line in enumerate(lines):
+    for k, line in enumerate(lines[:-1] if torn else lines):
         if not line.strip():
             continue
         try:
