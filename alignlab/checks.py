@@ -290,14 +290,7 @@ def _impossible_pairs(c: dict[str, Any]) -> Iterator[str]:
         yield f"algo.updates_per_epoch={updates} exceeds samples_per_step={samples}, so some updates would have no sample"
     if c["algo"].get("pairs", samples) != samples:
         yield f"algo.pairs={c['algo']['pairs']} is not samples_per_step={samples}; set samples_per_step, and leave algo.pairs alone"
-    for group in ("sampler", "eval_sampler"):
-        flow = c[group]["_target_"] == "alignlab.samplers.flow"
-        if getattr(resolve(c["model"]["_target_"]), "rectified_flow", flow) != flow:
-            kind, fits_it = ("a diffusion model", "ddim") if flow else ("a rectified flow", "flow")
-            yield f"{group}={'flow' if flow else 'ddim'} does not fit this model, which is {kind}; set {group}={fits_it}"
-        for key, least in {"steps": 1, "eta": 0, "guidance_scale": 0}.items():
-            if c[group].get(key, least) < least:
-                yield f"{group}.{key}={c[group][key]} must be at least {least}"
+    yield from sampler_problems(c, ("sampler", "eval_sampler"))
     try:
         plans = {objective.plan(max(1, sampler["steps"]), np.random.default_rng(seed)) for seed in range(8)}
     except ValueError as error:
@@ -305,6 +298,18 @@ def _impossible_pairs(c: dict[str, Any]) -> Iterator[str]:
         return
     if c["policy"].get("shard") and len(plans) > 1:
         yield "policy.shard=true runs the same steps on every process, and this objective draws them for each rollout; set policy.shard=false"
+
+
+def sampler_problems(c: dict[str, Any], groups: Sequence[str]) -> Iterator[str]:
+    """Checked samplers that do not fit the model, or have a number out of range."""
+    for group in groups:
+        flow = c[group]["_target_"] == "alignlab.samplers.flow"
+        if getattr(resolve(c["model"]["_target_"]), "rectified_flow", flow) != flow:
+            kind, fits_it = ("a diffusion model", "ddim") if flow else ("a rectified flow", "flow")
+            yield f"{group}={'flow' if flow else 'ddim'} does not fit this model, which is {kind}; set {group}={fits_it}"
+        for key, least in {"steps": 1, "eta": 0, "guidance_scale": 0}.items():
+            if c[group].get(key, least) < least:
+                yield f"{group}.{key}={c[group][key]} must be at least {least}"
 
 
 def _combination_problems(c: dict[str, Any], objective: Any) -> Iterator[str]:

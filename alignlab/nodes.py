@@ -11,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 ALLOWED = ("alignlab", "torch.optim")
 """Where `_target_` may point without the user's word; of alignlab, only to the classes of these modules, and to the functions of two:"""
-PARTS = ("adamw8bit", "data.prompts", "lora", "metrics", "models", "objectives", "policy", "rewards", "samplers")
+PARTS = ("adamw8bit", "data.pairing", "data.prompts", "lora", "metrics", "models", "objectives", "policy", "rewards", "samplers")
 FUNCTIONS = ("alignlab.adamw8bit", "alignlab.samplers")
 
 

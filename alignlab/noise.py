@@ -27,11 +27,16 @@ class NoiseKey:
     prompts: tuple[str, ...]
     replicas: tuple[int, ...]
     """Which of the images of the same prompt and epoch each one is, [B]."""
+    shared_first: bool = False
+    """All images of a prompt and epoch begin at the same x_T, that of replica 0."""
 
     def normal(self, step: int, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
         """[B, *shape] float32, standard normal."""
+        shared = self.shared_first and step == FIRST
         rows = [
-            _generator(self.seed, self.stream, self.epoch, p, r, step).standard_normal(tuple(shape), dtype=np.float32)
+            _generator(self.seed, self.stream, self.epoch, p, 0 if shared else r, step).standard_normal(
+                tuple(shape), dtype=np.float32
+            )
             for p, r in zip(self.prompts, self.replicas, strict=True)
         ]
         return torch.from_numpy(np.stack(rows)).to(device, non_blocking=True)
@@ -45,14 +50,16 @@ class NoiseKey:
         return replace(self, prompts=tuple(self.prompts[r] for r in rows), replicas=tuple(self.replicas[r] for r in rows))
 
 
-def noise_key(prompts: Sequence[str], *, seed: int, stream: str, epoch: int = 0) -> NoiseKey:
+def noise_key(prompts: Sequence[str], *, seed: int, stream: str, epoch: int = 0, shared_first: bool = False) -> NoiseKey:
     """The key of one epoch's whole list of prompts; equal prompts are numbered in order."""
     seen: Counter[str] = Counter()
     replicas = []
     for prompt in prompts:
         replicas.append(seen[prompt])
         seen[prompt] += 1
-    return NoiseKey(seed=seed, stream=stream, epoch=epoch, prompts=tuple(prompts), replicas=tuple(replicas))
+    return NoiseKey(
+        seed=seed, stream=stream, epoch=epoch, prompts=tuple(prompts), replicas=tuple(replicas), shared_first=shared_first
+    )
 
 
 def _generator(*key: int | str) -> np.random.Generator:

@@ -30,6 +30,14 @@ def test_equal_prompts_are_numbered():
     assert torch.equal(noise_key(["a", "b"], seed=0, stream="train").normal(0, (9,)), key[[0, 1]].normal(0, (9,)))
 
 
+def test_a_shared_beginning():
+    """x_T of a prompt's images is that of replica 0, in any batch; all later draws are each image's own."""
+    key = noise_key(["a", "b", "a", "a"], seed=0, stream="train", shared_first=True)
+    usual, first = noise_key(["a", "b", "a", "a"], seed=0, stream="train"), key.normal(FIRST, (9,))
+    assert torch.equal(first, usual.normal(FIRST, (9,))[[0, 1, 0, 0]]) and torch.equal(key[[3]].normal(FIRST, (9,)), first[[0]])
+    assert torch.equal(key.normal(0, (9,)), usual.normal(0, (9,)))
+
+
 def test_no_collisions():
     """Over a grid of seeds, streams, epochs, prompts (numbers and prefixes among them), replicas and steps all draws differ."""
     grid = itertools.product(

@@ -3,8 +3,8 @@
     .jsonl            {"prompt": ..., "winner": PATH, "loser": PATH} a line, whatever else it holds; paths are relative to the file
     .csv, .parquet    caption, jpg_0, jpg_1, label_0: the tables that alignlab.train_reward reads (judgements.py)
 
-`data` may name one such file or a folder with several. Nothing can be learned from a tie (label_0 = 0.5, or a line of .jsonl that
-names the same file twice): ties are counted and left out.
+`data` may name one such file or a folder with several (alignlab.make_pairs writes one). Nothing can be learned from a tie
+(label_0 = 0.5, or a line of .jsonl that names the same file twice): ties are counted and left out.
 """
 
 import json
@@ -18,6 +18,8 @@ from torch import Tensor
 from alignlab.data.judgements import PAIR, are_there, caption_of, choice, image, read_table
 
 TABLES = (".jsonl", ".csv", ".parquet")
+BESIDE = ("candidates.jsonl", "labels.jsonl")
+"""What alignlab.make_pairs writes beside its pairs, and is none."""
 
 
 class Preferences:
@@ -32,7 +34,7 @@ class Preferences:
 
     def __init__(self, data: str) -> None:
         path = Path(data)
-        files = sorted(p for p in path.glob("*") if p.suffix in TABLES) if path.is_dir() else [path]
+        files = tables(path) if path.is_dir() else [path]
         if not files or not all(file.is_file() and file.suffix in TABLES for file in files):
             raise ValueError(
                 f"data={data}: there is no .jsonl, .csv or .parquet file of pairs there; give one, or a folder with one"
@@ -68,8 +70,13 @@ class Preferences:
 def preferences(data: str) -> Preferences:
     """`Preferences`, read once however often a configuration is checked, and again if a table changed."""
     path = Path(data).absolute()
-    files = sorted(path.glob("*")) if path.is_dir() else [path] if path.is_file() else []
+    files = tables(path) if path.is_dir() else [path] if path.is_file() else []
     return _read(data, tuple((str(file), file.stat().st_mtime_ns) for file in files if file.suffix in TABLES))
+
+
+def tables(folder: Path) -> list[Path]:
+    """The files of a folder that may hold pairs."""
+    return sorted(path for path in folder.glob("*") if path.suffix in TABLES and path.name not in BESIDE)
 
 
 @lru_cache(maxsize=1)
@@ -77,19 +84,31 @@ def _read(data: str, _tables: tuple[tuple[str, int], ...]) -> Preferences:
     return Preferences(data)
 
 
-def _lines(file: Path) -> Iterator[tuple[str, dict[str, Any], str, str]]:
+def objects(file: Path, *, torn: bool = False) -> Iterator[tuple[int, Any]]:
+    """What stands in the lines of a .jsonl file, with their numbers, from 0; empty ones are passed over.
+
+    Args:
+        torn: a last line without an end is passed over too: a killed process was writing it.
+
+    Raises:
+        ValueError: for the first that is no JSON, or a file that is no text.
+    """
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"data: {file} cannot be read as UTF-8 text: {error}") from None
-    for k, line in enumerate(lines):
+    for k, line in enumerate(lines[:-1] if torn else lines):
         if not line.strip():
             continue
         try:
-            said = json.loads(line)
+            yield k, json.loads(line)
         except (ValueError, RecursionError) as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else "it is nested too deeply, or a number too long"
             raise ValueError(f"data: line {k + 1} of {file} is no JSON ({reason}); mend or remove it") from None
+
+
+def _lines(file: Path) -> Iterator[tuple[str, dict[str, Any], str, str]]:
+    for k, said in objects(file):
         if not isinstance(said, dict) or not all(isinstance(said.get(key), str) for key in ("prompt", "winner", "loser")):
             raise ValueError(
                 f"data: line {k + 1} of {file} is no object with the texts prompt, winner and loser; mend or remove it"

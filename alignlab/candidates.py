@@ -1,0 +1,307 @@
+"""A folder of candidates: several images of each prompt with their scores, the pairs that were made of them, and how.
+
+    FOLDER/make_pairs.yaml     the resolved configuration, what made the images (versions, commit), and how many pairs came of them
+    FOLDER/images/*.png
+    FOLDER/candidates.jsonl    a line for each image: prompt, image, seed, replica, rewards by name
+    FOLDER/pairs.jsonl         a line for each pair: prompt, winner, loser, margin, rule, scores, replicas (data/preferences.py reads it)
+    FOLDER/labels.jsonl        a line for each image on one side only: prompt, image, label (true: it won)
+
+Images are whole and on the disk before they are scored, and lines before they count, so that what is killed goes on: with the images
+that have no score, then with the prompts that have no image.
+"""
+
+import fcntl
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor
+
+from alignlab.data.judgements import beside, caption_of
+from alignlab.data.pairing import Paired
+from alignlab.data.preferences import objects
+from alignlab.runs import RunError, aside_of, first_difference, unwritten, write_aside
+
+ABOUT, CANDIDATES, PAIRS, LABELS = "make_pairs.yaml", "candidates.jsonl", "pairs.jsonl", "labels.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One image of a prompt; it is a function of the model, the sampler, the prompt, the seed and the replica (noise.py)."""
+
+    prompt: str
+    image: str
+    """Its path, below the folder."""
+    seed: int
+    replica: int
+    """Which of the prompt's images it is."""
+    rewards: dict[str, float]
+    """By name, each in its own unit, of the image as it is on the disk."""
+
+
+class Candidates:
+    """The folder, while it is filled.
+
+    Args:
+        folder: looked at only, until `begin`.
+        config: what the images and scores depend on. A folder that has some must have been begun with the same.
+        prompts: in order.
+        each: images of a prompt.
+
+    Raises:
+        RunError: if it holds others, or files that are none.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any], prompts: Sequence[str], each: int) -> None:
+        self.folder, self.config, self.prompts, self.each = folder, config, prompts, each
+        self.about: dict[str, Any] = {}
+        """What make_pairs.yaml says; nothing in a new folder."""
+        if (folder / ABOUT).is_file():
+            self.about = read_about(folder)
+            difference = first_difference(self.about["config"], config)
+            if difference is not None:
+                key, then, now = difference
+                raise RunError(
+                    f"{folder} holds candidates with {key}={then}, but {key}={now} was asked for; choose another output_dir, or the same "
+                    f"configuration to go on (again={folder} makes other pairs of those candidates)"
+                )
+        elif folder.exists() and not (folder.is_dir() and all(map(_begun, folder.iterdir()))):
+            raise RunError(f"{folder} is not empty and holds no candidates (no {ABOUT}); choose another output_dir")
+
+    def begin(self, about: dict[str, Any]) -> None:
+        """Creates the folder, keeps other processes out of it until this one ends, and forgets what a killed one was writing.
+
+        Args:
+            about: what make_pairs.yaml says beside the configuration; a digest of the weights that draw, and one of the prompts.
+
+        Raises:
+            RunError: if it cannot be written, another process fills it, or its images are of others.
+        """
+        for key in ("weights", "prompts") if self.about else ():
+            if self.about.get(key) != about[key]:
+                raise RunError(
+                    f"{self.folder} holds candidates of other {key} than those that were given; choose another output_dir"
+                )
+        with room_for(self.folder):
+            (self.folder / "images").mkdir(parents=True, exist_ok=True)
+            self._lock = (self.folder / ".lock").open("w")
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(
+                f"{self.folder} is being filled by another process; wait for it, or choose another output_dir"
+            ) from None
+        for left in (*self.folder.glob("images/.new_*"), *self.folder.glob(".new_*")):
+            left.unlink(missing_ok=True)
+        if not self.about:
+            self.about = {"config": self.config, **about}
+            with room_for(self.folder / ABOUT):
+                write_aside(self.folder / ABOUT, yaml.safe_dump(self.about, sort_keys=False, allow_unicode=True))
+
+    def done(self, at_once: int) -> int:
+        """How many prompts have all their scores, as a multiple of `at_once` (or all): where sampling begins again, with the same batches
+        as the first time.
+
+        Raises:
+            RunError: if a line is not that of its image.
+        """
+        rows = read_candidates(self.folder) if (self.folder / CANDIDATES).is_file() else []
+        for number, (row, place) in enumerate(zip(rows, self._places(), strict=False), 1):
+            if (row.prompt, row.image, row.replica) != place:
+                raise RunError(
+                    f"line {number} of {self.folder / CANDIDATES} is not {place[1]} of {place[0]!r}; remove it, and those after it"
+                )
+        whole = len(rows) // self.each
+        if whole > len(self.prompts):
+            raise RunError(
+                f"{self.folder} holds candidates of {whole} prompts, but of {len(self.prompts)} were asked for; choose another output_dir"
+            )
+        return whole if whole == len(self.prompts) else whole // at_once * at_once
+
+    def cut_back(self, prompts: int) -> None:
+        """Leaves the lines of the first prompts."""
+        path = self.folder / CANDIDATES
+        if path.is_file():
+            kept = [line for line in path.read_bytes().splitlines(keepends=True) if line.strip()][: prompts * self.each]
+            with room_for(path):
+                write_aside(path, b"".join(kept).decode())
+
+    def missing(self, first: int, n: int) -> bool:
+        """Whether one of the images of n prompts is not there."""
+        return not all((self.folder / image).is_file() for _, image, _ in self._places(first, n))
+
+    def save(self, first: int, images: Tensor) -> None:
+        """Writes the images [n each, 3, H, W] in [0, 1] of n prompts from number `first` on."""
+        n = len(images) // self.each
+        pixels = (images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        for picture, (_, name, _) in zip(pixels, self._places(first, n), strict=True):
+            path = self.folder / name
+            with room_for(path), aside_of(path) as aside:
+                Image.fromarray(picture).save(aside, format="png")
+
+    def images(self, first: int, n: int) -> Tensor:
+        """[n each, 3, H, W] in [0, 1], as they are on the disk.
+
+        Raises:
+            RunError: if one is none.
+        """
+        found = []
+        for _, name, _ in self._places(first, n):
+            try:
+                with Image.open(self.folder / name, formats=["PNG"]) as picture:
+                    found.append(torch.from_numpy(np.array(picture.convert("RGB"))))
+            except (OSError, ValueError, SyntaxError) as error:
+                raise RunError(f"{self.folder / name} is no picture ({error}); remove it, and type the command again") from None
+        return torch.stack(found).permute(0, 3, 1, 2).float().contiguous() / 255
+
+    def log(self, first: int, n: int, seed: int, rewards: dict[str, list[float]]) -> None:
+        """Appends the lines of n prompts, to the disk; what does not fit is taken back."""
+        rows = [
+            Candidate(prompt=prompt, image=image, seed=seed, replica=replica, rewards={name: v[k] for name, v in rewards.items()})
+            for k, (prompt, image, replica) in enumerate(self._places(first, n))
+        ]
+        path = self.folder / CANDIDATES
+        with room_for(path), path.open("ab", buffering=0) as file:
+            before = file.tell()
+            try:
+                text = memoryview("".join(json.dumps(asdict(row)) + "\n" for row in rows).encode())
+                while text:
+                    text = text[file.write(text) :]
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(before)
+                raise
+
+    def _places(self, first: int = 0, n: int | None = None) -> Iterator[tuple[str, str, int]]:
+        """Prompt, image and replica of every candidate of n prompts."""
+        for k, prompt in enumerate(self.prompts[first : None if n is None else first + n], first):
+            yield from ((prompt, f"images/{k:05d}_{replica:02d}.png", replica) for replica in range(self.each))
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """make_pairs.yaml of a folder.
+
+    Raises:
+        RunError: if there is none, or it is none.
+    """
+    path = folder / ABOUT
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise RunError(f"{path} cannot be read ({reason}); give a folder that alignlab.make_pairs wrote") from None
+    if not isinstance(found, dict) or not isinstance(found.get("config"), dict):
+        raise RunError(f"{path} says nothing of how candidates were made; give a folder that alignlab.make_pairs wrote")
+    return found
+
+
+def read_candidates(folder: Path) -> list[Candidate]:
+    """The scored candidates of a folder, but for a last line that a killed process was writing.
+
+    Raises:
+        RunError: for the first line that is none.
+    """
+    path = folder / CANDIDATES
+    try:
+        rows = [_candidate(path, k, said) for k, said in objects(path, torn=True)]
+    except ValueError as error:
+        raise RunError(str(error)) from None
+    names = [*rows[0].rewards] if rows else []
+    for k, row in enumerate(rows):
+        if [*row.rewards] != names:
+            raise RunError(f"line {k + 1} of {path} has other rewards than the first ({', '.join(names)}); remove it")
+    return rows
+
+
+def _candidate(path: Path, k: int, said: Any) -> Candidate:
+    kinds = {"prompt": str, "image": str, "seed": int, "replica": int, "rewards": dict}
+    if not isinstance(said, dict) or not all(type(said.get(key)) is kind for key, kind in kinds.items()):
+        raise ValueError(f"line {k + 1} of {path} is no candidate ({', '.join(kinds)}); mend or remove it")
+    rewards = said["rewards"]
+    if not rewards or not all(type(v) in (int, float) and math.isfinite(v) for v in rewards.values()):
+        raise ValueError(f"line {k + 1} of {path} has no finite rewards by name; mend or remove it")
+    caption_of(k, {"caption": said["prompt"], "_table": path})
+    try:
+        beside(path, said["image"])
+    except ValueError as error:
+        raise ValueError(f"line {k + 1} of {path}: {error}; mend or remove it") from None
+    return Candidate(**{key: said[key] for key in kinds})
+
+
+def write_pairs(folder: Path, rows: Sequence[Candidate], paired: Paired, pairing: dict[str, Any]) -> None:
+    """pairs.jsonl and labels.jsonl of a folder, and in make_pairs.yaml what they came of. `paired` names rows.
+
+    Raises:
+        RunError: if the disk does not take them.
+    """
+    pairs, labels, rule = [], [], pairing.get("rule")
+    for pair in paired.pairs:
+        winner, loser = rows[pair.winner], rows[pair.loser]
+        pairs.append({
+            "prompt": winner.prompt, "winner": winner.image, "loser": loser.image, "margin": pair.margin, "rule": rule,
+            "winner_rewards": winner.rewards, "loser_rewards": loser.rewards, "seed": winner.seed,
+            "winner_replica": winner.replica, "loser_replica": loser.replica,
+        })  # fmt: skip
+    for row, label in paired.labels.items():
+        labels.append({"prompt": rows[row].prompt, "image": rows[row].image, "label": label})
+    about = {**read_about(folder), "pairing": pairing, "pairs": len(pairs), "ties": paired.ties}
+    for name, lines in ((PAIRS, pairs), (LABELS, labels)):
+        with room_for(folder / name):
+            write_aside(folder / name, "".join(json.dumps(line) + "\n" for line in lines))
+    with room_for(folder / ABOUT):
+        write_aside(folder / ABOUT, yaml.safe_dump(about, sort_keys=False, allow_unicode=True))
+
+
+def copy(source: Path, folder: Path, rows: Sequence[Candidate]) -> None:
+    """The candidates of one folder in a new one: images as hard links, where the file system has them.
+
+    Raises:
+        RunError: if the new one is not empty, or cannot be written.
+    """
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise RunError(f"{folder} is not empty; choose another output_dir, or leave it out to make the pairs in {source}")
+    with room_for(folder):
+        for row in rows:
+            old, new = source / row.image, folder / row.image
+            new.parent.mkdir(parents=True, exist_ok=True)
+            if not new.exists():
+                try:
+                    os.link(old.resolve(), new)
+                except OSError:
+                    shutil.copyfile(old, new)
+        write_aside(folder / CANDIDATES, "".join(json.dumps(asdict(row)) + "\n" for row in rows))
+        write_aside(folder / ABOUT, (source / ABOUT).read_text(encoding="utf-8"))
+
+
+@contextmanager
+def room_for(path: Path) -> Iterator[None]:
+    """Inside, `path` is written.
+
+    Raises:
+        RunError: in place of the system's own error.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason, full = unwritten(error) or (str(error), False)
+        mend = "make room" if full else "mend that, or choose another output_dir"
+        raise RunError(
+            f"{path} cannot be written ({reason}); {mend}, and type the command again: what was written is intact"
+        ) from None
+
+
+def _begun(path: Path) -> bool:
+    """Whether a process that was killed before it had a make_pairs.yaml may have left this in its folder, or its sweep."""
+    return path.name in (".lock", f".new_{ABOUT}", "multirun.yaml") or (
+        path.name == "images" and path.is_dir() and not any(path.iterdir())
+    )

@@ -1,0 +1,114 @@
+"""Tables of pictures that the `datasets` library holds: of the Hugging Face hub, of .parquet files, or saved to the disk.
+
+Only parquet and arrow are read in this way, with the pictures' bytes inside. Its other readers would follow paths and addresses that
+stand in a table, decompress without a bound, or unpickle; what the hub has in another form can be downloaded, and its folder given.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+READERS = ("parquet", "arrow")
+FILES = (".parquet", ".arrow", ".csv", ".jsonl", ".json", ".tar", ".txt", ".zip", ".gz")
+"""Ends of names that mean a file."""
+
+
+def is_saved(path: Path) -> bool:
+    """Whether `save_to_disk` wrote it."""
+    return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+
+
+class Table:
+    """A dataset, or a stream of its rows.
+
+    Args:
+        held: a `Dataset` or `IterableDataset`.
+        name: for sentences.
+    """
+
+    def __init__(self, held: Any, name: str) -> None:
+        self.held, self.name = held, name
+        self.features = held.features or {}
+        self.columns: list[str] = list(held.column_names or self.features)
+
+    def named(self, images: Sequence[str], captions: Sequence[str]) -> tuple[str, str]:
+        """The columns of pictures and captions: the first of these names that are there. A picture is also known by its type.
+
+        Raises:
+            ValueError: if one is not there.
+        """
+        by_type = [name for name, kind in self.features.items() if type(kind).__name__ == "Image"]
+        pictures = [name for name in images if name in self.columns] or (by_type if len(images) > 1 else [])
+        texts = [name for name in captions if name in self.columns]
+        for found, wanted, key in ((pictures, images, "image_column"), (texts, captions, "caption_column")):
+            if not found:
+                columns = f"its columns are {', '.join(self.columns)}"
+                raise ValueError(f"data={self.name} has no column {' or '.join(wanted)}; set {key}=NAME ({columns})")
+        return pictures[0], texts[0]
+
+    def captions(self, column: str) -> list[Any]:
+        return list(self.held[column])
+
+    def row(self, picture: str, text: str, k: int) -> dict[str, Any]:
+        """{"image": bytes, "caption": ..., "_table": ...}
+
+        Raises:
+            ValueError: if it holds no bytes.
+        """
+        return self._row(self._undecoded(picture).select([k])[0], picture, text, k)
+
+    def rows(self, picture: str, text: str, start: int) -> Iterator[dict[str, Any]]:
+        """The same from row `start` on, of a stream."""
+        for k, said in enumerate(self._undecoded(picture).skip(start), start):
+            yield self._row(said, picture, text, k)
+
+    def _row(self, said: dict[str, Any], picture: str, text: str, k: int) -> dict[str, Any]:
+        value = said[picture]
+        value = value.get("bytes") if isinstance(value, dict) else value
+        if not isinstance(value, bytes):
+            raise ValueError(
+                f"data: {picture} of row {k + 1} of {self.name} holds no picture (its file's bytes); download it, and give the folder"
+            )
+        return {"image": value, "caption": said[text], "_table": f"{self.name} (row {k + 1})"}
+
+    def _undecoded(self, picture: str) -> Any:
+        from datasets import Image
+
+        typed = type(self.features.get(picture)).__name__ == "Image"
+        return self.held.cast_column(picture, Image(decode=False)) if typed else self.held
+
+
+def opened(data: str, split: str, *, files: Sequence[Path] = (), streaming: bool = False) -> Table:
+    """A dataset of the hub by name, that of a folder which `save_to_disk` wrote, or that of .parquet files.
+
+    Raises:
+        ValueError: if there is none, or it cannot be loaded.
+    """
+    path = Path(data)
+    name = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", data) and path.suffix not in FILES
+    if not files and not path.exists() and not name:
+        raise ValueError(f"data={data} is no file and no folder here, and no name of a dataset (owner/name)")
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError(f"data={data} needs the package datasets; pip install 'alignlab[data]'") from None
+    try:
+        if files:
+            names = [str(file) for file in files]
+            held = datasets.load_dataset("parquet", data_files=names, split="train", streaming=streaming)
+        elif is_saved(path):
+            held = datasets.load_from_disk(str(path if (path / "state.json").is_file() else path / split))
+            held = held.to_iterable_dataset() if streaming else held
+        else:
+            kinds = [kind.__module__ for kind in type(datasets.load_dataset_builder(data)).__mro__]
+            reader = next((k.split(".")[2] for k in kinds if k.startswith("datasets.packaged_modules.")), "another reader")
+            if reader not in READERS:
+                raise ValueError(
+                    f"it is read by {reader}, and only {' and '.join(READERS)} are; download it, and give the folder"
+                )
+            held = datasets.load_dataset(data, split=split, streaming=streaming)
+    except Exception as error:  # of many kinds: the hub's, the file system's, the formats'
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ValueError(f"data={data}, split={split}, cannot be loaded: {reason}") from None
+    return Table(held, data)

@@ -1,0 +1,269 @@
+"""python -m alignlab.make_pairs run=runs/DIR candidates=8 output_dir=pairs
+
+Preference pairs made by rewards: several images of each prompt from any model or run, scored, and paired by a rule
+(data/pairing.py). The folder that it writes is data for training: `algo=dpo algo.data=pairs`. Candidates keep their scores, so that
+other pairs can be made of them without sampling: `again=pairs pairing.rule=pareto`.
+"""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from alignlab.candidates import Candidates, copy, read_about, read_candidates, write_pairs
+from alignlab.checks import bench_problems, choice_problems, sampler_problems, tuned_problems, weighed
+from alignlab.config import asked, command, opted_in, plain
+from alignlab.data.pairing import Paired
+from alignlab.data.prompts import thinned
+from alignlab.lab import warn_of_cut, weighted_sum
+from alignlab.nodes import ConfigError, build, node_problems
+from alignlab.noise import noise_key
+from alignlab.rewards.compose import RewardError
+from alignlab.rollout import rollout
+from alignlab.runs import RunError, provenance, read_config, run_folders
+from alignlab.sealed import digest_of
+from alignlab.tuned import dialled, policy_of
+
+GROUPS = ("model", "reward", "prompts", "eval_sampler")
+CHANGEABLE = ("again", "batch", "device", "output_dir", "allow_targets", "pairing")
+"""Keys on which the candidates do not depend."""
+
+
+@dataclass
+class MakePairsConfig:
+    """The keys of conf/make_pairs.yaml."""
+
+    run: str | None = None
+    """The folder of a finished run."""
+    lora: str | None = None
+    """Without a run: a LoRA for `model`: a folder in diffusers' format, or a file in diffusers' or kohya's; null is the base model."""
+    again: str | None = None
+    """A folder that this command wrote: makes its pairs anew by `pairing`, without sampling or scoring, in place or in output_dir."""
+    candidates: int = 4
+    """Images of each prompt."""
+    split: str = "seen"
+    """Which prompts: seen (those that training draws), unseen, or all."""
+    max_prompts: int | None = None
+    """Of them; more are thinned out evenly. Null takes all."""
+    shared_latent: bool = False
+    """All images of a prompt begin at the same x_T, as D3PO's do; the sampler must then draw noise (eval_sampler.eta=1)."""
+    seed: int = 0
+    batch: int = 64
+    """Images sampled at once."""
+    lora_scale: float = 1.0
+    """How much of the LoRA: 0 is the base model, 1 the tuned one."""
+    annealing: float = 0.0
+    """Power of annealed importance guidance; 0 leaves it out."""
+    precision: str = "fp32"
+    """Of the denoiser, without a run."""
+    device: str = "auto"
+    output_dir: str | None = None
+    """A new folder under runs/ if it is null. The same command goes on in the same folder."""
+    allow_targets: list[str] | None = None
+    pairing: Any = None
+    """Which candidate beats which: rule, k, margin, normalise, scope, and weights (null: those of the rewards)."""
+    model: Any = None
+    reward: Any = None
+    prompts: Any = None
+    eval_sampler: Any = None
+
+
+ConfigStore.instance().store(name="make_pairs_schema", node=MakePairsConfig)
+
+
+def checked(cfg: DictConfig) -> dict[str, Any]:
+    """The plain configuration, with the groups of the run, but for those that were asked for by name.
+
+    Raises:
+        ConfigError: with every problem that was found.
+    """
+    c = plain(cfg)
+    c["allow_targets"] = opted_in(c)
+    weighed(c)
+    found = list(node_problems("pairing", c["pairing"], allowed=c["allow_targets"], offers=("__call__",)))
+    if c["again"] is not None:
+        sampling = sorted(key for key in asked() if key.partition(".")[0] not in CHANGEABLE)
+        if sampling:
+            found.append(f"again={c['again']} samples and scores nothing, so {sampling[0]} has no effect; leave it out")
+        if not (Path(c["again"]) / "make_pairs.yaml").is_file():
+            found.append(f"again={c['again']} is no folder that alignlab.make_pairs wrote (it has no make_pairs.yaml); give one")
+        if found:
+            raise ConfigError("\n".join(found))
+        return c
+    least = {"candidates": 2, "batch": 1, "seed": 0}
+    found += [f"{key}={c[key]} must be at least {low}" for key, low in least.items() if c[key] < low]
+    most = {"candidates": 100, "batch": 10**6, "seed": 2**32 - 1}
+    found += [f"{key}={c[key]} must be at most {high}" for key, high in most.items() if c[key] > high]
+    if c["max_prompts"] is not None and c["max_prompts"] < 1:
+        found.append(f"max_prompts={c['max_prompts']} must be at least 1; null takes all")
+    if c["split"] not in ("seen", "unseen", "all"):
+        found.append(f"split={c['split']} is not one of seen, unseen, all")
+    found += tuned_problems(c)
+    folders = run_folders(c["run"]) if c["run"] is not None else []
+    if len(folders) > 1:
+        found.append(f"run={c['run']} names {len(folders)} runs; give one of them")
+    if len(folders) == 1:
+        try:
+            its, c["run"] = {"precision": "fp32", **read_config(folders[0])}, str(folders[0])
+        except RunError as error:
+            raise ConfigError("\n".join([*found, str(error)])) from None
+        groups = {key.partition(".")[0] for key in asked()}
+        c |= {key: its.get(key) for key in (*GROUPS, "precision") if key not in groups} | {"policy": its.get("policy", {})}
+        weighed(c)
+        found += choice_problems(c, ("precision",))
+    if not c["reward"]:
+        found.append("reward is empty; choose one with reward=NAME, or several with 'reward=[clip,colour]'")
+    wrong = list(bench_problems(c, c["allow_targets"], ("model", "prompts", "eval_sampler")))
+    found += wrong or _impossible(c)
+    if found:
+        raise ConfigError("\n".join(dict.fromkeys(found)))
+    return c
+
+
+def _impossible(c: dict[str, Any]) -> list[str]:
+    """What is wrong with values that are each right by themselves."""
+    found, pairing = list(sampler_problems(c, ("eval_sampler",))), c["pairing"] or {}
+    if c["shared_latent"] and c["eval_sampler"].get("eta", 0) == 0:
+        found.append("shared_latent=true with eval_sampler.eta=0 draws the same image every time; set eval_sampler.eta=1")
+    if pairing.get("rule") == "topk_bottomk" and isinstance(pairing.get("k"), int) and 2 * pairing["k"] > c["candidates"]:
+        found.append(f"pairing.k={pairing['k']} best and as many worst are more than candidates={c['candidates']}; lower it")
+    unknown = [name for name in pairing.get("weights") or {} if name not in (c["reward"] or {})]
+    if unknown:
+        found.append(f"pairing.weights.{unknown[0]} names no reward; they are {', '.join(c['reward'] or {})}")
+    for name, node in (c["reward"] or {}).items():
+        if node.get("normalize") and pairing.get("normalise") == "none":
+            found.append(
+                f"reward.{name}.normalize=true counts in standard deviations of a run's base model, which are not known here; "
+                "set pairing.normalise=zscore, or normalize=false"
+            )
+    if not chosen(c):
+        found.append(f"split={c['split']}, but these prompts have none; choose another split, or prompts with unseen ones")
+    return found
+
+
+def chosen(c: dict[str, Any]) -> tuple[str, ...]:
+    """The prompts."""
+    its = build(c["prompts"])
+    prompts: tuple[str, ...] = {"seen": its.prompts, "unseen": its.unseen, "all": (*its.prompts, *its.unseen)}.get(c["split"], ())
+    return prompts if c["max_prompts"] is None else thinned(prompts, c["max_prompts"])
+
+
+@torch.no_grad()
+def fill(c: dict[str, Any], folder: Path) -> None:
+    """Samples and scores what is not there yet.
+
+    Raises:
+        RunError, RewardError: if that cannot go on. What was done is kept.
+    """
+    prompts, each = chosen(c), c["candidates"]
+    out = Candidates(folder, {key: value for key, value in c.items() if key not in CHANGEABLE}, prompts, each)
+    at_once = max(1, c["batch"] // each)
+    done = out.done(at_once)
+    if done == len(prompts):
+        return
+    print(
+        f"{len(prompts) - done} of {len(prompts)} prompts are to be sampled into {folder} (the same command, with output_dir={folder}, goes on there)"
+    )
+    reward = weighted_sum(c["reward"], group=each)
+    policy = policy_of(c)
+    warn_of_cut(policy, prompts)
+    sampler = build(c["eval_sampler"], scheduler=policy.family.scheduler).to(policy.device)
+    turned = dialled(policy, sampler, lora_scale=c["lora_scale"], annealing=c["annealing"])
+    about = {
+        "weights": digest_of(policy.state_dict()) if c["run"] or c["lora"] else None,
+        "prompts": hashlib.blake2b("\0".join(prompts).encode(), digest_size=16).hexdigest(),
+        "units": {name: its.unit for name, its in reward.rewards.items()},
+    }
+    out.begin({**about, **provenance(policy.device)})
+    out.cut_back(done)
+    with Progress(TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as progress:
+        task = progress.add_task("images", total=each * len(prompts), completed=each * done)
+        for first in range(done, len(prompts), at_once):
+            some = prompts[first : first + at_once]
+            if out.missing(first, len(some)):
+                key = noise_key(
+                    [p for p in some for _ in range(each)], seed=c["seed"], stream="pairs", shared_first=c["shared_latent"]
+                )
+                parts = [key[range(k, min(k + c["batch"], len(key.prompts)))] for k in range(0, len(key.prompts), c["batch"])]
+                out.save(first, torch.cat([rollout(turned, sampler, part, store="image").images for part in parts]))
+            images = out.images(first, len(some)).to(policy.device)
+            scores = reward.score(images, [p for p in some for _ in range(each)], each)
+            out.log(first, len(some), c["seed"], {name: values.tolist() for name, values in scores.items()})
+            progress.advance(task, each * len(some))
+
+
+def pair(c: dict[str, Any], folder: Path) -> tuple[Paired, list[str]]:
+    """Makes the pairs of a folder's candidates, writes them, and returns them with the candidates' prompts.
+
+    Raises:
+        RunError: if the candidates cannot be read, or the rule does not fit them.
+    """
+    source = Path(c["again"] or folder)
+    rows = read_candidates(source)
+    if not rows:
+        raise RunError(f"{source} holds no scored candidates yet; finish it first, by the command that began it")
+    names, prompts = [*rows[0].rewards], [row.prompt for row in rows]
+    node = {**c["pairing"], "weights": {**_weights(source, names), **(c["pairing"].get("weights") or {})}}
+    try:
+        paired: Paired = build(node)(prompts, {name: [row.rewards[name] for row in rows] for name in names})
+    except ValueError as error:
+        raise RunError(f"pairing: {error}") from None
+    if folder.resolve() != source.resolve():
+        copy(source, folder, rows)
+    write_pairs(folder, rows, paired, {key: value for key, value in node.items() if key != "_target_"})
+    return paired, prompts
+
+
+def _weights(source: Path, names: Sequence[str]) -> dict[str, float]:
+    """Of the rewards, as the folder's make_pairs.yaml has them."""
+    nodes = read_about(source)["config"].get("reward")
+    its = {name: nodes[name].get("weight") for name in names if isinstance(nodes, dict) and isinstance(nodes.get(name), dict)}
+    return {name: weight for name, weight in its.items() if isinstance(weight, (int, float))}
+
+
+@command("make_pairs", schema=MakePairsConfig, check=checked)
+def main(cfg: DictConfig) -> float:
+    """Hydra's task. Returns the number of pairs."""
+    c, began = checked(cfg), time.perf_counter()
+    at = HydraConfig.get()
+    given = at.runtime.output_dir if at.mode == RunMode.MULTIRUN else c["output_dir"] or c["again"]
+    folder = Path(given or f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}-pairs")
+    try:
+        if c["again"] is None:
+            fill(c, folder)
+        paired, prompts = pair(c, folder)
+    except RewardError as error:
+        raise ConfigError(f"{error}; the images are kept in {folder}, and the same command goes on there") from None
+    except RunError as error:
+        raise ConfigError(str(error)) from None
+    print(summary(c["pairing"], paired, prompts, time.perf_counter() - began))
+    print(f"written: {folder} (python -m alignlab.train algo=dpo algo.data={folder})")
+    return float(len(paired.pairs))
+
+
+def summary(pairing: dict[str, Any], paired: Paired, prompts: Sequence[str], seconds: float) -> str:
+    """What came of it, for the terminal."""
+    every, winning = {*prompts}, {prompts[pair.winner] for pair in paired.pairs}
+    good = sum(paired.labels.values())
+    margins = sorted(pair.margin for pair in paired.pairs)
+    out = [
+        f"{len(prompts)} candidates of {len(every)} prompts ({seconds:.0f} s)",
+        f"{len(margins)} pairs by {pairing.get('rule', pairing['_target_'])}, {paired.ties} ties left out, {len(every - winning)} prompts without a pair",
+    ]
+    if margins:
+        out.append(f"margins {margins[0]:.4g} to {margins[-1]:.4g}, the middle one {margins[len(margins) // 2]:.4g}")
+    return "\n".join([*out, f"{len(paired.labels)} labels, {good} good and {len(paired.labels) - good} bad"])
+
+
+if __name__ == "__main__":
+    main()
