@@ -298,7 +298,8 @@ def command(
                 print("ended at once; what was saved before is intact", file=sys.stderr)
                 sys.exit(130)  # as a shell says it
             except Exception as error:
-                if started or not isinstance(error, (HydraException, OmegaConfBaseException, ValueError, OSError)):
+                refused = (HydraException, OmegaConfBaseException, ValueError, OSError, AssertionError, IndexError)
+                if started or not isinstance(error, refused):
                     raise
                 sys.exit(_say(_diagnosis(name, arguments, schema, check) or _first_line(error)))
             finally:
@@ -430,6 +431,9 @@ def _sentence(text: str, error: Exception, cfg: DictConfig, schema: type) -> str
     typed = {f.name: f for f in fields(schema)} | {f"evaluation.{f.name}": f for f in fields(Evaluation)}
     if key in typed:
         return f"{text} must be {words(typed[key].type)}"
+    if isinstance(cause, (AssertionError, IndexError)) or "is not an int" in str(cause):  # a name under a list
+        parent = key.rpartition(".")[0]
+        return f"{text}: {parent} is no table of keys and values; write '{parent}=[...]' whole"
     if "Cannot merge" in str(cause):  # OmegaConf's own words name its classes
         return f"{text} would replace a table of keys and values; set the keys in it, {key}.NAME=..."
     return f"{text}: {_first_line(cause)}"

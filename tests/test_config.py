@@ -112,6 +112,8 @@ MISTAKES = {
     "broken syntax": ("prompts.prompts=[cat", "prompts.prompts=[cat cannot be read"),
     "broken reference": ("samples_per_step=${{foo}}", "samples_per_step cannot be resolved: Interpolation key 'foo' not found"),
     "reference to a table": ("precision=${{reward.clip_blue}}", "precision cannot be resolved: While dereferencing interpolation '${{reward.clip_blue}}': it leads to a table"),
+    "a name under a list": ("+allow_targets._target_=/proc/self/mem", "allow_targets is no table of keys and values; write 'allow_targets=[...]' whole"),
+    "a place of a list": ("+allow_targets.0=x", "allow_targets is no table of keys and values"),
     "deleted key": ("~steps", "steps must not be deleted"),
     "unknown flag": ("--foo", "unrecognized arguments: --foo; --help shows how to call this"),
     "missing folder of configurations": ("--config-dir=/nowhere", "'/nowhere' not found"),

@@ -133,12 +133,12 @@ def test_a_list_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     """Every item is measured in a process of its own, with numbers that agree with each other and with what the objectives must do; asked
     again, nothing is measured twice; a failure is named and the list goes on."""
     words = ["--sizes", "tiny", "--device", "cpu", "--results", str(tmp_path), "--pipelines", str(tmp_path / "pipelines")]
-    check(monkeypatch, *words, "--only", "rollout", "d*", "rwr", "memory/*")
+    check(monkeypatch, *words, "--only", "rollout", "ddpo_sf", "draft", "draftp", "memory/k=4*")
     file = tmp_path / "cpu-fp32.json"
     results = json.loads(file.read_text())
     items = {name.removeprefix("tiny/"): item for name, item in results["items"].items()}
-    memory = [f"memory/k={k},checkpointing={kept}" for k in (1, 4) for kept in ("true", "false")]
-    assert [*items] == ["rollout", "rwr", "ddpo_sf", "ddpo_is", "draft", "draft_lv", "draftp", *memory]
+    memory = [f"memory/k={k},checkpointing={kept}" for k in (4,) for kept in ("true", "false")]
+    assert [*items] == ["rollout", "ddpo_sf", "draft", "draftp", *memory]
     for name, item in items.items():
         images = 1 if name in memory else 4
         assert item["status"] == "measured", (name, item)

@@ -48,7 +48,7 @@ def test_a_killed_sweep_goes_on(tiny_sd: str, tmp_path) -> None:
     assert lines(second) == lines(tmp_path / "alone") and same_weights(second, tmp_path / "alone")
 
 
-@pytest.mark.parametrize("launcher", ["workers", "submitit_local"])
+@pytest.mark.parametrize("launcher", ["workers", pytest.param("submitit_local", marks=pytest.mark.slow)])
 def test_launchers(launcher: str, tiny_sd: str, tmp_path, monkeypatch, capfd) -> None:
     """Two workers, and what Slurm would do: a job is the same run as alone; the mistake of another is a sentence and exit code 2;
     typed again, the finished one is skipped."""
