@@ -12,7 +12,7 @@ from alignlab import candidates
 from alignlab import make_pairs as command
 from alignlab.data.captioned import captioned
 from alignlab.data.judgements import image
-from alignlab.data.pairing import Pairing
+from alignlab.data.pairing import NORMALISED, RULES, Pairing
 from alignlab.data.preferences import preferences
 from alignlab.nodes import build
 from alignlab.rewards.compose import RewardError, WeightedSum
@@ -386,3 +386,15 @@ def test_a_sweep(tiny_sd: str, tmp_path: Path, monkeypatch) -> None:
     assert typed(monkeypatch, "-m", *said) == 0
     folders = sorted(path.parent for path in (tmp_path / "many").rglob("pairs.jsonl"))
     assert len(folders) == 2 and len({(f / "images" / "00000_00.png").read_bytes() for f in folders}) == 2
+
+
+def test_its_page(made: Path) -> None:
+    """docs/pairs.md names every rule and normalisation, every file and its keys, and keys that there are."""
+    page = (Path(__file__).resolve().parents[1] / "docs" / "pairs.md").read_text()
+    rows = {row.split("`")[1]: row for row in page.splitlines() if row.startswith("| `")}
+    assert {*RULES, *NORMALISED} <= rows.keys()
+    for name in FILES:
+        keys = table(made / name)[0].keys()
+        assert all(f"`{key}`" in rows[name] for key in keys) and rows[name].count("`") == 2 * (len(keys) + 1), name
+    said = set(re.findall(r"[ `(](\w+)=", page)) - {"reward", "prompts", "model", "algo"}
+    assert said <= {*command.MakePairsConfig.__dataclass_fields__} | {"normalize"}
