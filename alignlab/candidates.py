@@ -239,12 +239,16 @@ def _candidate(path: Path, k: int, said: Any) -> Candidate:
 
 
 def write_pairs(folder: Path, rows: Sequence[Candidate], paired: Paired, pairing: dict[str, Any]) -> None:
-    """pairs.jsonl and labels.jsonl of a folder, and in make_pairs.yaml what they came of. `paired` names rows.
+    """pairs.jsonl and labels.jsonl of a folder, and in make_pairs.yaml what they came of.
+
+    Args:
+        paired: names rows.
+        pairing: the node of the rule.
 
     Raises:
         RunError: if the disk does not take them.
     """
-    pairs, labels, rule = [], [], pairing.get("rule")
+    pairs, labels, rule = [], [], pairing.get("rule", pairing["_target_"])
     for pair in paired.pairs:
         winner, loser = rows[pair.winner], rows[pair.loser]
         pairs.append({

@@ -294,7 +294,7 @@ def command(
                 print("ended at once; what was saved before is intact", file=sys.stderr)
                 sys.exit(130)  # as a shell says it
             except Exception as error:
-                if started or not isinstance(error, (HydraException, OmegaConfBaseException, ValueError, OSError)):
+                if started or not isinstance(error, (HydraException, OmegaConfBaseException, ValueError, TypeError, OSError)):
                     raise
                 sys.exit(_say(_diagnosis(name, arguments, schema, check) or _first_line(error)))
             finally:

@@ -21,6 +21,7 @@ MISTAKES = {
     "new nested key": ("+algo.foo=1", "algo.foo is not an argument of alignlab.objectives.draft.DRaFT"),
     "unknown algorithm": ("algo=drafft", "algo=drafft is no option; did you mean algo=draft?"),
     "no algorithm": ("algo=null", "algo=null is no option; known are ddpo, dpo, draft, draftp, rwr"),
+    "a list of numbers for a group": ("eval_sampler=[1,2]", "eval_sampler=[1,2] is no option; known are ddim, flow"),
     "unknown reward": ("reward=clipp", "reward=clipp is no option; did you mean reward=clip?"),
     "unknown reward among two": ("reward=[clip,jpegg]", "reward=jpegg is no option; known are"),
     "no reward": ("reward=none", "reward is empty; choose one with reward=NAME"),
