@@ -59,7 +59,8 @@ def resolve(target: str) -> Any:
     module, _, name = target.rpartition(".")
     found = importlib.import_module(module)
     if not hasattr(found, name):
-        made = (n for n, value in vars(found).items() if n[0] != "_" and getattr(value, "__module__", None) == module)
+        homes = {n: str(getattr(value, "__module__", None)) for n, value in vars(found).items() if n[0] != "_"}
+        made = (n for n, home in homes.items() if home == module or home.startswith(f"{module}."))  # a package's own, too
         raise ImportError(f"{module} has no {name}; {nearest(name, made)}")
     return getattr(found, name)
 

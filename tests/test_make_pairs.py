@@ -185,6 +185,18 @@ def test_other_pairs_of_the_same_candidates(rule, pairs, made: Path, tmp_path: P
     assert "is not empty; choose another output_dir, or leave it out" in capsys.readouterr().err
 
 
+def test_a_copy_is_whole_or_not_there(made: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    """A disk that fills up while candidates are copied: a sentence, and nothing is left; file systems without hard links get copies."""
+    with monkeypatch.context() as patch:
+        patch.setattr(candidates.os, "link", lambda old, new: (_ for _ in ()).throw(OSError(95, "Operation not supported")))
+        with patch.context() as full:
+            stop_at(full, candidates.shutil, "copyfile", 3, OSError(28, "No space left on device"))
+            assert typed(full, f"again={made}", f"output_dir={tmp_path / 'new'}") == 2
+        assert "cannot be written (No space left on device); make room" in capsys.readouterr().err and not [*tmp_path.iterdir()]
+        assert typed(patch, f"again={made}", f"output_dir={tmp_path / 'new'}") == 0
+    assert contents(tmp_path / "new") == contents(made) and [p.name for p in tmp_path.iterdir()] == ["new"]
+
+
 def test_weights_are_those_of_the_rewards(made: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     """Unless pairing.weights has others; of an expert alone, its own order."""
     for said, best in ((["pairing.weights={colour: 0}"], "brightness"), (["pairing.weights={brightness: 0}"], "colour")):
