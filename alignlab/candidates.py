@@ -239,12 +239,16 @@ def _candidate(path: Path, k: int, said: Any) -> Candidate:
 
 
 def write_pairs(folder: Path, rows: Sequence[Candidate], paired: Paired, pairing: dict[str, Any]) -> None:
-    """pairs.jsonl and labels.jsonl of a folder, and in make_pairs.yaml what they came of. `paired` names rows.
+    """pairs.jsonl and labels.jsonl of a folder, and in make_pairs.yaml what they came of.
+
+    Args:
+        paired: names rows.
+        pairing: the node of the rule.
 
     Raises:
         RunError: if the disk does not take them.
     """
-    pairs, labels, rule = [], [], pairing.get("rule")
+    pairs, labels, rule = [], [], pairing.get("rule", pairing["_target_"])
     for pair in paired.pairs:
         winner, loser = rows[pair.winner], rows[pair.loser]
         pairs.append({
@@ -263,24 +267,30 @@ def write_pairs(folder: Path, rows: Sequence[Candidate], paired: Paired, pairing
 
 
 def copy(source: Path, folder: Path, rows: Sequence[Candidate]) -> None:
-    """The candidates of one folder in a new one: images as hard links, where the file system has them.
+    """The candidates of one folder in a new one, which is whole or not there: images as hard links, where the file system has them.
 
     Raises:
         RunError: if the new one is not empty, or cannot be written.
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise RunError(f"{folder} is not empty; choose another output_dir, or leave it out to make the pairs in {source}")
+    aside = folder.resolve().with_name(f".new_{folder.resolve().name}")
     with room_for(folder):
-        for row in rows:
-            old, new = source / row.image, folder / row.image
-            new.parent.mkdir(parents=True, exist_ok=True)
-            if not new.exists():
-                try:
-                    os.link(old.resolve(), new)
-                except OSError:
-                    shutil.copyfile(old, new)
-        write_aside(folder / CANDIDATES, "".join(json.dumps(asdict(row)) + "\n" for row in rows))
-        write_aside(folder / ABOUT, (source / ABOUT).read_text(encoding="utf-8"))
+        shutil.rmtree(aside, ignore_errors=True)  # what a killed one was writing
+        try:
+            for row in rows:
+                old, new = source / row.image, aside / row.image
+                new.parent.mkdir(parents=True, exist_ok=True)
+                if not new.exists():
+                    try:
+                        os.link(old.resolve(), new)
+                    except OSError:
+                        shutil.copyfile(old, new)
+            write_aside(aside / CANDIDATES, "".join(json.dumps(asdict(row)) + "\n" for row in rows))
+            write_aside(aside / ABOUT, (source / ABOUT).read_text(encoding="utf-8"))
+            aside.replace(folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextmanager

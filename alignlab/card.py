@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from alignlab.checks import is_hub_id
+from alignlab.checks import COUNTED, is_hub_id
 from alignlab.lab import Lab
 from alignlab.nodes import resolve
 from alignlab.runs import NOT_SCIENCE, RunError, write_aside
@@ -42,8 +42,8 @@ def write_card(lab: Lab, c: dict[str, Any], folder: Path, summary: dict[str, Any
     data = ModelCardData(library_name="diffusers", pipeline_tag="text-to-image", tags=tags, **more)
     units = lab.units
     units |= {"reward": summary["reward_unit"], "lpips": f"{summary['diversity_metric']}, between images of a prompt"}
-    trained, pairs = ", ".join(lab.reward.rewards), c["algo"].get("pairs")
-    aim, what = (trained, "images") if pairs is None else ("preferred images", "pairs")
+    trained, own = ", ".join(lab.reward.rewards), next((key for key in COUNTED if key in c["algo"]), None)
+    aim, what = getattr(lab.objective, "learns_from", trained), own or "images"
     table = [
         f"| {key} | {unit} | {summary['base'][key]:.4g} | {summary['final'][key]:.4g} |"
         for key, unit in units.items()
@@ -78,8 +78,8 @@ Means over {len(prompts)} prompts, {c["evaluation"]["final_images"]} images each
 
 {
         f"`reward` is what was maximised: {trained}. The others were measured only."
-        if pairs is None
-        else f"Trained on pairs of images ({Path(c['algo']['data']).name}); all of these were measured only. `reward` is {trained}."
+        if own is None
+        else f"Trained on {aim} ({Path(c['algo']['data']).name}); all of these were measured only. `reward` is {trained}."
     }
 
 ## Use

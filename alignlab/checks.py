@@ -29,6 +29,8 @@ WEIGHING = {"weight": float, "normalize": bool}
 """Keys of a reward that are the weighted sum's, not its constructor's."""
 WEIGHED = {"weight": 1.0, "normalize": False}
 FUNCTION = "alignlab.rewards.function.Function"
+COUNTED = ("pairs", "images")
+"""Keys of algorithms with data of their own: what samples_per_step counts then."""
 MEASURED = ("reward", "lpips", "mean", "std", "kl_eps_guided", "kl_eps_conditional", "kl_trajectory")
 """Names that no reward may have."""
 GROUPS = {
@@ -288,8 +290,17 @@ def _impossible_pairs(c: dict[str, Any]) -> Iterator[str]:
         yield f"samples_per_step={samples} is not a multiple of prompts.per_prompt={per_prompt}"
     if updates > samples:
         yield f"algo.updates_per_epoch={updates} exceeds samples_per_step={samples}, so some updates would have no sample"
-    if c["algo"].get("pairs", samples) != samples:
-        yield f"algo.pairs={c['algo']['pairs']} is not samples_per_step={samples}; set samples_per_step, and leave algo.pairs alone"
+    for key in COUNTED:
+        if c["algo"].get(key, samples) != samples:
+            yield f"algo.{key}={c['algo'][key]} is not samples_per_step={samples}; set samples_per_step, and leave algo.{key} alone"
+    if per_prompt < getattr(objective, "least_per_prompt", 1):
+        compares = f"{type(objective).__name__} compares the images of a prompt with each other"
+        yield f"{compares}, but prompts.per_prompt={per_prompt}; set prompts.per_prompt=4, say"
+    unknown = [name for name in (c["algo"].get("pairing") or {}).get("weights") or {} if name not in c["reward"]]
+    if unknown:
+        yield f"algo.pairing.weights.{unknown[0]} names no reward; they are {', '.join(c['reward'])}"
+    if c["policy"].get("shard") and getattr(objective, "swaps_weights", False):
+        yield "policy.shard=true cannot hold a second set of weights for algo.ref_update_every; set it to 0, or policy.shard=false"
     yield from sampler_problems(c, ("sampler", "eval_sampler"))
     try:
         plans = {objective.plan(max(1, sampler["steps"]), np.random.default_rng(seed)) for seed in range(8)}

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from alignlab.noise import NoiseKey
 from alignlab.objectives import Objective
@@ -60,7 +61,7 @@ class Collected:
         plain = self.folder is not None and not objective.needs_gradient
         self._home = self.folder / f"epoch_{number:06d}" if self.folder is not None and plain else None
         self._found = self._home is not None and all(gathered(self._home.is_dir()))
-        self._held, self._digest, self.untouched, before = {}, "", True, copy.deepcopy(objective.state_dict())
+        self._held, self._digest, self.untouched, before = {}, "", True, _as_it_is(objective.state_dict())
         try:
             yield
         except (Stopped, RewardError):
@@ -165,6 +166,11 @@ class Collected:
             parts: list[Any] = [parameter.detach() for parameter in policy.parameters()]
             self._digest = digest_of({f"{k:06d}": p.to_local() if hasattr(p, "to_local") else p for k, p in enumerate(parts)})
         return self._digest
+
+
+def _as_it_is(state: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a state, which shares its tensors: they do not change in place, and may be many."""
+    return copy.deepcopy(state, {id(leaf): leaf for leaf in tree_leaves(state) if isinstance(leaf, Tensor)})
 
 
 def _laid_out(tensor: Tensor, stride: list[int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""How the model was trained: x_t = alpha_t x0 + sigma_t eps, and what it regresses. RWR, SFT and DPO train with it."""
+"""How the model was trained: x_t = alpha_t x0 + sigma_t eps, and what it regresses. RWR, SFT, KTO and DPO train with it."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -57,3 +57,11 @@ class ForwardProcess:
         if self.prediction == "flow":
             return noise - x0
         return rows_of(self.alpha, t, x0) * noise - rows_of(self.sigma, t, x0) * x0
+
+    def min_snr(self, t: Tensor, gamma: float) -> Tensor:
+        """[M] the weight of the target's squared error at table rows t that makes of it min(SNR, gamma) times that of x0 (Hang et al.
+        2023, arXiv 2303.09556): x0's error is sigma/alpha times that of eps, and sigma times that of v and of the velocity."""
+        alpha, sigma = self.alpha[t], self.sigma[t]
+        snr = (alpha / sigma).square()
+        scale = {"epsilon": 1 / snr, "sample": torch.ones_like(snr)}.get(self.prediction, sigma.square())
+        return snr.clamp(max=gamma) * scale

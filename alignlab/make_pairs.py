@@ -124,7 +124,7 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     if not c["reward"]:
         found.append("reward is empty; choose one with reward=NAME, or several with 'reward=[clip,colour]'")
     wrong = list(bench_problems(c, c["allow_targets"], ("model", "prompts", "eval_sampler")))
-    found += wrong or _impossible(c)
+    found += _impossible(c) if not wrong and not found else wrong
     if found:
         raise ConfigError("\n".join(dict.fromkeys(found)))
     return c
@@ -132,15 +132,18 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
 
 def _impossible(c: dict[str, Any]) -> list[str]:
     """What is wrong with values that are each right by themselves."""
-    found, pairing = list(sampler_problems(c, ("eval_sampler",))), c["pairing"] or {}
+    found, pairing = list(sampler_problems(c, ("eval_sampler",))), c["pairing"]
     if c["shared_latent"] and c["eval_sampler"].get("eta", 0) == 0:
         found.append("shared_latent=true with eval_sampler.eta=0 draws the same image every time; set eval_sampler.eta=1")
     if pairing.get("rule") == "topk_bottomk" and isinstance(pairing.get("k"), int) and 2 * pairing["k"] > c["candidates"]:
         found.append(f"pairing.k={pairing['k']} best and as many worst are more than candidates={c['candidates']}; lower it")
-    unknown = [name for name in pairing.get("weights") or {} if name not in (c["reward"] or {})]
+    weights = {**{name: node["weight"] for name, node in c["reward"].items()}, **(pairing.get("weights") or {})}
+    unknown = [name for name in weights if name not in c["reward"]]
     if unknown:
-        found.append(f"pairing.weights.{unknown[0]} names no reward; they are {', '.join(c['reward'] or {})}")
-    for name, node in (c["reward"] or {}).items():
+        found.append(f"pairing.weights.{unknown[0]} names no reward; they are {', '.join(c['reward'])}")
+    elif not any(weights.values()):
+        found.append(f"every reward has the weight 0 ({', '.join(weights)}), so none would choose; set reward.NAME.weight=1")
+    for name, node in c["reward"].items():
         if node.get("normalize") and pairing.get("normalise") == "none":
             found.append(
                 f"reward.{name}.normalize=true counts in standard deviations of a run's base model, which are not known here; "
@@ -220,7 +223,7 @@ def pair(c: dict[str, Any], folder: Path) -> tuple[Paired, list[str]]:
         raise RunError(f"pairing: {error}") from None
     if folder.resolve() != source.resolve():
         copy(source, folder, rows)
-    write_pairs(folder, rows, paired, {key: value for key, value in node.items() if key != "_target_"})
+    write_pairs(folder, rows, paired, node)
     return paired, prompts
 
 

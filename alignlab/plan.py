@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from alignlab import config
+from alignlab.checks import COUNTED
 from alignlab.config import TrainConfig, command, device_of
 from alignlab.footprint import TRAINING, Footprint, footprint
 from alignlab.lab import Lab
@@ -78,7 +79,7 @@ def images_per_second(c: dict[str, Any]) -> float:
     least = max(2 * chunk, c["algo"].get("updates_per_epoch", 1))
     few = min(whole, unit * math.ceil(least / unit))
     images = few if whole % unit == 0 else whole
-    small = {**c, "samples_per_step": images, "algo": {**c["algo"], **({"pairs": images} if "pairs" in c["algo"] else {})}}
+    small = {**c, "samples_per_step": images, "algo": {**c["algo"], **{key: images for key in COUNTED if key in c["algo"]}}}
     lab = Lab.from_config(small)
     lab.reward.statistics = dict.fromkeys(lab.reward.normalize, (0.0, 1.0))
     return [float(train_epoch(lab, small, number)["images_per_second"]) for number in (1, 2)][-1]

@@ -365,6 +365,8 @@ def read_config(run: Path) -> dict[str, Any]:
         stored["policy"] = {**LATER_POLICY_KEYS, **stored["policy"]}
     if stored.get("algo", {}).get("statistics"):
         stored["algo"]["statistics"].setdefault("combine", "sum")
+    if stored.get("algo", {}).get("_target_") == "alignlab.objectives.dpo.DPO":
+        stored["algo"].setdefault("label_smoothing", 0.0)
     return stored
 
 

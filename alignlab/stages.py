@@ -36,8 +36,8 @@ class StagesConfig:
     """A try in minutes instead of a result: each stage's words, then its quick ones."""
     given: dict[str, str] = field(default_factory=dict)
     """Stages that are done already, and where what they would make is: +given.pairs=FOLDER."""
-    more: dict[str, list[str]] = field(default_factory=dict)
-    """Further words of a stage: '+more.tuned=[steps=100,kl_coeff=0.1]'."""
+    more: dict[str, str] = field(default_factory=dict)
+    """Further words of a stage: "+more.tuned='steps=100 kl_coeff=0.1'"."""
     output_dir: str | None = None
 
 
@@ -64,6 +64,11 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
         found += [
             f"{key}.{name} is no stage of the recipe; {nearest(name, stages, f'{key}.')}" for name in c[key] if name not in stages
         ]
+    for name, words in c["more"].items():
+        try:
+            shlex.split(words)
+        except ValueError as error:
+            found.append(f"more.{name}={words} cannot be split into words ({error}); mend its quotes")
     found += [
         f"given.{name}={path} does not exist; give a folder" for name, path in c["given"].items() if not Path(path).exists()
     ]
@@ -85,7 +90,7 @@ def command_lines(c: dict[str, Any], folder: Path) -> dict[str, list[str]]:
             words = [
                 *stage["words"],
                 *(stage.get("quick", []) if c["quick"] else []),
-                *c["more"].get(name, []),
+                *shlex.split(c["more"].get(name, "")),
                 f"seed={c['seed']}",
             ]
             try:

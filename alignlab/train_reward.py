@@ -109,7 +109,8 @@ def _taken(c: dict[str, Any], folder: Path) -> Iterator[str]:
     if not isinstance(before, dict) or "kind" not in before:
         yield f"output_dir={folder} is not empty and holds no reward; choose another"
         return
-    difference = first_difference(*({**its, "device": None, "output_dir": None} for its in (before, c)))
+    free = {"device": None, "output_dir": None}
+    difference = first_difference({**before, **free}, {**c, **free})
     if difference is not None:
         key, then, now = difference
         yield f"output_dir={folder} holds a reward with {key}={then}, but {key}={now} was asked for; choose another"

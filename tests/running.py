@@ -82,6 +82,22 @@ def lines(run: Path, leave_out: Sequence[str] = tuple(TIMING)) -> list[dict[str,
     return [{k: v for k, v in json.loads(line).items() if k not in leave_out} for line in text.splitlines()][1:]
 
 
+def stopped_and_resumed(c: dict[str, Any], run: Path, monkeypatch: pytest.MonkeyPatch, *, before: int) -> None:
+    """Trains in `run` twice: the first time a signal ends it before epoch `before`."""
+    real = train.train_epoch
+
+    def stopping(lab: Any, c: dict[str, Any], epoch: int) -> dict[str, Any]:
+        if epoch == before:
+            raise KeyboardInterrupt
+        return real(lab, c, epoch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train_epoch", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(c, run)
+    train.train(c, run)
+
+
 def same_weights(one: Path, other: Path) -> bool:
     """Whether two runs' last checkpoints hold bit-identical weights."""
     a, b = (load_file(sorted((run / "checkpoints").glob("step_*"))[-1] / "policy.safetensors") for run in (one, other))

@@ -11,10 +11,9 @@ import torch
 
 from alignlab.data import captioned as module
 from alignlab.data.captioned import CaptionedImages, captioned
+from alignlab.data.hub import Table
 from tests.running import pairs
 from tests.test_judgements import png
-
-HERE = Path(__file__).resolve().parent
 
 
 @pytest.fixture(autouse=True)
@@ -195,6 +194,22 @@ def test_parquet(streaming: bool, tmp_path) -> None:
         captioned(str(tmp_path / "evil"), streaming=streaming).draw(1, 0)[0].image((8, 8))
     with pytest.raises(ValueError, match=r"has no column nothing; set caption_column=NAME .its columns are image, text"):
         captioned(str(tmp_path), streaming=streaming, caption_column="nothing")
+
+
+def test_a_stream_that_breaks_off() -> None:
+    """The network's error, whatever its kind, is a sentence with the row."""
+
+    class Held:
+        features, column_names = None, ("image", "text")
+
+        def skip(self, n: int):
+            yield {"image": png(0), "text": "x"}
+            raise ConnectionError("the network is down")
+
+    rows = Table(Held(), "owner/name").rows("image", "text", 4)
+    assert next(rows)["caption"] == "x"
+    with pytest.raises(ValueError, match="data=owner/name cannot be read from row 6 on: the network is down"):
+        next(rows)
 
 
 @pytest.mark.parametrize("streaming", [False, True])

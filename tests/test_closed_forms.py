@@ -17,12 +17,17 @@ from alignlab.drift import drift
 from alignlab.noise import noise_key
 from alignlab.objectives.advantages import PromptStatistics
 from alignlab.objectives.ddpo import DDPO
+from alignlab.objectives.dpo import DPO, Pairs
 from alignlab.objectives.draft import DRaFT
+from alignlab.objectives.kto import KTO, Judged
+from alignlab.objectives.regression import Examples
 from alignlab.objectives.rwr import RWR
+from alignlab.objectives.sft import SFT
 from alignlab.rollout import Gradients, Rollout, rollout
 from alignlab.samplers import Sampler, ddim, flow
 from tests.conftest import SD_SCHEDULE
 from tests.linear_gaussian import COVARIANCE, DELTA, LINEAR, MEAN, QUADRATIC, D, Reward, World, double, draws, scored, z_scores
+from tests.running import pairs
 
 REWARDS = pytest.mark.parametrize("reward", [LINEAR, QUADRATIC], ids=["linear", "quadratic"])
 KINDS = pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample", "flow"])
@@ -445,3 +450,112 @@ def test_rwr_population_minimiser(prediction, guidance, reward):
     assert z.abs().max() > 2 * LIMIT, z
     ess = RWR(temperature=1e6, **options).weights(record.prompts, record.reward.numpy())
     assert float(ess.std()) < 1e-4  # and with tau -> infinity the weights are gone
+
+
+# -- images of one's own: DPO, KTO, SFT
+
+WON, LOST = MEAN + torch.tensor([0.5, 0.3], dtype=torch.float64), MEAN - torch.tensor([0.2, 0.6], dtype=torch.float64)
+"""Means of the images that people preferred, and of those that they did not; both have the model's own covariance."""
+LEVELS = pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+
+
+def levels_of(kind: str) -> World:
+    """Eight training timesteps, with a correction for each, at the reference."""
+    scheduler = DDIMScheduler(
+        num_train_timesteps=8, beta_start=0.1, beta_end=0.6, clip_sample=False, prediction_type=kind, set_alpha_to_one=False
+    )
+    return World(scheduler, torch.arange(8))
+
+
+def images_of(means: Sequence[Tensor], m: int, seed: int, covariance: Tensor = COVARIANCE) -> Tensor:
+    """[S, m, 1, 1, D] of N(mean, covariance), one row of images for each mean."""
+    z = torch.randn(len(means), m, D, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (torch.stack([*means])[:, None] + z @ torch.linalg.cholesky(covariance).T)[:, :, None, None]
+
+
+def exact_slope(world: World, mean: Tensor) -> list[Tensor]:
+    """The gradient, at the reference, of E[e] for images of N(mean, COVARIANCE). The residual target - out has the mean h' - h, of the
+    exact denoisers of those images and of the model's, and is uncorrelated with x_t: e = residual^2/D, at each of 8 timesteps."""
+    (_, there), (_, here) = (world.exact(torch.arange(8), m, COVARIANCE) for m in (mean, MEAN))
+    residual, x_t = there - here, world.process.alpha.double()[:, None] * mean
+    return [-2 / D / 8 * residual[:, :, None] * x_t[:, None], -2 / D / 8 * residual]
+
+
+@LEVELS
+@pytest.mark.parametrize("algorithm", ["dpo", "kto"])
+def test_first_gradients_of_preferences(kind, algorithm, tmp_path):
+    """At the reference the gradient of both is that of two regressions: beta/4 (grad E[e of winners] - grad E[e of losers]) for DPO,
+    beta/4 times the halves that are desirable and undesirable for KTO, weighted by lambda."""
+    world, beta, table = levels_of(kind), 3.0, pairs(tmp_path)
+    up, down = exact_slope(world, WON), exact_slope(world, LOST)
+    found, m = [], 1500
+    for seed in range(40):
+        latents, prompts, noise = images_of((WON, LOST), m, seed), ("",) * m, draws(m, seed)
+        if algorithm == "dpo":
+            batch = Pairs(process=world.process, latents=latents, prompts=prompts, noise=noise)
+            objective, exact = DPO(data=table, beta=beta), [beta / 4 * (a - b) for a, b in zip(up, down, strict=True)]
+        else:
+            objective, good = KTO(data=table, beta=beta, lambda_u=0.5), torch.arange(m) % 2 == 0
+            mixed = torch.where(good[:, None, None, None], latents[0], latents[1])[None]
+            batch = Judged(
+                process=world.process,
+                latents=mixed,
+                prompts=prompts,
+                noise=noise,
+                desirable=good,
+                reference=torch.empty(0),
+                z0=0.0,
+            )
+            ((_, batch),) = objective._measured(world, [(1.0, batch)])
+            exact = [beta / 4 * (a - 0.5 * b) / 2 for a, b in zip(up, down, strict=True)]
+        loss, _ = objective.loss(world, batch)
+        assert loss.item() == pytest.approx(np.log(2) if algorithm == "dpo" else (1 + 0.5) / 4)
+        found.append(torch.autograd.grad(loss, world.parameters()))
+    agree(found, exact)
+
+
+@pytest.mark.parametrize("algorithm", ["dpo", "kto"])
+def test_the_mean_moves_to_the_winners(algorithm, tmp_path):
+    """After a few hundred steps what is sampled has moved along winners minus losers, and against it where they are turned round."""
+    table, moved = pairs(tmp_path), []
+    for means in ((WON, LOST), (LOST, WON)):
+        world = levels_of("epsilon")
+        sampler = double(ddim(world.family.scheduler, steps=8, eta=1.0))
+        start = world.chain(sampler, world.W, world.omega)[-1][0].detach()
+        objective = DPO(data=table, beta=2.0) if algorithm == "dpo" else KTO(data=table, beta=2.0)
+        descent = torch.optim.SGD(world.parameters(), lr=0.05)
+        for seed in range(200):
+            latents, prompts, noise = images_of(means, 200, seed), ("",) * 200, draws(200, seed)
+            if algorithm == "dpo":
+                batch = Pairs(process=world.process, latents=latents, prompts=prompts, noise=noise)
+            else:
+                good = torch.arange(200) % 2 == 0
+                mixed = torch.where(good[:, None, None, None], latents[0], latents[1])[None]
+                judged = {"desirable": good, "reference": torch.empty(0), "z0": 0.0}
+                batch = Judged(process=world.process, latents=mixed, prompts=prompts, noise=noise, **judged)
+                ((_, batch),) = objective._measured(world, [(1.0, batch)])
+            descent.zero_grad()
+            objective.loss(world, batch)[0].backward()
+            descent.step()
+        moved.append(float((world.chain(sampler, world.W, world.omega)[-1][0].detach() - start) @ (WON - LOST)))
+    assert moved[0] > 0.1 and moved[1] < -0.1
+
+
+@pytest.mark.parametrize("min_snr", [None, 0.5])
+@LEVELS
+def test_sft_population_minimiser(kind, min_snr, tmp_path):
+    """At every training timestep, and whatever its weight, the exact denoiser of the images' own distribution: the gradient vanishes
+    there, and not at the pretrained model."""
+    world, objective = levels_of(kind), SFT(data=pairs(tmp_path), min_snr=min_snr)
+    narrow = torch.tensor([[0.3, -0.1], [-0.1, 0.5]], dtype=torch.float64)
+    levels, zero = torch.arange(8), [torch.zeros_like(p) for p in world.parameters()]
+    (G, h), (base_G, base_h) = world.exact(levels, WON, narrow), world.exact(levels)
+    for at_the_minimum in (True, False):
+        world.W.data, world.omega.data = (G - base_G, h - base_h) if at_the_minimum else (zero[0].clone(), zero[1].clone())
+        found = []
+        for seed in range(40):
+            latents = images_of((WON,), 1000, seed, narrow)
+            batch = Examples(process=world.process, latents=latents, prompts=("",) * 1000, noise=draws(1000, seed))
+            found.append(torch.autograd.grad(objective.loss(world, batch)[0], world.parameters()))
+        z, _ = z_scores(found, zero)
+        assert z.abs().max() < LIMIT if at_the_minimum else z.abs().max() > 5 * LIMIT

@@ -20,7 +20,8 @@ MISTAKES = {
     "key that the file leaves out": ("algo=ddpo reward=jpeg_compressibility reward.jpeg_compressibility.quality=50", "is not in the chosen file; write +reward.jpeg_compressibility.quality=50 to add it"),
     "new nested key": ("+algo.foo=1", "algo.foo is not an argument of alignlab.objectives.draft.DRaFT"),
     "unknown algorithm": ("algo=drafft", "algo=drafft is no option; did you mean algo=draft?"),
-    "no algorithm": ("algo=null", "algo=null is no option; known are ddpo, dpo, draft, draftp, rwr"),
+    "no algorithm": ("algo=null", "algo=null is no option; known are ddpo, dpo, dpo_online, draft, draftp, kto, rwr, sft"),
+    "a list of numbers for a group": ("eval_sampler=[1,2]", "eval_sampler=[1,2] is no option; known are ddim, flow"),
     "unknown reward": ("reward=clipp", "reward=clipp is no option; did you mean reward=clip?"),
     "unknown reward among two": ("reward=[clip,jpegg]", "reward=jpegg is no option; known are"),
     "no reward": ("reward=none", "reward is empty; choose one with reward=NAME"),
@@ -233,7 +234,7 @@ def test_help_lists_groups_and_keys(desk: Path, monkeypatch, capsys) -> None:
     assert command_line(monkeypatch, "--help") == 0
     shown = capsys.readouterr().out
     for word in (
-        "algo: ddpo, dpo, draft, draftp, rwr",
+        "algo: ddpo, dpo, dpo_online, draft, draftp, kto, rwr, sft",
         "python -m alignlab.train algo=draftp kl_coeff=0.25",
         "samples_per_step",
         "prompts: ",

@@ -10,7 +10,15 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs" / "algorithms"
-PAGES = {"rwr": ("rwr",), "ddpo": ("ddpo",), "dpo": ("dpo",), "draft": ("draft", "draftp")}
+PAGES = {
+    "rwr": ("rwr",),
+    "ddpo": ("ddpo",),
+    "dpo": ("dpo",),
+    "dpo_online": ("dpo_online",),
+    "kto": ("kto",),
+    "sft": ("sft",),
+    "draft": ("draft", "draftp"),
+}
 """A page, and the files of conf/algo that it explains."""
 
 pages = pytest.mark.parametrize("name", PAGES)
@@ -94,8 +102,8 @@ def test_every_algorithm_file_has_a_page():
 def test_every_metric_is_explained(name):
     """Every metric that the objective's file writes is in its table of metrics."""
     code = (ROOT / "alignlab" / "objectives" / f"{name}.py").read_text()
-    metrics = set(re.findall(r'"((?:ddpo|dpo|rwr|draft|kl)/[a-z_]+)"', code)) | set(
-        re.findall(r'f"(ddpo/clip_fraction_)\{', code)
+    metrics = set(re.findall(r'"((?:ddpo|dpo|kto|rwr|sft|draft|kl)/[a-z_]+)"', code)) | set(
+        re.findall(r'f"(ddpo/clip_fraction_|sft/error_)\{', code)
     )
     assert metrics
     for metric in metrics:

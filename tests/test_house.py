@@ -117,7 +117,7 @@ MAY = {
     "stages": {"config", "nodes"},
     "dry": set(),
     "footprint": {"dry", "lab", "measure", "models", "nodes", "objectives", "rollout"},
-    "plan": {"config", "footprint", "lab", "memory", "nodes", "rewards", "rollout", "train"},
+    "plan": {"checks", "config", "footprint", "lab", "memory", "nodes", "rewards", "rollout", "train"},
     "card": {"checks", "config", "lab", "nodes", "runs"},
     "export": {"card", "checks", "config", "nodes", "runs", "start"},
     "evaluate": {"config", "data", "nodes", "lab", "measure", "metrics", "runs", "checks", "rewards", "tuned", "images"},
@@ -205,7 +205,7 @@ NEEDS = {
     **{word: ["model=sd35", "sampler=flow", "eval_sampler=flow"] for word in ("sampler=flow", "eval_sampler=flow", "model=sd35")},
     "model=flux": ["sampler=flow", "eval_sampler=flow"],  # what an option must be given to make sense
     "prompts=file": [f"prompts.file={ROOT / 'README.md'}"],
-    "algo=dpo": ["algo.data={captions}/pairs.jsonl"],
+    **{f"algo={name}": ["algo.data={captions}/pairs.jsonl"] for name in ("dpo", "kto", "sft")},
     "experiment=recipe_diffusion_dpo": ["algo.data={captions}/pairs.jsonl"],
     "prompts=dataset": ["prompts.dataset={captions}"],
     "reward=clip_diversity": ["prompts.per_prompt=4"],
@@ -244,12 +244,12 @@ def test_every_configuration_file_says_what_it_is(group: str, option: str) -> No
 
 def test_no_default_stands_in_two_places() -> None:
     """Every algorithm's file lists all arguments of its constructor, so that each has a key to override."""
-    for option in ("ddpo", "draft", "dpo", "rwr"):
+    for option in ("ddpo", "draft", "dpo", "dpo_online", "kto", "rwr", "sft"):
         node = yaml.safe_load((CONF / "algo" / f"{option}.yaml").read_text())["algo"]
         assert set(inspect.signature(resolve(node["_target_"])).parameters) == node.keys() - {"_target_"}
 
 
-@pytest.mark.parametrize("objective", ["rwr", "ddpo", "draft", "dpo"])
+@pytest.mark.parametrize("objective", ["rwr", "ddpo", "draft", "dpo", "dpo_online", "kto", "sft"])
 def test_the_core_is_short(objective: str) -> None:
     """samplers + policy + rollout + one objective + train, whole files, comments and all: at most 1,000 lines."""
     core = ("samplers.py", "policy.py", "rollout.py", f"objectives/{objective}.py", "train.py")

@@ -12,7 +12,7 @@ from alignlab import candidates
 from alignlab import make_pairs as command
 from alignlab.data.captioned import captioned
 from alignlab.data.judgements import image
-from alignlab.data.pairing import Pairing
+from alignlab.data.pairing import NORMALISED, RULES, Pairing
 from alignlab.data.preferences import preferences
 from alignlab.nodes import build
 from alignlab.rewards.compose import RewardError, WeightedSum
@@ -185,6 +185,18 @@ def test_other_pairs_of_the_same_candidates(rule, pairs, made: Path, tmp_path: P
     assert "is not empty; choose another output_dir, or leave it out" in capsys.readouterr().err
 
 
+def test_a_copy_is_whole_or_not_there(made: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    """A disk that fills up while candidates are copied: a sentence, and nothing is left; file systems without hard links get copies."""
+    with monkeypatch.context() as patch:
+        patch.setattr(candidates.os, "link", lambda old, new: (_ for _ in ()).throw(OSError(95, "Operation not supported")))
+        with patch.context() as full:
+            stop_at(full, candidates.shutil, "copyfile", 3, OSError(28, "No space left on device"))
+            assert typed(full, f"again={made}", f"output_dir={tmp_path / 'new'}") == 2
+        assert "cannot be written (No space left on device); make room" in capsys.readouterr().err and not [*tmp_path.iterdir()]
+        assert typed(patch, f"again={made}", f"output_dir={tmp_path / 'new'}") == 0
+    assert contents(tmp_path / "new") == contents(made) and [p.name for p in tmp_path.iterdir()] == ["new"]
+
+
 def test_weights_are_those_of_the_rewards(made: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     """Unless pairing.weights has others; of an expert alone, its own order."""
     for said, best in ((["pairing.weights={colour: 0}"], "brightness"), (["pairing.weights={brightness: 0}"], "colour")):
@@ -271,6 +283,9 @@ def test_ties_only(tiny_sd: str, tmp_path: Path, monkeypatch, capsys) -> None:
         ("pairing.margin=-1", "pairing.margin=-1 must be a finite number, 0 or more"),
         ("pairing.rul=best", "pairing.rul is not a known key"),
         ("pairing=null", "pairing has no _target_"),
+        ("pairing=5", "pairing has no _target_"),
+        ("pairing.weights=5", "pairing.weights=5 must be a table"),
+        ("pairing.weights={brightness: 0, colour: 0}", "every reward has the weight 0 (brightness, colour), so none would choose"),
         ("pairing._target_=os.system", "pairing._target_=os.system lies outside alignlab"),
         ("pairing.weights={clip: 1}", "pairing.weights.clip names no reward; they are brightness, colour"),
         ("reward.brightness.normalize=true", "reward.brightness.normalize=true counts in standard deviations"),
@@ -386,3 +401,15 @@ def test_a_sweep(tiny_sd: str, tmp_path: Path, monkeypatch) -> None:
     assert typed(monkeypatch, "-m", *said) == 0
     folders = sorted(path.parent for path in (tmp_path / "many").rglob("pairs.jsonl"))
     assert len(folders) == 2 and len({(f / "images" / "00000_00.png").read_bytes() for f in folders}) == 2
+
+
+def test_its_page(made: Path) -> None:
+    """docs/pairs.md names every rule and normalisation, every file and its keys, and keys that there are."""
+    page = (Path(__file__).resolve().parents[1] / "docs" / "pairs.md").read_text()
+    rows = {row.split("`")[1]: row for row in page.splitlines() if row.startswith("| `")}
+    assert {*RULES, *NORMALISED} <= rows.keys()
+    for name in FILES:
+        keys = table(made / name)[0].keys()
+        assert all(f"`{key}`" in rows[name] for key in keys) and rows[name].count("`") == 2 * (len(keys) + 1), name
+    said = set(re.findall(r"[ `(](\w+)=", page)) - {"reward", "prompts", "model", "algo"}
+    assert said <= {*command.MakePairsConfig.__dataclass_fields__} | {"normalize"}

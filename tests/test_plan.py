@@ -37,6 +37,9 @@ CASES = {
     "RWR": "algo=rwr algo.inner_epochs=1 micro_batch=2",
     "DPO": "algo=dpo algo.data={pairs} micro_batch=4",
     "DPO, full": "algo=dpo algo.data={pairs} micro_batch=2 policy.full=true",
+    "DPO, online": "algo=dpo_online micro_batch=4 algo.ref_update_every=1",
+    "KTO": "algo=kto algo.data={pairs} micro_batch=4",
+    "SFT": "algo=sft algo.data={pairs} micro_batch=4",
     "SDXL, DRaFT-N": "model=sdxl algo=draft algo.k=3 micro_batch=4",
     "SD3, DDPO": "model=sd35 algo=ddpo sampler=flow eval_sampler=flow micro_batch=8 model.max_sequence_length=8",
 }
@@ -56,7 +59,7 @@ def words_of(case: str, folders: dict[str, str]) -> list[str]:
     small = {
         k: v
         for k, v in (word.split("=", 1) for word in SMALL)
-        if k != "algo.updates_per_epoch" or its["algo"] in ("ddpo", "dpo", "rwr")
+        if k != "algo.updates_per_epoch" or its["algo"] in ("ddpo", "dpo", "dpo_online", "kto", "rwr", "sft")
     }
     base = dict(word.split("=", 1) for word in tiny_run(folders[its.get("model", "emoji")]))
     if its.get("model") == "sdxl":

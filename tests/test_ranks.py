@@ -33,6 +33,16 @@ OBJECTIVES = {
     "ddpo sf": ["algo=ddpo", "algo.estimator=sf"],
     "ddpo is": ["algo=ddpo", "algo.updates_per_epoch=3", "algo.timestep_fraction=0.7", "kl_coeff=0.1"],
     "dpo": ["algo=dpo", "algo.data={pairs}", "algo.beta=100", "algo.updates_per_epoch=2", "algo.prompt_dropout=0.3"],
+    "dpo online": [
+        "algo=dpo_online",
+        "prompts.per_prompt=2",
+        "algo.beta=100",
+        "algo.ref_update_every=1",
+        "algo.prompt_dropout=0.3",
+        "reward=brightness",
+    ],
+    "kto": ["algo=kto", "algo.data={pairs}", "algo.beta=100", "algo.updates_per_epoch=2", "algo.prompt_dropout=0.3"],
+    "sft": ["algo=sft", "algo.data={pairs}", "algo.updates_per_epoch=2", "algo.prompt_dropout=0.3"],
     "draft": ["algo=draft", "algo.truncation=per_rollout"],
     "draftp": ["algo=draftp", "kl_coeff=0.5"],
 }
@@ -67,7 +77,9 @@ RUNS = {
     f"{name} {kind}": [*OBJECTIVES[name], f"policy.full={kind == 'full'}"] for name in OBJECTIVES for kind in ("lora", "full")
 }
 RUNS[SHARDED] = ["algo=draft", "algo.k=2", "policy.full=true", "policy.shard=true", "policy.checkpointing=true"]
-SLOW = {"rwr full", "ddpo sf full", "draft full", "dpo full"}
+SLOW = {"rwr full", "ddpo sf full", "draft full", "dpo full"} | {
+    f"{a} {b}" for a in ("dpo online", "kto", "sft") for b in ("lora", "full")
+}
 """Their LoRA and the other objectives' full fine-tuning are quick enough: pytest -m 'slow or not slow'."""
 
 

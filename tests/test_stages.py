@@ -3,13 +3,15 @@
 import json
 from pathlib import Path
 
+import hydra
 import pytest
 import yaml
 
-from alignlab import stages
+from alignlab import make_pairs, stages, train, train_reward
 from alignlab.config import CONF
 from tests.running import command_line, pairs, tiny
 
+HAVE_SCHEMAS = (make_pairs, train, train_reward)
 RECIPES = sorted(path.stem for path in (CONF / "recipe").glob("*.yaml"))
 
 
@@ -28,14 +30,14 @@ def typed(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 def test_later_stages_begin_from_earlier_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: list[list[str]]) -> None:
     """All words are read before the first stage; then each in its folder, with the folders of those before, the seed and what was added."""
-    words = ["recipe=rlhf", f"output_dir={tmp_path}", "seed=3", "+more.tuned=[steps=7]"]
+    words = ["recipe=rlhf", f"output_dir={tmp_path}", "seed=3", "+more.tuned='steps=7 lr=0.1'"]
     assert command_line(monkeypatch, *words, command=stages) == 0
     read, ran = typed[:3], typed[3:]
     assert [line[-2:] for line in read] == [["--cfg", "job"]] * 3 and [line[:-2] for line in read] == ran
     assert [line[0] for line in ran] == ["make_pairs", "train_reward", "train"]
     assert [line[-1] for line in ran] == [f"output_dir={tmp_path / name}" for name in ("pairs", "reward", "tuned")]
     assert f"data={tmp_path / 'pairs'}" in ran[1] and f"reward.preference.path={tmp_path / 'reward'}" in ran[2]
-    assert all("seed=3" in line for line in ran) and "steps=7" in ran[2] and "steps=7" not in ran[1]
+    assert all("seed=3" in line for line in ran) and ran[2][-4:-2] == ["steps=7", "lr=0.1"] and "steps=7" not in ran[1]
 
 
 def test_what_is_there_already_is_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: list[list[str]]) -> None:
@@ -73,6 +75,7 @@ MISTAKES = {
     "no such recipe": ("recipe=rlfh", "recipe=rlfh is no option; did you mean recipe=rlhf?"),
     "given what is no stage": ("recipe=rlhf +given.pair=.", "given.pair is no stage of the recipe; did you mean given.pairs?"),
     "given what is not there": ("recipe=rlhf +given.pairs=/nowhere", "given.pairs=/nowhere does not exist; give a folder"),
+    "quotes": ("recipe=rlhf +more.tuned='x\\'y'", "more.tuned=x'y cannot be split into words (No closing quotation); mend its quotes"),
     "another command": ("+recipe.look={command:report,words:[]}", "recipe.look is no stage; give it command (one of train, train_reward, make_pairs)"),
     "from a later stage": ("recipe.pairs.words=['reward={tuned}']", "recipe.pairs: a word names what is no earlier stage; known are none"),
 }  # fmt: skip
@@ -88,8 +91,6 @@ def test_mistakes(words: str, said: str, tmp_path: Path, monkeypatch, capsys, ty
 def test_every_recipe_composes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: list[list[str]]) -> None:
     """Its stages' words name keys and groups that their commands have; the file's first line is its command."""
     assert command_line(monkeypatch, f"recipe={name}", "quick=true", f"output_dir={tmp_path}", command=stages) == 0
-    import hydra
-
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         for line in typed[len(typed) // 2 :]:
             hydra.compose(line[0], line[1:])

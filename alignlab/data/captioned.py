@@ -12,9 +12,9 @@ bounded (judgements.py).
 
 import csv
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,10 @@ class Known:
     keys: Sequence[str]
     row: Callable[[int], dict[str, Any]]
     ties: int = 0
+
+    @cached_property
+    def digest(self) -> str:
+        return _digest(zip(self.keys, self.captions, strict=True))
 
     def __getitem__(self, k: int) -> Captioned:
         return Captioned(self.keys[k], self.captions[k], lambda: self.row(k))
@@ -172,14 +176,15 @@ class CaptionedImages:
 
     def _digest(self) -> str:
         """Of the examples that `left` counts."""
-        source: Any = self._source if isinstance(self._source, Known) else self._window
-        digest = hashlib.blake2b(digest_size=16)
-        pairs = (
-            zip(source.keys, source.captions, strict=True) if isinstance(source, Known) else ((e.key, e.caption) for e in source)
-        )
-        for key, caption in pairs:
-            digest.update(f"{key}\0{caption}\0".encode())
-        return digest.hexdigest()
+        return self._source.digest if isinstance(self._source, Known) else _digest((e.key, e.caption) for e in self._window)
+
+
+def _digest(examples: Iterable[tuple[str, str]]) -> str:
+    """Of keys and captions."""
+    digest = hashlib.blake2b(digest_size=16)
+    for key, caption in examples:
+        digest.update(f"{key}\0{caption}\0".encode())
+    return digest.hexdigest()
 
 
 def captioned(data: str, **how: Any) -> CaptionedImages:

@@ -6,6 +6,7 @@ stand in a table, decompress without a bound, or unpickle; what the hub has in a
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,20 @@ class Table:
         return self._row(self._undecoded(picture).select([k])[0], picture, text, k)
 
     def rows(self, picture: str, text: str, start: int) -> Iterator[dict[str, Any]]:
-        """The same from row `start` on, of a stream."""
-        for k, said in enumerate(self._undecoded(picture).skip(start), start):
+        """The same from row `start` on, of a stream.
+
+        Raises:
+            ValueError: also if it breaks off.
+        """
+        coming = iter(self._undecoded(picture).skip(start))
+        for k in count(start):
+            try:
+                said = next(coming)
+            except StopIteration:
+                return
+            except Exception as error:  # of many kinds, as in `opened`
+                reason = " ".join(str(error).split())[:300] or type(error).__name__
+                raise ValueError(f"data={self.name} cannot be read from row {k + 1} on: {reason}") from None
             yield self._row(said, picture, text, k)
 
     def _row(self, said: dict[str, Any], picture: str, text: str, k: int) -> dict[str, Any]:

@@ -19,8 +19,8 @@ with mean, std, min, max and ranks taken within the prompt (`scope="prompt"`) or
                     nothing, a weight of 0 leaves an expert out, a negative one turns it round
                                                                              D3PO (arXiv 2311.13231), `compare`
 
-A winner must beat the loser by more than `margin` in s. What does not is a tie: dropped, and counted. (flow_grpo takes argmax and
-argmin, so it trains on candidates 0 and 0 or 0 and 1 when all are equal; Flow-Factory takes the same image twice.)
+A winner must beat the loser by more than `margin` in s. What does not is a tie: dropped, and counted. (flow_grpo trains on candidates 0
+and 1 where all are equal; Flow-Factory on one image as winner and loser, whose gradient is zero.)
 """
 
 import math

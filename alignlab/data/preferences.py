@@ -33,17 +33,11 @@ class Preferences:
     """
 
     def __init__(self, data: str) -> None:
-        path = Path(data)
-        files = tables(path) if path.is_dir() else [path]
-        if not files or not all(file.is_file() and file.suffix in TABLES for file in files):
-            raise ValueError(
-                f"data={data}: there is no .jsonl, .csv or .parquet file of pairs there; give one, or a folder with one"
-            )
         self.rows: list[tuple[dict[str, Any], str, str]] = []
         """A row, and its columns of the winner and of the loser."""
         self.prompts: list[str] = []
         self.ties = 0
-        for file in files:
+        for file in given(data, of="pairs"):
             for prompt, row, winner, loser in _lines(file) if file.suffix == ".jsonl" else _rows(file):
                 if winner == loser:
                     self.ties += 1
@@ -69,9 +63,27 @@ class Preferences:
 
 def preferences(data: str) -> Preferences:
     """`Preferences`, read once however often a configuration is checked, and again if a table changed."""
+    return _read(data, changes(data))
+
+
+def given(data: str, *, of: str) -> list[Path]:
+    """The file that `data` names, or those of the folder.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    path = Path(data)
+    files = tables(path) if path.is_dir() else [path]
+    if not files or not all(file.is_file() and file.suffix in TABLES for file in files):
+        raise ValueError(f"data={data}: there is no .jsonl, .csv or .parquet file of {of} there; give one, or a folder with one")
+    return files
+
+
+def changes(data: str) -> tuple[tuple[str, int], ...]:
+    """The same files, as far as they are there, each with the time when it last changed."""
     path = Path(data).absolute()
     files = tables(path) if path.is_dir() else [path] if path.is_file() else []
-    return _read(data, tuple((str(file), file.stat().st_mtime_ns) for file in files if file.suffix in TABLES))
+    return tuple((str(file), file.stat().st_mtime_ns) for file in files if file.suffix in TABLES)
 
 
 def tables(folder: Path) -> list[Path]:
@@ -107,19 +119,36 @@ def objects(file: Path, *, torn: bool = False) -> Iterator[tuple[int, Any]]:
             raise ValueError(f"data: line {k + 1} of {file} is no JSON ({reason}); mend or remove it") from None
 
 
-def _lines(file: Path) -> Iterator[tuple[str, dict[str, Any], str, str]]:
-    for k, said in objects(file):
-        if not isinstance(said, dict) or not all(isinstance(said.get(key), str) for key in ("prompt", "winner", "loser")):
-            raise ValueError(
-                f"data: line {k + 1} of {file} is no object with the texts prompt, winner and loser; mend or remove it"
-            )
-        row = {"winner": said["winner"], "loser": said["loser"], "caption": said["prompt"], "_table": file}
-        caption_of(k, row)
-        yield said["prompt"], row, "winner", "winner" if said["winner"] == said["loser"] else "loser"
+Told = tuple[str, dict[str, Any], str, str]
+"""A prompt, a row, and its columns of the winner and of the loser: the same one for a tie."""
 
 
-def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any], str, str]]:
-    for k, row in enumerate(read_table(str(file), needs="pairs", columns=PAIR)):
-        first, label = ("jpg_0", "jpg_1"), choice(k, row)
-        winner, loser = first if label == 1 else first[::-1] if label == 0 else ("jpg_0", "jpg_0")
-        yield caption_of(k, row), row, winner, loser
+def pair_of_line(file: Path, k: int, said: Any) -> Told:
+    """What line k of a .jsonl file says.
+
+    Raises:
+        ValueError: if it is no pair.
+    """
+    if not isinstance(said, dict) or not all(isinstance(said.get(key), str) for key in ("prompt", "winner", "loser")):
+        raise ValueError(f"data: line {k + 1} of {file} is no object with the texts prompt, winner and loser; mend or remove it")
+    row = {"winner": said["winner"], "loser": said["loser"], "caption": said["prompt"], "_table": file}
+    return caption_of(k, row), row, "winner", "winner" if said["winner"] == said["loser"] else "loser"
+
+
+def pair_of_row(k: int, row: dict[str, Any]) -> Told:
+    """What row k of a table with the columns of a pair says.
+
+    Raises:
+        ValueError: if it is no pair.
+    """
+    first, label = ("jpg_0", "jpg_1"), choice(k, row)
+    winner, loser = first if label == 1 else first[::-1] if label == 0 else ("jpg_0", "jpg_0")
+    return caption_of(k, row), row, winner, loser
+
+
+def _lines(file: Path) -> Iterator[Told]:
+    return (pair_of_line(file, k, said) for k, said in objects(file))
+
+
+def _rows(file: Path) -> Iterator[Told]:
+    return (pair_of_row(k, row) for k, row in enumerate(read_table(str(file), needs="pairs", columns=PAIR)))

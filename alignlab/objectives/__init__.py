@@ -1,8 +1,8 @@
 """What an objective is. One file a family; the train loop knows only this page.
 
 An objective consumes a lazy stream of scored rollouts and yields optimiser updates. DRaFT turns each rollout into one
-micro-batch and so holds one graph at a time; DDPO and RWR exhaust the stream, shuffle and slice; DPO has pairs of its own and
-leaves the stream alone. Nothing here knows a model family, a scheduler or a config.
+micro-batch and so holds one graph at a time; DDPO and RWR exhaust the stream, shuffle and slice; DPO, KTO and SFT have data of their
+own (own_data.py) and leave the stream alone; online DPO does the one or the other. Nothing here knows a model family, a scheduler or a config.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,6 +29,9 @@ class Update:
 
 
 class Objective(Protocol):
+    """An objective may also say `least_per_prompt`, the images of a prompt without which it has nothing to compare, `swaps_weights`,
+    if it puts other weights in the policy's place, and `learns_from`, what its own data are (for a model card)."""
+
     needs_noise: bool
     """True if it needs log-probs, so a sampler with eta > 0."""
     needs_gradient: bool
@@ -54,7 +57,7 @@ class Objective(Protocol):
         """What was measured once for the whole epoch."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a bit-exact resume needs."""
+        """What a bit-exact resume needs. Its tensors do not change in place afterwards."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 

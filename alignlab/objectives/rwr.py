@@ -26,6 +26,7 @@ from alignlab.forward import ForwardProcess
 from alignlab.noise import NoiseKey
 from alignlab.objectives import Metrics, Update, one_of, split
 from alignlab.objectives.advantages import PromptStatistics
+from alignlab.objectives.regression import error, timestep_rows
 from alignlab.policy import Policy
 from alignlab.ranks import gathered, own, own_shares
 from alignlab.rollout import Rollout
@@ -159,9 +160,8 @@ class RWR:
         record, process, rows = batch.rollout, batch.process, batch.rows
         x0 = record.latent(rows, torch.full_like(rows, len(record.sampler))).to(policy.device)
         t, noise = _corruption(record.noise[rows.tolist()], batch.draw, len(process), x0)
-        out = policy.predict(process.noised(t, x0, noise), process.timesteps[t], record.cond[rows], record.sampler.guidance_scale)
-        error = (process.target(t, x0, noise) - out).square().mean((1, 2, 3))
-        return (batch.weights.to(error.device) * error).mean(), {"rwr/error": error.detach().mean()}
+        e = error(policy, process, t, x0, noise, record.cond[rows], record.sampler.guidance_scale)
+        return (batch.weights.to(e.device) * e).mean(), {"rwr/error": e.detach().mean()}
 
     def epoch_metrics(self) -> dict[str, float]:
         return self._epoch
@@ -175,8 +175,6 @@ class RWR:
 
 
 def _corruption(key: NoiseKey, draw: int, timesteps: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """A uniform timestep [M] and noise [M, C, h, w] for each sample, the same whatever micro-batch it falls in."""
-    stream = replace(key, stream=f"{key.stream}/rwr")
-    noise = stream.normal(draw, like.shape[1:], like.device)
-    uniform = stream.uniform(-2 - draw)
-    return (uniform * timesteps).long().clamp(max=timesteps - 1).to(like.device), noise
+    """A uniform timestep [M] and noise [M, C, h, w] for each sample, of a stream that the rollout does not use."""
+    key = replace(key, stream=f"{key.stream}/rwr")
+    return timestep_rows(key, timesteps, draw).to(like.device), key.normal(draw, like.shape[1:], like.device)

@@ -12,7 +12,7 @@ import hydra
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from alignlab import evaluate, export, figure, plan, report, sample, train, train_reward
+from alignlab import evaluate, export, figure, make_pairs, plan, report, sample, train, train_reward
 from alignlab.config import CONF
 from scripts.fuzz.outcome import Outcome, attempt, command_line, refuse_work
 
@@ -25,9 +25,20 @@ COMMANDS: dict[str, tuple[ModuleType, str, tuple[str, ...]]] = {
     "report": (report, "report.report", ("runs={run}",)),
     "figure": (figure, "figure.make", ("name=draftp_fig3",)),
     "train_reward": (train_reward, "train_reward.train_reward", ("data={table}",)),
+    "make_pairs": (make_pairs, "make_pairs.weighted_sum", ()),
 }
 """Each command with its work, which is not done, and what it cannot do without."""
-SHARE = {"train": 10, "plan": 2, "evaluate": 3, "sample": 2, "export": 2, "report": 1, "figure": 1, "train_reward": 2}
+SHARE = {
+    "train": 10,
+    "plan": 2,
+    "evaluate": 3,
+    "sample": 2,
+    "export": 2,
+    "report": 1,
+    "figure": 1,
+    "train_reward": 2,
+    "make_pairs": 2,
+}
 """How many of the mutations are a command's."""
 
 NUMBERS = (

@@ -12,6 +12,7 @@ from alignlab import train as train_module
 from alignlab.forward import ForwardProcess
 from alignlab.noise import noise_key
 from alignlab.objectives.dpo import DPO, Pairs
+from alignlab.objectives.regression import errors
 from alignlab.train import train
 from tests.conftest import SD_SCHEDULE, tiny_policy
 from tests.linear_gaussian import D, World
@@ -149,6 +150,27 @@ def test_equal_images_teach_nothing(tiny_sd, table) -> None:
             if "lora_B" in name:
                 parameter.zero_()
     torch.testing.assert_close(gradient(batch.latents.flip(0)), -gradient(batch.latents), rtol=1e-6, atol=1e-12)
+
+
+def test_label_smoothing(table) -> None:
+    """The mean of the pair's loss and of that of the pair turned round, weighted by the share of labels that are wrong; and
+    the winner's and the loser's error, less those of the reference, are their drifts."""
+    world = World(SCHEDULERS["epsilon"]).randomise(0.4)
+    batch = linear_pairs(ForwardProcess.of(SCHEDULERS["epsilon"]))
+    turned = Pairs(process=batch.process, latents=batch.latents.flip(0), prompts=batch.prompts, noise=batch.noise)
+    (plain, metrics), (other, _) = (DPO(data=table, beta=3.0).loss(world, pair) for pair in (batch, turned))
+    smooth, _ = DPO(data=table, beta=3.0, label_smoothing=0.2).loss(world, batch)
+    assert smooth.item() == pytest.approx(0.8 * plain.item() + 0.2 * other.item(), rel=1e-6) != plain.item()
+    with world.reference():
+        reference = errors(world, batch).mean(1)
+    for who, before in zip(("winner", "loser"), reference.tolist(), strict=True):
+        assert float(metrics[f"dpo/{who}_error"]) - before == pytest.approx(float(metrics[f"dpo/{who}_drift"]), abs=1e-6)
+    for options, words in (
+        ({"label_smoothing": 0.5}, r"algo\.label_smoothing=0\.5 must be in \[0, 0\.5\)"),
+        ({"label_smoothing": 0.1, "loss": "ipo"}, r"algo\.label_smoothing=0\.1 belongs to algo\.loss=sigmoid, not ipo"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            DPO(data=table, **options)
 
 
 def test_the_prediction_has_no_guidance(tiny_sd, table) -> None:
