@@ -1,6 +1,6 @@
 """python -m alignlab.train_reward kind=preference data=FOLDER
 
-Fits a reward on what people said of images (data/judgements.py): a head on a frozen CLIP, or its last blocks too
+Fits a reward on what people said of images (data/judgements.py, data/preferences.py): a head on a frozen CLIP, or its last blocks too
 (rewards/train.py). The folder that it writes is a reward: `reward=preference reward.preference.path=FOLDER`. The same command again
 leaves a finished one as it is, and begins one that was killed anew.
 """
@@ -23,7 +23,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.data import Dataset, Subset
 
 from alignlab.config import command, device_of, plain
-from alignlab.data.judgements import Pairs, Ratings
+from alignlab.data.judgements import Ratings
+from alignlab.data.preferences import Pairs
 from alignlab.nodes import ConfigError
 from alignlab.rewards.clip import Clip, locate
 from alignlab.rewards.heads import save

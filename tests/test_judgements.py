@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from alignlab.data.judgements import Pairs, Ratings
+from alignlab.data.judgements import Ratings
+from alignlab.data.preferences import Pairs
 
 
 def png(value: int, size: tuple[int, int] = (8, 8)) -> bytes:
@@ -52,7 +53,7 @@ def test_pairs_in_csv_and_parquet(tmp_path) -> None:
         columns = {"caption": ["x", "y"], "jpg_0": [png(10 * k), png(20)], "jpg_1": [png(30), png(40)], "label_0": [0.0, 1.0]}
         parquet.write_table(arrow.table(columns), folder / f"{k}.parquet")
     shards = Pairs(str(folder), (8, 8))
-    assert len(shards) == 4 and shards.labels == [0.0, 1.0, 0.0, 1.0]
+    assert len(shards) == 4 and [row[3] for row in shards.rows] == [0.0, 1.0, 0.0, 1.0]
     assert torch.equal(shards[2][0], torch.from_numpy(np.array(Image.open(io.BytesIO(png(10)))).copy()).permute(2, 0, 1) / 255)
 
 
@@ -88,7 +89,7 @@ def test_bad_tables(kind, header, row, said, tmp_path) -> None:
 
 def test_missing_tables_and_images(tmp_path) -> None:
     """No table, no parquet file, no image: each is said."""
-    with pytest.raises(ValueError, match=r"there is no .csv or .parquet table of pairs"):
+    with pytest.raises(ValueError, match=r"there is no .jsonl, .csv or .parquet file of pairs"):
         Pairs(str(tmp_path), (8, 8))
     (tmp_path / "x.parquet").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"is no parquet file|needs the package pyarrow"):

@@ -81,7 +81,7 @@ MISTAKES = {
     "no epochs": ("data={tmp} epochs=0", "epochs=0 must be at least 1"),
     "text for a number": ("data={tmp} epochs=many", "epochs=many must be a whole number"),
     "unknown key": ("data={tmp} epoch=3", "epoch is not a known key; did you mean epochs?"),
-    "no table": ("data={tmp}", "there is no .csv or .parquet table of pairs there"),
+    "no table": ("data={tmp}", "there is no .jsonl, .csv or .parquet file of pairs there"),
     "blocks": ("kind=aesthetic data={tmp}/ratings blocks=7", "blocks=7: the image tower has 4 transformer blocks; set blocks<=4"),
 }
 

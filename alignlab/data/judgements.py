@@ -70,29 +70,6 @@ class Ratings(Dataset[tuple[Tensor, float]]):
             ) from None
 
 
-class Pairs(Dataset[tuple[Tensor, Tensor, str, float]]):
-    """Two images of one caption, and how often the first was chosen.
-
-    Args:
-        data: a table, or a folder with one.
-        size: (height, width) to which images are resized.
-    """
-
-    def __init__(self, data: str, size: tuple[int, int]) -> None:
-        self.rows, self.size = read_table(data, needs="pairs", columns=PAIR), size
-        self.labels = [choice(k, row) for k, row in enumerate(self.rows)]
-        for k, row in enumerate(self.rows):
-            caption_of(k, row)
-            are_there(row, PAIR[1:3])
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, k: int) -> tuple[Tensor, Tensor, str, float]:
-        row = self.rows[k]
-        return image(row, "jpg_0", self.size), image(row, "jpg_1", self.size), row["caption"], self.labels[k]
-
-
 def choice(k: int, row: dict[str, Any]) -> float:
     """How often the first image of a pair was chosen: 0, 0.5 or 1.
 

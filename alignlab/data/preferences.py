@@ -1,10 +1,10 @@
-"""Pairs of images of one prompt, the better one first: what DPO trains on.
+"""Pairs of images of one prompt: what DPO trains on, the better one first, and what a preference model is fitted on.
 
     .jsonl            {"prompt": ..., "winner": PATH, "loser": PATH} a line, whatever else it holds; paths are relative to the file
-    .csv, .parquet    caption, jpg_0, jpg_1, label_0: the tables that alignlab.train_reward reads (judgements.py)
+    .csv, .parquet    caption, jpg_0, jpg_1, label_0: a table (judgements.py)
 
-`data` may name one such file or a folder with several (alignlab.make_pairs writes one). Nothing can be learned from a tie
-(label_0 = 0.5, or a line of .jsonl that names the same file twice): ties are counted and left out.
+`data` may name one such file or a folder with several (alignlab.make_pairs writes one). DPO learns nothing from a
+tie (label_0 = 0.5, or a line of .jsonl that names the same file twice): there ties are counted and left out.
 """
 
 import json
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from alignlab.data.judgements import PAIR, are_there, caption_of, choice, image, read_table
 
@@ -59,6 +60,37 @@ class Preferences:
         """
         row, winner, loser = self.rows[k]
         return image(row, winner, size), image(row, loser, size)
+
+
+class Pairs(Dataset[tuple[Tensor, Tensor, str, float]]):
+    """Two images of one prompt, and how often the first was chosen: 0, 0.5 or 1. What a preference model is fitted on.
+
+    Args:
+        data: a .jsonl, .csv or .parquet file, or a folder with some.
+        size: (height, width) to which images are resized.
+
+    Raises:
+        ValueError: if there is none, or it cannot be read.
+    """
+
+    def __init__(self, data: str, size: tuple[int, int]) -> None:
+        self.size = size
+        self.rows: list[tuple[dict[str, Any], str, str, float]] = []
+        """A row, its columns of the two images, and its label."""
+        for file in given(data, of="pairs"):
+            for row, first, second, label in _labelled(file):
+                caption_of(len(self.rows), row)
+                are_there(row, (first, second))
+                self.rows.append((row, first, second, label))
+        if not self.rows:
+            raise ValueError(f"data={data} holds no rows; give a table of pairs")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, k: int) -> tuple[Tensor, Tensor, str, float]:
+        row, first, second, label = self.rows[k]
+        return image(row, first, self.size), image(row, second, self.size), row["caption"], label
 
 
 def preferences(data: str) -> Preferences:
@@ -152,3 +184,12 @@ def _lines(file: Path) -> Iterator[Told]:
 
 def _rows(file: Path) -> Iterator[Told]:
     return (pair_of_row(k, row) for k, row in enumerate(read_table(str(file), needs="pairs", columns=PAIR)))
+
+
+def _labelled(file: Path) -> Iterator[tuple[dict[str, Any], str, str, float]]:
+    if file.suffix == ".jsonl":
+        for _, row, winner, loser in _lines(file):
+            yield row, winner, loser, 0.5 if winner == loser else 1.0
+    else:
+        for k, row in enumerate(read_table(str(file), needs="pairs", columns=PAIR)):
+            yield row, *PAIR[1:3], choice(k, row)
