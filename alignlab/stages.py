@@ -2,24 +2,31 @@
 
 Commands that follow each other, in one: each stage is a command of alignlab that writes FOLDER/STAGE, and later ones begin from what
 earlier ones left there ("{STAGE}" in their words). Stopped and typed again, it goes on where it was: a finished stage is left as it is,
-and one that was cut short goes on as its own command does. The words of every stage are read before the first one begins.
+and one that was cut short goes on as its own command does. The words of every stage are composed before the first one begins, so that a
+mistyped key or option of the last one is found at once.
 """
 
-import os
+import re
 import shlex
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
-from alignlab.config import command, plain
+from alignlab.config import asked, command, plain
 from alignlab.nodes import ConfigError, nearest
+from alignlab.runs import first_difference, write_aside
 
+PASSED_ON = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 COMMANDS = ("train", "train_reward", "make_pairs")
 """What a stage may be: commands that go on where they were stopped, and leave what is finished alone."""
 
@@ -51,30 +58,47 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
         ConfigError: with every problem that was found.
     """
     c: dict[str, Any] = plain(cfg)
-    stages, found = c["recipe"], []
+    stages: Any = c["recipe"]
+    found: list[str] = []
     if not isinstance(stages, dict) or not stages:
         raise ConfigError("recipe has no stages; choose a file of conf/recipe with recipe=NAME (--help lists them)")
     for name, stage in stages.items():
-        words = stage.get("words") if isinstance(stage, dict) else None
-        if not isinstance(words, list) or not {*stage} <= {"command", "words", "quick"} or stage.get("command") not in COMMANDS:
-            found.append(
-                f"recipe.{name} is no stage; give it command (one of {', '.join(COMMANDS)}), words and, if you like, quick"
-            )
+        found += _stage_problems(name, stage)
     for key in ("given", "more"):
         found += [
             f"{key}.{name} is no stage of the recipe; {nearest(name, stages, f'{key}.')}" for name in c[key] if name not in stages
         ]
-    for name, words in c["more"].items():
+    for name, more in c["more"].items():
         try:
-            shlex.split(words)
+            words = shlex.split(more)
         except ValueError as error:
-            found.append(f"more.{name}={words} cannot be split into words ({error}); mend its quotes")
+            found.append(f"more.{name}={more} cannot be split into words ({error}); mend its quotes")
+            continue
+        if f"more.{name}" not in asked():  # a file's
+            found += _foreign_problems(name, words)
     found += [
         f"given.{name}={path} does not exist; give a folder" for name, path in c["given"].items() if not Path(path).exists()
     ]
     if found:
         raise ConfigError("\n".join(found))
     return c
+
+
+def _stage_problems(name: str, stage: Any) -> Iterator[str]:
+    its = stage if isinstance(stage, dict) and {*stage} <= {"command", "words", "quick"} else {}
+    lists = [its.get("words"), its.get("quick", [])]
+    words = [word for some in lists for word in (some if isinstance(some, list) else [None])]
+    if its.get("command") not in COMMANDS or not all(isinstance(word, str) for word in words):
+        yield f"recipe.{name} is no stage; give it command (one of {', '.join(COMMANDS)}), words and, if you like, quick: lists of texts"
+    else:
+        yield from _foreign_problems(name, [str(word) for word in words])
+
+
+def _foreign_problems(name: str, words: Sequence[str]) -> Iterator[str]:
+    """What a file may not say, because for the stage's command it would be typed: a recipe may be somebody else's."""
+    for word in words:
+        if re.match(r"-|[+~]*(allow_targets|hydra)\b", word):
+            yield f"recipe.{name}: {word} may not stand in a file; if you trust it, type +more.{name}='{word}'"
 
 
 def command_lines(c: dict[str, Any], folder: Path) -> dict[str, list[str]]:
@@ -85,6 +109,12 @@ def command_lines(c: dict[str, Any], folder: Path) -> dict[str, list[str]]:
     """
     there: dict[str, str] = {}
     out = {}
+
+    def folder_of(named: re.Match[str], user: str) -> str:
+        if named[1] not in there:
+            raise ConfigError(f"recipe.{user}: {named[0]} is no earlier stage; known are {', '.join(there) or 'none'}")
+        return there[named[1]]
+
     for name, stage in c["recipe"].items():
         if name not in c["given"]:
             words = [
@@ -93,21 +123,46 @@ def command_lines(c: dict[str, Any], folder: Path) -> dict[str, list[str]]:
                 *shlex.split(c["more"].get(name, "")),
                 f"seed={c['seed']}",
             ]
-            try:
-                words = [word.format_map(there) for word in words]
-            except (KeyError, ValueError, IndexError):
-                raise ConfigError(
-                    f"recipe.{name}: a word names what is no earlier stage; known are {', '.join(there) or 'none'}"
-                ) from None
+            known = partial(folder_of, user=name)
+            words = [re.sub(r"\{(\w+)\}", known, word) for word in words]
             out[name] = [stage["command"], *words, f"output_dir={folder / name}"]
         there[name] = c["given"].get(name, str(folder / name))
     return out
 
 
 def run(words: list[str], *flags: str, quiet: bool = False) -> int:
-    """`python -m alignlab.COMMAND WORDS`, in a process of its own; its exit code."""
+    """`python -m alignlab.COMMAND WORDS`, in a process of its own; its exit code. Signals that ask it to end are its: Ctrl-C comes from
+    the terminal, the others are passed on."""
     typed = [sys.executable, "-m", f"alignlab.{words[0]}", *words[1:], *flags]
-    return subprocess.run(typed, stdout=subprocess.DEVNULL if quiet else None, check=False, env={**os.environ}).returncode
+    with subprocess.Popen(typed, stdout=subprocess.DEVNULL if quiet else None) as stage:
+        before = {number: signal.signal(number, lambda got, _: stage.send_signal(got)) for number in PASSED_ON}
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            code = stage.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    return code if code >= 0 else 128 - code  # as a shell says it
+
+
+def remember(folder: Path, lines: dict[str, list[str]]) -> None:
+    """Writes FOLDER/stages.yaml.
+
+    Raises:
+        ConfigError: if the folder's stages had other words: what is finished would not be theirs.
+    """
+    path = folder / "stages.yaml"
+    try:
+        before = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else lines
+        difference = first_difference(before, lines) if isinstance(before, dict) else ("all", before, "stages")
+        if difference is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_aside(path, yaml.safe_dump(lines, sort_keys=False))
+            return
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read or written ({error}); choose another output_dir") from None
+    name, then, now = difference
+    raise ConfigError(f"{path} says {name}: {then}, but {name}: {now} was asked for; choose another output_dir")
 
 
 @command("stages", schema=StagesConfig, check=checked)
@@ -119,6 +174,7 @@ def main(cfg: DictConfig) -> None:
     for name, words in lines.items():
         if run(words, "--cfg", "job", quiet=True):
             raise ConfigError(f"recipe.{name}: what is wrong with its words stands above; nothing was begun")
+    remember(folder, lines)
     for number, (name, words) in enumerate(lines.items(), 1):
         print(f"[{number}/{len(lines)}] {name}: python -m alignlab.{words[0]} {shlex.join(words[1:])}", flush=True)
         code = run(words)

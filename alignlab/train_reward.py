@@ -92,15 +92,13 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     for key in ("data", "held_out"):
         if c[key] is not None and not Path(c[key]).exists():
             found.append(f"{key}={c[key]} does not exist; give a table, or a folder with one")
-    if c["output_dir"] is not None:
-        found += _taken(c, Path(c["output_dir"]))
     if found:
         raise ConfigError("\n".join(found))
     return c
 
 
 def _taken(c: dict[str, Any], folder: Path) -> Iterator[str]:
-    """What stands in the way of an output_dir that is not empty: anything but what this very command left there."""
+    """What stands in the way of a folder that is not empty: anything but what this very command left there."""
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     try:
@@ -161,6 +159,15 @@ def train_reward(c: dict[str, Any], folder: Path) -> dict[str, float]:
     return numbers
 
 
+def _finished(folder: Path) -> dict[str, float]:
+    """The held-out numbers of a reward that is whole; none of another."""
+    try:
+        about = json.loads((folder / "reward.json").read_text(encoding="utf-8"))
+        return {key: float(value) for key, value in about.items() if key.startswith("held_out/")}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+
+
 @command("train_reward", schema=TrainRewardConfig, check=checked)
 def main(cfg: DictConfig) -> float:
     """Hydra's task. Returns the held-out loss or error, for sweepers that minimise."""
@@ -168,9 +175,11 @@ def main(cfg: DictConfig) -> float:
     at = HydraConfig.get()
     given = at.runtime.output_dir if at.mode == RunMode.MULTIRUN else c["output_dir"]
     folder = Path(given or f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}-{c['kind']}")
-    if (folder / "reward.json").is_file():
+    if taken := list(_taken(c, folder)):
+        raise ConfigError("\n".join(taken))
+    numbers = _finished(folder)
+    if numbers:
         print(f"{folder} is finished; nothing to do")
-        numbers = {key: value for key, value in json.loads((folder / "reward.json").read_text()).items() if "held_out/" in key}
     else:
         try:
             numbers = train_reward(c, folder)

@@ -114,7 +114,7 @@ MAY = {
         "scoring",
         "stops",
     },
-    "stages": {"config", "nodes"},
+    "stages": {"config", "nodes", "runs"},
     "dry": set(),
     "footprint": {"dry", "lab", "measure", "models", "nodes", "objectives", "rollout"},
     "plan": {"checks", "config", "footprint", "lab", "memory", "nodes", "rewards", "rollout", "train"},

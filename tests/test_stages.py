@@ -1,6 +1,10 @@
 """python -m alignlab.stages: what each stage is told, and that a chain that was stopped goes on."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import hydra
@@ -11,6 +15,7 @@ from alignlab import make_pairs, stages, train, train_reward
 from alignlab.config import CONF
 from tests.running import command_line, pairs, tiny
 
+ROOT = Path(__file__).resolve().parents[1]
 HAVE_SCHEMAS = (make_pairs, train, train_reward)
 RECIPES = sorted(path.stem for path in (CONF / "recipe").glob("*.yaml"))
 
@@ -71,13 +76,74 @@ def test_a_stage_that_fails_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "recipe.tuned: what is wrong with its words stands above; nothing was begun" in capsys.readouterr().err
 
 
+def test_other_words_in_the_same_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], typed: list[list[str]]
+) -> None:
+    """What is finished there would not be theirs. Braces that name no stage are Hydra's."""
+    braces = "pairing.weights={true_preference:1}"
+    words = ["recipe=rlhf", f"output_dir={tmp_path / 'braces'}", f"+more.pairs='{braces}'"]
+    assert command_line(monkeypatch, *words, command=stages) == 0 and braces in typed[0]
+    words[1:] = [f"output_dir={tmp_path / 'out'}"]
+    assert command_line(monkeypatch, *words, "+more.pairs='pairing.margin=0.2'", command=stages) == 0
+    assert command_line(monkeypatch, *words, "+more.pairs='pairing.margin=0.3'", command=stages) == 2
+    assert "stages.yaml says pairs: " in capsys.readouterr().err
+
+
+def test_a_file_cannot_open_the_door(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], typed: list[list[str]]
+) -> None:
+    """A recipe of --config-dir that sets `more` for itself is held to the same as its words; what is typed is the user's word."""
+    (tmp_path / "recipe").mkdir()
+    theirs = "# @package _global_\nmore: {a: 'allow_targets=[os]'}\nrecipe: {a: {command: train, words: []}}\n"
+    (tmp_path / "recipe" / "theirs.yaml").write_text(theirs)
+    words = [f"--config-dir={tmp_path}", "recipe=theirs", f"output_dir={tmp_path / 'out'}"]
+    assert command_line(monkeypatch, *words, command=stages) == 2
+    assert "recipe.a: allow_targets=[os] may not stand in a file" in capsys.readouterr().err and not typed
+    assert command_line(monkeypatch, *words, "more.a='allow_targets=[os]'", command=stages) == 0
+    assert "allow_targets=[os]" in typed[-1]
+
+
+def test_signals_are_the_stages(tmp_path: Path) -> None:
+    """Ctrl-C and SIGTERM leave the stage as much time as it wants; its code is the code of all."""
+    (tmp_path / "alignlab").mkdir()
+    (tmp_path / "alignlab" / "__init__.py").touch()
+    (tmp_path / "alignlab" / "slow.py").write_text(SLOW)
+    parent = "import sys; sys.path.insert(0, ROOT); from alignlab import stages; sys.path.pop(0); sys.exit(stages.run(['slow']))"
+    for number in (signal.SIGINT, signal.SIGTERM):
+        it = subprocess.Popen(
+            [sys.executable, "-c", parent.replace("ROOT", repr(str(ROOT)))],
+            cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+        assert it.stdout is not None and it.stdout.readline() == "begun\n"
+        os.killpg(it.pid, number) if number == signal.SIGINT else it.send_signal(number)
+        assert (it.stdout.read(), it.wait()) == ("saved\n", 75)
+
+
+SLOW = """
+import signal, sys, time
+def save(*_):
+    time.sleep(1)
+    print("saved", flush=True)
+    sys.exit(75)
+signal.signal(signal.SIGINT, save)
+signal.signal(signal.SIGTERM, save)
+print("begun", flush=True)
+time.sleep(60)
+"""
+"""A stage that needs a second to save."""
+
+
 MISTAKES = {
     "no such recipe": ("recipe=rlfh", "recipe=rlfh is no option; did you mean recipe=rlhf?"),
     "given what is no stage": ("recipe=rlhf +given.pair=.", "given.pair is no stage of the recipe; did you mean given.pairs?"),
     "given what is not there": ("recipe=rlhf +given.pairs=/nowhere", "given.pairs=/nowhere does not exist; give a folder"),
     "quotes": ("recipe=rlhf +more.tuned='x\\'y'", "more.tuned=x'y cannot be split into words (No closing quotation); mend its quotes"),
     "another command": ("+recipe.look={command:report,words:[]}", "recipe.look is no stage; give it command (one of train, train_reward, make_pairs)"),
-    "from a later stage": ("recipe.pairs.words=['reward={tuned}']", "recipe.pairs: a word names what is no earlier stage; known are none"),
+    "from a later stage": ("recipe.pairs.words=['reward={tuned}']", "recipe.pairs: {tuned} is no earlier stage; known are none"),
+    "words that are no text": ("recipe.pairs.words=[5]", "recipe.pairs is no stage; give it command"),
+    "words of a file that need trust": ("+recipe.pairs.quick=['allow_targets=[os]']", "recipe.pairs: allow_targets=[os] may not stand in a file; if you trust it, type +more.pairs="),
+    "Hydra's own keys": ("+recipe.tuned.quick=['+hydra.callbacks.x=y']", "recipe.tuned: +hydra.callbacks.x=y may not stand in a file"),
+    "flags": ("+recipe.tuned.quick=['--config-dir=x']", "recipe.tuned: --config-dir=x may not stand in a file"),
 }  # fmt: skip
 
 

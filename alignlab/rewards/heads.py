@@ -154,7 +154,9 @@ def save(folder: Path, head: nn.Module, about: dict[str, Any], own: dict[str, Te
     save_file({k: v.detach().half().cpu().contiguous() for k, v in head.state_dict().items()}, folder / "head.safetensors")
     if own:
         save_file({k: v.detach().half().cpu().contiguous() for k, v in own.items()}, folder / "clip.safetensors")
-    (folder / "reward.json").write_text(json.dumps(about, indent=2) + "\n")
+    aside = folder / ".new_reward.json"
+    aside.write_text(json.dumps(about, indent=2) + "\n")
+    aside.replace(folder / "reward.json")  # in one step: where it is, the reward is whole
 
 
 def mlp_of(state: dict[str, Tensor], *, relu: bool) -> Mlp:
