@@ -2,11 +2,13 @@
 
     python scripts/emoji_world/build.py --stages tokenizer vae unet clip judge rewards
 
+The shipped world has 4 latent channels; this builds the next one, with 8 (results/emoji_world/README.md, "Next").
+
 Each stage goes on from its checkpoint in --work, so the command can be stopped and repeated. On two CPU cores
 the whole takes about an hour; a CUDA GPU is used when there is one.
 
     tokenizer  byte-level BPE over the captions
-    vae        AutoencoderKL, 48x48 -> 12x12x4: L1 + gradient difference + a small KL
+    vae        AutoencoderKL, 48x48 -> 12x12x8: L1 + gradient difference + a small KL
     unet       UNet2DConditionModel and CLIPTextModel, trained together on cached latents, epsilon, min-SNR 5
     clip       open_clip image and text towers, contrastive, on renderings and their VAE reconstructions
     judge      a classifier of animal and background trained on renderings only, never used for tuning;
@@ -26,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.training_utils import compute_snr
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -42,11 +44,12 @@ ASSETS = ROOT / "alignlab" / "assets"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BF16 = DEVICE.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
 """Autocast to bfloat16: a CPU without its instructions emulates them, some fifteen times slower than float32."""
+WEIGHTS = {**dict.fromkeys(("vae", "unet"), "diffusion_pytorch_model.safetensors"), "text_encoder": "model.safetensors"}
 
 
 def new_vae() -> AutoencoderKL:
     return AutoencoderKL(
-        in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(32, 64, 96), norm_num_groups=8,
+        in_channels=3, out_channels=3, latent_channels=8, block_out_channels=(32, 64, 96), norm_num_groups=8,
         layers_per_block=1, down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
         sample_size=SIZE, mid_block_add_attention=False,
     )  # fmt: skip
@@ -54,7 +57,7 @@ def new_vae() -> AutoencoderKL:
 
 def new_unet() -> UNet2DConditionModel:
     return UNet2DConditionModel(
-        sample_size=SIZE // 4, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(64, 96, 160),
+        sample_size=SIZE // 4, in_channels=8, out_channels=8, layers_per_block=1, block_out_channels=(64, 96, 160),
         norm_num_groups=16, cross_attention_dim=128, attention_head_dim=4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
@@ -71,9 +74,10 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     )  # fmt: skip
 
 
-def train_vae(work: Path, steps: int) -> AutoencoderKL:
+def train_vae(work: Path, steps: int, start: Path | None) -> AutoencoderKL:
     torch.manual_seed(1)
     vae, world = new_vae().to(DEVICE), World(seed=1)
+    begin_from(vae, start and start / "vae" / WEIGHTS["vae"])
 
     def loss(_: int) -> Tensor:
         x = world.draw(32).images.to(DEVICE) * 2 - 1
@@ -119,6 +123,32 @@ def caption_table(tokenizer: CLIPTokenizer) -> Tensor:
     return ids.reshape(len(NAMES), len(COLOURS), -1, MAX_LENGTH)
 
 
+def begin_from(model: nn.Module, old: Path | None) -> None:
+    """Gives `model` the weights of a safetensors file, if there is one. A tensor that has grown keeps its new rows and columns."""
+    if old is None:
+        return
+    own, weights = model.state_dict(), load_file(old)  # views of the model's own storage
+    for key in own:
+        value = weights[key].float() * weights.get(f"{key}{SCALE}", torch.ones(())).float()
+        own[key][tuple(slice(n) for n in value.shape)] = value
+
+
+SCALE = "|scale"
+
+
+def keep_small(model: nn.Module, path: Path) -> None:
+    """Weights to go on from in another place, in 8 bits: each row of a matrix or convolution over its largest entry."""
+    out = {}
+    for key, value in model.state_dict().items():
+        if value.dim() < 2:
+            out[key] = value.half()
+        else:
+            scale = value.abs().amax(tuple(range(1, value.dim())), keepdim=True).clamp(min=1e-8) / 127
+            out |= {key: (value / scale).round().to(torch.int8).contiguous(), f"{key}{SCALE}": scale.half()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(out, path)
+
+
 class TextAndImage(nn.Module):
     """The two networks that the diffusion stage trains together."""
 
@@ -127,7 +157,9 @@ class TextAndImage(nn.Module):
         self.text_encoder, self.unet = text_encoder, unet
 
 
-def train_unet(work: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, steps: int, scenes: int) -> StableDiffusionPipeline:
+def train_unet(
+    work: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, steps: int, scenes: int, start: Path | None
+) -> StableDiffusionPipeline:
     torch.manual_seed(3)
     cache, table, rng = cache_latents(work, vae, scenes), caption_table(tokenizer), np.random.default_rng(3)
     vae.register_to_config(scaling_factor=cache["scaling_factor"].item())
@@ -136,6 +168,8 @@ def train_unet(work: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, steps: 
         clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type="epsilon",
     )  # fmt: skip
     model = TextAndImage(new_text_encoder(tokenizer), new_unet()).to(DEVICE)
+    begin_from(model.text_encoder, start and start / "text_encoder" / WEIGHTS["text_encoder"])
+    begin_from(model.unet, start and start / "unet" / WEIGHTS["unet"])
     empty = tokenizer([""], padding="max_length", max_length=MAX_LENGTH, return_tensors="pt").input_ids
 
     def loss(_: int) -> Tensor:
@@ -246,6 +280,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", nargs="+", choices=stages, default=stages)
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "emoji")
+    parser.add_argument(
+        "--start",
+        type=Path,
+        help="a folder whose weights the autoencoder, U-Net and text encoder start from: a pipeline, or --keep's",
+    )
+    parser.add_argument(
+        "--keep", type=Path, help="also writes these three to this folder, in 8 bits a weight, to go on from elsewhere"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--vae-steps", type=int, default=4300)
     parser.add_argument("--unet-steps", type=int, default=5500)
@@ -263,9 +305,12 @@ def main() -> None:
     if "judge" in args.stages:
         train_judge(args.work, args.judge_steps)
     if {"vae", "unet", "clip", "rewards"} & set(args.stages):
-        vae = train_vae(args.work, args.vae_steps)  # returns at once when already trained
+        vae = train_vae(args.work, args.vae_steps, args.start)  # returns at once when already trained
         if "unet" in args.stages:
-            pipe = train_unet(args.work, vae, tokenizer, args.unet_steps, args.scenes)
+            pipe = train_unet(args.work, vae, tokenizer, args.unet_steps, args.scenes, args.start)
+            if args.keep is not None:
+                for name in ("vae", "unet", "text_encoder"):
+                    keep_small(getattr(pipe, name), args.keep / name / WEIGHTS[name])
             pipe.to(torch.float16).save_pretrained(ASSETS / "emoji")
             vae.float()
             about = (

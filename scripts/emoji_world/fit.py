@@ -35,7 +35,8 @@ def fit(
     device = next(model.parameters()).device
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda k: min(1.0, (k + 1) / warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, k / steps))))
+        optimizer,
+        lambda k: min(1.0, (k + 1) / warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, k / max(1, steps))))),
     )
     ema = EMAModel(model.parameters(), decay=0.999, use_ema_warmup=True, power=0.75)
     path, start, average = folder / f"{name}.pt", 0, None
