@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from alignlab.data.judgements import Ratings
+from alignlab.data.judgements import Ratings, image
 from alignlab.data.preferences import Pairs
 
 
@@ -100,3 +100,10 @@ def test_missing_tables_and_images(tmp_path) -> None:
     (tmp_path / "b" / "0.png").write_bytes(png(0)[:40])
     with pytest.raises(ValueError, match=r"image of a row of .* is no image"):
         data[0]
+
+
+def test_a_strip_that_grows_is_refused(tmp_path) -> None:
+    """A picture of kilobytes whose shorter side, brought to the size, would make gigabytes of it."""
+    Image.new("1", (700_000, 1)).save(tmp_path / "strip.png")
+    with pytest.raises(ValueError, match=r"is no image \(\d+ x 96 pixels are more than \d+\)"):
+        image({"image": "strip.png", "_table": tmp_path / "t.csv"}, "image", (96, 96))

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from alignlab.data.judgements import image
-from alignlab.data.preferences import Pairs, Preferences
+from alignlab.data.preferences import Pairs, Preferences, tables
 from tests.running import pairs
 from tests.test_judgements import png
 
@@ -85,3 +85,12 @@ def test_a_preference_model_is_fitted_on_the_same_files(tmp_path) -> None:
     winner, loser, caption, label = data[1]
     assert (caption, label) == ("dog", 1.0) and winner.shape == (3, 8, 8)
     assert winner[0].mean() > winner[2].mean() and loser[0].mean() < loser[2].mean()  # reddish ones were preferred
+
+
+def test_names_that_make_pairs_gives(tmp_path) -> None:
+    """Only beside its own make_pairs.yaml: a table that a user calls labels.jsonl is data."""
+    for name in ("pairs.jsonl", "labels.jsonl"):
+        (tmp_path / name).touch()
+    assert [path.name for path in tables(tmp_path)] == ["labels.jsonl", "pairs.jsonl"]
+    (tmp_path / "make_pairs.yaml").touch()
+    assert [path.name for path in tables(tmp_path)] == ["pairs.jsonl"]

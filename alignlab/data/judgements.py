@@ -177,7 +177,7 @@ def image(row: dict[str, Any], column: str, size: tuple[int, int]) -> Tensor:
     """[3, height, width] in [0, 1], resized (bicubic, antialiased) and cut to the middle.
 
     Raises:
-        ValueError: if it is no image of FORMATS, has more than PIXELS, or lies outside of the table's folder.
+        ValueError: if it is no image of FORMATS, has more than PIXELS before or after it is resized, or lies outside of the table's folder.
     """
     value = row[column]
     if isinstance(value, dict):  # a `datasets` image
@@ -186,18 +186,18 @@ def image(row: dict[str, Any], column: str, size: tuple[int, int]) -> Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound is ours
             opened = Image.open(io.BytesIO(value) if isinstance(value, bytes) else beside(row["_table"], value), formats=FORMATS)
-            if opened.width * opened.height > PIXELS:
-                raise ValueError(f"{opened.width} x {opened.height} pixels are more than {PIXELS}")
+            height, width = size
+            scale = max(height / opened.height, width / opened.width)
+            fit = (max(width, round(opened.width * scale)), max(height, round(opened.height * scale)))
+            for wide, high in (opened.size, fit):  # a thin strip grows: its shorter side is brought to the size
+                if wide * high > PIXELS:
+                    raise ValueError(f"{wide} x {high} pixels are more than {PIXELS}")
             picture = opened.convert("RGB")
     except Exception as error:  # Pillow's readers fail in any way on what is broken
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"data: {column} of a row of {row['_table']} is no image ({reason}); mend or remove the row") from None
-    height, width = size
-    scale = max(height / picture.height, width / picture.width)
     if scale != 1:
-        picture = picture.resize(
-            (max(width, round(picture.width * scale)), max(height, round(picture.height * scale))), Image.Resampling.BICUBIC
-        )
+        picture = picture.resize(fit, Image.Resampling.BICUBIC)
     left, top = (picture.width - width) // 2, (picture.height - height) // 2
     pixels = np.asarray(picture.crop((left, top, left + width, top + height)))
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255

@@ -63,6 +63,10 @@ class LabelledImages:
         row, column = self.rows[k]
         return image(row, column, size)
 
+    def examples(self) -> Iterator[tuple[Any, ...]]:
+        """What each image is known by: prompt, image, label."""
+        return ((row["caption"], row[column], good) for (row, column), good in zip(self.rows, self.desirable, strict=True))
+
 
 def labelled(data: str) -> LabelledImages:
     """`LabelledImages`, read once however often a configuration is checked, and again if a table changed."""

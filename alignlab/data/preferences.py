@@ -61,6 +61,10 @@ class Preferences:
         row, winner, loser = self.rows[k]
         return image(row, winner, size), image(row, loser, size)
 
+    def examples(self) -> Iterator[tuple[Any, ...]]:
+        """What each pair is known by: prompt, winner, loser."""
+        return ((row["caption"], row[winner], row[loser]) for row, winner, loser in self.rows)
+
 
 class Pairs(Dataset[tuple[Tensor, Tensor, str, float]]):
     """Two images of one prompt, and how often the first was chosen: 0, 0.5 or 1. What a preference model is fitted on.
@@ -120,7 +124,8 @@ def changes(data: str) -> tuple[tuple[str, int], ...]:
 
 def tables(folder: Path) -> list[Path]:
     """The files of a folder that may hold pairs."""
-    return sorted(path for path in folder.glob("*") if path.suffix in TABLES and path.name not in BESIDE)
+    beside = BESIDE if (folder / "make_pairs.yaml").is_file() else ()
+    return sorted(path for path in folder.glob("*") if path.suffix in TABLES and path.name not in beside)
 
 
 @lru_cache(maxsize=1)

@@ -125,7 +125,7 @@ class DPO:
         refuse("DPO", prompt_dropout, updates_per_epoch, kl_coeff, why=HELD, pairs=pairs)
         self.data = preferences(data)
         self.prompt_dropout, self.pairs, self.updates_per_epoch = prompt_dropout, pairs, updates_per_epoch
-        self._passes, self._latents = Passes(len(self.data), "pairs"), Latents()
+        self._passes, self._latents = Passes(self.data.examples(), "pairs"), Latents()
 
     def plan(self, steps: int, rng: np.random.Generator) -> None:
         return None

@@ -90,7 +90,7 @@ class KTO:
         refuse("KTO", prompt_dropout, updates_per_epoch, kl_coeff, why=why, images=images)
         self.data, self.beta, self.lambda_d, self.lambda_u, self.z0 = labelled(data), beta, lambda_d, lambda_u, z0
         self.prompt_dropout, self.images, self.updates_per_epoch = prompt_dropout, images, updates_per_epoch
-        self._passes, self._latents = Passes(len(self.data), "images"), Latents()
+        self._passes, self._latents = Passes(self.data.examples(), "images"), Latents()
         self._z0: list[float] = []
 
     def plan(self, steps: int, rng: np.random.Generator) -> None:

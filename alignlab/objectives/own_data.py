@@ -4,7 +4,8 @@ Nothing is sampled for them, so the loop's stream of rollouts is left alone. The
 drawn here, once for all processes, is one of (seed, epoch, example), and depends on neither micro-batch nor process.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,17 @@ class Passes:
     """Shuffled passes over n examples: every one comes once before any comes twice, whatever an epoch takes.
 
     Args:
-        n: examples of the data.
+        examples: each as the values that it is known by: texts, the bytes of an image, a label.
         of: what they are called.
     """
 
-    def __init__(self, n: int, of: str) -> None:
-        self.n, self.of = n, of
+    def __init__(self, examples: Iterable[tuple[Any, ...]], of: str) -> None:
+        seen, self.n, self.of = hashlib.blake2b(digest_size=16), 0, of
+        for example in examples:
+            self.n += 1
+            for value in example:
+                seen.update(b"\0" + (value if isinstance(value, bytes) else str(value).encode(errors="surrogatepass")))
+        self._seen = seen.hexdigest()
         self._left = np.empty(0, dtype=np.int64)
         """What remains of the last pass."""
 
@@ -39,13 +45,15 @@ class Passes:
         return chosen
 
     def state_dict(self) -> dict[str, Any]:
-        return {"left": torch.from_numpy(self._left.copy()), self.of: self.n}
+        return {"left": torch.from_numpy(self._left.copy()), self.of: self.n, "seen": self._seen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state[self.of] != self.n:
             raise NothingToLearn(
                 f"algo.data holds {self.n} {self.of}, but the run began with {state[self.of]}; give it the same ones, or start anew"
             )
+        if state.get("seen", self._seen) != self._seen:  # earlier versions knew the number only
+            raise NothingToLearn(f"algo.data holds other {self.of} than the run began with; give it the same ones, or start anew")
         self._left = state["left"].numpy()
 
 

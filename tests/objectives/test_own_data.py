@@ -17,11 +17,15 @@ from tests.linear_gaussian import World
 from tests.objectives.test_dpo import SCHEDULERS
 
 
+def numbered(n: int) -> list[tuple[str, bool]]:
+    return [(f"{k}.png", k % 2 == 0) for k in range(n)]
+
+
 def test_passes() -> None:
     """Seven examples in draws of three and twenty: each once before any twice, through a checkpoint, and other data are refused."""
-    passes, seen = Passes(7, "images"), []
+    passes, seen = Passes(numbered(7), "images"), []
     for epoch, count in enumerate((3, 20, 5)):
-        again = Passes(7, "images")
+        again = Passes(numbered(7), "images")
         again.load_state_dict(passes.state_dict())
         drawn = passes.draw(count, np.random.default_rng(epoch))
         assert again.draw(count, np.random.default_rng(epoch)) == drawn
@@ -29,7 +33,12 @@ def test_passes() -> None:
     laps = [seen[k : k + 7] for k in range(0, 28, 7)]
     assert all(sorted(lap) == list(range(7)) for lap in laps) and len({*map(tuple, laps)}) > 1
     with pytest.raises(NothingToLearn, match=r"algo\.data holds 8 images, but the run began with 7; give it the same ones"):
-        Passes(8, "images").load_state_dict(passes.state_dict())
+        Passes(numbered(8), "images").load_state_dict(passes.state_dict())
+    with pytest.raises(NothingToLearn, match=r"algo\.data holds other images than the run began with; give it the same ones"):
+        Passes([*numbered(6), ("6.png", False)], "images").load_state_dict(passes.state_dict())
+    Passes(numbered(7), "images").load_state_dict(
+        {k: v for k, v in passes.state_dict().items() if k != "seen"}
+    )  # an earlier version's
 
 
 def test_latents(tiny_sd) -> None:
