@@ -276,6 +276,45 @@ def test_a_dataset_starts_no_other_reader(tmp_path: Path, monkeypatch) -> None:
             example.image((8, 8))
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_dataset_decodes_no_other_column(streaming: bool, tmp_path: Path, monkeypatch) -> None:
+    """`datasets` would follow the paths of pictures that nobody asked for, in parquet and in what was saved; a caption is a text, and a
+    picture no struct that hides one."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    content, opened = io.BytesIO(), list[str]()
+    Image.new("RGB", (8, 8)).save(content, "PNG")
+    real, path = Image.open, {"bytes": None, "path": str(tmp_path / "secret.png")}
+    (tmp_path / "secret.png").write_bytes(content.getvalue())
+    picture = {"bytes": content.getvalue(), "path": None}
+    monkeypatch.setattr(Image, "open", lambda file, *a, **k: (opened.append(str(file)), real(file, *a, **k))[1])
+    kinds = {"image": datasets.Image(), "text": datasets.Value("string"), "mask": datasets.Image()}
+    for name, columns, said in (
+        ("good", {"image": kinds["image"], "text": kinds["text"], "mask": kinds["mask"]}, ""),
+        ("caption", {"image": kinds["image"], "text": kinds["mask"]}, "column text holds no texts; set caption_column="),
+        ("hidden", {"image": {"bytes": kinds["mask"]}, "text": kinds["text"]}, "column image holds no pictures; set image_column="),
+    ):  # fmt: skip
+        values = {
+            "image": {"bytes": path} if name == "hidden" else picture,
+            "text": "x" if name != "caption" else path,
+            "mask": path,
+        }
+        rows = {column: [values[column]] * 2 for column in columns}
+        table = datasets.Dataset.from_dict(rows, features=datasets.Features(columns))
+        table.save_to_disk(str(tmp_path / name / "saved"))
+        (tmp_path / name / "files").mkdir()
+        arrow = pytest.importorskip("pyarrow.parquet")
+        arrow.write_table(table.with_format("arrow")[:], tmp_path / name / "files" / "0.parquet")
+        for form in ("saved", "files"):
+            if said:
+                with pytest.raises(ValueError, match=said):
+                    captioned(str(tmp_path / name / form), streaming=streaming)
+            else:
+                (example,) = captioned(str(tmp_path / name / form), streaming=streaming).draw(1, 0)
+                assert example.caption == "x" and example.image((8, 8)).shape == (3, 8, 8)
+    assert not [name for name in opened if "secret" in name]
+
+
 def test_pictures_are_bounded(tmp_path: Path) -> None:
     """A picture of 20,000 x 20,000 in 50 kB is refused before it is unpacked, and PostScript is not given to another program."""
     began = time.perf_counter()

@@ -36,8 +36,11 @@ class Table:
     def named(self, images: Sequence[str], captions: Sequence[str]) -> tuple[str, str]:
         """The columns of pictures and captions: the first of these names that are there. A picture is also known by its type.
 
+        From here on the table has no others: `datasets` decodes every column of a row that is read, follows the paths that stand in
+        there, and knows no bounds. The picture stays as it is.
+
         Raises:
-            ValueError: if one is not there.
+            ValueError: if one is not there, or holds something else.
         """
         by_type = [name for name, kind in self.features.items() if type(kind).__name__ == "Image"]
         pictures = [name for name in images if name in self.columns] or (by_type if len(images) > 1 else [])
@@ -46,7 +49,17 @@ class Table:
             if not found:
                 columns = f"its columns are {', '.join(self.columns)}"
                 raise ValueError(f"data={self.name} has no column {' or '.join(wanted)}; set {key}=NAME ({columns})")
-        return pictures[0], texts[0]
+        picture, text = pictures[0], texts[0]
+        if not _is_text(self.features.get(text)):
+            raise ValueError(f"data={self.name}: column {text} holds no texts; set caption_column=NAME to one that does")
+        if picture not in by_type and not _is_plain(self.features.get(picture)):
+            raise ValueError(f"data={self.name}: column {picture} holds no pictures; set image_column=NAME to one that does")
+        self.held = self.held.select_columns(list(dict.fromkeys((picture, text))))
+        if picture in by_type:
+            from datasets import Image
+
+            self.held = self.held.cast_column(picture, Image(decode=False))
+        return picture, text
 
     def captions(self, column: str) -> list[Any]:
         return list(self.held[column])
@@ -57,7 +70,7 @@ class Table:
         Raises:
             ValueError: if it holds no bytes.
         """
-        return self._row(self._undecoded(picture).select([k])[0], picture, text, k)
+        return self._row(self.held.select([k])[0], picture, text, k)
 
     def rows(self, picture: str, text: str, start: int) -> Iterator[dict[str, Any]]:
         """The same from row `start` on, of a stream.
@@ -65,7 +78,7 @@ class Table:
         Raises:
             ValueError: also if it breaks off.
         """
-        coming = iter(self._undecoded(picture).skip(start))
+        coming = iter(self.held.skip(start))
         for k in count(start):
             try:
                 said = next(coming)
@@ -85,11 +98,15 @@ class Table:
             )
         return {"image": value, "caption": said[text], "_table": f"{self.name} (row {k + 1})"}
 
-    def _undecoded(self, picture: str) -> Any:
-        from datasets import Image
 
-        typed = type(self.features.get(picture)).__name__ == "Image"
-        return self.held.cast_column(picture, Image(decode=False)) if typed else self.held
+def _is_text(kind: Any) -> bool:
+    """Whether a column of this type holds texts."""
+    return getattr(kind, "dtype", None) in ("string", "large_string")
+
+
+def _is_plain(kind: Any) -> bool:
+    """Whether `datasets` hands a column of this type on as it is: values, or structs of values."""
+    return all(type(part).__name__ == "Value" for part in (kind.values() if isinstance(kind, dict) else [kind]))
 
 
 def opened(data: str, split: str, *, files: Sequence[Path] = (), streaming: bool = False) -> Table:
