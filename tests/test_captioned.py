@@ -88,6 +88,7 @@ def test_a_folder_with_texts(tmp_path) -> None:
 def test_winners(tmp_path) -> None:
     """A folder of pairs is its winners; ties are counted. What make_pairs writes beside them is not read as pairs."""
     pairs(tmp_path, n=3, ties=2)
+    (tmp_path / "make_pairs.yaml").touch()
     (tmp_path / "candidates.jsonl").write_text('{"prompt": "x", "image": "winner_0.png"}\n')
     data = captioned(str(tmp_path))
     assert (data.size, data.ties, data.prompts) == (3, 2, ["cat", "dog", "cat"])
@@ -374,3 +375,16 @@ def test_it_is_read_once(tmp_path, monkeypatch) -> None:
     assert len(reads) == 1 and other.draw(1, 0) == first
     (tmp_path / "1.txt").write_text("changed")
     assert "changed" in captioned(str(tmp_path)).prompts
+
+
+def test_which_of_several_pictures_is_not_guessed(tmp_path) -> None:
+    """Columns that are pictures by their type and not by a usual name."""
+    datasets = pytest.importorskip("datasets")
+    columns = {"caption": ["x"], "jpg_0": [{"bytes": png(0), "path": None}], "jpg_1": [{"bytes": png(200), "path": None}]}
+    kinds = {"caption": datasets.Value("string"), "jpg_0": datasets.Image(), "jpg_1": datasets.Image()}
+    datasets.Dataset.from_dict(columns, features=datasets.Features(kinds)).save_to_disk(tmp_path / "saved")
+    with pytest.raises(
+        ValueError, match=r"several columns of pictures, jpg_0, jpg_1; set image_column=NAME; pairs of pictures go in"
+    ):
+        captioned(str(tmp_path / "saved"))
+    assert captioned(str(tmp_path / "saved"), image_column="jpg_1").draw(1, 0)[0].image((8, 8))[0].mean() > 0.7

@@ -43,12 +43,18 @@ class Table:
             ValueError: if one is not there, or holds something else.
         """
         by_type = [name for name, kind in self.features.items() if type(kind).__name__ == "Image"]
-        pictures = [name for name in images if name in self.columns] or (by_type if len(images) > 1 else [])
+        usual = [name for name in images if name in self.columns]
+        pictures = usual or (by_type if len(images) > 1 else [])
         texts = [name for name in captions if name in self.columns]
         for found, wanted, key in ((pictures, images, "image_column"), (texts, captions, "caption_column")):
             if not found:
                 columns = f"its columns are {', '.join(self.columns)}"
                 raise ValueError(f"data={self.name} has no column {' or '.join(wanted)}; set {key}=NAME ({columns})")
+        if not usual and len(pictures) > 1:
+            pair = "; pairs of pictures go in as a local table" if {"jpg_0", "jpg_1"} <= {*pictures} else ""
+            raise ValueError(
+                f"data={self.name} has several columns of pictures, {', '.join(pictures)}; set image_column=NAME{pair}"
+            )
         picture, text = pictures[0], texts[0]
         if not _is_text(self.features.get(text)):
             raise ValueError(f"data={self.name}: column {text} holds no texts; set caption_column=NAME to one that does")
