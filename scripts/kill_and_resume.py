@@ -49,7 +49,18 @@ OBJECTIVES = {
     "draft": ("algo=draft", "algo.truncation=per_rollout"),
     "rwr": ("algo=rwr", "algo.inner_epochs=1"),
     "dpo": ("algo=dpo", "algo.beta=100", "algo.prompt_dropout=0.3"),
+    "dpo_online": (
+        "algo=dpo_online",
+        "algo.beta=100",
+        "algo.resample_every=2",
+        "algo.ref_update_every=3",
+        "prompts.per_prompt=2",
+    ),
+    "kto": ("algo=kto", "algo.beta=100", "algo.prompt_dropout=0.3"),
+    "sft": ("algo=sft", "algo.prompt_dropout=0.3"),
 }
+OFFLINE = ("dpo", "kto", "sft")
+"""They have data of their own."""
 MANY = ("ddpo", "draftp")
 """Killed 30 times each way; the others 8 times."""
 SIZES = """steps=10 samples_per_step=4 micro_batch=2 eval_every=2 checkpoint_every=1 sampler.steps=4 eval_sampler.steps=2 ema=0.9 device=cpu
@@ -63,7 +74,7 @@ TIMING = {"seconds", "images_per_second", "peak_memory_mb", "wall_seconds", "git
 def configuration(name: str, kind: str, home: Path) -> dict[str, Any]:
     """The checked configuration of a case."""
     words = [*SIZES, *OBJECTIVES[name], f"policy.full={str(kind == 'full').lower()}", f"model.path_or_id={home / 'tiny'}"]
-    words += [f"algo.data={preferences(home / 'pairs')}"] if name == "dpo" else []
+    words += [f"algo.data={preferences(home / 'pairs')}"] if name in OFFLINE else []
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return checked(hydra.compose("train", words))
 
