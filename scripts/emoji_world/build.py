@@ -301,7 +301,9 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     ASSETS.mkdir(parents=True, exist_ok=True)
     folder = args.work / "tokenizer"
-    tokenizer = build_tokenizer(folder) if "tokenizer" in args.stages else CLIPTokenizer.from_pretrained(folder)
+    # Merges that are as frequent as each other come in any order, so weights go on with the tokenizer that they began with: the shipped one.
+    known = folder if folder.exists() else ASSETS / "emoji" / "tokenizer"
+    tokenizer = build_tokenizer(folder) if "tokenizer" in args.stages else CLIPTokenizer.from_pretrained(known)
     if "judge" in args.stages:
         train_judge(args.work, args.judge_steps)
     if {"vae", "unet", "clip", "rewards"} & set(args.stages):
