@@ -201,7 +201,8 @@ def _minmax(values: Values) -> Values:
     return out
 
 
-def _rank(values: Values) -> Values:
+def ranks(values: Values) -> Values:
+    """[B] float64 in [0, 1]: (rank - 1)/(B - 1), ranks from 1, equal values share the mean of theirs; all equal, or one: 1/2."""
     if len(values) < 2:
         return np.full(len(values), 0.5)
     ascending = np.sort(values)
@@ -214,7 +215,7 @@ NORMALISED: dict[str, Callable[[Values], Values]] = {
     "none": lambda values: values,
     "zscore": _zscore,
     "minmax": _minmax,
-    "rank": _rank,
+    "rank": ranks,
 }
 
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from alignlab.data.pairing import ranks
 from alignlab.ranks import whole
 from alignlab.rollout import Rollout
 
@@ -109,16 +110,6 @@ class PromptStatistics:
                 part.load_state_dict(state[name])
         else:
             self.rewards = {prompt: deque(values, maxlen=self.buffer_size) for prompt, values in state.items()}
-
-
-def ranks(values: Values) -> Values:
-    """[B] float64 in [0, 1]: (rank - 1)/(B - 1), ranks from 1, equal values share the mean of theirs; all equal, or one: 1/2."""
-    if len(values) < 2:
-        return np.full(len(values), 0.5)
-    ascending = np.sort(values)
-    below, upto = (np.searchsorted(ascending, values, side) for side in ("left", "right"))
-    out: Values = (below + upto - 1) / 2 / (len(values) - 1)
-    return out
 
 
 def weighted(values: Mapping[str, Values], weights: Mapping[str, float]) -> Values:

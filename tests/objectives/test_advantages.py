@@ -9,7 +9,8 @@ import pytest
 import torch
 from scipy.stats import rankdata
 
-from alignlab.objectives.advantages import COMBINATIONS, PromptStatistics, ranks
+from alignlab.data.pairing import ranks
+from alignlab.objectives.advantages import COMBINATIONS, PromptStatistics
 
 TRACKER = json.loads((Path(__file__).parents[1] / "data" / "trl_ddpo.json").read_text())["tracker"]
 
