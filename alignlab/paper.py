@@ -73,8 +73,10 @@ def label(variant: Variant) -> str:
     config = variant.runs[0].config
     algo, kl = config["algo"], config["kl_coeff"]
     name = algo["_target_"].rpartition(".")[2]
-    if name not in ("DDPO", "RWR", "DRaFT"):  # somebody's own
+    if name not in ("DDPO", "RWR", "DRaFT", "OnlineDPO"):  # somebody's own
         return variant.label
+    if name == "OnlineDPO":
+        return "DPO, offline" if algo["resample_every"] >= config["steps"] else "DPO, online"
     if name == "DDPO":
         return f"DDPO-{algo['estimator'].upper()}"
     if name == "RWR":
@@ -157,7 +159,7 @@ def table(those: Sequence[Variant]) -> Rows:
             numbers["matched"] = over_seeds(matched[v.label])
         rows.append({
             "variant": label(v), "seeds": len(v.runs), **numbers, "level": f"{level:.2f}" if reached else None,
-            "images": v.runs[0].summary["samples_seen"], "minutes": float(np.mean([run.summary["wall_seconds"] for run in v.runs])) / 60,
+            "reward queries": round(v.runs[0].curve("reward_queries")[-1]), "minutes": float(np.mean([run.summary["wall_seconds"] for run in v.runs])) / 60,
         })  # fmt: skip
     return rows
 
@@ -298,6 +300,34 @@ def ddpo_generalisation(runs: Runs) -> tuple[Figure, Rows]:
 def passes(run: Finished) -> NDArray[np.float64]:
     """Through the denoiser, so far: a backward pass counts as two forward ones."""
     return np.array(run.curve("denoiser_forwards")) + 2 * np.array(run.curve("denoiser_backwards"))
+
+
+def preferences(runs: Runs) -> tuple[Figure, Rows]:
+    """Preference optimisation beside reward gradients, policy gradients and regression: for each reward query, for each pass, in the plane."""
+    those = [v for v in every(runs) if v.runs[0].config["kl_coeff"] in (0, SHOWN_KL)] or _nothing()
+    figure, axes = plt.subplots(1, 4, figsize=(15, 3.7), layout="constrained")
+    for k, variant in enumerate(those):
+        style = {"color": COLOURS[k], "label": label(variant)}
+        spent = np.mean([passes(run) for run in variant.runs], 0) / 1e3
+        curve(axes[0], variant, "reward_queries", "eval/reward", **style)
+        band(axes[1], spent, variant.curves("eval/reward"), **style)
+        band(axes[2], spent, variant.curves("eval/true_preference"), **style)
+        axes[3].plot(*(variant.curves(f"eval/{key}").mean(0) for key in ("reward", "lpips")), marker="o", markersize=2.5, **style)
+    reward, diversity = unit(those)
+    for cell, x, y in zip(
+        axes,
+        ("reward queries", *["passes through the denoiser (thousands)"] * 2, reward),
+        (reward, reward, "true_preference, its hidden rule", diversity),
+        strict=True,
+    ):
+        cell.set(xlabel=x, ylabel=y)
+    for cell, key in zip(axes, ("reward", "reward", "true_preference"), strict=False):
+        base_line(cell, those, f"eval/{key}")
+    axes[3].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    rows = table(those)
+    for row, v in zip(rows, those, strict=True):
+        row["passes (thousands)"] = float(np.mean([passes(run)[-1] for run in v.runs])) / 1e3
+    return figure, rows
 
 
 def k_laws(runs: Runs) -> tuple[Figure, Rows]:
@@ -498,6 +528,11 @@ FIGURES: dict[str, PaperFigure] = {
     "draft_speed": PaperFigure(
         title="Reward for each image and for each second", source="DRaFT (arXiv 2309.17400), figure 2", draw=draft_speed,
         experiments=(*PREFERENCE, "rwr_preference"), note=f"{BANDS} {TABLE}",
+    ),
+    "preferences": PaperFigure(
+        title="Preference optimisation beside the others", source="Diffusion-DPO (arXiv 2311.12908), whose paper compares with supervised training only",
+        draw=preferences, experiments=("draftp_fig3", "ddpo_preference", "rwr_preference", "dpo_offline_preference", "dpo_online_preference"),
+        note=f"{BANDS} {TABLE} A backward pass counts as two forward ones. Offline: all images are the base model's, before the first update.",
     ),
     "overoptimisation": PaperFigure(
         title="Long training, with and without the penalty", source="DRaFT (arXiv 2309.17400)", draw=overoptimisation, experiments=("overoptimisation",),

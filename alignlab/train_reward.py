@@ -24,7 +24,7 @@ from torch.utils.data import Dataset, Subset
 
 from alignlab.config import command, device_of, plain
 from alignlab.data.judgements import Ratings
-from alignlab.data.preferences import Pairs
+from alignlab.data.preferences import Choices
 from alignlab.nodes import ConfigError
 from alignlab.rewards.clip import Clip, locate
 from alignlab.rewards.heads import save
@@ -118,7 +118,7 @@ def _taken(c: dict[str, Any], folder: Path) -> Iterator[str]:
 def train_reward(c: dict[str, Any], folder: Path) -> dict[str, float]:
     """Fits the reward that a checked configuration describes, writes it to `folder`, and returns the held-out numbers."""
     clip = Clip(c["clip"], key="clip")
-    table = Pairs if c["kind"] == "preference" else Ratings
+    table = Choices if c["kind"] == "preference" else Ratings
     data: Dataset[Any] = table(c["data"], clip.size)
     if c["held_out"] is not None:
         held_out: Dataset[Any] = table(c["held_out"], clip.size)

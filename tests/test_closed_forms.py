@@ -17,7 +17,7 @@ from alignlab.drift import drift
 from alignlab.noise import noise_key
 from alignlab.objectives.advantages import PromptStatistics
 from alignlab.objectives.ddpo import DDPO
-from alignlab.objectives.dpo import DPO, Pairs
+from alignlab.objectives.dpo import DPO, ImagePairs
 from alignlab.objectives.draft import DRaFT
 from alignlab.objectives.kto import KTO, Judged
 from alignlab.objectives.regression import Examples
@@ -492,7 +492,7 @@ def test_first_gradients_of_preferences(kind, algorithm, tmp_path):
     for seed in range(40):
         latents, prompts, noise = images_of((WON, LOST), m, seed), ("",) * m, draws(m, seed)
         if algorithm == "dpo":
-            batch = Pairs(process=world.process, latents=latents, prompts=prompts, noise=noise)
+            batch = ImagePairs(process=world.process, latents=latents, prompts=prompts, noise=noise)
             objective, exact = DPO(data=table, beta=beta), [beta / 4 * (a - b) for a, b in zip(up, down, strict=True)]
         else:
             objective, good = KTO(data=table, beta=beta, lambda_u=0.5), torch.arange(m) % 2 == 0
@@ -527,7 +527,7 @@ def test_the_mean_moves_to_the_winners(algorithm, tmp_path):
         for seed in range(200):
             latents, prompts, noise = images_of(means, 200, seed), ("",) * 200, draws(200, seed)
             if algorithm == "dpo":
-                batch = Pairs(process=world.process, latents=latents, prompts=prompts, noise=noise)
+                batch = ImagePairs(process=world.process, latents=latents, prompts=prompts, noise=noise)
             else:
                 good = torch.arange(200) % 2 == 0
                 mixed = torch.where(good[:, None, None, None], latents[0], latents[1])[None]

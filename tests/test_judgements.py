@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from alignlab.data.judgements import Ratings, image
-from alignlab.data.preferences import Pairs
+from alignlab.data.preferences import Choices
 
 
 def png(value: int, size: tuple[int, int] = (8, 8)) -> bytes:
@@ -42,7 +42,7 @@ def test_pairs_in_csv_and_parquet(tmp_path) -> None:
     """Pick-a-Pic's columns: paths in a .csv, the files' bytes in .parquet; a folder may hold several tables."""
     parquet, arrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
     header = ["caption", "jpg_0", "jpg_1", "label_0"]
-    data = Pairs(
+    data = Choices(
         table(tmp_path / "a", "p.csv", header, [["a cat", "0.png", "1.png", "1"], ["a dog", "2.png", "3.png", "0.5"]]), (8, 8)
     )
     first, second, caption, label = data[0]
@@ -52,7 +52,7 @@ def test_pairs_in_csv_and_parquet(tmp_path) -> None:
     for k in range(2):
         columns = {"caption": ["x", "y"], "jpg_0": [png(10 * k), png(20)], "jpg_1": [png(30), png(40)], "label_0": [0.0, 1.0]}
         parquet.write_table(arrow.table(columns), folder / f"{k}.parquet")
-    shards = Pairs(str(folder), (8, 8))
+    shards = Choices(str(folder), (8, 8))
     assert len(shards) == 4 and [row[3] for row in shards.rows] == [0.0, 1.0, 0.0, 1.0]
     assert torch.equal(shards[2][0], torch.from_numpy(np.array(Image.open(io.BytesIO(png(10)))).copy()).permute(2, 0, 1) / 255)
 
@@ -72,13 +72,13 @@ def test_images_are_cut_to_the_middle(size, tmp_path) -> None:
         (Ratings, ["image", "rating"], ["0.png", ""], "row 1 of .* has neither a number in column rating nor votes"),
         (Ratings, ["file", "rating"], ["0.png", "1"], "has no column image; ratings need image"),
         (
-            Pairs,
+            Choices,
             ["caption", "jpg_0", "jpg_1", "label_0"],
             ["a", "0.png", "1.png", "2"],
             "label_0='2' in row 1 of .* is not 0, 0.5 or 1",
         ),
-        (Pairs, ["caption", "jpg_0", "jpg_1"], ["a", "0.png", "1.png"], "has no column label_0; pairs need caption, jpg_0"),
-        (Pairs, ["caption", "jpg_0", "jpg_1", "label_0"], None, "holds no rows"),
+        (Choices, ["caption", "jpg_0", "jpg_1"], ["a", "0.png", "1.png"], "has no column label_0; pairs need caption, jpg_0"),
+        (Choices, ["caption", "jpg_0", "jpg_1", "label_0"], None, "holds no rows"),
     ],
 )
 def test_bad_tables(kind, header, row, said, tmp_path) -> None:
@@ -90,10 +90,10 @@ def test_bad_tables(kind, header, row, said, tmp_path) -> None:
 def test_missing_tables_and_images(tmp_path) -> None:
     """No table, no parquet file, no image: each is said."""
     with pytest.raises(ValueError, match=r"there is no .jsonl, .csv or .parquet file of pairs"):
-        Pairs(str(tmp_path), (8, 8))
+        Choices(str(tmp_path), (8, 8))
     (tmp_path / "x.parquet").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"is no parquet file|needs the package pyarrow"):
-        Pairs(str(tmp_path), (8, 8))
+        Choices(str(tmp_path), (8, 8))
     with pytest.raises(ValueError, match=r"image of a row of .*r.csv: there is no file .*none.png; mend or remove the row"):
         Ratings(table(tmp_path / "a", "r.csv", ["image", "rating"], [["none.png", "1"]]), (8, 8))
     data = Ratings(table(tmp_path / "b", "r.csv", ["image", "rating"], [["0.png", "1"]]), (8, 8))

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from alignlab.data.judgements import image
-from alignlab.data.preferences import Pairs, Preferences, tables
+from alignlab.data.preferences import Choices, Preferences, tables
 from tests.running import pairs
 from tests.test_judgements import png
 
@@ -80,7 +80,7 @@ def test_an_image_that_is_not_there(tmp_path) -> None:
 
 def test_a_preference_model_is_fitted_on_the_same_files(tmp_path) -> None:
     """A pair of .jsonl is a choice of its first image, a tie is half a choice; prompts are the captions."""
-    data = Pairs(pairs(tmp_path, 3, ties=1), (8, 8))
+    data = Choices(pairs(tmp_path, 3, ties=1), (8, 8))
     assert [row[3] for row in data.rows] == [1.0, 1.0, 1.0, 0.5]
     winner, loser, caption, label = data[1]
     assert (caption, label) == ("dog", 1.0) and winner.shape == (3, 8, 8)

@@ -110,8 +110,7 @@ def _rows(file: Path) -> Iterator[Labels]:
 
 
 def _both(told: Told) -> Labels:
-    prompt, row, winner, loser = told
-    return prompt, row, {} if winner == loser else {winner: True, loser: False}
+    return told.prompt, told.row, {} if told.tie else dict(zip(told.ordered, (True, False), strict=True))
 
 
 def _label(k: int, row: dict[str, Any]) -> bool:

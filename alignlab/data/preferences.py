@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -39,13 +39,13 @@ class Preferences:
         self.prompts: list[str] = []
         self.ties = 0
         for file in given(data, of="pairs"):
-            for prompt, row, winner, loser in _lines(file) if file.suffix == ".jsonl" else _rows(file):
-                if winner == loser:
+            for told in pairs_of(file):
+                if told.tie:
                     self.ties += 1
                 else:
-                    are_there(row, (winner, loser))
-                    self.rows.append((row, winner, loser))
-                    self.prompts.append(prompt)
+                    are_there(told.row, told.ordered)
+                    self.rows.append((told.row, *told.ordered))
+                    self.prompts.append(told.prompt)
         if not self.rows:
             raise ValueError(f"data={data} holds no pair with a winner ({self.ties} ties); give some")
 
@@ -66,7 +66,7 @@ class Preferences:
         return ((row["caption"], row[winner], row[loser]) for row, winner, loser in self.rows)
 
 
-class Pairs(Dataset[tuple[Tensor, Tensor, str, float]]):
+class Choices(Dataset[tuple[Tensor, Tensor, str, float]]):
     """Two images of one prompt, and how often the first was chosen: 0, 0.5 or 1. What a preference model is fitted on.
 
     Args:
@@ -82,8 +82,7 @@ class Pairs(Dataset[tuple[Tensor, Tensor, str, float]]):
         self.rows: list[tuple[dict[str, Any], str, str, float]] = []
         """A row, its columns of the two images, and its label."""
         for file in given(data, of="pairs"):
-            for row, first, second, label in _labelled(file):
-                caption_of(len(self.rows), row)
+            for _, row, first, second, label in pairs_of(file):
                 are_there(row, (first, second))
                 self.rows.append((row, first, second, label))
         if not self.rows:
@@ -156,8 +155,37 @@ def objects(file: Path, *, torn: bool = False) -> Iterator[tuple[int, Any]]:
             raise ValueError(f"data: line {k + 1} of {file} is no JSON ({reason}); mend or remove it") from None
 
 
-Told = tuple[str, dict[str, Any], str, str]
-"""A prompt, a row, and its columns of the winner and of the loser: the same one for a tie."""
+class Told(NamedTuple):
+    """What a line or a row says of two images."""
+
+    prompt: str
+    row: dict[str, Any]
+    first: str
+    """Its column of the first image, as is `second` of the second."""
+    second: str
+    label: float
+    """How often the first was chosen: 0, 0.5 or 1."""
+
+    @property
+    def tie(self) -> bool:
+        return self.label == 0.5
+
+    @property
+    def ordered(self) -> tuple[str, str]:
+        """The columns of the winner and of the loser."""
+        return (self.first, self.second) if self.label == 1 else (self.second, self.first)
+
+
+def pairs_of(file: Path) -> Iterator[Told]:
+    """What a file of pairs says.
+
+    Raises:
+        ValueError: if it cannot be read, or holds something else.
+    """
+    if file.suffix == ".jsonl":
+        yield from (pair_of_line(file, k, said) for k, said in objects(file))
+    else:
+        yield from (pair_of_row(k, row) for k, row in enumerate(read_table(str(file), needs="pairs", columns=PAIR)))
 
 
 def pair_of_line(file: Path, k: int, said: Any) -> Told:
@@ -169,7 +197,7 @@ def pair_of_line(file: Path, k: int, said: Any) -> Told:
     if not isinstance(said, dict) or not all(isinstance(said.get(key), str) for key in ("prompt", "winner", "loser")):
         raise ValueError(f"data: line {k + 1} of {file} is no object with the texts prompt, winner and loser; mend or remove it")
     row = {"winner": said["winner"], "loser": said["loser"], "caption": said["prompt"], "_table": file}
-    return caption_of(k, row), row, "winner", "winner" if said["winner"] == said["loser"] else "loser"
+    return Told(caption_of(k, row), row, "winner", "loser", 0.5 if said["winner"] == said["loser"] else 1.0)
 
 
 def pair_of_row(k: int, row: dict[str, Any]) -> Told:
@@ -178,23 +206,4 @@ def pair_of_row(k: int, row: dict[str, Any]) -> Told:
     Raises:
         ValueError: if it is no pair.
     """
-    first, label = ("jpg_0", "jpg_1"), choice(k, row)
-    winner, loser = first if label == 1 else first[::-1] if label == 0 else ("jpg_0", "jpg_0")
-    return caption_of(k, row), row, winner, loser
-
-
-def _lines(file: Path) -> Iterator[Told]:
-    return (pair_of_line(file, k, said) for k, said in objects(file))
-
-
-def _rows(file: Path) -> Iterator[Told]:
-    return (pair_of_row(k, row) for k, row in enumerate(read_table(str(file), needs="pairs", columns=PAIR)))
-
-
-def _labelled(file: Path) -> Iterator[tuple[dict[str, Any], str, str, float]]:
-    if file.suffix == ".jsonl":
-        for _, row, winner, loser in _lines(file):
-            yield row, winner, loser, 0.5 if winner == loser else 1.0
-    else:
-        for k, row in enumerate(read_table(str(file), needs="pairs", columns=PAIR)):
-            yield row, *PAIR[1:3], choice(k, row)
+    return Told(caption_of(k, row), row, "jpg_0", "jpg_1", choice(k, row))

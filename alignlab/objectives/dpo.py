@@ -37,7 +37,7 @@ from alignlab.rollout import Rollout
 HELD = "algo.beta holds it to the reference"
 
 
-class Pairs(Examples):
+class ImagePairs(Examples):
     """Winners and losers of the same prompts: latents [2, M, C, h, w], winners first."""
 
 
@@ -63,7 +63,7 @@ class PairLoss:
             raise ValueError(f"algo.label_smoothing={label_smoothing} belongs to algo.loss=sigmoid, not {loss}; leave it at 0")
         self.kind, self.beta, self.mse_reduction, self.label_smoothing = loss, beta, mse_reduction, label_smoothing
 
-    def __call__(self, policy: Policy, batch: Pairs, reference: AbstractContextManager[None]) -> tuple[Tensor, Metrics]:
+    def __call__(self, policy: Policy, batch: ImagePairs, reference: AbstractContextManager[None]) -> tuple[Tensor, Metrics]:
         """The mean loss of the pairs, and what to log. Inside of `reference` the policy is the reference."""
         with reference, torch.no_grad():
             before = errors(policy, batch)
@@ -139,16 +139,16 @@ class DPO:
         process = ForwardProcess.of(policy.family.scheduler).to(policy.device)
         chosen = self._passes.draw(self.pairs, rng)
 
-        def batch(places: list[int], key: NoiseKey) -> Pairs:
+        def batch(places: list[int], key: NoiseKey) -> ImagePairs:
             rows = [chosen[place] for place in places]
             latents = [self._latents(policy, k, partial(self.data.images, k)) for k in rows]
             prompts = with_dropout([self.data.prompts[k] for k in rows], key, self.prompt_dropout)
-            return Pairs(process=process, latents=torch.stack(latents, 1), prompts=prompts, noise=key)
+            return ImagePairs(process=process, latents=torch.stack(latents, 1), prompts=prompts, noise=key)
 
         names, updates = [str(k) for k in chosen], self.updates_per_epoch
         yield from dealt(policy, names, batch, stream="train/dpo", updates=updates, micro_batch=micro_batch, rng=rng)
 
-    def loss(self, policy: Policy, batch: Pairs) -> tuple[Tensor, Metrics]:
+    def loss(self, policy: Policy, batch: ImagePairs) -> tuple[Tensor, Metrics]:
         return self.of_pairs(policy, batch, policy.reference())
 
     def epoch_metrics(self) -> dict[str, float]:

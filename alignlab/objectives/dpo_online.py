@@ -24,7 +24,7 @@ from alignlab.data.pairing import Paired, Pairing
 from alignlab.forward import ForwardProcess
 from alignlab.noise import NoiseKey
 from alignlab.objectives import Metrics, Update
-from alignlab.objectives.dpo import HELD, PairLoss, Pairs
+from alignlab.objectives.dpo import HELD, ImagePairs, PairLoss
 from alignlab.objectives.own_data import dealt, refuse, with_dropout
 from alignlab.objectives.snapshot import Snapshot
 from alignlab.policy import Policy
@@ -112,15 +112,15 @@ class OnlineDPO:
         assert pool is not None
         chosen = rng.permutation(len(pool.pairs)).tolist()
 
-        def batch(places: list[int], key: NoiseKey) -> Pairs:
+        def batch(places: list[int], key: NoiseKey) -> ImagePairs:
             rows = [chosen[place] for place in places]
             prompts = with_dropout([pool.prompts[k] for k in rows], key, self.prompt_dropout)
-            return Pairs(process=process, latents=pool.latents[pool.pairs[rows].T], prompts=prompts, noise=key)
+            return ImagePairs(process=process, latents=pool.latents[pool.pairs[rows].T], prompts=prompts, noise=key)
 
         names, updates = [str(k) for k in chosen], self.updates_per_epoch
         yield from dealt(policy, names, batch, stream="train/dpo", updates=updates, micro_batch=micro_batch, rng=rng)
 
-    def loss(self, policy: Policy, batch: Pairs) -> tuple[Tensor, Metrics]:
+    def loss(self, policy: Policy, batch: ImagePairs) -> tuple[Tensor, Metrics]:
         return self.of_pairs(policy, batch, self.reference.reference(policy))
 
     def paired(self, prompts: tuple[str, ...], data: Rollout) -> Paired:

@@ -2,8 +2,6 @@
 
     python scripts/emoji_world/build.py --stages tokenizer vae unet clip judge rewards
 
-The shipped world has 4 latent channels; this builds the next one, with 8 (results/emoji_world/README.md, "Next").
-
 Each stage goes on from its checkpoint in --work, so the command can be stopped and repeated. On two CPU cores
 the whole takes about an hour; a CUDA GPU is used when there is one.
 
@@ -92,7 +90,7 @@ def train_vae(work: Path, steps: int, start: Path | None) -> AutoencoderKL:
 
 @torch.no_grad()
 def cache_latents(work: Path, vae: AutoencoderKL, n: int) -> dict[str, Tensor]:
-    """Scenes of the training set: scaled latents [n, 4, 12, 12] float16, reconstructions [n/4] uint8, names, colours."""
+    """Scenes of the training set: scaled latents [n, 8, 12, 12] float16, reconstructions [n/4] uint8, names, colours."""
     path = work / f"latents_{n}.pt"
     if path.exists():
         return torch.load(path, weights_only=True)

@@ -1,5 +1,6 @@
 """One resumable training loop for every small model of the world (bf16 autocast, AdamW, cosine decay, EMA weights)."""
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ import torch
 from diffusers.training_utils import EMAModel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 def fit(
@@ -59,7 +61,9 @@ def fit(
     model.train()
     bar = Progress(TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
     began = time.time()
-    with bar:
+    # On a CPU the flash kernel's backward is a quarter of a U-Net's step; plain matrix products take a third of that.
+    plain = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()
+    with bar, plain:
         task = bar.add_task(name, total=steps, completed=start, note="")
         for k in range(start, steps):
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):

@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from alignlab import train as train_module
 from alignlab.forward import ForwardProcess
 from alignlab.noise import noise_key
-from alignlab.objectives.dpo import DPO, Pairs
+from alignlab.objectives.dpo import DPO, ImagePairs
 from alignlab.objectives.regression import errors
 from alignlab.train import train
 from tests.conftest import SD_SCHEDULE, tiny_policy
@@ -30,10 +30,10 @@ SCHEDULERS = {
 PAIRS = 5
 
 
-def linear_pairs(process: ForwardProcess, seed: int = 0) -> Pairs:
+def linear_pairs(process: ForwardProcess, seed: int = 0) -> ImagePairs:
     latents = torch.randn(2, PAIRS, 1, 1, D, generator=torch.Generator().manual_seed(seed))
     key = noise_key([str(k) for k in range(PAIRS)], seed=seed, stream="t")
-    return Pairs(process=process, latents=latents, prompts=("",) * PAIRS, noise=key)
+    return ImagePairs(process=process, latents=latents, prompts=("",) * PAIRS, noise=key)
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_equal_images_teach_nothing(tiny_sd, table) -> None:
     ((_, batch),) = update.batches
 
     def gradient(latents):
-        given = Pairs(process=batch.process, latents=latents.double(), prompts=batch.prompts, noise=batch.noise)
+        given = ImagePairs(process=batch.process, latents=latents.double(), prompts=batch.prompts, noise=batch.noise)
         loss, _ = objective.loss(policy, given)
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, policy.parameters())])
 
@@ -157,7 +157,7 @@ def test_label_smoothing(table) -> None:
     the winner's and the loser's error, less those of the reference, are their drifts."""
     world = World(SCHEDULERS["epsilon"]).randomise(0.4)
     batch = linear_pairs(ForwardProcess.of(SCHEDULERS["epsilon"]))
-    turned = Pairs(process=batch.process, latents=batch.latents.flip(0), prompts=batch.prompts, noise=batch.noise)
+    turned = ImagePairs(process=batch.process, latents=batch.latents.flip(0), prompts=batch.prompts, noise=batch.noise)
     (plain, metrics), (other, _) = (DPO(data=table, beta=3.0).loss(world, pair) for pair in (batch, turned))
     smooth, _ = DPO(data=table, beta=3.0, label_smoothing=0.2).loss(world, batch)
     assert smooth.item() == pytest.approx(0.8 * plain.item() + 0.2 * other.item(), rel=1e-6) != plain.item()
