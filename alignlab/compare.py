@@ -201,6 +201,13 @@ def refuse_unlike(runs: Sequence[Finished]) -> None:
                     raise CompareError(
                         f"{first.folder} and {run.folder} cannot be compared: {key} is {a} in the first and {b} in the second; leave one of them out"
                     )
+        bases = [float(r.summary["base"]["reward"]) for r in (first, run)]
+        deviation = next(line["eval/reward_std"] for line in first.lines if "eval/reward_std" in line)
+        if abs(bases[0] - bases[1]) > 0.1 * deviation:  # the same noises: rounding is all that may differ
+            raise CompareError(
+                f"{first.folder} and {run.folder} cannot be compared: their base models have rewards of {bases[0]:.4g} and {bases[1]:.4g}, "
+                "so the weights of model.path_or_id were others; leave one of them out"
+            )
 
 
 def _measured_by(run: Finished) -> dict[str, Any]:

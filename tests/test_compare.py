@@ -67,6 +67,22 @@ def test_evaluations_of_other_resolution_are_refused(tmp_path):
         refuse_unlike(read_runs([str(tmp_path / "*")]))
 
 
+@pytest.mark.parametrize(("apart", "refused"), [(0.06, True), (0.04, False), (-0.06, True)])
+def test_other_weights_of_the_same_name_are_refused(tmp_path, apart, refused):
+    """A base model whose reward is a tenth of a standard deviation away is another one, whatever it is called; rounding is less."""
+    made_run(tmp_path / "a")
+    path = made_run(tmp_path / "b", seed=1) / "summary.json"
+    about = json.loads(path.read_text())
+    about["base"]["reward"] += apart
+    path.write_text(json.dumps(about))
+    runs = read_runs([str(tmp_path / "*")])
+    if refused:
+        with pytest.raises(CompareError, match="rewards of 1 and .* so the weights of model.path_or_id were others"):
+            refuse_unlike(runs)
+    else:
+        refuse_unlike(runs)
+
+
 def test_training_may_differ(tmp_path):
     """Learning rate, batch, training prompts' repetition and batch of the evaluation do not hinder a comparison."""
     made_run(tmp_path / "a")
