@@ -27,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from alignlab.checks import bench_problems, choice_problems, tuned_problems, weighed, without_weighing
-from alignlab.config import asked, command, opted_in, plain
+from alignlab.config import command, opted_in, plain
 from alignlab.data.prompts import thinned
 from alignlab.images import Images, read_images, six_digits, write_images
 from alignlab.lab import Bench
@@ -38,19 +38,15 @@ from alignlab.nodes import ConfigError
 from alignlab.rewards.clip import Clip, locate
 from alignlab.rewards.compose import RewardError
 from alignlab.runs import RunError, provenance, read_config, run_folders, write_aside
-from alignlab.tuned import dialled, policy_of
+from alignlab.tuned import TunedConfig, dialled, of_run, policy_of
 
 GROUPS = ("model", "reward", "prompts", "eval_sampler", "diversity")
 
 
 @dataclass
-class EvaluateConfig:
-    """The keys of conf/evaluate.yaml."""
+class EvaluateConfig(TunedConfig):
+    """The keys of conf/evaluate.yaml. `run` may be a pattern of several."""
 
-    run: str | None = None
-    """The folder of a finished run, or a pattern of several."""
-    lora: str | None = None
-    """Without a run: a LoRA for `model`: a folder in diffusers' format, or a file in diffusers' or kohya's; null measures nothing but the base."""
     name: str = "evaluation"
     """The folder of the results, inside the run's."""
     images: int = 4
@@ -63,21 +59,11 @@ class EvaluateConfig:
     features: str | None = "emoji_clip"
     """The CLIP of the Vendi score: a folder in open_clip's format, one shipped, or hf-hub:owner/name."""
     batch: int = 64
-    precision: str = "fp32"
-    """Of the denoiser, without a run."""
-    lora_scale: float = 1.0
-    """How much of the LoRA: 0 is the base model, 1 the tuned one."""
-    annealing: float = 0.0
-    """Power of annealed importance guidance: from the base model at the first step to the tuned one at the last. 0 leaves it out."""
-    device: str = "auto"
     cache: str = "~/.cache/alignlab/base"
     """Where the base model's measurements are kept."""
-    allow_targets: list[str] | None = None
-    model: Any = None
     reward: Any = None
     eval_rewards: Any = None
     prompts: Any = None
-    eval_sampler: Any = None
     diversity: Any = None
 
 
@@ -107,10 +93,9 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     elif c["name"] in ("samples", "checkpoints", "model", "tensorboard", "probes"):
         found.append(f"name={c['name']} is a folder of the run's own; choose another")
     if not found and c["run"] is not None:
-        groups = {key.partition(".")[0] for key in asked()}
         for run in run_folders(c["run"]):  # what a run says of itself is held to the same rules
             try:
-                its = of_run(c, run, groups)
+                its = as_the_run(c, run)
             except RunError as error:
                 found.append(str(error))
             else:
@@ -121,12 +106,10 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     return c
 
 
-def of_run(c: dict[str, Any], run: Path, asked: set[str]) -> dict[str, Any]:
+def as_the_run(c: dict[str, Any], run: Path) -> dict[str, Any]:
     """`c` with the groups of the run, but for those that were asked for by name. The run's rewards are all measured."""
-    its = read_config(run)
-    groups = {group: its.get(group) for group in GROUPS if group not in asked}
-    groups["eval_rewards"] = {**(its.get("eval_rewards") or {}), **(c["eval_rewards"] or {})}
-    return {**c, **groups, "policy": its.get("policy", {}), "precision": its.get("precision", "fp32"), "run": str(run)}
+    watched = {**(read_config(run).get("eval_rewards") or {}), **(c["eval_rewards"] or {})}
+    return {**of_run(c, run, GROUPS), "eval_rewards": watched}
 
 
 class Evaluation:
@@ -319,8 +302,7 @@ def run_evaluation(c: dict[str, Any], folder: Path) -> dict[str, Any]:
 def main(cfg: DictConfig) -> float:
     """Hydra's task. Returns the last run's gain in its first training reward."""
     c = checked(cfg)
-    groups = {key.partition(".")[0] for key in asked()}
-    jobs = [of_run(c, run, groups) for run in run_folders(c["run"])] if c["run"] else [c]
+    jobs = [as_the_run(c, run) for run in run_folders(c["run"])] if c["run"] else [c]
     gain = float("nan")
     for job in jobs:
         home = Path(job["run"] or c["lora"] or "runs")

@@ -30,9 +30,9 @@ from alignlab.nodes import ConfigError, build, node_problems
 from alignlab.noise import noise_key
 from alignlab.rewards.compose import RewardError
 from alignlab.rollout import rollout
-from alignlab.runs import RunError, provenance, read_config, run_folders
+from alignlab.runs import RunError, provenance, run_folders
 from alignlab.sealed import digest_of
-from alignlab.tuned import dialled, policy_of
+from alignlab.tuned import TunedConfig, dialled, of_run, policy_of
 
 GROUPS = ("model", "reward", "prompts", "eval_sampler")
 CHANGEABLE = ("again", "batch", "device", "output_dir", "allow_targets", "pairing")
@@ -40,13 +40,9 @@ CHANGEABLE = ("again", "batch", "device", "output_dir", "allow_targets", "pairin
 
 
 @dataclass
-class MakePairsConfig:
+class MakePairsConfig(TunedConfig):
     """The keys of conf/make_pairs.yaml."""
 
-    run: str | None = None
-    """The folder of a finished run."""
-    lora: str | None = None
-    """Without a run: a LoRA for `model`: a folder in diffusers' format, or a file in diffusers' or kohya's; null is the base model."""
     again: str | None = None
     """A folder that this command wrote: makes its pairs anew by `pairing`, without sampling or scoring, in place or in output_dir."""
     candidates: int = 4
@@ -60,22 +56,12 @@ class MakePairsConfig:
     seed: int = 0
     batch: int = 64
     """Images sampled at once."""
-    lora_scale: float = 1.0
-    """How much of the LoRA: 0 is the base model, 1 the tuned one."""
-    annealing: float = 0.0
-    """Power of annealed importance guidance; 0 leaves it out."""
-    precision: str = "fp32"
-    """Of the denoiser, without a run."""
-    device: str = "auto"
     output_dir: str | None = None
     """A new folder under runs/ if it is null. The same command goes on in the same folder."""
-    allow_targets: list[str] | None = None
     pairing: Any = None
     """Which candidate beats which: rule, k, margin, normalise, scope, and weights (null: those of the rewards)."""
-    model: Any = None
     reward: Any = None
     prompts: Any = None
-    eval_sampler: Any = None
 
 
 ConfigStore.instance().store(name="make_pairs_schema", node=MakePairsConfig)
@@ -114,11 +100,9 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
         found.append(f"run={c['run']} names {len(folders)} runs; give one of them")
     if len(folders) == 1:
         try:
-            its, c["run"] = {"precision": "fp32", **read_config(folders[0])}, str(folders[0])
+            c = of_run(c, folders[0], GROUPS)
         except RunError as error:
             raise ConfigError("\n".join([*found, str(error)])) from None
-        groups = {key.partition(".")[0] for key in asked()}
-        c |= {key: its.get(key) for key in (*GROUPS, "precision") if key not in groups} | {"policy": its.get("policy", {})}
         weighed(c)
         found += choice_problems(c, ("precision",))
     if not c["reward"]:

@@ -13,36 +13,23 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from alignlab.checks import bench_problems, choice_problems, tuned_problems
-from alignlab.config import asked, command, opted_in, plain
+from alignlab.config import command, opted_in, plain
 from alignlab.nodes import ConfigError, build
-from alignlab.runs import RunError, read_config, run_folders, save_grid
-from alignlab.tuned import dialled, pictures, policy_of
+from alignlab.runs import RunError, run_folders, save_grid
+from alignlab.tuned import TunedConfig, dialled, of_run, pictures, policy_of
 
 
 @dataclass
-class SampleConfig:
+class SampleConfig(TunedConfig):
     """The keys of conf/sample.yaml."""
 
-    run: str | None = None
-    """The folder of a finished run."""
-    lora: str | None = None
-    """Without a run: a LoRA for `model`: a folder in diffusers' format, or a file in diffusers' or kohya's."""
     prompt: Any = "a lion"
     """One, or a list."""
     n: int = 8
     """Images of each prompt."""
     seed: int = 0
-    lora_scale: float = 1.0
-    """How much of the LoRA: 0 is the base model, 1 the tuned one; more overshoots."""
-    annealing: float = 0.0
-    """Power of annealed importance guidance; 0 leaves it out."""
     output: str | None = None
     """A .png file; null is sample.png in the run's folder, or here."""
-    precision: str = "fp32"
-    device: str = "auto"
-    allow_targets: list[str] | None = None
-    model: Any = None
-    eval_sampler: Any = None
 
 
 ConfigStore.instance().store(name="sample_schema", node=SampleConfig)
@@ -69,13 +56,9 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
         found.append(f"run={c['run']} names {len(folders)} runs; give one of them")
     if len(folders) == 1:
         try:
-            its, c["run"] = {"precision": "fp32", **read_config(folders[0])}, str(folders[0])
+            c = of_run(c, folders[0], ("model", "eval_sampler"))
         except RunError as error:
             raise ConfigError("\n".join([*found, str(error)])) from None
-        groups = {key.partition(".")[0] for key in asked()}
-        c |= {key: its.get(key) for key in ("model", "eval_sampler", "precision") if key not in groups} | {
-            "policy": its.get("policy", {})
-        }
         found += choice_problems(c, ("precision",))
     found += bench_problems(c, c["allow_targets"], ("model", "eval_sampler"))
     if found:

@@ -1,13 +1,14 @@
 """What a run learned, loaded again: as a policy, as pictures, or as a diffusers pipeline."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from alignlab.config import device_of
+from alignlab.config import asked, device_of
 from alignlab.dials import Annealed, scale_lora
 from alignlab.lora import LoRA
 from alignlab.nodes import build, node_problems
@@ -17,6 +18,38 @@ from alignlab.rollout import rollout
 from alignlab.runs import RunError, read_config, weights
 from alignlab.samplers import Sampler
 from alignlab.start import refuse_unlike
+
+
+@dataclass
+class TunedConfig:
+    """The keys of every command that draws from a tuned model: which one, and how much of what it learned."""
+
+    run: str | None = None
+    """The folder of a finished run."""
+    lora: str | None = None
+    """Without a run: a LoRA for `model`: a folder in diffusers' format, or a file in diffusers' or kohya's; null is the base model."""
+    lora_scale: float = 1.0
+    """How much of the LoRA: 0 is the base model, 1 the tuned one; more overshoots."""
+    annealing: float = 0.0
+    """Power of annealed importance guidance: from the base model at the first step to the tuned one at the last. 0 leaves it out."""
+    precision: str = "fp32"
+    """Of the denoiser. A run has its own, unless it is named."""
+    device: str = "auto"
+    allow_targets: list[str] | None = None
+    model: Any = None
+    eval_sampler: Any = None
+
+
+def of_run(c: dict[str, Any], run: Path, groups: Sequence[str]) -> dict[str, Any]:
+    """`c` with the run's policy, and its precision and `groups` where the command line names none.
+
+    Raises:
+        RunError: if its configuration cannot be read.
+    """
+    its = {"precision": "fp32", **read_config(run)}
+    named = {key.partition(".")[0] for key in asked()}
+    own = {key: its.get(key) for key in (*groups, "precision") if key not in named}
+    return {**c, **own, "policy": its.get("policy", {}), "run": str(run)}
 
 
 def load(run: str | Path, *, allow_targets: Sequence[str] = ()) -> Any:

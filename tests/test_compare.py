@@ -77,7 +77,7 @@ def test_other_weights_of_the_same_name_are_refused(tmp_path, apart, refused):
     path.write_text(json.dumps(about))
     runs = read_runs([str(tmp_path / "*")])
     if refused:
-        with pytest.raises(CompareError, match="rewards of 1 and .* so the weights of model.path_or_id were others"):
+        with pytest.raises(CompareError, match=r"rewards of 1 and .* so the weights of model.path_or_id were others"):
             refuse_unlike(runs)
     else:
         refuse_unlike(runs)

@@ -71,7 +71,7 @@ def test_the_base_is_measured_once(run, tmp_path, monkeypatch):
         assert typed(monkeypatch, f"run={run}", f"cache={cache}", *PROTOCOL, *more) == 0
     assert [who == "base model" for who in drawn] == [True, False, False, True, False, True, False]
     assert len(list(cache.iterdir())) == 3
-    c = command.of_run(_checked(*PROTOCOL, f"run={run}", f"cache={cache}"), run, set())
+    c = command.as_the_run(_checked(*PROTOCOL, f"run={run}", f"cache={cache}"), run)
     before = command.Evaluation(c).key
     monkeypatch.setattr(command, "policy_of", lambda c: Policy(build(c["model"]), full=True))
     assert command.Evaluation(c).key == before  # without adapters: the same base
