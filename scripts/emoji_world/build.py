@@ -3,7 +3,7 @@
     python scripts/emoji_world/build.py --stages tokenizer vae unet clip judge rewards
 
 Each stage goes on from its checkpoint in --work, so the command can be stopped and repeated. On two CPU cores
-the whole takes about an hour; a CUDA GPU is used when there is one.
+the whole takes two to three hours; a CUDA GPU is used when there is one.
 
     tokenizer  byte-level BPE over the captions
     vae        AutoencoderKL, 48x48 -> 12x12x8: L1 + gradient difference + a small KL
@@ -287,11 +287,11 @@ def main() -> None:
         "--keep", type=Path, help="also writes these three to this folder, in 8 bits a weight, to go on from elsewhere"
     )
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--vae-steps", type=int, default=4300)
-    parser.add_argument("--unet-steps", type=int, default=5500)
+    parser.add_argument("--vae-steps", type=int, default=6000)
+    parser.add_argument("--unet-steps", type=int, default=16000)
     parser.add_argument("--clip-steps", type=int, default=1350)
     parser.add_argument("--judge-steps", type=int, default=1000)
-    parser.add_argument("--scenes", type=int, default=40000)
+    parser.add_argument("--scenes", type=int, default=60000)
     parser.add_argument("--pairs", type=int, default=10000)
     parser.add_argument("--ratings", type=int, default=5000)
     args = parser.parse_args()
