@@ -12,6 +12,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from statistics import median
 
 import torch
 from scipy.stats import spearmanr
@@ -74,13 +75,18 @@ def drawing(policy: Policy, sampler: Sampler, judge: Judge, world: World, images
     return numbers, pictures
 
 
-def speed(policy: Policy, guidance: float) -> Numbers:
-    sampler = ddim(policy.family.scheduler, steps=20, eta=0.0, guidance_scale=guidance)
+def speed(guidance: float) -> Numbers:
+    """Images a second at 20 steps, decoded, in a batch of 32: the median of 5, the precisions taking turns."""
+    policies = {precision: Policy(StableDiffusion("emoji"), precision=precision) for precision in ("fp32", "bf16")}
+    sampler = ddim(policies["fp32"].family.scheduler, steps=20, eta=0.0, guidance_scale=guidance)
     key = noise_key([article(NAMES[k]) for k in ANIMAL_IDS[:32]], seed=1, stream="world")
-    rollout(policy, sampler, key, store="image")
-    began = time.perf_counter()
-    rollout(policy, sampler, key, store="image")
-    return {"images/s at 20 steps, guidance on": 32 / (time.perf_counter() - began)}
+    rates: dict[str, list[float]] = {precision: [] for precision in policies}
+    for _ in range(6):
+        for precision, policy in policies.items():
+            began = time.perf_counter()
+            rollout(policy, sampler, key, store="image")
+            rates[precision].append(32 / (time.perf_counter() - began))
+    return {f"images/s at 20 steps, guidance on, {precision}": median(rate[1:]) for precision, rate in rates.items()}
 
 
 def renderings(policy: Policy, judge: Judge, world: World) -> Numbers:
@@ -131,7 +137,7 @@ def main() -> None:
     sampler = ddim(policy.family.scheduler, steps=args.steps, eta=0.0, guidance_scale=args.guidance)
     numbers, pictures = drawing(policy, sampler, judge, world, args.images)
     prompts = [article(NAMES[k]) for k in ANIMAL_IDS for _ in range(args.images)]
-    numbers |= renderings(policy, judge, world) | rewards(pictures, prompts) | speed(policy, args.guidance)
+    numbers |= renderings(policy, judge, world) | rewards(pictures, prompts) | speed(args.guidance)
 
     settings = {"images per animal": args.images, "steps": args.steps, "guidance_scale": args.guidance, "threads": args.threads}
     (RESULTS / "numbers.json").write_text(json.dumps({"settings": settings, **numbers}, indent=2) + "\n")

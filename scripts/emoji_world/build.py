@@ -127,24 +127,7 @@ def begin_from(model: nn.Module, old: Path | None) -> None:
         return
     own, weights = model.state_dict(), load_file(old)  # views of the model's own storage
     for key in own:
-        value = weights[key].float() * weights.get(f"{key}{SCALE}", torch.ones(())).float()
-        own[key][tuple(slice(n) for n in value.shape)] = value
-
-
-SCALE = "|scale"
-
-
-def keep_small(model: nn.Module, path: Path) -> None:
-    """Weights to go on from in another place, in 8 bits: each row of a matrix or convolution over its largest entry."""
-    out = {}
-    for key, value in model.state_dict().items():
-        if value.dim() < 2:
-            out[key] = value.half()
-        else:
-            scale = value.abs().amax(tuple(range(1, value.dim())), keepdim=True).clamp(min=1e-8) / 127
-            out |= {key: (value / scale).round().to(torch.int8).contiguous(), f"{key}{SCALE}": scale.half()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(out, path)
+        own[key][tuple(slice(n) for n in weights[key].shape)] = weights[key].float()
 
 
 class TextAndImage(nn.Module):
@@ -279,12 +262,7 @@ def main() -> None:
     parser.add_argument("--stages", nargs="+", choices=stages, default=stages)
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "emoji")
     parser.add_argument(
-        "--start",
-        type=Path,
-        help="a folder whose weights the autoencoder, U-Net and text encoder start from: a pipeline, or --keep's",
-    )
-    parser.add_argument(
-        "--keep", type=Path, help="also writes these three to this folder, in 8 bits a weight, to go on from elsewhere"
+        "--start", type=Path, help="a pipeline's folder, whose autoencoder, U-Net and text encoder are where training starts"
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--vae-steps", type=int, default=6000)
@@ -308,9 +286,6 @@ def main() -> None:
         vae = train_vae(args.work, args.vae_steps, args.start)  # returns at once when already trained
         if "unet" in args.stages:
             pipe = train_unet(args.work, vae, tokenizer, args.unet_steps, args.scenes, args.start)
-            if args.keep is not None:
-                for name in ("vae", "unet", "text_encoder"):
-                    keep_small(getattr(pipe, name), args.keep / name / WEIGHTS[name])
             pipe.to(torch.float16).save_pretrained(ASSETS / "emoji")
             vae.float()
             about = (
