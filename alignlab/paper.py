@@ -126,8 +126,21 @@ def band(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], **style: An
         axes.fill_between(x, mean - error, mean + error, color=line.get_color(), alpha=0.16, lw=0)
 
 
+def passes(run: Finished) -> NDArray[np.float64]:
+    """Through the denoiser, so far: a backward pass counts as two forward ones."""
+    return np.array(run.curve("denoiser_forwards")) + 2 * np.array(run.curve("denoiser_backwards"))
+
+
 def curve(axes: Axes, variant: Variant, x: str, y: str, **style: Any) -> None:
-    band(axes, variant.curves(x).mean(0), variant.curves(y), **{"label": label(variant), **style})
+    """`y` over `x`: keys of the metrics, or "passes" in thousands."""
+    along = np.mean([passes(run) for run in variant.runs], 0) / 1e3 if x == "passes" else variant.curves(x).mean(0)
+    band(axes, along, variant.curves(y), **{"label": label(variant), **style})
+
+
+def plane(axes: Axes, variant: Variant, **style: Any) -> None:
+    """The way through the plane of reward and diversity, means over seeds."""
+    x, y = (variant.curves(f"eval/{key}").mean(0) for key in ("reward", "lpips"))
+    axes.plot(x, y, marker="o", markersize=2.5, label=label(variant), **style)
 
 
 def unit(those: Sequence[Variant]) -> tuple[str, str]:
@@ -180,11 +193,10 @@ def draftp_fig3(runs: Runs) -> tuple[Figure, Rows]:
     for variant, style in styled:
         curve(axes[0], variant, "step", "eval/lpips", **style)
         curve(axes[1], variant, "step", "eval/reward", **style)
-        x, y = variant.curves("eval/reward").mean(0), variant.curves("eval/lpips").mean(0)
-        axes[2].plot(x, y, marker="o", markersize=2.5, label=label(variant), **style)
+        plane(axes[2], variant, **style)
     base_line(axes[0], kl, "eval/lpips")
     base_line(axes[1], kl, "eval/reward")
-    axes[2].plot(x[0], y[0], "*", color=GREY, ms=12)
+    axes[2].plot(*(kl[0].curves(f"eval/{key}").mean(0)[0] for key in ("reward", "lpips")), "*", color=GREY, ms=12)
     axes[0].set(xlabel="epoch", ylabel=diversity)
     axes[1].set(xlabel="epoch", ylabel=reward)
     axes[2].set(xlabel=reward, ylabel=diversity)
@@ -297,22 +309,15 @@ def ddpo_generalisation(runs: Runs) -> tuple[Figure, Rows]:
     return figure, rows
 
 
-def passes(run: Finished) -> NDArray[np.float64]:
-    """Through the denoiser, so far: a backward pass counts as two forward ones."""
-    return np.array(run.curve("denoiser_forwards")) + 2 * np.array(run.curve("denoiser_backwards"))
-
-
 def preferences(runs: Runs) -> tuple[Figure, Rows]:
     """Preference optimisation beside reward gradients, policy gradients and regression: for each reward query, for each pass, in the plane."""
     those = [v for v in every(runs) if v.runs[0].config["kl_coeff"] in (0, SHOWN_KL)] or _nothing()
     figure, axes = plt.subplots(1, 4, figsize=(15, 3.7), layout="constrained")
     for k, variant in enumerate(those):
-        style = {"color": COLOURS[k], "label": label(variant)}
-        spent = np.mean([passes(run) for run in variant.runs], 0) / 1e3
-        curve(axes[0], variant, "reward_queries", "eval/reward", **style)
-        band(axes[1], spent, variant.curves("eval/reward"), **style)
-        band(axes[2], spent, variant.curves("eval/true_preference"), **style)
-        axes[3].plot(*(variant.curves(f"eval/{key}").mean(0) for key in ("reward", "lpips")), marker="o", markersize=2.5, **style)
+        curve(axes[0], variant, "reward_queries", "eval/reward", color=COLOURS[k])
+        curve(axes[1], variant, "passes", "eval/reward", color=COLOURS[k])
+        curve(axes[2], variant, "passes", "eval/true_preference", color=COLOURS[k])
+        plane(axes[3], variant, color=COLOURS[k])
     reward, diversity = unit(those)
     for cell, x, y in zip(
         axes,
@@ -345,15 +350,8 @@ def k_laws(runs: Runs) -> tuple[Figure, Rows]:
     ]
     for variant, style in styled:
         curve(axes[0], variant, "reward_queries", "eval/reward", **style)
-        band(axes[1], np.mean([passes(run) for run in variant.runs], 0) / 1e3, variant.curves("eval/reward"), **style)
-        axes[2].plot(
-            variant.curves("eval/reward").mean(0),
-            variant.curves("eval/lpips").mean(0),
-            marker="o",
-            markersize=2.5,
-            label=label(variant),
-            **style,
-        )
+        curve(axes[1], variant, "passes", "eval/reward", **style)
+        plane(axes[2], variant, **style)
     reward, diversity = unit(those)
     axes[0].set(xlabel="reward queries", ylabel=reward)
     axes[1].set(xlabel="passes through the denoiser (thousands)", ylabel=reward)
