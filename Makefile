@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test emoji-world first-light reward-hacking first-comparison gpu-check bench clean
+.PHONY: demo test emoji-world first-light reward-hacking comparison gpu-check bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m alignlab.train algo=draftp kl_coeff=0.25 output_dir=runs/demo
@@ -28,9 +28,9 @@ first-light: $(VENV)/.installed
 reward-hacking: $(VENV)/.installed
 	$(BIN)/python scripts/reward_hacking.py
 
-# The runs behind results/first_comparison, their evaluation and their page; goes on where it was stopped.
-first-comparison: $(VENV)/.installed
-	$(BIN)/python scripts/first_comparison.py
+# The runs behind results/comparison, their evaluation and their page; goes on where it was stopped.
+comparison: $(VENV)/.installed
+	$(BIN)/python scripts/comparison.py
 
 # What a CUDA GPU makes of Stable Diffusion 1.5 and XL, into results/gpu; goes on where it was stopped. docs/gpu.md
 gpu-check: $(VENV)/.installed

@@ -1,8 +1,8 @@
-"""The first comparison: DRaFT, DRaFT+, DDPO and RWR on a learned preference reward, three seeds each. Trains, evaluates and
-reports; writes results/first_comparison. The runs are those of the papers' figures, in results/runs.
+"""The algorithms compared on a learned preference reward, three seeds each: DRaFT, DRaFT+, DDPO, RWR, Diffusion-DPO offline and
+online. Trains, evaluates and reports; writes results/comparison. The runs are those of the figure `preferences`, in results/runs.
 
-    python scripts/first_comparison.py                     # make first-comparison; goes on where it was stopped
-    python scripts/first_comparison.py --report-only       # the page from the evaluated runs
+    python scripts/comparison.py                     # make comparison; goes on where it was stopped
+    python scripts/comparison.py --report-only       # the page from the evaluated runs
 """
 
 import argparse
@@ -21,9 +21,12 @@ from alignlab.compare import Finished, read_runs, variants  # noqa: E402
 from alignlab.outcomes import base_point, outcomes  # noqa: E402
 from alignlab.tables import interval_text  # noqa: E402
 
-RESULTS = Path("results/first_comparison")
-KL = (0.0, 0.03, 0.1, 0.3)
-SWEEPS = {"draftp_fig3": [f"kl_coeff={','.join(f'{kl:g}' for kl in KL)}"], "rwr_preference": [], "ddpo_preference": []}
+RESULTS = Path("results/comparison")
+KL = (0.0, 0.03)
+SWEEPS = {
+    "draftp_fig3": [f"kl_coeff={','.join(f'{kl:g}' for kl in KL)}"],
+    **{name: [] for name in ("ddpo_preference", "rwr_preference", "dpo_offline_preference", "dpo_online_preference")},
+}
 SEEDS = 3
 
 
@@ -41,12 +44,12 @@ def finished() -> list[Finished]:
 
 
 def page(runs: Sequence[Finished]) -> None:
-    """results/first_comparison/README.md: every variant with its intervals, and how many seeds are there."""
+    """results/comparison/README.md: every variant with its intervals, and how many seeds are there."""
     those = variants(runs)
     base = base_point(those)
     lines = [
-        "# The first comparison", "", "    make first-comparison", "",
-        f"{len(runs)} of {(len(KL) + 2) * SEEDS} runs are trained and evaluated. Each algorithm at its own defaults on the learned reward `emoji_preference`",
+        "# The algorithms compared", "", "    make comparison", "",
+        f"{len(runs)} of {(len(KL) + len(SWEEPS) - 1) * SEEDS} runs are trained and evaluated. On the learned reward `emoji_preference`",
         "(log-odds), two runs at a time with one CPU thread each. After training, 45 prompts with 4 images each; diversity (lpips-emoji) and Vendi",
         f"score on 8 prompts with 100 images each. Base model: reward {base[0]:.2f}, diversity {base[1]:.3f}. Intervals: 95 % hierarchical bootstrap over",
         "seeds, prompts and images. The minutes are of shared machines: compare them with care.", "",
@@ -83,7 +86,7 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     page(runs)
     folders = ",".join(f"'{run.folder}'" for run in runs)
-    python("alignlab.report", f"runs=[{folders}]", f"output_dir={RESULTS}", "title='The first comparison'")
+    python("alignlab.report", f"runs=[{folders}]", f"output_dir={RESULTS}", "title='The algorithms compared'")
     chromium = shutil.which("chromium")
     if chromium is not None:
         flags = (
