@@ -83,8 +83,8 @@ def page(rows: list[tuple[str, dict[str, Any]]]) -> None:
         "`emoji_preference`; its hidden rule `true_preference` (right animal, large, centred, contrasting background) only watches. The curves",
         "are measured on eight prompts with four images each, the table on all 45 prompts with two others each; LPIPS is lpips-emoji.", "",
         *flags(), "",
-        "So on those eight prompts the learned reward goes on rising while the rule, having risen at first, falls below the base model;",
-        "over all 45 prompts the rule still ends above it: hacking begins on some prompts before others.", "",
+        "So on those eight prompts the learned reward goes on rising while the rule, having risen at first, falls below the base model; over",
+        "all 45 prompts it has gained nothing in the end (table).", "",
         "![curves](curves.png)", "",
         "| run | learned reward, base → final | true reward, base → final | LPIPS, base → final |", "|---|---|---|---|",
     ]  # fmt: skip
