@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from alignlab.compare import Finished, read_runs, variants  # noqa: E402
 from alignlab.outcomes import base_point, outcomes  # noqa: E402
+from alignlab.paper import label  # noqa: E402
 from alignlab.tables import interval_text  # noqa: E402
 
 RESULTS = Path("results/comparison")
@@ -60,7 +61,7 @@ def page(runs: Sequence[Finished]) -> None:
         held = o.held_out
         minutes = sum(run.summary["wall_seconds"] for run in variant.runs) / len(variant.runs) / 60
         cells = [
-            o.label, str(o.seeds), interval_text(o.gain, ".2f"), interval_text(o.win_rate, ".2f"), interval_text(o.unseen_gain, ".2f"),
+            label(variant), str(o.seeds), interval_text(o.gain, ".2f"), interval_text(o.win_rate, ".2f"), interval_text(o.unseen_gain, ".2f"),
             interval_text(held.get("true_preference"), "+.2f"), interval_text(held.get("clip"), "+.2f"), interval_text(o.diversity),
             interval_text(o.vendi, ".2f"), f"{o.lpips_to_base or 0:.3f}", f"{minutes:.0f}", str(len(o.flags)),
         ]  # fmt: skip
