@@ -1,6 +1,7 @@
 """The figures of a report, in plotly: they answer to hover and to clicks on the legend, and need no network."""
 
 from collections.abc import Sequence
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -115,12 +116,14 @@ def z_scores(those: Sequence[Variant]) -> go.Figure:
     """The training reward, its parts if it has several, and all others over training, in standard deviations of the base model's images."""
     columns = min(3, len(those))
     rows = -(-len(those) // columns)
+    titles = [escaped(v.label, width=36) for v in those]
+    more = max(title.count("<br>") for title in titles)
     figure = make_subplots(
         rows=rows,
         cols=columns,
         shared_yaxes="all",
-        subplot_titles=[escaped(v.label) for v in those],
-        vertical_spacing=0.16 / rows + 0.04,
+        subplot_titles=titles,
+        vertical_spacing=(0.16 + 0.08 * more) / rows + 0.04,
     )
     for k, variant in enumerate(those):
         curves = [z_curves(run.evaluations) for run in variant.runs]
@@ -140,19 +143,20 @@ def z_scores(those: Sequence[Variant]) -> go.Figure:
     figure.add_hline(y=0, line={"color": GREY, "width": 1})
     figure.update_yaxes(title_text="sd of the base model", col=1)
     figure.update_xaxes(title_text="epoch", row=rows)
-    return styled(figure, 140 + 230 * rows, top=40)
+    return styled(figure, 140 + (230 + 18 * more) * rows, top=40 + 18 * more)
 
 
 def styled(figure: go.Figure, height: int, top: int = 24) -> go.Figure:
     figure.update_layout(
         template="plotly_white", height=height, font={"family": FONT, "size": 13, "color": "#222831"}, margin={"l": 64, "r": 20, "t": top, "b": 56},
-        legend={"orientation": "h", "y": -62 / (height - top - 56), "yanchor": "top", "x": 0}, hovermode="closest", paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="white",
+        legend={"orientation": "h", "y": -76 / (height - top - 56), "yanchor": "top", "x": 0}, hovermode="closest", paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="white",
     )  # fmt: skip
     figure.update_xaxes(gridcolor="#eceff3", zeroline=False, linecolor="#c9ced6", ticks="outside", tickcolor="#c9ced6")
     figure.update_yaxes(gridcolor="#eceff3", zeroline=False, linecolor="#c9ced6", ticks="outside", tickcolor="#c9ced6")
     return figure
 
 
-def escaped(text: str) -> str:
-    """Plotly reads a little HTML in its texts: a label is shown as it is."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+def escaped(text: str, width: int = 1000) -> str:
+    """Plotly reads a little HTML in its texts: a label is shown as it is, in lines of at most `width` characters."""
+    lines = wrap(text, width) or [""]
+    return "<br>".join(line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;") for line in lines)
