@@ -1,19 +1,22 @@
 """The benchmarks' arithmetic on made-up rounds, and a small list of real items that is stopped, goes on and is written as a page."""
 
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from diffusers import DDIMScheduler
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 import bench
+from benchmarks import ideas, limit
 from benchmarks.clock import Timers, seconds
 from benchmarks.items import Item, Setting, alternated
 from benchmarks.page import LIMIT, PEER, page
-from benchmarks.peer import PeerError, turns
+from benchmarks.peer import OWN, PeerError, turns
 from benchmarks.ratios import exponent, median, ratio
 
 
@@ -101,6 +104,11 @@ def everything() -> dict[str, Any]:
                 sides = {str(k): {"cpu": 0.002 * k, "wall": 0.003 * k, "read": 0.001 * k, "mb": k} for k in (1, 10, 100)}
             elif item.name == "ideas/ddpo":
                 sides = {"without": {"cpu": 2.0}, "an idea": {"cpu": 3.0}}
+            elif item.name == "ideas/learning":
+                sides = {
+                    "all steps": {"cpu": 2.0, "gain": 0.125, "epochs": 32},
+                    "some": {"cpu": 2.0, "gain": -0.25, "epochs": 64},
+                }
             its = [{"sides": sides, "others": 0.0}]
         found[item.name] = {"rounds": its}
     return {"about": "a machine", "items": found}
@@ -123,13 +131,72 @@ def test_the_page_is_written_from_the_numbers():
     assert (
         "| the same while sampling | 2.00 | 1 | **no** |" in text and "K=20: 108 MiB), over K=1 | 1.08 | ≤ 1.15 | yes |" in text
     )
-    assert "| an idea | 1.50 (1.50 to 1.50) | 1 (0) |" in text and "here 18 of 30." in text
+    assert "| an idea | 1.50 (1.50 to 1.50) | 1 (0) |" in text and "here 18 of 31." in text
+    assert "| all steps | 32 | +0.125 (+0.125 to +0.125) | 2 | 1 |" in text and "| some | 64 | -0.250 (" in text
     for its in results["items"]["peer/ddpo"]["rounds"]:
         its["sides"]["alignlab"]["rollout"] = 4.0
     assert "| DDPO, rollout | 0.80 (0.80 to 0.80) | 0.50 (0.50 to 0.50) | ≤ 0.75 | **no** |" in page(results)
     without = {**results, "items": {k: v for k, v in results["items"].items() if not k.startswith(("peer", "limit/ddpo"))}}
     assert "the peer was not at hand" in page(without) and "| DDPO, training, 1 thread | not measured |" in page(without)
     assert {row.item for row in (*PEER, *LIMIT)} <= results["items"].keys()
+
+
+TINY = ("samples_per_step=2", "micro_batch=2", "sampler.steps=2", "eval_sampler.steps=2", "prompts.per_prompt=2")
+
+
+def test_what_is_timed_of_ours():
+    """A process of ours reports seconds of sampling, reward and the rest, memory, and the rewards of its epochs; the rest is what is left."""
+    words = ["algo=ddpo", "reward=brightness", *TINY, "algo.updates_per_epoch=1"]
+    done = subprocess.run([sys.executable, str(OWN), "--epochs", "2", *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]
+    said = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("RESULT ")).removeprefix("RESULT "))
+    assert said["rollout_cpu_s"] > said["reward_cpu_s"] > 0 and said["train_cpu_s"] > 0 and len(said["reward_mean"]) == 2
+    assert said["rollout_cpu_s"] + said["reward_cpu_s"] + said["train_cpu_s"] == pytest.approx(said["total_cpu_s"])
+    assert said["passes"]["backward"] == 2 * 2 * 2 * 2  # epochs, samples, steps, branches
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "parts"),
+    [
+        (limit.RolloutLimit, ["algo=ddpo", "algo.updates_per_epoch=1"], {"noise", "log-probs"}),
+        (limit.TrainingLimit, ["algo=ddpo", "algo.updates_per_epoch=1"], {"selection", "backward", "optimiser", "clipping"}),
+        (limit.DraftLimit, ["algo=draft"], {"decoder", "reward", "backward", "noise"}),
+    ],
+)
+def test_limits_are_of_as_many_passes(monkeypatch, kind, words, parts):
+    """Both sides of a limit take the same passes through the denoiser, and the parts of ours are found."""
+    monkeypatch.setattr(limit, "BATCH", 2)
+    monkeypatch.setattr(limit, "STEPS", 2)
+    its = kind(*words, *TINY)
+    count: list[int] = []
+    unet = its.made[0].policy.family.denoiser
+    unet.register_forward_hook(lambda module, args, out: count.append(len(out)))
+    taken = {}
+    for side, work in its.sides(1).items():
+        count.clear()
+        work()
+        taken[side] = sum(count)
+    assert taken["alignlab"] == taken["bare"] > 0
+    assert its.parts(2).keys() >= {"U-Net forward", *parts}
+
+
+def test_ideas_learn_with_as_many_passes(monkeypatch):
+    """Noise in some steps: there the SDE's table, elsewhere the ODE's, which has no density; a run stops at its budget of passes."""
+    monkeypatch.setattr(ideas, "LEARNING", (*ideas.LEARNING, *TINY, "algo.updates_per_epoch=1"))
+    monkeypatch.setattr(ideas, "EPOCHS", 3)
+    monkeypatch.setattr(ideas, "brightness", lambda its: float(len(its.sampler.scored.nonzero())))
+    ideas.base.cache_clear()
+    every, done = ideas.learn(0, (), None, None)
+    some, more = ideas.learn(0, (), lambda rng, n: (0,), done)
+    assert every["epochs"] == 3 and done == 3 * (2 * 2 * 2 + 3 * 2 * 2 * 2)
+    assert some["epochs"] == 5 and done <= more < done + 2 * 2 * (2 + 3)  # one step of two is trained on
+    assert some["gain"] == -1.0  # here brightness counts the steps with noise
+    sde, ode = (ideas.ddim(DDIMScheduler(clip_sample=False), steps=4, eta=eta, guidance_scale=3.0) for eta in (1.0, 0.0))
+    mixed = ideas.with_noise_in((1, 2), sde, ode)
+    assert mixed.scored.tolist() == [False, True, True, False]
+    assert all(
+        mixed.a[k] == (sde if k in (1, 2) else ode).a[k] and mixed.b[k] == (sde if k in (1, 2) else ode).b[k] for k in range(4)
+    )
 
 
 def test_a_list_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):

@@ -38,7 +38,8 @@ COMMANDS = {
 MAY = {
     "noise": set(),
     "sharding": {"ranks"},
-    "lora": set(),
+    "lora": {"merged"},
+    "merged": set(),
     "ranks": set(),
     "schedule": set(),
     "adamw8bit": set(),

@@ -1,7 +1,15 @@
-"""Ideas for speed, each as the CPU time of an epoch with it over one without it, alternating in one process, on the embedded model."""
+"""Ideas for speed on the embedded model: what an epoch of DDPO costs with each, and what it learns for as many passes through the denoiser."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
 import torch
 
+from alignlab.lab import Lab
+from alignlab.measure import evaluate
+from alignlab.samplers import Sampler, ddim
 from alignlab.train import train_epoch
 from benchmarks.clock import seconds
 from benchmarks.items import Item, Setting, Sides, alternated
@@ -41,4 +49,75 @@ def measure(setting: Setting, number: int) -> Sides:
 
 LABS: dict[str, tuple] = {}
 """Made in the first round."""
-ITEMS = (Item(name="ideas/ddpo", measure=measure, rounds=5),)
+
+LEARNING = ("algo=ddpo", "eval_sampler.steps=20", "algo.updates_per_epoch=2", "lr=4e-3")
+"""Brightness, 16 images an epoch, 8 steps."""
+EPOCHS = 32
+"""Of the run that trains on all steps. The others stop at as many passes through the denoiser; a backward pass counts as two."""
+Window = Callable[[np.random.Generator, int], Sequence[int]]
+LEARNERS: dict[str, tuple[tuple[str, ...], Window | None]] = {
+    "all 8 steps trained on": ((), None),
+    "2 steps of each sample, drawn anew": (("algo.timestep_fraction=0.25",), None),
+    "noise in the first 2 steps only": ((), lambda rng, n: (0, 1)),
+    "noise in 2 steps only, where drawn each epoch": ((), lambda rng, n: (start := int(rng.integers(n - 1)), start + 1)),
+    "4 steps, all trained on": (("sampler.steps=4",), None),
+}
+"""Words, and which steps take noise: the others are the ODE's, which have no density and are not trained on."""
+
+
+def with_noise_in(steps: Sequence[int], sde: Sampler, ode: Sampler) -> Sampler:
+    """The SDE's table in these steps and the ODE's elsewhere; both have the same timesteps."""
+    noisy = torch.zeros(len(sde), dtype=torch.bool)
+    noisy[list(steps)] = True
+    return replace(sde, **{name: torch.where(noisy, getattr(sde, name), getattr(ode, name)) for name in ("a", "b", "s")})
+
+
+def passes(its: Lab) -> int:
+    return its.policy.passes["forward"] + 2 * its.policy.passes["backward"]
+
+
+def brightness(its: Lab) -> float:
+    """Of 8 prompts, 4 images each, by the evaluation's sampler."""
+    seen = evaluate(its, its.prompts.prompts[:8], images=4, stream="eval", batch=16)
+    return float(seen.rewards["brightness"].mean())
+
+
+@cache
+def base() -> float:
+    return brightness(lab(*LEARNING)[0])
+
+
+def learn(seed: int, words: Sequence[str], window: Window | None, budget: int | None) -> tuple[dict[str, float], int]:
+    """One run: its numbers and its passes. Without a budget it has EPOCHS epochs."""
+    its, c = lab(*LEARNING, f"seed={seed}", *words)
+    sde = its.sampler
+    ode = ddim(its.policy.family.scheduler, steps=len(sde), eta=0, guidance_scale=sde.guidance_scale)
+    epoch = 0
+
+    def run() -> None:
+        nonlocal epoch
+        while passes(its) < budget if budget else epoch < EPOCHS:
+            epoch += 1
+            if window:
+                its.sampler = with_noise_in(window(np.random.default_rng([seed, epoch]), len(sde)), sde, ode)
+            train_epoch(its, c, epoch)
+
+    spent, done = seconds(run), passes(its)
+    return {"gain": brightness(its) - base(), "cpu": spent["cpu"], "epochs": epoch}, done
+
+
+def learned(setting: Setting, number: int) -> Sides:
+    """The round's number is the seed."""
+    torch.set_num_threads(1)
+    sides: Sides = {}
+    budget = None
+    for name, (words, window) in LEARNERS.items():
+        sides[name], done = learn(number, words, window, budget)
+        budget = budget or done
+    return sides
+
+
+ITEMS = (
+    Item(name="ideas/ddpo", measure=measure, rounds=5),
+    Item(name="ideas/learning", measure=learned, rounds=3),
+)

@@ -138,7 +138,7 @@ class Limit:
             (family, "denoise", "U-Net forward"), (family, "decode", "decoder"), (torch.Tensor, "backward", "backward"), (policy, "encode", "embeddings"),
             (NoiseKey, "normal", "noise"), (Sampler, "mean", "sampler"), (Sampler, "draw", "sampler"), (Sampler, "log_prob", "log-probs"),
             (engine.Rollout, "latent", "selection"), (engine.Rollout, "cat", "selection"), (its.optimizer, "step", "optimiser"),
-            (train, "clip_gradients", "clipping"), (policy, "branches", "branches"), (its.reward, "score", "reward"), (its.prompts, "draw", "prompts"),
+            (train, "clip_gradients", "clipping"), (policy, "branches", "branches"), (its.reward, "submit", "reward"), (its.prompts, "draw", "prompts"),
         ]  # fmt: skip
         with ExitStack() as stack:
             for owner, method, name in named:
@@ -174,8 +174,8 @@ class TrainingLimit(Limit):
         its, c, _ = self.made
         given = self._given(epoch)
         with (
-            mock.patch.object(train, "rollout", lambda *_, **__: given),
-            mock.patch.object(its.reward, "score", lambda *_: given.rewards),
+            mock.patch.object(its.collected, "rollout", lambda *_, **__: given),
+            mock.patch.object(its.reward, "submit", lambda *_: lambda: given.rewards),
         ):
             train.train_epoch(its, c, epoch)
 

@@ -44,8 +44,8 @@ def main() -> None:
         for epoch in range(1, args.epochs + 1):
             rewards.append(train.train_epoch(lab, c, epoch)["reward/mean"])
 
-    with mock.patch.object(train, "rollout", timers.around("rollout", train.rollout)):
-        with mock.patch.object(lab.reward, "score", timers.around("reward", lab.reward.score)):
+    with mock.patch.object(lab.collected, "rollout", timers.around("rollout", lab.collected.rollout)):
+        with mock.patch.object(lab.reward, "submit", timers.around("reward", lab.reward.submit)):  # brightness answers at once
             total = seconds(epochs)
     numbers = {
         f"{phase}_{kind}": getattr(timers, book)[phase]

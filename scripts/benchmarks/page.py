@@ -99,6 +99,19 @@ def _lines(results: Mapping[str, Any]) -> Iterator[str]:
         for name in rounds[0]["sides"]:
             if name != "without":
                 yield f"| {name} | {_range(ratio(rounds, 'cpu', name, 'without'))} | {_rounds(rounds)} |"
+    if "ideas/learning" in items:
+        yield from (
+            "",
+            "Brightness that DDPO gains with as many passes through the denoiser; mean over seeds (range).",
+            "",
+            "| | epochs | gain | CPU s | seeds |",
+            "|---|---|---|---|---|",
+        )
+        rounds = items["ideas/learning"]
+        for name in rounds[0]["sides"]:
+            gains = [its["sides"][name]["gain"] for its in rounds]
+            epochs, cpu = (median(rounds, quantity, name) or 0.0 for quantity in ("epochs", "cpu"))
+            yield f"| {name} | {epochs:.0f} | {sum(gains) / len(gains):+.3f} ({min(gains):+.3f} to {max(gains):+.3f}) | {cpu:.0f} | {len(gains)} |"
 
 
 def _table(rows: Sequence[Row], items: Mapping[str, Sequence[Any]]) -> Iterator[str]:
