@@ -25,7 +25,7 @@ def adapt(denoiser: nn.Module, lora: LoRA, targets: Sequence[str]) -> Any:
     """Adds float32 adapters to a frozen diffusers model, the only weights that train; returns peft's LoraConfig."""
     from peft import LoraConfig  # slow to import: the check of a configuration does without
 
-    from alignlab.merged import merge
+    from alignlab.one_product import as_one_product
 
     config = LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets or targets), init_lora_weights="gaussian"
@@ -35,7 +35,7 @@ def adapt(denoiser: nn.Module, lora: LoRA, targets: Sequence[str]) -> Any:
     for parameter in denoiser.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    merge(adapters(denoiser))
+    as_one_product(adapters(denoiser))
     return config
 
 

@@ -38,8 +38,8 @@ COMMANDS = {
 MAY = {
     "noise": set(),
     "sharding": {"ranks"},
-    "lora": {"merged"},
-    "merged": set(),
+    "lora": {"one_product"},
+    "one_product": set(),
     "ranks": set(),
     "schedule": set(),
     "adamw8bit": set(),
