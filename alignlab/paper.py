@@ -336,7 +336,7 @@ def preferences(runs: Runs) -> tuple[Figure, Rows]:
 
 
 def k_laws(runs: Runs) -> tuple[Figure, Rows]:
-    """How many and which steps should keep their gradient? At equal reward queries, at equal passes through the denoiser, and in the plane."""
+    """How many and which steps should keep their gradient? At equal images, at equal passes through the denoiser, and in the plane."""
     those = [v for v in every(runs) if not v.runs[0].config["kl_coeff"]] or _nothing()
     fixed = sorted(
         (v for v in those if v.runs[0].config["algo"]["truncation"] == "fixed" and not v.runs[0].config["algo"]["lv_samples"]),
@@ -349,11 +349,11 @@ def k_laws(runs: Runs) -> tuple[Figure, Rows]:
         (v, {"color": COLOURS[k + 1], "ls": "--"}) for k, v in enumerate(others)
     ]
     for variant, style in styled:
-        curve(axes[0], variant, "reward_queries", "eval/reward", **style)
+        curve(axes[0], variant, "samples_seen", "eval/reward", **style)
         curve(axes[1], variant, "passes", "eval/reward", **style)
         plane(axes[2], variant, **style)
     reward, diversity = unit(those)
-    axes[0].set(xlabel="reward queries", ylabel=reward)
+    axes[0].set(xlabel="images", ylabel=reward)
     axes[1].set(xlabel="passes through the denoiser (thousands)", ylabel=reward)
     axes[2].set(xlabel=reward, ylabel=diversity)
     axes[2].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -515,7 +515,7 @@ FIGURES: dict[str, PaperFigure] = {
     "k_laws": PaperFigure(
         title="Which steps should keep their gradient?", source="DRaFT (arXiv 2309.17400) against AlignProp (arXiv 2310.03739)", draw=k_laws,
         experiments=("draftp_fig3", "draft_k", "draft_random_k", "draft_lv", "drtune"),
-        note=f"{BANDS} {TABLE} All laws share learning rate, images and updates; a backward pass counts as two forward ones.",
+        note=f"{BANDS} {TABLE} All laws share learning rate, images and updates; a backward pass counts as two forward ones. DRaFT-LV asks the reward for two more images a sample.",
     ),
     "fronts": PaperFigure(
         title="Reward and diversity, a curve for each regulariser", source="DRaFT, appendix; Jena et al. (arXiv 2409.06493)", draw=fronts,
