@@ -60,7 +60,7 @@ def test_annealed_guidance(tiny_sd: str) -> None:
 def run(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run that learned something."""
     there = tmp_path_factory.mktemp("run") / "run"
-    train(configured(*tiny(tiny_sd, "algo=draft", "lr=0.2")), there)
+    train(configured(*tiny(tiny_sd, "algo=draft", "lr=0.005")), there)
     return there
 
 
@@ -71,7 +71,7 @@ def test_a_run_is_loaded_as_a_pipeline(run: Path) -> None:
     x, t, cond = torch.randn(2, *policy.latent_shape), torch.tensor([10, 700]), policy.encode(["cat", "dog"])
     theirs = pipe.unet(x, t, cond.text["prompt_embeds"]).sample
     mine = policy.branches(x, t, cond, 1.0)[0]
-    torch.testing.assert_close(theirs, mine, rtol=1e-4, atol=1e-4)  # peft's layer and one product round differently
+    torch.testing.assert_close(theirs, mine)
     with policy.reference():
         assert (policy.branches(x, t, cond, 1.0)[0] - mine).abs().max() > 1e-3
     with pytest.raises(alignlab.tuned.RunError, match="no run folder"):
@@ -85,14 +85,14 @@ def _config(run: Path) -> dict:
 
 
 def test_the_sample_command(run: Path, tmp_path, monkeypatch, capsys) -> None:
-    """Base above, tuned below, a column a noise; half of the tuning is neither; none of it is the base model."""
+    """Base above, tuned below, a column a noise; half of the tuning lies between; none of it is the base model."""
     for scale in (1, 0, 0.5):
         words = [f"run={run}", "prompt=[cat,dog]", "n=3", f"lora_scale={scale}", f"output={tmp_path}/{scale}.png", "device=cpu"]
         assert command_line(monkeypatch, *words, command=sample) == 0
     rows = {scale: np.split(np.asarray(Image.open(tmp_path / f"{scale}.png")).astype(int)[2:], 4) for scale in (1, 0, 0.5)}
     for base, tuned, half, none in zip(rows[1][::2], rows[1][1::2], rows[0.5][1::2], rows[0][1::2], strict=True):
         assert (none == base).all()
-        assert (half != base).any() and (half != tuned).any()
+        assert 0 < np.abs(half - base).mean() < np.abs(tuned - base).mean()
     capsys.readouterr()
     for words, sentence in (
         ([f"run={run}", "n=0"], "n=0 must be at least 1"),
