@@ -77,14 +77,14 @@ def train_vae(work: Path, steps: int, start: Path | None) -> AutoencoderKL:
     vae, world = new_vae().to(DEVICE), World(seed=1)
     begin_from(vae, start and start / "vae" / WEIGHTS["vae"])
 
-    def loss(_: int) -> Tensor:
+    def loss() -> Tensor:
         x = world.draw(32).images.to(DEVICE) * 2 - 1
         posterior = vae.encode(x).latent_dist
         y = vae.decode(posterior.sample()).sample.float()
         edges = sum((torch.diff(y, dim=d) - torch.diff(x, dim=d)).abs().mean() for d in (2, 3))
         return (y - x).abs().mean() + edges + 1e-4 * posterior.kl().float().mean() / (SIZE // 4) ** 2
 
-    fit("vae", vae, loss, steps=steps, lr=1.2e-3, folder=work, bf16=BF16)
+    fit("vae", vae, loss, steps=steps, lr=1.2e-3, folder=work, bf16=BF16, rng=world.rng)
     return vae
 
 
@@ -153,7 +153,7 @@ def train_unet(
     begin_from(model.unet, start and start / "unet" / WEIGHTS["unet"])
     empty = tokenizer([""], padding="max_length", max_length=MAX_LENGTH, return_tensors="pt").input_ids
 
-    def loss(_: int) -> Tensor:
+    def loss() -> Tensor:
         rows = torch.from_numpy(rng.integers(len(cache["names"]), size=64))
         ids = table[cache["names"][rows], cache["colours"][rows], torch.from_numpy(rng.integers(table.shape[2], size=64))]
         ids = torch.where(torch.from_numpy(rng.random(64) < 0.1)[:, None], empty, ids).to(DEVICE)
@@ -163,7 +163,7 @@ def train_unet(
         snr = compute_snr(scheduler, t)
         return ((out.float() - noise).square().mean((1, 2, 3)) * snr.clamp(max=5.0) / snr).mean()
 
-    fit("unet", model, loss, steps=steps, lr=8e-4, folder=work, bf16=BF16)
+    fit("unet", model, loss, steps=steps, lr=8e-4, folder=work, bf16=BF16, rng=rng)
     return StableDiffusionPipeline(
         vae=vae, text_encoder=model.text_encoder, tokenizer=tokenizer, unet=model.unet, scheduler=scheduler,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
@@ -186,10 +186,10 @@ def train_clip(work: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, steps: 
     }  # fmt: skip
     text_cfg = {k: v for k, v in config["text_cfg"].items() if k != "hf_tokenizer_name"}
     clip, world = CLIP(config["embed_dim"], config["vision_cfg"], text_cfg).to(DEVICE), World(seed=4)
-    cache, table, rng = cache_latents(work, vae, scenes), caption_table(tokenizer), np.random.default_rng(4)
+    cache, table, rng = cache_latents(work, vae, scenes), caption_table(tokenizer), world.rng
     n, mean, std = 128, 0.5, 0.5
 
-    def loss(_: int) -> Tensor:
+    def loss() -> Tensor:
         fresh = world.draw(n // 2)
         rows = torch.from_numpy(rng.integers(len(cache["rebuilt"]), size=n // 2))
         names = torch.cat([torch.tensor(fresh.names), cache["names"][rows]])
@@ -207,7 +207,7 @@ def train_clip(work: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, steps: 
         rows_, columns = target / target.sum(1, keepdim=True), target / target.sum(0, keepdim=True)
         return -(rows_ * logits.log_softmax(1)).sum(1).mean() / 2 - (columns * logits.log_softmax(0)).sum(0).mean() / 2
 
-    fit("clip", clip, loss, steps=steps, lr=1e-3, folder=work, weight_decay=0.05, bf16=BF16)
+    fit("clip", clip, loss, steps=steps, lr=1e-3, folder=work, weight_decay=0.05, bf16=BF16, rng=rng)
     out = ASSETS / "emoji_clip"
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(out)
@@ -222,7 +222,7 @@ def train_judge(work: Path, steps: int) -> None:
     torch.manual_seed(5)
     judge, world = Judge(len(NAMES), len(COLOURS)).to(DEVICE), World(seed=5, animal_share=0.6)
 
-    def loss(_: int) -> Tensor:
+    def loss() -> Tensor:
         scenes = world.draw(96)
         images = scenes.images.to(DEVICE)
         images = images + torch.randn_like(images) * 0.05 * torch.rand(96, 1, 1, 1, device=DEVICE)
@@ -232,7 +232,7 @@ def train_judge(work: Path, steps: int) -> None:
             + F.cross_entropy(colour.float(), torch.tensor(scenes.colours, device=DEVICE)) / 2
         )
 
-    fit("judge", judge, loss, steps=steps, lr=2e-3, folder=work, bf16=False)
+    fit("judge", judge, loss, steps=steps, lr=2e-3, folder=work, bf16=False, rng=world.rng)
     state = {k: v.half().contiguous() for k, v in judge.state_dict().items()}
     save_file(state, ASSETS / "emoji_judge.safetensors", metadata={"names": "|".join(NAMES), "colours": "|".join(COLOURS)})
 

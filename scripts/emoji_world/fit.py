@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers.training_utils import EMAModel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -16,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 def fit(
     name: str,
     model: nn.Module,
-    loss: Callable[[int], Tensor],
+    loss: Callable[[], Tensor],
     *,
     steps: int,
     lr: float,
@@ -25,14 +26,16 @@ def fit(
     warmup: int = 100,
     save_every: int = 250,
     bf16: bool,
+    rng: np.random.Generator,
 ) -> None:
-    """Trains `model` in place and leaves its EMA weights in it; goes on from `folder/name.pt` if that exists.
+    """Trains `model` in place and leaves its EMA weights in it; goes on from `folder/name.pt` if that exists, with the draws that were next.
 
     Args:
-        loss: computes the scalar loss of training step k (it draws its own batch).
+        loss: computes the scalar loss of one training step (it draws its own batch).
         steps: optimiser steps in all.
         folder: where the training state is kept.
         bf16: autocast to bfloat16.
+        rng: what `loss` draws from, beside torch's own generator of the CPU.
     """
     device = next(model.parameters()).device
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, betas=(0.9, 0.99))
@@ -49,11 +52,13 @@ def fit(
         schedule.load_state_dict(state["schedule"])
         ema.load_state_dict(state["ema"])
         start = state["step"]
+        torch.set_rng_state(state["torch_rng"].cpu())
+        rng.bit_generator.state = state["rng"]
 
     def save(step: int) -> None:
         state = {
             "model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
-            "ema": ema.state_dict(), "step": step,
+            "ema": ema.state_dict(), "step": step, "torch_rng": torch.get_rng_state(), "rng": rng.bit_generator.state,
         }  # fmt: skip
         torch.save(state, path.with_suffix(".tmp"))
         path.with_suffix(".tmp").replace(path)
@@ -67,7 +72,7 @@ def fit(
         task = bar.add_task(name, total=steps, completed=start, note="")
         for k in range(start, steps):
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                value = loss(k)
+                value = loss()
             value.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
