@@ -105,6 +105,9 @@ class Variant:
     """Runs that differ in their seed only."""
 
     label: str
+    """The algorithm, and every key in which its variants differ."""
+    short: str
+    """The algorithm, and the fewest keys that tell its variants apart: for legends."""
     runs: list[Finished]
 
     def curves(self, key: str) -> NDArray[np.float64]:
@@ -226,11 +229,14 @@ def variants(runs: Sequence[Finished]) -> list[Variant]:
     plain = [_flat({k: v for k, v in run.config.items() if k not in OWN}) for run in runs]
     names = [algorithm(run.config) for run in runs]
     groups: dict[str, list[Finished]] = {}
+    differences: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in names}
     for run, keys, name in zip(runs, plain, names, strict=True):
         rivals = [other for other, its in zip(plain, names, strict=True) if its == name]
         differing = [k for k in keys if any(other.get(k) != keys[k] for other in rivals) or (k == "kl_coeff" and keys[k])]
-        shown = [k for k in differing if k not in REPEATED or k.rpartition(".")[2] not in differing]
-        groups.setdefault(" ".join([name, *(f"{k.removeprefix('algo.')}={keys[k]}" for k in shown)]), []).append(run)
+        shown = {k: keys[k] for k in differing if k not in REPEATED or k.rpartition(".")[2] not in differing}
+        label = _label(name, shown)
+        groups.setdefault(label, []).append(run)
+        differences[name][label] = shown
     for label, group in groups.items():
         seeds = [run.seed for run in group]
         if len(set(seeds)) < len(seeds):
@@ -238,7 +244,25 @@ def variants(runs: Sequence[Finished]) -> list[Variant]:
             raise CompareError(f"{' and '.join(twice)} are the same run ({label}, same seed); leave one of them out")
         if len({tuple(run.curve("step")) for run in group}) > 1:
             raise CompareError(f"the runs of {label} were evaluated at different epochs; give all of them the same eval_every")
-    return [Variant(label, sorted(group, key=lambda run: run.seed)) for label, group in groups.items()]
+    short: dict[str, str] = {}
+    for name, those in differences.items():
+        few = _telling(list(those.values()))
+        short |= {label: _label(name, {k: its[k] for k in few if k in its}) for label, its in those.items()}
+    return [Variant(label, short[label], sorted(group, key=lambda run: run.seed)) for label, group in groups.items()]
+
+
+def _label(name: str, keys: dict[str, Any]) -> str:
+    return " ".join([name, *(f"{k.removeprefix('algo.')}={value}" for k, value in keys.items())])
+
+
+def _telling(those: Sequence[dict[str, Any]]) -> list[str]:
+    """The keys that are left when those are dropped, general ones first, without which all still differ; the penalty's stays."""
+    keys = list(dict.fromkeys(k for its in those for k in its))
+    for key in sorted(reversed(keys), key=lambda k: k.startswith("algo.")):
+        fewer = [k for k in keys if k != key]
+        if key != "kl_coeff" and len({repr([its.get(k) for k in fewer]) for its in those}) == len(those):
+            keys = fewer
+    return keys
 
 
 def algorithm(config: dict[str, Any]) -> str:

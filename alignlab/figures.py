@@ -40,7 +40,7 @@ def learning(those: Sequence[Variant], unit: str, diversity: str) -> go.Figure:
                 hoverinfo="skip", showlegend=False, **shared,
             )  # fmt: skip
             figure.add_scatter(
-                x=[], y=mean, name=escaped(variant.label), mode="lines+markers", line={"color": colour, "width": 2.2}, marker={"size": 5},
+                x=[], y=mean, name=in_lines(variant.short, 44), mode="lines+markers", line={"color": colour, "width": 2.2}, marker={"size": 5},
                 showlegend=column == 1, customdata=error, hovertemplate="%{y:.3f} ± %{customdata:.3f}<extra>" + escaped(variant.label) + "</extra>",
                 **shared,
             )  # fmt: skip
@@ -67,7 +67,7 @@ def trade_off(those: Sequence[Variant], unit: str, diversity: str) -> go.Figure:
     for variant in those:
         for k, run in enumerate(variant.runs):
             figure.add_scatter(
-                x=run.curve("eval/reward"), y=run.curve("eval/lpips"), name=escaped(variant.label), legendgroup=variant.label, showlegend=k == 0,
+                x=run.curve("eval/reward"), y=run.curve("eval/lpips"), name=in_lines(variant.short, 44), legendgroup=variant.label, showlegend=k == 0,
                 mode="lines+markers", line={"color": colours(those)[variant.label], "width": 1.6}, marker={"size": 5}, opacity=0.85,
                 text=[f"epoch {step:g}, seed {run.seed}" for step in run.curve("step")],
                 hovertemplate="reward %{x:.3f}, diversity %{y:.3f}<br>%{text}<extra>" + escaped(variant.label) + "</extra>",
@@ -78,23 +78,24 @@ def trade_off(those: Sequence[Variant], unit: str, diversity: str) -> go.Figure:
 
 
 def pareto(
-    points: dict[str, tuple[Interval, Interval]], base: tuple[float, float], palette: dict[str, str], axes: tuple[str, str]
+    those: Sequence[Variant], points: dict[str, tuple[Interval, Interval]], base: tuple[float, float], axes: tuple[str, str]
 ) -> go.Figure:
     """Where each variant ended, with 95 % intervals, the base model, and the front that no variant beats."""
-    figure, labels = go.Figure(), list(points)
-    spots = [(points[name][0].value, points[name][1].value) for name in labels]
+    figure = go.Figure()
+    spots = [(points[v.label][0].value, points[v.label][1].value) for v in those]
     front = [spots[k] for k in pareto_front([*spots, base]) if k < len(spots)]
     figure.add_scatter(
         x=[p[0] for p in front], y=[p[1] for p in front], mode="lines", line={"color": GREY, "dash": "dot", "width": 1.5}, name="Pareto front",
         hoverinfo="skip",
     )  # fmt: skip
-    for name in labels:
-        x, y = points[name]
+    for variant in those:
+        x, y = points[variant.label]
         figure.add_scatter(
-            x=[x.value], y=[y.value], name=escaped(name), mode="markers", marker={"size": 12, "color": palette[name], "line": {"color": "white", "width": 1}},
+            x=[x.value], y=[y.value], name=in_lines(variant.short, 44), mode="markers",
+            marker={"size": 12, "color": colours(those)[variant.label], "line": {"color": "white", "width": 1}},
             error_x=_bars(x), error_y=_bars(y),
             hovertemplate=f"reward {x.value:.3f} [{x.low:.3f}, {x.high:.3f}]<br>diversity {y.value:.3f} [{y.low:.3f}, {y.high:.3f}]"
-            f"<extra>{escaped(name)}</extra>",
+            f"<extra>{escaped(variant.label)}</extra>",
         )  # fmt: skip
     figure.add_scatter(
         x=[base[0]], y=[base[1]], name="base model", mode="markers", marker={"size": 14, "symbol": "star", "color": GREY},
@@ -116,14 +117,14 @@ def z_scores(those: Sequence[Variant]) -> go.Figure:
     """The training reward, its parts if it has several, and all others over training, in standard deviations of the base model's images."""
     columns = min(3, len(those))
     rows = -(-len(those) // columns)
-    titles = ["<br>".join(map(escaped, wrap(v.label, 36))) for v in those]
+    titles = [in_lines(v.short, 36) for v in those]
     more = max(title.count("<br>") for title in titles)
     figure = make_subplots(
         rows=rows,
         cols=columns,
         shared_yaxes="all",
         subplot_titles=titles,
-        vertical_spacing=(0.16 + 0.08 * more) / rows + 0.04,
+        vertical_spacing=(0.22 + 0.08 * more) / rows + 0.04,
     )
     for k, variant in enumerate(those):
         curves = [z_curves(run.evaluations) for run in variant.runs]
@@ -159,3 +160,8 @@ def styled(figure: go.Figure, height: int, top: int = 24) -> go.Figure:
 def escaped(text: str) -> str:
     """Plotly reads a little HTML in its texts: a label is shown as it is."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def in_lines(text: str, width: int) -> str:
+    """As it is, in lines of at most so many letters."""
+    return "<br>".join(map(escaped, wrap(text, width)))

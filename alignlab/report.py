@@ -97,7 +97,7 @@ def report(runs: Sequence[Finished], folder: Path, title: str) -> Path:
     drawn: dict[str, Figure] = {
         "learning": figures.learning(those, unit, diversity),
         "trade_off": figures.trade_off(those, unit, diversity),
-        "pareto": figures.pareto(points, base, palette, (f"reward ({unit})", diversity)),
+        "pareto": figures.pareto(those, points, base, (f"reward ({unit})", diversity)),
         "z_scores": figures.z_scores(those),
     }
     nonce = secrets.token_urlsafe(16)  # without it no script of the page runs: not one that came in with a prompt, even unescaped

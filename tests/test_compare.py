@@ -26,6 +26,21 @@ def test_variants(six):
     assert found == {"DRaFT": [0, 1], "DRaFT+ kl_coeff=0.1": [0, 1], "DRaFT+ kl_coeff=1.0": [0, 1]}
 
 
+def test_a_legend_names_the_fewest_keys_that_tell_variants_apart(tmp_path):
+    """An algorithm's own before general ones; a lone variant needs none; the penalty is always named."""
+    made_run(tmp_path / "a", {"steps": 10, "algo.k": 1, "algo.truncation": "fixed"})
+    made_run(tmp_path / "b", {"steps": 20, "algo.k": 5, "algo.truncation": "fixed"})
+    made_run(tmp_path / "c", {"steps": 20, "algo.k": 5, "algo.truncation": "per_step"})
+    made_run(tmp_path / "plus", {"steps": 20, "algo.k": 5, "kl_coeff": 0.1})
+    found = {v.runs[0].folder.name: v.short for v in variants(read_runs([str(tmp_path / "*")]))}
+    assert found == {
+        "a": "DRaFT k=1 truncation=fixed",
+        "b": "DRaFT k=5 truncation=fixed",
+        "c": "DRaFT k=5 truncation=per_step",
+        "plus": "DRaFT+ kl_coeff=0.1",
+    }
+
+
 @pytest.mark.parametrize(
     ("key", "value", "named"),
     [
