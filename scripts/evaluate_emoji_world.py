@@ -77,16 +77,16 @@ def drawing(policies: dict[str, Policy], sampler: Sampler, judge: Judge, world: 
 
 
 def speed(policies: dict[str, Policy], guidance: float) -> Numbers:
-    """Images a second at 20 steps, decoded, in a batch of 32: the median of 5, the policies taking turns."""
+    """Images a second at 20 steps, decoded, in a batch of 32: the median of 5, the precisions taking turns."""
     sampler = ddim(policies["fp32"].family.scheduler, steps=20, eta=0.0, guidance_scale=guidance)
     key = noise_key([article(NAMES[k]) for k in ANIMAL_IDS[:32]], seed=1, stream="world")
-    rates: dict[str, list[float]] = {name: [] for name in policies}
+    rates: dict[str, list[float]] = {precision: [] for precision in policies}
     for _ in range(6):
-        for name, policy in policies.items():
+        for precision, policy in policies.items():
             began = time.perf_counter()
             rollout(policy, sampler, key, store="image")
-            rates[name].append(32 / (time.perf_counter() - began))
-    return {f"images/s at 20 steps, guidance on, {name}": median(rate[1:]) for name, rate in rates.items()}
+            rates[precision].append(32 / (time.perf_counter() - began))
+    return {f"images/s at 20 steps, guidance on, {precision}": median(rate[1:]) for precision, rate in rates.items()}
 
 
 def renderings(policy: Policy, judge: Judge, world: World) -> Numbers:
@@ -133,11 +133,7 @@ def main() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
 
     judge, _, _ = load_judge()
-    policies = {
-        "fp32": Policy(StableDiffusion("emoji")),
-        "fp32, channels_last": Policy(StableDiffusion("emoji"), channels_last=True),
-        "bf16": Policy(StableDiffusion("emoji"), precision="bf16"),
-    }
+    policies = {precision: Policy(StableDiffusion("emoji"), precision=precision) for precision in ("fp32", "bf16")}
     policy, world = policies["fp32"], World(seed=777)
     sampler = ddim(policy.family.scheduler, steps=args.steps, eta=0.0, guidance_scale=args.guidance)
     numbers, pictures = drawing(policies, sampler, judge, world, args.images)

@@ -3,7 +3,7 @@
     python scripts/emoji_world/build.py --stages tokenizer vae unet clip judge rewards
 
 Each stage goes on from its checkpoint in --work, so the command can be stopped and repeated. On two CPU cores
-the whole takes two to three hours; a CUDA GPU is used when there is one.
+the whole takes some three hours; a CUDA GPU is used when there is one.
 
     tokenizer  byte-level BPE over the captions
     vae        AutoencoderKL, 48x48 -> 12x12x8: L1 + gradient difference + a small KL
