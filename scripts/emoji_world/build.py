@@ -278,8 +278,9 @@ def main() -> None:
     ASSETS.mkdir(parents=True, exist_ok=True)
     folder = args.work / "tokenizer"
     # Merges that are as frequent as each other come in any order, so weights go on with the tokenizer that they began with: the shipped one.
-    known = folder if folder.exists() else ASSETS / "emoji" / "tokenizer"
-    tokenizer = build_tokenizer(folder) if "tokenizer" in args.stages else CLIPTokenizer.from_pretrained(known)
+    made = (folder / "tokenizer.json").is_file()
+    known = folder if made else ASSETS / "emoji" / "tokenizer"
+    tokenizer = build_tokenizer(folder) if "tokenizer" in args.stages and not made else CLIPTokenizer.from_pretrained(known)
     if "judge" in args.stages:
         train_judge(args.work, args.judge_steps)
     if {"vae", "unet", "clip", "rewards"} & set(args.stages):
