@@ -16,7 +16,7 @@ test: $(VENV)/.installed-test
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# Rebuilds the embedded world; needs the Debian package fonts-noto-color-emoji. Goes on where it was stopped.
+# Builds an embedded world from nothing; needs the Debian package fonts-noto-color-emoji. Goes on where it was stopped.
 emoji-world: $(VENV)/.installed
 	$(BIN)/python scripts/emoji_world/build.py
 

@@ -256,7 +256,7 @@ def _label(name: str, keys: dict[str, Any]) -> str:
 
 
 def _telling(those: Sequence[dict[str, Any]]) -> list[str]:
-    """The keys that are left when those are dropped, general ones first, without which all still differ; the penalty's stays."""
+    """The keys without which two of these would look alike, an algorithm's own rather than general ones; the penalty's always stays."""
     keys = list(dict.fromkeys(k for its in those for k in its))
     for key in sorted(reversed(keys), key=lambda k: k.startswith("algo.")):
         fewer = [k for k in keys if k != key]
