@@ -166,11 +166,12 @@ def page(name: str, figure: PaperFigure, runs: dict[str, list[Finished]], rows: 
             f"- `{experiment}`: {len(there)} of {len(grid(experiment, quick))} runs finished, seeds {seeds}, {minutes:.0f} minutes in all."
         )
     machines = {", ".join(f"{k} {v}" for k, v in run.summary["machine"].items()) for there in runs.values() for run in there}
+    distances = {run.summary["diversity_metric"] for there in runs.values() for run in there}
     lines += [
         "",
         f"Made on: {'; '.join(sorted(machines))}. The cores were shared, so minutes and seconds are rough.",
         "",
-        figure.note,
+        f"{figure.note} Diversity and lpips: {', '.join(sorted(distances))}, pairwise within a prompt.",
         "",
     ]
     lines += ["![figure](figure.png)", ""]

@@ -112,7 +112,9 @@ def report(runs: Sequence[Finished], folder: Path, title: str) -> Path:
         units=(first.evaluation or first.summary).get("units", {}),
     )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
-    write_table(folder / "variants.csv", [flat(asdict(o)) for o in found])
+    write_table(
+        folder / "variants.csv", [flat(asdict(o)) | {"diversity metric": first.summary["diversity_metric"]} for o in found]
+    )
     write_table(folder / "runs.csv", rows)
     write_aside(folder / "report.html", page)
     return folder / "report.html"
@@ -126,6 +128,7 @@ def run_row(variant: Variant, run: Finished) -> dict[str, Any]:
         **{name: last.get(key) for name, key in BUDGETS.items()},
         "reward, base": run.summary["base"]["reward"], "reward, final": run.summary["final"]["reward"],
         "diversity, base": run.summary["base"]["lpips"], "diversity, final": run.summary["final"]["lpips"],
+        "diversity metric": run.summary["diversity_metric"],
         "flags": len(run.flags),
     }  # fmt: skip
 

@@ -86,7 +86,7 @@ def test_every_figure_is_drawn(name: str, store: Path) -> None:
     picture = np.asarray(Image.open(folder / "figure.png").convert("RGB"))
     assert picture.std() > 5
     page = (folder / "README.md").read_text()
-    assert f"name={name}\n" in page and "seeds 0, 2" in page and "figure.png" in page
+    assert f"name={name}\n" in page and "seeds 0, 2" in page and "figure.png" in page and "lpips-emoji" in page
     assert list(csv.DictReader((folder / "table.csv").open()))
 
 

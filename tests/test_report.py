@@ -43,7 +43,9 @@ def test_it_stands_alone(page):
     assert [row["label"] for row in rows] == ["DRaFT", f"DRaFT truncation={NASTY}", "DRaFT+ kl_coeff=0.1"] and float(
         rows[0]["gain.value"]
     ) > 0.9
-    assert len(list(csv.DictReader((page.parent / "runs.csv").open()))) == 6
+    runs = list(csv.DictReader((page.parent / "runs.csv").open()))
+    assert len(runs) == 6
+    assert all(row["diversity metric"] == "lpips-emoji" for row in (*rows, *runs))
 
 
 def in_browser(page: Path, script: str, tmp_path: Path) -> dict:

@@ -115,7 +115,8 @@ def cache_latents(work: Path, vae: AutoencoderKL, n: int) -> dict[str, Tensor]:
         "latents": (z * factor).half(), "scaling_factor": torch.tensor(factor), "rebuilt": torch.cat(rebuilt),
         "names": torch.tensor(names), "colours": torch.tensor(colours),
     }  # fmt: skip
-    torch.save(cache, path)
+    torch.save(cache, path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").replace(path)
     return cache
 
 

@@ -35,7 +35,7 @@ def fit(
         steps: optimiser steps in all.
         folder: where the training state is kept.
         bf16: autocast to bfloat16.
-        rng: what `loss` draws from, beside torch's own generator of the CPU.
+        rng: what `loss` draws from, beside torch's own generators.
     """
     device = next(model.parameters()).device
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, betas=(0.9, 0.99))
@@ -53,12 +53,15 @@ def fit(
         ema.load_state_dict(state["ema"])
         start = state["step"]
         torch.set_rng_state(state["torch_rng"].cpu())
+        if len(state["cuda_rng"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all([x.cpu() for x in state["cuda_rng"]])
         rng.bit_generator.state = state["rng"]
 
     def save(step: int) -> None:
         state = {
             "model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
-            "ema": ema.state_dict(), "step": step, "torch_rng": torch.get_rng_state(), "rng": rng.bit_generator.state,
+            "ema": ema.state_dict(), "step": step, "torch_rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all(),
+            "rng": rng.bit_generator.state,
         }  # fmt: skip
         torch.save(state, path.with_suffix(".tmp"))
         path.with_suffix(".tmp").replace(path)
