@@ -474,8 +474,10 @@ def overoptimisation(runs: Runs) -> tuple[Figure, Rows]:
                 band(cell, x, np.array([c[name] for c in curves]), color="black" if j == 0 else COLOURS[j], label=words)
         cell.axhline(0, color=GREY, lw=1)
         cell.set(title=label(variant), xlabel="epoch", ylabel="sd of the base model")
+        if k:
+            cell.sharey(axes[0][0])
         curve(axes[0][-1], variant, "step", "eval/lpips", color=COLOURS[k])
-    axes[0][0].legend()
+    axes[0][-2].legend(loc="upper left")
     base_line(axes[0][-1], those, "eval/lpips")
     axes[0][-1].set(xlabel="epoch", ylabel=unit(those)[1])
     axes[0][-1].legend()
