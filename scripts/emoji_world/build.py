@@ -46,7 +46,7 @@ BF16 = DEVICE.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
 MEAN_NOISE = 0.5
 """Standard deviation of a mean that half of the U-Net's noises get, for each channel ("offset noise", Guttenberg 2023). The mean of white noise
 over 12 x 12 latents has only 1/12, beside which a background's colour can be read off the noised latents even at the last timestep: the words that
-name it would tell the U-Net nothing, and the text encoder would not learn them."""
+name it tell the U-Net little then, and the text encoder hardly learns them."""
 WEIGHTS = {**dict.fromkeys(("vae", "unet"), "diffusion_pytorch_model.safetensors"), "text_encoder": "model.safetensors"}
 
 
