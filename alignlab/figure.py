@@ -165,8 +165,9 @@ def page(name: str, figure: PaperFigure, runs: dict[str, list[Finished]], rows: 
         lines.append(
             f"- `{experiment}`: {len(there)} of {len(grid(experiment, quick))} runs finished, seeds {seeds}, {minutes:.0f} minutes in all."
         )
-    machines = {", ".join(f"{k} {v}" for k, v in run.summary["machine"].items()) for there in runs.values() for run in there}
-    distances = {run.summary["diversity_metric"] for there in runs.values() for run in there}
+    summaries = [run.summary for there in runs.values() for run in there]
+    machines = {", ".join(f"{k} {v}" for k, v in summary["machine"].items()) for summary in summaries}
+    distances = {summary["diversity_metric"] for summary in summaries}
     lines += [
         "",
         f"Made on: {'; '.join(sorted(machines))}. The cores were shared, so minutes and seconds are rough.",

@@ -34,6 +34,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
+from alignlab.runs import aside_of  # noqa: E402
 from emoji_world.fit import fit  # noqa: E402
 from emoji_world.judgements import write_pairs, write_ratings  # noqa: E402
 from emoji_world.scenes import COLOURS, NAMES, SIZE, World, captions  # noqa: E402
@@ -115,8 +116,8 @@ def cache_latents(work: Path, vae: AutoencoderKL, n: int) -> dict[str, Tensor]:
         "latents": (z * factor).half(), "scaling_factor": torch.tensor(factor), "rebuilt": torch.cat(rebuilt),
         "names": torch.tensor(names), "colours": torch.tensor(colours),
     }  # fmt: skip
-    torch.save(cache, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").replace(path)
+    with aside_of(path) as aside:
+        torch.save(cache, aside)
     return cache
 
 
