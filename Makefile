@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test emoji-world first-light reward-hacking comparison gpu-check bench clean
+.PHONY: demo test emoji-world reward-hacking comparison gpu-check bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m alignlab.train algo=draftp kl_coeff=0.25 output_dir=runs/demo
@@ -19,10 +19,6 @@ test: $(VENV)/.installed-test
 # Builds an embedded world from nothing; needs the Debian package fonts-noto-color-emoji. Goes on where it was stopped.
 emoji-world: $(VENV)/.installed
 	$(BIN)/python scripts/emoji_world/build.py
-
-# The learning runs behind results/first_light; goes on where it was stopped.
-first-light: $(VENV)/.installed
-	$(BIN)/python scripts/first_light.py
 
 # The runs behind results/reward_hacking.
 reward-hacking: $(VENV)/.installed

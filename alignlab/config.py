@@ -137,7 +137,7 @@ STAY = ("checkpoint_every", "keep", "offload", *GUARDS)
 """Keys that a resumed run may change, and else has as before."""
 KEYS = list(TrainConfig.__dataclass_fields__)
 QUICK = {
-    "steps": 2, "eval_every": 1, "samples_per_step": 8, "algo.pairs": 8, "algo.images": 8, "micro_batch": 8, "eval_sampler.steps": 5, "evaluation.prompts": 2,
+    "steps": 2, "eval_every": 1, "samples_per_step": 8, "algo.pairs": 8, "algo.images": 8, "micro_batch": 8, "eval_sampler.steps": 3, "evaluation.prompts": 2,
     "evaluation.images": 2, "evaluation.final_images": 1,
 }  # fmt: skip
 

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -66,6 +67,10 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     return c
 
 
+def home(c: dict[str, Any]) -> Path:
+    return Path("runs/quick" if c["quick"] else c["home"])
+
+
 def grid(experiment: str, quick: bool) -> list[str]:
     """The folders of an experiment's jobs, as its sweep names them; quick leaves out all seeds but 0."""
     node = yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_text())
@@ -77,18 +82,33 @@ def grid(experiment: str, quick: bool) -> list[str]:
     return [folder_name(",".join(f"{key}={point[key]}" for key in sorted(point))) for point in points]
 
 
-def run_sweep(experiment: str, folder: Path, c: dict[str, Any]) -> None:
-    """`python -m alignlab.train -m experiment=...`, in processes of its own."""
+def run_sweeps(experiments: Sequence[str], c: dict[str, Any]) -> list[str]:
+    """Those that are not finished, `workers` runs at a time; what failed, a sentence each.
+
+    Results: one sweep after another, its jobs side by side. Quick ones, whose jobs are shorter than a process' start: sweeps side by side, a process each.
+    """
+    there = {experiment: home(c) / "runs" / experiment for experiment in experiments}
+    lost = [e for e in experiments if any(not (there[e] / job / "summary.json").is_file() for job in grid(e, c["quick"]))]
+    sweeps, jobs = (c["workers"], 1) if c["quick"] else (1, c["workers"])
+    with ThreadPoolExecutor(sweeps) as pool:
+        codes = pool.map(lambda e: run_sweep(e, there[e], jobs, c), lost)
+        return [
+            f"experiment={experiment} ended with code {code}; what it says stands above; type the command again to go on"
+            for experiment, code in zip(lost, codes, strict=True)
+            if code
+        ]
+
+
+def run_sweep(experiment: str, folder: Path, jobs: int, c: dict[str, Any]) -> int:
+    """`python -m alignlab.train -m experiment=...`, in processes of its own; its exit status."""
     words = [f"experiment={experiment}", f"output_dir={folder}", *(["quick=true", "seed=0"] if c["quick"] else [])]
-    if c["workers"] > 1:
-        words += ["hydra/launcher=workers", f"hydra.launcher.n_jobs={c['workers']}"]
+    if jobs > 1:
+        words += ["hydra/launcher=workers", f"hydra.launcher.n_jobs={jobs}"]
     print("python -m alignlab.train -m", *words, flush=True)
     threads = {"OMP_NUM_THREADS": "1"} if c["workers"] > 1 else {}
-    done = subprocess.run([sys.executable, "-m", "alignlab.train", "-m", *words], env={**os.environ, **threads}, check=False)
-    if done.returncode:
-        raise ConfigError(
-            f"experiment={experiment} ended with code {done.returncode}; what it says stands above; type the command again to go on"
-        )
+    return subprocess.run(
+        [sys.executable, "-m", "alignlab.train", "-m", *words], env={**os.environ, **threads}, check=False
+    ).returncode
 
 
 def finished(folder: Path, names: Sequence[str]) -> list[Finished]:
@@ -103,17 +123,14 @@ def seedless(name: str) -> str:
 
 
 def make(name: str, figure: PaperFigure, c: dict[str, Any]) -> Path:
-    """Runs, asks and draws; returns the figure's folder.
+    """Asks the finished runs and draws; returns the figure's folder.
 
     Raises:
         CompareError: if there is too little to draw, or runs that cannot be compared.
     """
-    home, runs = Path("runs/quick" if c["quick"] else c["home"]), {}
-    for experiment in figure.experiments:
-        there, names = home / "runs" / experiment, grid(experiment, c["quick"])
-        if not c["draw_only"] and any(not (there / job / "summary.json").is_file() for job in names):
-            run_sweep(experiment, there, c)
-        runs[experiment] = finished(there, names)
+    runs = {
+        experiment: finished(home(c) / "runs" / experiment, grid(experiment, c["quick"])) for experiment in figure.experiments
+    }
     for ask in figure.probes:
         lost = [run for run in runs[ask.experiment] if ask.of(run.config) and not probe(run.folder, ask.question)]
         if lost:
@@ -121,8 +138,8 @@ def make(name: str, figure: PaperFigure, c: dict[str, Any]) -> Path:
                 f"{name}: the weights of {lost[0].folder}{' and others' * (len(lost) > 1)} are gone, so {ask.question} is without them"
             )
     if not any(runs.values()):
-        raise CompareError(f"no run of {', '.join(figure.experiments)} is finished; leave out draw_only")
-    folder = home / "paper" / name
+        raise CompareError(f"no run of {', '.join(figure.experiments)} is finished{'; leave out draw_only' * c['draw_only']}")
+    folder = home(c) / "paper" / name
     with plt.rc_context(STYLE):
         drawn, rows = figure.draw({experiment: there for experiment, there in runs.items() if there})
         if c["quick"]:
@@ -194,11 +211,14 @@ def main(cfg: DictConfig) -> None:
     """Hydra's task."""
     c = checked(cfg)
     matplotlib.use("Agg")
-    failed = []
-    for name, figure in FIGURES.items():
-        if c["name"] in ("all", name):
+    names = list(FIGURES) if c["name"] == "all" else [c["name"]]
+    failed: list[str] = []
+    for batch in [names] if c["quick"] else [[name] for name in names]:
+        if not c["draw_only"]:
+            failed += run_sweeps(list(dict.fromkeys(e for name in batch for e in FIGURES[name].experiments)), c)
+        for name in batch:
             try:
-                print(f"written: {make(name, figure, c) / 'figure.png'}", flush=True)
+                print(f"written: {make(name, FIGURES[name], c) / 'figure.png'}", flush=True)
             except (CompareError, ConfigError, RunError, RewardError) as error:
                 failed.append(f"name={name}: {error}")
     if failed:

@@ -4,6 +4,8 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from subprocess import CompletedProcess
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -168,20 +170,39 @@ def test_bad_names(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
 def test_quick_is_small() -> None:
     """Whatever the algorithm; smaller sizes stay."""
     for algo in ("ddpo", "rwr", "draft"):
-        c = configured(f"algo={algo}", "quick=true", "eval_sampler.steps=3")
+        c = configured(f"algo={algo}", "quick=true", "eval_sampler.steps=2")
         for name, most in QUICK.items():
             group, _, last = name.rpartition(".")
             node = c[group] if group else c
             assert last not in node or node[last] <= most  # algo.pairs and algo.images are of what has data of its own
-        assert c["eval_sampler"]["steps"] == 3
+        assert c["eval_sampler"]["steps"] == 2
     with pytest.raises(ConfigError, match="samples_per_step=8 is not a multiple of micro_batch=6"):  # checked as it will be run
         configured("algo=draft", "quick=true", "samples_per_step=12", "micro_batch=6")
+
+
+def test_quick_sweeps_run_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process each; results one after another, their jobs side by side. One that fails is named, and the others run."""
+    monkeypatch.chdir(tmp_path)
+    both, begun = Barrier(2, timeout=20), []
+
+    def process(words: list[str], **about: Any) -> CompletedProcess[str]:
+        begun.append(words)
+        if "quick=true" in words:
+            both.wait()
+        return CompletedProcess(words, 3 if "experiment=drtune" in words else 0)
+
+    monkeypatch.setattr(figure.subprocess, "run", process)
+    for quick, launcher in ((True, False), (False, True)):
+        begun.clear()
+        (failed,) = figure.run_sweeps(["drtune", "draft_lv"], {"quick": quick, "workers": 2, "home": "results"})
+        assert failed.startswith("experiment=drtune ended with code 3")
+        assert len(begun) == 2 and all(("hydra/launcher=workers" in words) == launcher for words in begun)
 
 
 def test_a_quick_figure_goes_the_whole_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A sweep by the launcher and a stamped figure; typed again, nothing is trained again and it is only drawn. Another figure asks the
+    """A sweep and a stamped figure; typed again, nothing is trained again and it is only drawn. Another figure asks the
     weights of its run."""
     monkeypatch.chdir(tmp_path)
     home, words = tmp_path / "runs" / "quick", ("name=overoptimisation", "quick=true")
