@@ -167,7 +167,7 @@ def spread_out(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def page(name: str, figure: PaperFigure, runs: dict[str, list[Finished]], rows: Rows, quick: bool) -> str:
-    """README.md: the figure, its command, what it cost and its table."""
+    """README.md: the figure, its command, its sweeps and what they cost, and its table."""
     lines = [
         f"# {figure.title}",
         "",
@@ -180,20 +180,21 @@ def page(name: str, figure: PaperFigure, runs: dict[str, list[Finished]], rows: 
         minutes = sum(run.summary["wall_seconds"] for run in there) / 60
         seeds = ", ".join(map(str, sorted({run.seed for run in there}))) or "–"
         lines.append(
-            f"- `{experiment}`: {len(there)} of {len(grid(experiment, quick))} runs finished, seeds {seeds}, {minutes:.0f} minutes in all."
+            f"- `python -m alignlab.train -m experiment={experiment}`: {len(there)} of {len(grid(experiment, quick))} runs finished, seeds {seeds}, {minutes:.0f} minutes of runs."
         )
     summaries = [run.summary for there in runs.values() for run in there]
     machines = {", ".join(f"{k} {v}" for k, v in summary["machine"].items()) for summary in summaries}
-    distances = {summary["diversity_metric"] for summary in summaries}
+    distances = ", ".join(sorted({summary["diversity_metric"] for summary in summaries}))
+    measured = any(len(row) > 1 for row in rows)  # pictures have nothing but names
     lines += [
         "",
         f"Made on: {'; '.join(sorted(machines))}. The cores were shared, so minutes and seconds are rough.",
         "",
-        f"{figure.note} Diversity and lpips: {', '.join(sorted(distances))}, pairwise within a prompt.",
+        figure.note + f" Diversity and lpips: {distances}, pairwise within a prompt." * measured,
         "",
     ]
     lines += ["![figure](figure.png)", ""]
-    if rows:
+    if measured:
         heads = list(dict.fromkeys(key for row in rows for key in row))
         lines += [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
         lines += [f"| {' | '.join(cell(row.get(head)) for head in heads)} |" for row in rows]

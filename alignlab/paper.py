@@ -20,7 +20,8 @@ from PIL import Image
 from alignlab.compare import CompareError, Finished, Variant, matched_reward, refuse_unlike, variants
 from alignlab.figures import COLOURS, GREY
 from alignlab.metrics.hacking import z_curves
-from alignlab.metrics.statistics import Interval, bootstrap, over_seeds
+from alignlab.metrics.pareto import at_matched_reward
+from alignlab.metrics.statistics import Interval, over_seeds
 
 Rows = list[dict[str, Any]]
 Runs = dict[str, list[Finished]]
@@ -58,9 +59,11 @@ class PaperFigure:
 
 
 SHOWN_SEED = 2
-"""Of the runs whose pictures are shown."""
+"""Of the runs whose pictures are shown: the last of three."""
 SHOWN_KL = 0.03
 """kl_coeff of the run in figure 5."""
+MARKERS, LINES = "osD^vP*X", ("-", "--", "-.", ":")
+"""Of curves that are told apart without their colours."""
 BANDS = "Curves: the evaluations during training (8 prompts, 4 noises each), mean over seeds with its standard error."
 TABLE = "Table: gains after training on all 45 prompts (2 other noises each); diversity at the last evaluation; Student's 95 % intervals over seeds."
 
@@ -143,6 +146,12 @@ def plane(axes: Axes, variant: Variant, **style: Any) -> None:
     axes.plot(x, y, marker="o", markersize=2.5, label=label(variant), **style)
 
 
+def base_star(axes: Axes, those: Sequence[Variant]) -> None:
+    """The base model in the plane of reward and diversity."""
+    x, y = (those[0].runs[0].curve(f"eval/{key}")[0] for key in ("reward", "lpips"))
+    axes.plot(x, y, "*", color=GREY, ms=12, label="base model")
+
+
 def unit(those: Sequence[Variant]) -> tuple[str, str]:
     """Axis labels: the reward with its unit, the diversity with the distance that measured it."""
     run = those[0].runs[0]
@@ -150,9 +159,9 @@ def unit(those: Sequence[Variant]) -> tuple[str, str]:
     return f"{name} ({run.summary['reward_unit']})", f"diversity ({run.summary['diversity_metric']})"
 
 
-def table(those: Sequence[Variant]) -> Rows:
+def table(those: Sequence[Variant], *levels: float) -> Rows:
     """What became of each variant: means over seeds with Student's 95 % interval. `matched` is the diversity where the curve first reaches
-    `level`, a reward that all of them reached."""
+    `level`, a reward that all of them reached; "diversity at X" where it reaches that reward, for variants whose seeds all do."""
     level, matched = matched_reward(those)
     reached = level > those[0].runs[0].curve("eval/reward")[0]
     rows = []
@@ -170,11 +179,19 @@ def table(those: Sequence[Variant]) -> Rows:
         }
         if reached and len(matched[v.label]) == len(v.runs):
             numbers["matched"] = over_seeds(matched[v.label])
+        for x in levels:
+            there = [at_matched_reward(run.curve("eval/reward"), run.curve("eval/lpips"), x) for run in v.runs]
+            if None not in there:
+                numbers[f"diversity at {x:g}"] = over_seeds([y for y in there if y is not None])
         rows.append({
             "variant": label(v), "seeds": len(v.runs), **numbers, "level": f"{level:.2f}" if reached else None,
             "reward queries": round(v.runs[0].curve("reward_queries")[-1]), "minutes": float(np.mean([run.summary["wall_seconds"] for run in v.runs])) / 60,
         })  # fmt: skip
     return rows
+
+
+def cost(variant: Variant) -> dict[str, float]:
+    return {"passes (thousands)": float(np.mean([passes(run)[-1] for run in variant.runs])) / 1e3}
 
 
 def base_line(axes: Axes, those: Sequence[Variant], key: str) -> None:
@@ -196,12 +213,12 @@ def draftp_fig3(runs: Runs) -> tuple[Figure, Rows]:
         plane(axes[2], variant, **style)
     base_line(axes[0], kl, "eval/lpips")
     base_line(axes[1], kl, "eval/reward")
-    axes[2].plot(*(kl[0].curves(f"eval/{key}").mean(0)[0] for key in ("reward", "lpips")), "*", color=GREY, ms=12)
+    base_star(axes[2], kl)
     axes[0].set(xlabel="epoch", ylabel=diversity)
     axes[1].set(xlabel="epoch", ylabel=reward)
     axes[2].set(xlabel=reward, ylabel=diversity)
     axes[2].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return figure, table(every(runs))
+    return figure, table(every(runs), 6.0, 6.9)
 
 
 def strip(run: Finished, name: str, who: str = "tuned") -> NDArray[np.uint8] | None:
@@ -259,12 +276,18 @@ def draftp_fig5(runs: Runs) -> tuple[Figure, Rows]:
     return figure, [{"prompt": prompt} for prompt in prompts]
 
 
+REWARD_NAMES = {
+    "jpeg_compressibility": "compressibility", "jpeg_incompressibility": "incompressibility", "emoji_aesthetic": "aesthetic", "clip_blue": "prompt alignment",
+}  # fmt: skip
+
+
 def ddpo_fig4(runs: Runs) -> tuple[Figure, Rows]:
     """Reward against reward queries: both policy gradients and both regressions, a panel a reward."""
-    panels: dict[str, Runs] = {}
+    panels: dict[str, Runs] = {name: {} for name in REWARD_NAMES}
     for name, there in runs.items():
         for run in there:
             panels.setdefault(" + ".join(run.config["reward"]), {}).setdefault(name, []).append(run)
+    panels = {name: part for name, part in panels.items() if part}
     figure, axes = plt.subplots(
         1, len(panels) or _nothing(), figsize=(3.6 * len(panels), 3.4), layout="constrained", squeeze=False
     )
@@ -275,8 +298,12 @@ def ddpo_fig4(runs: Runs) -> tuple[Figure, Rows]:
         for variant in those:
             curve(cell, variant, "reward_queries", "eval/reward", color=palette[label(variant)])
         base_line(cell, those, "eval/reward")
-        cell.set(title=name, xlabel="reward queries", ylabel=those[0].runs[0].summary["reward_unit"])
-        rows += [{"reward": name, **row} for row in table(those)]
+        cell.set(
+            title=f"{REWARD_NAMES.get(name, name)}\n({name})",
+            xlabel="reward queries",
+            ylabel=those[0].runs[0].summary["reward_unit"],
+        )
+        rows += [{"reward": name, **row, **cost(v)} for row, v in zip(table(those), those, strict=True)]
     axes[0][0].legend()
     return figure, rows
 
@@ -288,23 +315,29 @@ SET_NAMES = {
 
 
 def ddpo_generalisation(runs: Runs) -> tuple[Figure, Rows]:
-    """The gain on prompts of other kinds than those that training drew, in the reward that it was trained on."""
+    """The gain on prompts of other kinds than those that training drew, in the reward that it was trained on: each seed, and the mean."""
     figure, cell = plt.subplots(figsize=(7.4, 3.4), layout="constrained")
     rows: Rows = []
     found = [(v, [run.folder / "probes" / "generalisation" / "answer.json" for run in v.runs]) for v in every(runs)]
     answered = [(v, [json.loads(file.read_text()) for file in files if file.is_file()]) for v, files in found]
     answered = [(v, answers) for v, answers in answered if answers] or _nothing()
     for k, (variant, answers) in enumerate(answered):
+        gains = {name: np.array([np.mean(a[name]["tuned"]) - np.mean(a[name]["base"]) for a in answers]) for name in SET_NAMES}
+        trained = gains["animals_45"]
         for j, (name, words) in enumerate(SET_NAMES.items()):
-            gain = bootstrap(np.array([np.array(a[name]["tuned"]) - np.array(a[name]["base"]) for a in answers]))
-            x = j + 0.8 * ((k + 0.5) / len(answered) - 0.5)
-            cell.errorbar(
-                x, gain.value, [[gain.value - gain.low], [gain.high - gain.value]], fmt="o", color=COLOURS[k], capsize=3, label=label(variant) if j == 0 else None
-            )  # fmt: skip
-            rows.append({"variant": label(variant), "seeds": len(answers), "prompts": words, "gain": gain})
+            x, gain = j + 0.8 * ((k + 0.5) / len(answered) - 0.5), over_seeds(gains[name])
+            cell.plot(np.full(len(answers), x + 0.08), gains[name], "o", ms=3.5, color=COLOURS[k], alpha=0.5)
+            ends = [[gain.value - gain.low], [gain.high - gain.value]] if len(answers) > 1 else None
+            cell.errorbar(x, gain.value, ends, fmt="D", color=COLOURS[k], capsize=3, label=label(variant) if j == 0 else None)
+            rows.append({
+                "variant": label(variant), "seeds": len(answers), "prompts": f"{words} ({len(answers[0][name]['prompts'])})",
+                "base": float(np.mean(answers[0][name]["base"])), "gain": gain,
+                "gain less that on trained animals": over_seeds(gains[name] - trained) if name != "animals_45" else None,
+            })  # fmt: skip
+    run = answered[0][0].runs[0]
     cell.axhline(0, color=GREY, lw=1)
     cell.set_xticks(range(len(SET_NAMES)), list(SET_NAMES.values()))
-    cell.set(ylabel="gain in the training reward")
+    cell.set(ylabel=f"gain in {' + '.join(run.config['reward'])}\n({run.summary['reward_unit']})")
     cell.legend()
     return figure, rows
 
@@ -328,24 +361,26 @@ def preferences(runs: Runs) -> tuple[Figure, Rows]:
         cell.set(xlabel=x, ylabel=y)
     for cell, key in zip(axes, ("reward", "reward", "true_preference"), strict=False):
         base_line(cell, those, f"eval/{key}")
+    base_star(axes[3], those)
     axes[3].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    rows = table(those)
-    for row, v in zip(rows, those, strict=True):
-        row["passes (thousands)"] = float(np.mean([passes(run)[-1] for run in v.runs])) / 1e3
-    return figure, rows
+    return figure, [row | cost(v) for row, v in zip(table(those), those, strict=True)]
 
 
 def k_laws(runs: Runs) -> tuple[Figure, Rows]:
     """How many and which steps should keep their gradient? At equal images, at equal passes through the denoiser, and in the plane."""
     those = [v for v in every(runs) if not v.runs[0].config["kl_coeff"]] or _nothing()
     fixed = sorted(
-        (v for v in those if v.runs[0].config["algo"]["truncation"] == "fixed" and not v.runs[0].config["algo"]["lv_samples"]),
+        (
+            v
+            for v in those
+            if v.runs[0].config["algo"].get("truncation") == "fixed" and not v.runs[0].config["algo"]["lv_samples"]
+        ),
         key=lambda v: v.runs[0].config["algo"]["k"],
     )
     others = [v for v in those if v not in fixed]
     figure, axes = plt.subplots(1, 3, figsize=(12.4, 3.7), layout="constrained")
-    blues = plt.get_cmap("Blues")(np.linspace(0.35, 1, max(2, len(fixed))))
-    styled = [(v, {"color": c}) for v, c in zip(fixed, blues, strict=False)] + [
+    blues = plt.get_cmap("Blues")(np.linspace(1, 0.35, max(2, len(fixed))))  # K = 1 is darkest, and on top
+    styled = [(v, {"color": c, "zorder": 4 - 0.1 * k}) for k, (v, c) in enumerate(zip(fixed, blues, strict=False))] + [
         (v, {"color": COLOURS[k + 1], "ls": "--"}) for k, v in enumerate(others)
     ]
     for variant, style in styled:
@@ -355,9 +390,13 @@ def k_laws(runs: Runs) -> tuple[Figure, Rows]:
     reward, diversity = unit(those)
     axes[0].set(xlabel="images", ylabel=reward)
     axes[1].set(xlabel="passes through the denoiser (thousands)", ylabel=reward)
+    base_star(axes[2], those)
+    start, top = those[0].runs[0].curve("eval/reward")[0], max(v.curves("eval/reward").mean(0).max() for v in those)
+    for cell in axes[:2] if top > start else ():  # where the laws part; the way up from the base model is the same for all
+        cell.set_ylim(bottom=start + 0.4 * (top - start))
     axes[2].set(xlabel=reward, ylabel=diversity)
     axes[2].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    budget, rows = min(passes(run)[-1] for v in those for run in v.runs), table([*fixed, *others])
+    budget, rows = min(passes(run)[-1] for v in those for run in v.runs), table([*fixed, *others], 7.7)
     for row, v in zip(rows, [*fixed, *others], strict=True):
         for name in ("reward", "lpips"):
             row[f"{name} at equal passes"] = over_seeds(
@@ -373,59 +412,89 @@ def stop_at(run: Finished) -> int:
     return next((j for j in range(len(score) - 1) if j + 1 not in held), len(score) - 1)
 
 
-def fronts(runs: Runs) -> tuple[Figure, Rows]:
-    """A swept curve for each regulariser in the plane of reward and diversity: on the trained reward, and on the hidden rule behind it."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained", sharey=True)
-    rows: Rows = []
+Spot = tuple[str, dict[str, NDArray[np.float64]]]
+"""A point of a front: its setting, and reward, hidden rule and diversity of each seed."""
+PLANE = ("reward", "true_preference", "lpips")
+BASE_END = "base model"
+
+
+def spot(setting: str, those: Sequence[dict[str, Any]]) -> Spot:
+    """From the seeds' lines of metrics, or answers (without "eval/")."""
+    return setting, {key: np.array([its[key] if key in its else its[f"eval/{key}"] for its in those]) for key in PLANE}
+
+
+def last(variant: Variant) -> list[dict[str, Any]]:
+    return [run.evaluations[-1] for run in variant.runs]
+
+
+def regularisers(runs: Runs) -> dict[str, list[Spot]]:
+    """Each with its points in the order of its dial. Those of training are measured at the end; those after it on DRaFT's weights."""
     kl = by_kl(every(runs, "draftp_fig3"))
     plain = [v for v in kl if v.runs[0].config["kl_coeff"] == 0]
-    ends = {
-        "eps-MSE KL": kl,
-        "trajectory KL (eta = 1)": by_kl(every(runs, "trajectory_kl")),
-        "reward cap": sorted(every(runs, "reward_cap"), key=lambda v: v.runs[0].config["algo"]["reward_cap"]),
-        "K": sorted([*plain, *every(runs, "draft_k")], key=lambda v: v.runs[0].config["algo"]["k"]),
+    caps = sorted(every(runs, "reward_cap"), key=lambda v: v.runs[0].config["algo"]["reward_cap"])
+    points = {
+        "eps-MSE KL": [spot(f"{v.runs[0].config['kl_coeff']:g}", last(v)) for v in kl],
+        "trajectory KL (eta = 1)": [
+            spot(f"{v.runs[0].config['kl_coeff']:g}", last(v)) for v in by_kl(every(runs, "trajectory_kl"))
+        ],
+        "reward cap": [spot(f"{v.runs[0].config['algo']['reward_cap']:g}", last(v)) for v in caps],
+        "K": sorted(
+            (spot(f"{v.runs[0].config['algo']['k']}", last(v)) for v in [*plain, *every(runs, "draft_k")]),
+            key=lambda p: int(p[0]),
+        ),
     }
-    points: dict[str, list[tuple[str, dict[str, Interval]]]] = {}
-    seeds: dict[str, int] = {}
-    keys = ("reward", "true_preference", "lpips")
-    for name, those in ends.items():
-        seeds[name] = min((len(v.runs) for v in those), default=0)
-        points[name] = [(label(v), {k: over_seeds([run.curve(f"eval/{k}")[-1] for run in v.runs]) for k in keys}) for v in those]
     for v in plain:
-        early = [
-            {k: over_seeds([run.curve(f"eval/{k}")[j] for run in v.runs]) for k in keys}
-            for j in range(1, len(v.runs[0].evaluations))
+        steps = v.runs[0].curve("step")
+        points["early stopping"] = [
+            spot(f"epoch {step:g}", [run.evaluations[j] for run in v.runs]) for j, step in enumerate(steps)
         ]
-        points["early stopping"] = [(f"epoch {step:g}", p) for step, p in zip(v.runs[0].curve("step")[1:], early, strict=True)]
         stops = [stop_at(run) for run in v.runs]
-        chosen = {k: over_seeds([run.curve(f"eval/{k}")[j] for run, j in zip(v.runs, stops, strict=True)]) for k in keys}
-        epochs = ", ".join(f"{run.curve('step')[j]:g}" for run, j in zip(v.runs, stops, strict=True))
-        points["stopped by the held-out score"] = [(f"epochs {epochs}", chosen)]
+        epochs = ", ".join(f"{steps[j]:g}" for j in stops)
+        points["stopped by the held-out score"] = [
+            spot(f"epochs {epochs}", [run.evaluations[j] for run, j in zip(v.runs, stops, strict=True)])
+        ]
         files = [run.folder / "probes" / "dials" / "answer.json" for run in v.runs]
         answers = [json.loads(file.read_text()) for file in files if file.is_file()]
-        for j, line in enumerate(answers[0] if answers else ()):
-            name = "LoRA scale" if line["dial"] == "lora_scale" else "annealed guidance"
-            found = {k: over_seeds([a[j][k] for a in answers]) for k in keys}
-            points.setdefault(name, []).append((f"{line['value']:g}", found))
-            seeds[name] = len(answers)
-    for k, (name, spots) in enumerate((n, s) for n, s in points.items() if s):
-        for cell, key in zip(axes, ("reward", "true_preference"), strict=True):
-            x, y = [p[key].value for _, p in spots], [p["lpips"].value for _, p in spots]
-            cell.plot(
-                x,
-                y,
-                "*" if len(spots) == 1 else "o-",
-                ms=11 if len(spots) == 1 else 4,
-                color=COLOURS[k % len(COLOURS)],
-                label=name,
+        turned = {
+            dial: [spot(f"{its[0]['value']:g}", its) for its in zip(*answers, strict=True) if its[0]["dial"] == dial]
+            for dial in ("lora_scale", "annealing")
+        }
+        if answers:
+            start = [run.evaluations[0] for run in v.runs]
+            points["LoRA scale"] = [spot("0", start), *turned["lora_scale"], spot("1", last(v))]
+            points["annealed guidance"] = [*turned["annealing"], spot(BASE_END, start)]
+    return {name: spots for name, spots in points.items() if spots}
+
+
+def fronts(runs: Runs) -> tuple[Figure, Rows]:
+    """A swept curve for each regulariser in the plane of reward and diversity: on the trained reward, and on the hidden rule behind it.
+    Crosses are standard errors over seeds."""
+    figure, axes = plt.subplots(1, 2, figsize=(13, 5), layout="constrained", sharey=True)
+    rows: Rows = []
+    for k, (name, spots) in enumerate(regularisers(runs).items()):
+        for cell, key in zip(axes, PLANE, strict=False):
+            at = [np.array([p[c].mean() for _, p in spots]) for c in (key, "lpips")]
+            errors = [
+                np.array([p[c].std(ddof=1) / np.sqrt(len(p[c])) if len(p[c]) > 1 else 0 for _, p in spots])
+                for c in (key, "lpips")
+            ]
+            style = {"color": COLOURS[k % len(COLOURS)], "marker": MARKERS[k % len(MARKERS)], "ls": LINES[k % len(LINES)]}
+            cell.errorbar(
+                *at, errors[1], errors[0], ms=5 if len(spots) > 1 else 11, elinewidth=0.6, alpha=0.9, label=name, **style
             )
+            if len(spots) > 1:
+                for j in {1, len(spots) // 2, len(spots) - 1}:
+                    words = spots[j][0].removeprefix("epoch ").replace(BASE_END, "")
+                    cell.annotate(
+                        words, (at[0][j], at[1][j]), xytext=(4, 4), textcoords="offset points", fontsize=7, color=style["color"]
+                    )
         rows += [
-            {"regulariser": name, "setting": setting, "seeds": seeds.get(name, max((len(v.runs) for v in plain), default=0)), **p}
+            {"regulariser": name, "setting": setting, "seeds": len(p["lpips"]), **{c: over_seeds(v) for c, v in p.items()}}
             for setting, p in spots
         ]
     base = every(runs)[0].runs[0]
-    for cell, key in zip(axes, ("reward", "true_preference"), strict=True):
-        cell.plot(base.curve(f"eval/{key}")[0], base.curve("eval/lpips")[0], "X", color=GREY, ms=10, label="base model")
+    for cell, key in zip(axes, PLANE, strict=False):
+        cell.plot(base.curve(f"eval/{key}")[0], base.curve("eval/lpips")[0], "X", color=GREY, ms=10, zorder=5, label="base model")
         cell.set(xlabel=f"{'trained: ' if key == 'reward' else 'its hidden rule: '}{key}")
     axes[0].set(ylabel=unit(every(runs))[1])
     axes[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -462,8 +531,8 @@ def overoptimisation(runs: Runs) -> tuple[Figure, Rows]:
     figure, axes = plt.subplots(1, len(those) + 1, figsize=(4 * (len(those) + 1), 3.5), layout="constrained", squeeze=False)
     names = {
         "reward": "learned reward",
-        "true_preference": "its hidden rule",
-        "true_aesthetic": "another rule",
+        "true_preference": "its hidden rule (true_preference)",
+        "true_aesthetic": "another rule (true_aesthetic)",
         "clip": "text-image score",
     }
     for k, variant in enumerate(those):
@@ -476,7 +545,7 @@ def overoptimisation(runs: Runs) -> tuple[Figure, Rows]:
         cell.set(title=label(variant), xlabel="epoch", ylabel="sd of the base model")
         if k:
             cell.sharey(axes[0][0])
-        curve(axes[0][-1], variant, "step", "eval/lpips", color=COLOURS[k])
+        curve(axes[0][-1], variant, "step", "eval/lpips", color="black", ls=("-", "--")[k % 2])
     axes[0][-2].legend(loc="upper left")
     base_line(axes[0][-1], those, "eval/lpips")
     axes[0][-1].set(xlabel="epoch", ylabel=unit(those)[1])
@@ -494,48 +563,53 @@ def shown(config: dict[str, Any]) -> bool:
 FIGURES: dict[str, PaperFigure] = {
     "draftp_fig3": PaperFigure(
         title="Diversity and reward over training, by the weight of the penalty", source="DRaFT+ (NVIDIA's blog), figure 3", draw=draftp_fig3,
-        experiments=PREFERENCE, note=f"{BANDS} {TABLE} An epoch of DRaFT is 16 images and one update, one of DDPO 48 images and four.",
+        experiments=PREFERENCE, note=f"{BANDS} {TABLE} An epoch of DRaFT is 16 images and one update, one of DDPO 48 images and four. Smaller than the blog's: 40 epochs, not 200.",
     ),
     "draftp_fig4": PaperFigure(
         title="One prompt, the same noises down, the models across", source="DRaFT+ (NVIDIA's blog), figure 4", draw=draftp_fig4, experiments=PREFERENCE,
-        note="Not chosen: the first eight noises of one seed.", probes=tuple(Ask(question="lion", experiment=name, of=shown) for name in PREFERENCE),
+        note="Not chosen: the first eight noises of the last seed, after 40 epochs (the blog: 200).", probes=tuple(Ask(question="lion", experiment=name, of=shown) for name in PREFERENCE),
     ),
     "draftp_fig5": PaperFigure(
         title="Varied prompts, base and tuned, the same noises", source="DRaFT+ (NVIDIA's blog), figure 5", draw=draftp_fig5, experiments=("draftp_fig3",),
-        note="Not chosen: the first four noises. Training drew \"a cat\", and no other of these prompts.",
+        note="Not chosen: the first four noises of the last seed. Training drew \"a cat\", and no other of these prompts.",
         probes=(Ask(question="varied", experiment="draftp_fig3", of=lambda c: shown(c) and c["kl_coeff"] == SHOWN_KL),),
     ),
     "ddpo_fig4": PaperFigure(
         title="Reward against reward queries", source="DDPO (arXiv 2305.13301), figure 4", draw=ddpo_fig4, experiments=("ddpo_fig4", "rwr_fig4"),
-        note=f"{BANDS} {TABLE} Every algorithm asks the reward 1,152 times.",
+        note=f"{BANDS} {TABLE} Every algorithm asks the reward 1,152 times, in its own way of sampling: DDPO in 8 steps with η = 1 at guidance 3, RWR in 25 steps with η = 0, unguided. Prompt alignment: "
+        "the text-image score of each prompt \"on a blue background\", because the base model already draws what the bare prompts ask for. Smaller than the paper's: it asks up to 50,000 times, and draws 398 animals for the "
+        "JPEG rewards and activities for alignment; here 45 animals for all.",
     ),
     "ddpo_generalisation": PaperFigure(
         title="Does it carry over to prompts that training never drew?", source="DDPO (arXiv 2305.13301)", draw=ddpo_generalisation,
-        experiments=("ddpo_preference",), note="Gain over the base model on the same noises, up to 45 prompts of each kind; 95 % hierarchical bootstrap over seeds, prompts and images.",
+        experiments=("ddpo_preference",), note="Gain over the base model on the same noises, two images of each prompt (their number in brackets); mean over seeds with Student's 95 % interval, and each seed. Animals \"doing\" something: the base model "
+        "knows the animals and not what they do.",
         probes=(Ask(question="generalisation", experiment="ddpo_preference", of=lambda c: True),),
     ),
     "k_laws": PaperFigure(
         title="Which steps should keep their gradient?", source="DRaFT (arXiv 2309.17400) against AlignProp (arXiv 2310.03739)", draw=k_laws,
         experiments=("draftp_fig3", "draft_k", "draft_random_k", "draft_lv", "drtune"),
-        note=f"{BANDS} {TABLE} All laws share learning rate, images and updates; a backward pass counts as two forward ones. DRaFT-LV asks the reward for two more images a sample.",
+        note=f"{BANDS} {TABLE} All laws share learning rate, images and updates; a backward pass counts as two forward ones. DRaFT-LV asks the reward for two more images a sample. Smaller than the papers': 20 steps, not 50; 640 images.",
     ),
     "fronts": PaperFigure(
         title="Reward and diversity, a curve for each regulariser", source="DRaFT, appendix; Jena et al. (arXiv 2409.06493)", draw=fronts,
         experiments=("draftp_fig3", "trajectory_kl", "reward_cap", "draft_k"),
-        note="Points: the last evaluation of the training (8 prompts, 4 noises each), mean over seeds; of the dials, the same evaluation of DRaFT's weights.",
+        note="Points: the last evaluation of the training (8 prompts, 4 noises each), mean over seeds with standard errors; of the dials (LoRA scale, annealed guidance), the same evaluation of DRaFT's weights. Beside the points their coefficients, "
+        "epochs, K. Stopped by the held-out score: at the last evaluation before the text-image score falls half a standard deviation of the base model's images below its best. Table: Student's 95 % intervals over seeds.",
         probes=(Ask(question="dials", experiment="draftp_fig3", of=lambda c: c["kl_coeff"] == 0),),
     ),
     "draft_speed": PaperFigure(
         title="Reward for each image and for each second", source="DRaFT (arXiv 2309.17400), figure 2", draw=draft_speed,
-        experiments=(*PREFERENCE, "rwr_preference"), note=f"{BANDS} {TABLE}",
+        experiments=(*PREFERENCE, "rwr_preference"),
+        note=f"{BANDS} {TABLE} At their defaults: DRaFT samples 20 steps, DDPO 8 with η = 1, both at guidance 3; RWR 25, unguided, sparse weights.",
     ),
     "preferences": PaperFigure(
         title="Preference optimisation beside the others", source="Diffusion-DPO (arXiv 2311.12908), whose paper compares with supervised training only",
         draw=preferences, experiments=("draftp_fig3", "ddpo_preference", "rwr_preference", "dpo_offline_preference", "dpo_online_preference"),
-        note=f"{BANDS} {TABLE} A backward pass counts as two forward ones. Offline: all images are the base model's, before the first update.",
+        note=f"{BANDS} {TABLE} A backward pass counts as two forward ones. Offline: all images are the base model's, before the first update (hence the vertical line at 1,920 queries).",
     ),
     "overoptimisation": PaperFigure(
         title="Long training, with and without the penalty", source="DRaFT (arXiv 2309.17400)", draw=overoptimisation, experiments=("overoptimisation",),
-        note=f"{BANDS} Rewards in standard deviations of the base model's images. {TABLE}",
+        note=f"{BANDS} Rewards in standard deviations of the base model's images; learning rate 6e-3, three times the default. {TABLE}",
     ),
 }  # fmt: skip

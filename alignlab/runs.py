@@ -472,6 +472,13 @@ def provenance(device: torch.device) -> dict[str, Any]:
     return {
         "versions": {name: version(name) for name in ("alignlab", "torch", "diffusers", "peft")}
         | {"python": platform.python_version()},
-        "machine": {"device": str(device), "processor": platform.machine(), "threads": torch.get_num_threads()},
-        "git": commit and {"commit": commit, "clean": not git("status", "--porcelain")},
+        "machine": {"device": str(device), "processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "git": commit and {"commit": commit, "clean": not git("status", "--porcelain", "--untracked-files=no")},
     }
+
+
+def processor() -> str:
+    """The CPU's name, where the system tells it."""
+    told = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*: (.+)$", told.read_text(), re.MULTILINE) if told.is_file() else []
+    return names[0] if names else platform.processor() or platform.machine()

@@ -88,7 +88,9 @@ def test_every_figure_is_drawn(name: str, store: Path) -> None:
     picture = np.asarray(Image.open(folder / "figure.png").convert("RGB"))
     assert picture.std() > 5
     page = (folder / "README.md").read_text()
-    assert f"name={name}\n" in page and "seeds 0, 2" in page and "figure.png" in page and "lpips-emoji" in page
+    assert f"name={name}\n" in page and "seeds 0, 2" in page and "figure.png" in page
+    assert all(f"alignlab.train -m experiment={experiment}`" in page for experiment in FIGURES[name].experiments)
+    assert ("lpips-emoji" in page) == (name not in ("draftp_fig4", "draftp_fig5"))  # which show pictures alone
     assert list(csv.DictReader((folder / "table.csv").open()))
 
 
@@ -103,6 +105,9 @@ def test_the_numbers_of_a_figure(store: Path) -> None:
     ]
     for k, row in enumerate(rows[:6]):
         assert row["gain"].value == pytest.approx(1 + k + 0.05) and row["seeds"] == 2
+        if k:  # diversity falls by a tenth of what the reward rises; the first variant never gets to 6.9
+            assert row["diversity at 6.9"].value == pytest.approx(0.6 - 0.1 * 1.9)
+        assert ("diversity at 6.9" in row) == (k > 0)
         np.testing.assert_allclose(drawn.axes[1].lines[k].get_ydata(), 5 + (1.05 + k) * np.array([0, 0.5, 1]))
         np.testing.assert_allclose(drawn.axes[0].lines[k].get_ydata(), 0.6 - 0.1 * (1.05 + k) * np.array([0, 0.5, 1]))
 
@@ -111,10 +116,14 @@ def test_generalisation_and_dials_come_from_the_answers(store: Path) -> None:
     """A gain of 2 on every kind of prompts; the dials' points lie where they were measured."""
     rows = FIGURES["ddpo_generalisation"].draw(read(store, "ddpo_preference"))[1]
     assert [row["gain"].value for row in rows] == [2.0] * len(SETS)
+    assert [row["gain less that on trained animals"].value for row in rows[1:]] == [0.0] * (len(SETS) - 1)
     rows = FIGURES["fronts"].draw(read(store, *FIGURES["fronts"].experiments))[1]
-    found = {row["regulariser"]: row for row in rows}
-    assert found["LoRA scale"]["reward"].value == 5.5 and found["annealed guidance"]["lpips"].value == 0.5
-    assert {"eps-MSE KL", "trajectory KL (eta = 1)", "reward cap", "K", "early stopping"} <= found.keys()
+    found = {(row["regulariser"], row["setting"]): row for row in rows}
+    for dial, values in (("LoRA scale", LORA_SCALES), ("annealed guidance", ANNEALING)):
+        assert all(found[dial, f"{v:g}"]["reward"].value == 5.5 and found[dial, f"{v:g}"]["lpips"].value == 0.5 for v in values)
+    ends = [found["LoRA scale", setting]["reward"].value for setting in "01"]
+    assert ends == [5.0, found["eps-MSE KL", "0"]["reward"].value]  # the base model, and DRaFT
+    assert {"eps-MSE KL", "trajectory KL (eta = 1)", "reward cap", "K", "early stopping"} <= {name for name, _ in found}
 
 
 @pytest.mark.parametrize("name", FIGURES)

@@ -59,7 +59,7 @@ def bootstrap(
     return Interval(value=float(statistic(values.reshape(-1))), low=float(low), high=float(high))
 
 
-def over_seeds(values: Sequence[float], *, level: float = 0.95) -> Interval:
+def over_seeds(values: Sequence[float] | Values, *, level: float = 0.95) -> Interval:
     """The mean of one number a seed, with Student's interval; of infinite width for a single seed."""
     v = np.asarray(values, dtype=float)
     if len(v) < 2:
