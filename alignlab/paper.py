@@ -65,7 +65,7 @@ SHOWN_KL = 0.03
 MARKERS, LINES = "osD^vP*X", ("-", "--", "-.", ":")
 """Of curves that are told apart without their colours."""
 BANDS = "Curves: the evaluations during training (8 prompts, 4 noises each), mean over seeds with its standard error."
-TABLE = "Table: gains after training on all 45 prompts (2 other noises each); diversity at the last evaluation; Student's 95 % intervals over seeds."
+TABLE = 'Table: gains and "diversity, all prompts" after training on all 45 prompts (2 other noises each); other diversities from the evaluations; Student\'s 95 % intervals over seeds.'
 
 
 # -- parts of drawings
@@ -177,6 +177,8 @@ def table(those: Sequence[Variant], *levels: float) -> Rows:
             },
             "diversity": over_seeds([run.curve("eval/lpips")[-1] for run in v.runs]),
         }
+        if all(final["lpips"] is not None for _, final in ends):
+            numbers["diversity, all prompts"] = over_seeds([final["lpips"] for _, final in ends])
         if reached and len(matched[v.label]) == len(v.runs):
             numbers["matched"] = over_seeds(matched[v.label])
         for x in levels:
@@ -396,12 +398,19 @@ def k_laws(runs: Runs) -> tuple[Figure, Rows]:
         cell.set_ylim(bottom=start + 0.4 * (top - start))
     axes[2].set(xlabel=reward, ylabel=diversity)
     axes[2].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    one = next((v for v in fixed if label(v) == "DRaFT-1"), None)
     budget, rows = min(passes(run)[-1] for v in those for run in v.runs), table([*fixed, *others], 7.7)
     for row, v in zip(rows, [*fixed, *others], strict=True):
         for name in ("reward", "lpips"):
             row[f"{name} at equal passes"] = over_seeds(
                 [float(np.interp(budget, passes(run), run.curve(f"eval/{name}"))) for run in v.runs]
             )
+        if one and v is not one:
+            mine, its = (
+                {r.seed: r.summary["final"]["true_preference"] - r.summary["base"]["true_preference"] for r in w.runs}
+                for w in (v, one)
+            )
+            row["true_preference less DRaFT-1's"] = over_seeds([mine[seed] - its[seed] for seed in mine if seed in its])
     return figure, rows
 
 
