@@ -29,6 +29,8 @@ from benchmarks.clock import Onlooker  # noqa: E402
 from benchmarks.items import Item, Setting  # noqa: E402
 from benchmarks.page import page  # noqa: E402
 
+from alignlab.runs import processor  # noqa: E402
+
 KEPT = "rounds.json"
 """In the working folder: rounds of a call that is not finished."""
 
@@ -83,7 +85,7 @@ def measure(item: Item, setting: Setting, wanted: int, kept: dict[str, Any], pat
 
 def about() -> str:
     """The machine and the versions, in words."""
-    return f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
 
 
 def main() -> int:

@@ -120,7 +120,7 @@ def test_the_page_is_written_from_the_numbers():
         "| DRaFT-1, decoder and reward apart, 2 threads | 1.08 (1.00 to 1.40) | 1.05 (1.00 to 1.27) | ≤ 1.1 | yes | 3 (3) |"
         in text
     )
-    assert "| DDPO, rollout | 0.60 (0.60 to 0.60) | 0.50 (0.50 to 0.50) | ≤ 0.75 | yes | 1 (0) |" in text
+    assert "| DDPO, rollout, 1 thread | 0.60 (0.60 to 0.60) | 0.50 (0.50 to 0.50) | ≤ 0.75 | yes | 1 (0) |" in text
     assert "| memory, DDPO, our micro-batch | 0.60 (0.60 to 0.60) |  | ≤ 0.6 | yes | 1 (0) |" in text
     assert "| draft1 | 1 | +0.00200 | +0.00100 | +0.10000 | +0.01250 | 8.00 | ≥ 2 | yes |" in text
     assert "rollout, 1 thread: U-Net forward 90.0 %, noise 10.0 %." in text
@@ -128,11 +128,11 @@ def test_the_page_is_written_from_the_numbers():
     assert (
         "| the same while sampling | 2.00 | 1 | **no** |" in text and "K=20: 108 MiB), over K=1 | 1.08 | ≤ 1.15 | yes |" in text
     )
-    assert "| an idea | 1.50 (1.50 to 1.50) | 1 (0) |" in text and "here 18 of 31." in text
+    assert "| an idea | 1.50 (1.50 to 1.50) | 1 (0) |" in text and "here 18 of 34." in text
     assert "| all steps | 32 | +0.125 (+0.125 to +0.125) | 1 |" in text and "| some | 64 | -0.250 (" in text
-    for its in results["items"]["peer/ddpo"]["rounds"]:
+    for its in results["items"]["peer/ddpo, 1 thread"]["rounds"]:
         its["sides"]["alignlab"]["rollout"] = 4.0
-    assert "| DDPO, rollout | 0.80 (0.80 to 0.80) | 0.50 (0.50 to 0.50) | ≤ 0.75 | **no** |" in page(results)
+    assert "| DDPO, rollout, 1 thread | 0.80 (0.80 to 0.80) | 0.50 (0.50 to 0.50) | ≤ 0.75 | **no** |" in page(results)
     without = {
         **results,
         "items": {k: v for k, v in results["items"].items() if not k.startswith(("peer", "limit/ddpo", "ideas/ddpo"))},

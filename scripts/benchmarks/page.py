@@ -25,18 +25,21 @@ class Row:
     target: float | None
 
 
-PEER = (
-    Row(item="peer/ddpo", what="DDPO, rollout", cpu="rollout", wall="process_wall", side="alignlab", other="TRL", target=0.75),
-    Row(item="peer/ddpo", what="DDPO, training, TRL's micro-batch (4)", cpu="train", wall="process_wall", side="alignlab, its micro-batch", other="TRL", target=0.85),
-    Row(item="peer/ddpo", what="DDPO, training, our micro-batch (16)", cpu="train", wall="process_wall", side="alignlab", other="TRL", target=0.6),
-    Row(item="peer/draft1", what="DRaFT-1, both checkpoint", cpu="both", wall="process_wall", side="alignlab, checkpointing", other="TRL", target=0.6),
-    Row(item="peer/draft1", what="DRaFT-1, our default", cpu="both", wall="process_wall", side="alignlab", other="TRL", target=0.6),
-    Row(item="peer/draftN", what="DRaFT-N, both checkpoint", cpu="both", wall="process_wall", side="alignlab, checkpointing", other="TRL", target=0.8),
-    Row(item="peer/draftN", what="DRaFT-N, our default", cpu="both", wall="process_wall", side="alignlab", other="TRL", target=0.8),
-    Row(item="peer/ddpo", what="memory, DDPO, TRL's micro-batch", cpu="growth_mb", wall=None, side="alignlab, its micro-batch", other="TRL", target=0.6),
-    Row(item="peer/ddpo", what="memory, DDPO, our micro-batch", cpu="growth_mb", wall=None, side="alignlab", other="TRL", target=0.6),
-    Row(item="peer/draft1", what="memory, DRaFT-1, both checkpoint", cpu="growth_mb", wall=None, side="alignlab, checkpointing", other="TRL", target=0.6),
-    Row(item="peer/draftN", what="memory, DRaFT-N, both checkpoint", cpu="growth_mb", wall=None, side="alignlab, checkpointing", other="TRL", target=0.6),
+PEER = tuple(
+    Row(item=f"peer/{name}, {threads}", what=f"{what}, {threads}", cpu=cpu, wall="process_wall", side=side, other="TRL", target=target)
+    for threads in ("1 thread", "2 threads")
+    for name, what, cpu, side, target in (
+        ("ddpo", "DDPO, rollout", "rollout", "alignlab", 0.75), ("ddpo", "DDPO, training, TRL's micro-batch (4)", "train", "alignlab, its micro-batch", 0.85),
+        ("ddpo", "DDPO, training, our micro-batch (16)", "train", "alignlab", 0.6), ("draft1", "DRaFT-1, both checkpoint", "both", "alignlab, checkpointing", 0.6),
+        ("draft1", "DRaFT-1, our default", "both", "alignlab", 0.6), ("draftN", "DRaFT-N, both checkpoint", "both", "alignlab, checkpointing", 0.8),
+        ("draftN", "DRaFT-N, our default", "both", "alignlab", 0.8),
+    )
+) + tuple(
+    Row(item=f"peer/{name}, 1 thread", what=f"memory, {what}", cpu="growth_mb", wall=None, side=side, other="TRL", target=0.6)
+    for name, what, side in (
+        ("ddpo", "DDPO, TRL's micro-batch", "alignlab, its micro-batch"), ("ddpo", "DDPO, our micro-batch", "alignlab"),
+        ("draft1", "DRaFT-1, both checkpoint", "alignlab, checkpointing"), ("draftN", "DRaFT-N, both checkpoint", "alignlab, checkpointing"),
+    )
 )  # fmt: skip
 LIMIT = tuple(
     Row(item=f"limit/{name}, {threads}", what=f"{what}, {threads}", cpu=f"cpu{part}", wall=f"wall{part.replace('cpu', 'wall')}", side="alignlab", other="bare", target=target)

@@ -131,17 +131,17 @@ def pipeline(setting: Setting) -> str:
     return str(folder)
 
 
-def theirs(setting: Setting, script: str, *words: str, epochs: int, seed: int = 0) -> list[str]:
+def theirs(setting: Setting, script: str, *words: str, epochs: int, seed: int = 0, threads: int = 1) -> list[str]:
     """The peer's command."""
     name, *fixed = THEIRS[script]
-    common = ["--model", pipeline(setting), "--epochs", str(epochs), "--seed", str(seed)]
+    common = ["--model", pipeline(setting), "--epochs", str(epochs), "--seed", str(seed), "--threads", str(threads)]
     return [str(setting.peer_python), str(setting.peer / name), *common, *fixed, *words]
 
 
-def ours(setting: Setting, *words: str, epochs: int, seed: int = 0) -> list[str]:
+def ours(setting: Setting, *words: str, epochs: int, seed: int = 0, threads: int = 1) -> list[str]:
     """alignlab's command."""
     common = [f"model.path_or_id={pipeline(setting)}", f"seed={seed}", "eval_sampler.steps=10"]
-    return [sys.executable, str(OWN), "--epochs", str(epochs), *common, *SAME, *words]
+    return [sys.executable, str(OWN), "--epochs", str(epochs), "--threads", str(threads), *common, *SAME, *words]
 
 
 def measured(setting: Setting, commands: Mapping[str, Sequence[str]], number: int) -> dict[str, dict[str, Any]]:
@@ -161,25 +161,30 @@ def _plain(sides: dict[str, dict[str, Any]]) -> Sides:
     return {side: {name: value for name, value in its.items() if name != "rewards"} for side, its in sides.items()}
 
 
-def ddpo(setting: Setting, number: int) -> Sides:
+def ddpo(threads: int) -> Measure:
     """Three epochs of 8 images, two updates each: at the peer's micro-batch of 4, and at ours."""
-    commands = {
-        "alignlab, its micro-batch": ours(setting, *DDPO, "lr=3e-4", "micro_batch=4", epochs=3),
-        "TRL": theirs(setting, "ddpo", epochs=3),
-        "alignlab": ours(setting, *DDPO, "lr=3e-4", f"micro_batch={BEST}", epochs=3),
-    }
-    return _plain(measured(setting, commands, number))
+
+    def measure(setting: Setting, number: int) -> Sides:
+        same: Any = {"epochs": 3, "threads": threads}
+        commands = {
+            "alignlab, its micro-batch": ours(setting, *DDPO, "lr=3e-4", "micro_batch=4", **same),
+            "TRL": theirs(setting, "ddpo", **same),
+            "alignlab": ours(setting, *DDPO, "lr=3e-4", f"micro_batch={BEST}", **same),
+        }
+        return _plain(measured(setting, commands, number))
+
+    return measure
 
 
-def draft(k: int) -> Measure:
+def draft(k: int, threads: int) -> Measure:
     """Four epochs of 4 images: with checkpoints as the peer has them, and without as is our default."""
 
     def measure(setting: Setting, number: int) -> Sides:
-        words = (*DRAFT, f"algo.k={k}")
+        words, same = (*DRAFT, f"algo.k={k}"), {"epochs": 4, "threads": threads}
         commands = {
-            "alignlab, checkpointing": ours(setting, *words, "policy.checkpointing=true", epochs=4),
-            "TRL": theirs(setting, "alignprop", "--last-k", str(k), epochs=4),
-            "alignlab": ours(setting, *words, epochs=4),
+            "alignlab, checkpointing": ours(setting, *words, "policy.checkpointing=true", **same),
+            "TRL": theirs(setting, "alignprop", "--last-k", str(k), **same),
+            "alignlab": ours(setting, *words, **same),
         }
         return _plain(measured(setting, commands, number))
 
@@ -206,9 +211,15 @@ def learning(kind: str, epochs: int, *, own_words: Sequence[str], their_words: S
 LEARN_DDPO = learning("ddpo", 30, own_words=(*DDPO, f"micro_batch={BEST}", "lr=1e-3"), their_words=("--lr", "1e-3"))
 LEARN_DRAFT = learning("alignprop", 40, own_words=(*DRAFT, "algo.k=1"), their_words=("--last-k", "1"))
 ITEMS = (
-    Item(name="peer/ddpo", measure=ddpo, needs_peer=True),
-    Item(name="peer/draft1", measure=draft(1), needs_peer=True),
-    Item(name="peer/draftN", measure=draft(10), needs_peer=True),
+    *(
+        Item(name=f"peer/{name}, {threads} thread{'s' * (threads > 1)}", measure=measure(threads), needs_peer=True)
+        for threads in (1, 2)
+        for name, measure in (
+            ("ddpo", ddpo),
+            ("draft1", lambda threads: draft(1, threads)),
+            ("draftN", lambda threads: draft(10, threads)),
+        )
+    ),
     Item(name="learning/draft1", measure=LEARN_DRAFT, rounds=3, needs_peer=True),
     Item(name="learning/ddpo", measure=LEARN_DDPO, rounds=3, needs_peer=True),
 )
