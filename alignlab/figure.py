@@ -85,16 +85,16 @@ def grid(experiment: str, quick: bool) -> list[str]:
 def run_sweeps(experiments: Sequence[str], c: dict[str, Any]) -> list[str]:
     """Those that are not finished, `workers` runs at a time; what failed, a sentence each.
 
-    Results: one sweep after another, its jobs side by side. Quick ones, whose jobs are shorter than a process' start: sweeps side by side, a process each.
+    Results: one sweep after another, its jobs side by side. Quick ones, whose jobs are shorter than a process's start: sweeps side by side, a process each.
     """
     there = {experiment: home(c) / "runs" / experiment for experiment in experiments}
-    lost = [e for e in experiments if any(not (there[e] / job / "summary.json").is_file() for job in grid(e, c["quick"]))]
+    unfinished = [e for e in experiments if any(not (there[e] / job / "summary.json").is_file() for job in grid(e, c["quick"]))]
     sweeps, jobs = (c["workers"], 1) if c["quick"] else (1, c["workers"])
     with ThreadPoolExecutor(sweeps) as pool:
-        codes = pool.map(lambda e: run_sweep(e, there[e], jobs, c), lost)
+        codes = pool.map(lambda e: run_sweep(e, there[e], jobs, c), unfinished)
         return [
             f"experiment={experiment} ended with code {code}; what it says stands above; type the command again to go on"
-            for experiment, code in zip(lost, codes, strict=True)
+            for experiment, code in zip(unfinished, codes, strict=True)
             if code
         ]
 
@@ -180,7 +180,7 @@ def page(name: str, figure: PaperFigure, runs: dict[str, list[Finished]], rows: 
         minutes = sum(run.summary["wall_seconds"] for run in there) / 60
         seeds = ", ".join(map(str, sorted({run.seed for run in there}))) or "–"
         lines.append(
-            f"- `python -m alignlab.train -m experiment={experiment}`: {len(there)} of {len(grid(experiment, quick))} runs finished, seeds {seeds}, {minutes:.0f} minutes of runs."
+            f"- `python -m alignlab.train -m experiment={experiment}{' quick=true seed=0' * quick}`: {len(there)} of {len(grid(experiment, quick))} runs finished, seeds {seeds}, {minutes:.0f} minutes of runs."
         )
     summaries = [run.summary for there in runs.values() for run in there]
     machines = {", ".join(f"{k} {v}" for k, v in summary["machine"].items()) for summary in summaries}
@@ -214,9 +214,12 @@ def main(cfg: DictConfig) -> None:
     matplotlib.use("Agg")
     names = list(FIGURES) if c["name"] == "all" else [c["name"]]
     failed: list[str] = []
+    tried: set[str] = set()
     for batch in [names] if c["quick"] else [[name] for name in names]:
         if not c["draw_only"]:
-            failed += run_sweeps(list(dict.fromkeys(e for name in batch for e in FIGURES[name].experiments)), c)
+            wanted = [e for e in dict.fromkeys(e for name in batch for e in FIGURES[name].experiments) if e not in tried]
+            failed += run_sweeps(wanted, c)
+            tried |= set(wanted)
         for name in batch:
             try:
                 print(f"written: {make(name, FIGURES[name], c) / 'figure.png'}", flush=True)

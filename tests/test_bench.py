@@ -139,7 +139,9 @@ def test_the_page_is_written_from_the_numbers():
     }
     assert "## Ideas" in page(without) and "An epoch of DDPO with each" not in page(without)
     assert "the peer was not at hand" in page(without) and "| DDPO, training, 1 thread | not measured |" in page(without)
-    assert {row.item for row in (*PEER, *LIMIT)} <= results["items"].keys()
+    assert {row.item for row in (*PEER, *LIMIT)} <= {item.name for item in bench.items()}
+    assert "not measured" not in page(everything())
+    assert "| DRaFT-N, our default, 2 threads | 0.60 (0.60 to 0.60) |" in text
 
 
 TINY = ("samples_per_step=2", "micro_batch=2", "sampler.steps=2", "eval_sampler.steps=2", "prompts.per_prompt=2")

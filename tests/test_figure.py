@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -18,7 +19,7 @@ from alignlab import figure
 from alignlab.compare import CompareError, Finished
 from alignlab.config import QUICK
 from alignlab.nodes import ConfigError
-from alignlab.paper import FIGURES, draftp_fig3, stop_at
+from alignlab.paper import FIGURES, beside_the_penalty, draftp_fig3, regularisers, stop_at
 from alignlab.probes import ANNEALING, LORA_SCALES, SETS, probe
 from tests.running import command_line, configured
 
@@ -45,6 +46,7 @@ def write_run(folder: Path, c: dict[str, Any], gain: float) -> None:
         "wall_seconds": 60.0,
         "samples_seen": 320,
     }
+    ends["base"]["reward_std"] = 1.0
     (folder / "summary.json").write_text(json.dumps({**ends, **about}))
 
 
@@ -64,12 +66,16 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def answer(run: Path) -> None:
-    """What weights would have said: half of the gain at every dial; twice of it on prompts of every kind; grey pictures."""
-    ends = {"reward": 5.5, "true_preference": 5.5, "lpips": 0.5}
-    dials = [{"dial": "lora_scale", "value": v, **ends} for v in LORA_SCALES] + [
-        {"dial": "annealing", "value": v, **ends} for v in ANNEALING
+    """What weights would have said: a reward of 5 and the dial's value; gains of 2 to 6 on prompts of one kind after the other; grey pictures."""
+    dials = [
+        {"dial": dial, "value": v, "reward": 5 + v, "true_preference": 5.5, "lpips": 0.5}
+        for dial, values in (("lora_scale", LORA_SCALES), ("annealing", ANNEALING))
+        for v in values
     ]
-    kinds = {name: {"prompts": ["a", "b"], "base": [[1.0, 2.0], [3.0, 4.0]], "tuned": [[3.0, 4.0], [5.0, 6.0]]} for name in SETS}
+    kinds = {
+        name: {"prompts": ["a", "b"], "base": [[1.0, 2.0], [3.0, 4.0]], "tuned": [[3.0 + k, 4.0 + k], [5.0 + k, 6.0 + k]]}
+        for k, name in enumerate(SETS)
+    }
     for name, found in (("dials", dials), ("generalisation", kinds), ("lion", {}), ("varied", {"prompts": ["cat", "dog"]})):
         (run / "probes" / name).mkdir(parents=True)
         (run / "probes" / name / "answer.json").write_text(json.dumps(found))
@@ -104,7 +110,7 @@ def test_the_numbers_of_a_figure(store: Path) -> None:
         "DDPO-IS",
     ]
     for k, row in enumerate(rows[:6]):
-        assert row["gain"].value == pytest.approx(1 + k + 0.05) and row["seeds"] == 2
+        assert row["gain"].value == pytest.approx(1 + k + 0.05) and row["seeds"] == 2 and row["learns"] == "yes"
         if k:  # diversity falls by a tenth of what the reward rises; the first variant never gets to 6.9
             assert row["diversity at 6.9"].value == pytest.approx(0.6 - 0.1 * 1.9)
         assert ("diversity at 6.9" in row) == (k > 0)
@@ -113,14 +119,14 @@ def test_the_numbers_of_a_figure(store: Path) -> None:
 
 
 def test_generalisation_and_dials_come_from_the_answers(store: Path) -> None:
-    """A gain of 2 on every kind of prompts; the dials' points lie where they were measured."""
+    """Each kind's own gain; the dials' points lie where they were measured, their ends are the base model and DRaFT."""
     rows = FIGURES["ddpo_generalisation"].draw(read(store, "ddpo_preference"))[1]
-    assert [row["gain"].value for row in rows] == [2.0] * len(SETS)
-    assert [row["gain less that on trained animals"].value for row in rows[1:]] == [0.0] * (len(SETS) - 1)
+    assert [row["gain"].value for row in rows] == [2.0, 3.0, 4.0, 5.0, 6.0]
+    assert [row["gain less that on trained animals"].value for row in rows[1:]] == [1.0, 2.0, 3.0, 4.0]
     rows = FIGURES["fronts"].draw(read(store, *FIGURES["fronts"].experiments))[1]
     found = {(row["regulariser"], row["setting"]): row for row in rows}
     for dial, values in (("LoRA scale", LORA_SCALES), ("annealed guidance", ANNEALING)):
-        assert all(found[dial, f"{v:g}"]["reward"].value == 5.5 and found[dial, f"{v:g}"]["lpips"].value == 0.5 for v in values)
+        assert all(found[dial, f"{v:g}"]["reward"].value == 5 + v and found[dial, f"{v:g}"]["lpips"].value == 0.5 for v in values)
     ends = [found["LoRA scale", setting]["reward"].value for setting in "01"]
     assert ends == [5.0, found["eps-MSE KL", "0"]["reward"].value]  # the base model, and DRaFT
     assert {"eps-MSE KL", "trajectory KL (eta = 1)", "reward cap", "K", "early stopping"} <= {name for name, _ in found}
@@ -137,6 +143,37 @@ def test_a_figure_of_what_there_is(name: str, store: Path) -> None:
             plt.close(drawn)
         except CompareError as error:
             assert "none of the finished runs belongs" in str(error)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_of_one_seed(name: str, store: Path) -> None:
+    """No interval, no error bar, and nothing said of learning."""
+    runs = {e: [run for run in there if run.seed == 0] for e, there in read(store, *FIGURES[name].experiments).items()}
+    drawn, rows = FIGURES[name].draw(runs)
+    plt.close(drawn)
+    for row in rows:
+        assert row.get("seeds", 1) == 1 and row.get("learns", "one seed") == "one seed"
+        assert all(value is None for key, value in figure.spread_out(row).items() if key.endswith((" low", " high")))
+
+
+def test_a_front_beside_the_penalty(store: Path, tmp_path: Path) -> None:
+    """Fronts are interpolated to the reward of KL 0.03, seed by seed, and only where all seeds reach it; dials of one seed are of that seed alone."""
+    runs = read(store, *FIGURES["fronts"].experiments)
+    points = regularisers(runs)
+    kl = dict(points["eps-MSE KL"])["0.03"]
+    (row,) = (r for r in beside_the_penalty(points) if r["regulariser"] == "trajectory KL (eta = 1)")
+    ends = points["trajectory KL (eta = 1)"]
+    expected = []
+    for seed in (0, 1):
+        x, y = zip(*sorted((p["reward"][seed], p["lpips"][seed]) for _, p in ends), strict=True)
+        assert x[0] <= kl["reward"][seed] <= x[-1]
+        expected.append(np.interp(kl["reward"][seed], x, y) - kl["lpips"][seed])
+    assert row["lpips less KL 0.03's"].value == pytest.approx(np.mean(expected)) and row["seeds"] == 2
+    assert "LoRA scale" not in {r["regulariser"] for r in beside_the_penalty({**points, "LoRA scale": points["LoRA scale"][:1]})}
+    one = next(run for run in runs["draftp_fig3"] if run.config["kl_coeff"] == 0 and run.seed == 2)
+    moved = shutil.copytree(one.folder, tmp_path / one.folder.name, ignore=lambda *_: ["dials"])
+    fewer = [replace(run, folder=moved) if run is one else run for run in runs["draftp_fig3"]]
+    assert {len(p["lpips"]) for _, p in regularisers({**runs, "draftp_fig3": fewer})["LoRA scale"]} == {1}
 
 
 def test_the_grid_is_the_sweep(store: Path, tmp_path: Path) -> None:
@@ -192,12 +229,16 @@ def test_quick_is_small() -> None:
 def test_quick_sweeps_run_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process each; results one after another, their jobs side by side. One that fails is named, and the others run."""
     monkeypatch.chdir(tmp_path)
-    both, begun = Barrier(2, timeout=20), []
+    both, begun, running = Barrier(2, timeout=20), [], []
 
     def process(words: list[str], **about: Any) -> CompletedProcess[str]:
         begun.append(words)
+        running.append(words)
         if "quick=true" in words:
             both.wait()
+        else:
+            assert running == [words]
+        running.remove(words)
         return CompletedProcess(words, 3 if "experiment=drtune" in words else 0)
 
     monkeypatch.setattr(figure.subprocess, "run", process)
@@ -206,6 +247,30 @@ def test_quick_sweeps_run_side_by_side(tmp_path: Path, monkeypatch: pytest.Monke
         (failed,) = figure.run_sweeps(["drtune", "draft_lv"], {"quick": quick, "workers": 2, "home": "results"})
         assert failed.startswith("experiment=drtune ended with code 3")
         assert len(begun) == 2 and all(("hydra/launcher=workers" in words) == launcher for words in begun)
+
+
+def test_a_failed_sweep_leaves_what_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every unfinished sweep is started once, though figures share it; the figure is drawn from the runs there are; a sentence and code 2."""
+    monkeypatch.chdir(tmp_path)
+    begun: list[str] = []
+
+    def process(words: list[str], **about: Any) -> CompletedProcess[str]:
+        begun.append(next(word for word in words if word.startswith("experiment=")))
+        return CompletedProcess(words, 1)
+
+    monkeypatch.setattr(figure.subprocess, "run", process)
+    point = figure.grid("overoptimisation", quick=True)[0]
+    write_run(tmp_path / "runs/quick/runs/overoptimisation" / point, configured(*point.split(",")), gain=1.0)
+    for words in (["quick=true"], [f"home={tmp_path / 'home'}"]):
+        begun.clear()
+        assert command_line(monkeypatch, "name=all", *words, command=figure) == 2
+        assert len(begun) == len(set(begun)) == len({e for one in FIGURES.values() for e in one.experiments})
+    page = (tmp_path / "runs/quick/paper/overoptimisation/README.md").read_text()
+    assert "experiment=overoptimisation quick=true seed=0`: 1 of 2 runs finished" in page
+    said = capsys.readouterr().err
+    assert "experiment=overoptimisation ended with code 1" in said and "name=k_laws: no run of " in said
 
 
 def test_a_quick_figure_goes_the_whole_way(

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from alignlab import runs
 from alignlab.runs import LATER_KEYS, NOT_SCIENCE, Run, RunError, first_difference, run_folders
 from alignlab.train import train
 from tests.running import command_line, configured, lines, tiny
@@ -453,3 +455,19 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
         first.kill()
         first.wait()
     Run(tmp_path / "run", dict(LATER_KEYS)).begin()
+
+
+def test_what_made_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processor by name and its cores; a commit that untracked files (runs are such) leave clean, and changed ones do not."""
+    machine = runs.provenance(torch.device("cpu"))["machine"]
+    assert machine["processor"] == runs.processor() != "" and machine["cores"] == os.cpu_count()
+    if not shutil.which("git"):
+        pytest.skip("no git")
+    monkeypatch.setattr(runs, "__file__", str(tmp_path / "runs.py"))
+    (tmp_path / "runs.py").write_text("1")
+    for words in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-q", "-m", "first"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    (tmp_path / "summary.json").write_text("{}")
+    assert runs.provenance(torch.device("cpu"))["git"]["clean"]
+    (tmp_path / "runs.py").write_text("2")
+    assert not runs.provenance(torch.device("cpu"))["git"]["clean"]
