@@ -619,7 +619,7 @@ FIGURES: dict[str, PaperFigure] = {
     "ddpo_fig4": PaperFigure(
         title="Reward against reward queries", source="DDPO (arXiv 2305.13301), figure 4", draw=ddpo_fig4, experiments=("ddpo_fig4", "ddpo_sf_fig4", "rwr_fig4"),
         note=f"{BANDS} {TABLE} Every algorithm asks the reward 1,152 times, in its own way of sampling: DDPO in 8 steps with η = 1 at guidance 3, RWR in 25 steps with η = 0, unguided. Prompt alignment: "
-        "the text-image score of each prompt \"on a blue background\", because the base model already draws what the bare prompts ask for. Steps: the clipped estimator's was chosen among four on compressibility; the others took their defaults. Smaller than the paper's: it asks up to 50,000 times, and draws 398 animals for the "
+        "the text-image score of each prompt \"on a blue background\", because the base model already draws what the bare prompts ask for. Steps: the clipped estimator's is the largest of four that was stable in tries; the others took their defaults. Smaller than the paper's: it asks up to 50,000 times, and draws 398 animals for the "
         "JPEG rewards and activities for alignment; here 45 animals for all.",
     ),
     "ddpo_generalisation": PaperFigure(
