@@ -166,19 +166,16 @@ def table(those: Sequence[Variant], *levels: float) -> Rows:
     reached = level > those[0].runs[0].curve("eval/reward")[0]
     rows = []
     for v in those:
-        ends = [(run.summary["base"], run.summary["final"]) for run in v.runs]
+        finals = [run.summary["final"] for run in v.runs]
         trained = list(v.runs[0].config["reward"])
         held_out = [name for name in v.runs[0].config["eval_rewards"] if name not in trained]
         numbers: dict[str, Interval] = {
-            "gain": over_seeds([final["reward"] - base["reward"] for base, final in ends]),
-            **{
-                name: over_seeds([final[name] - base[name] for base, final in ends])
-                for name in (trained if len(trained) > 1 else []) + held_out
-            },
+            "gain": over_seeds(list(gains(v, "reward").values())),
+            **{name: over_seeds(list(gains(v, name).values())) for name in (trained if len(trained) > 1 else []) + held_out},
             "diversity": over_seeds([run.curve("eval/lpips")[-1] for run in v.runs]),
         }
-        if all(final["lpips"] is not None for _, final in ends):
-            numbers["diversity, all prompts"] = over_seeds([final["lpips"] for _, final in ends])
+        if all(final["lpips"] is not None for final in finals):
+            numbers["diversity, all prompts"] = over_seeds([final["lpips"] for final in finals])
         if reached and len(matched[v.label]) == len(v.runs):
             numbers["matched"] = over_seeds(matched[v.label])
         for x in levels:
@@ -192,12 +189,17 @@ def table(those: Sequence[Variant], *levels: float) -> Rows:
     return rows
 
 
+def gains(variant: Variant, reward: str) -> dict[int, float]:
+    """Of each seed, over the base model, on all prompts."""
+    return {run.seed: run.summary["final"][reward] - run.summary["base"][reward] for run in variant.runs}
+
+
 def learns(variant: Variant) -> str:
     """Whether it may be said to learn: a mean gain over seeds of at least 3 standard errors, and half a standard deviation of the base model's images."""
-    gains = [run.summary["final"]["reward"] - run.summary["base"]["reward"] for run in variant.runs]
-    if len(gains) < 2:
+    values = list(gains(variant, "reward").values())
+    if len(values) < 2:
         return "one seed"
-    mean, error = np.mean(gains), np.std(gains, ddof=1) / np.sqrt(len(gains))
+    mean, error = np.mean(values), np.std(values, ddof=1) / np.sqrt(len(values))
     return "yes" if mean >= 3 * error and mean >= 0.5 * variant.runs[0].summary["base"]["reward_std"] else "no"
 
 
@@ -230,6 +232,12 @@ def draftp_fig3(runs: Runs) -> tuple[Figure, Rows]:
     axes[2].set(xlabel=reward, ylabel=diversity)
     axes[2].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure, table(every(runs), 6.0, 6.9)
+
+
+def answer(run: Finished, question: str) -> Any:
+    """What its weights said (probes.py); None if they were not asked."""
+    path = run.folder / "probes" / question / "answer.json"
+    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def strip(run: Finished, name: str, who: str = "tuned") -> NDArray[np.uint8] | None:
@@ -270,7 +278,7 @@ def draftp_fig5(runs: Runs) -> tuple[Figure, Rows]:
     """Varied prompts, most of them never trained on: the base model beside a tuned one, the same noises."""
     shown = [(v, run) for v in every(runs) for run in v.runs if strip(run, "varied") is not None]
     variant, run = shown[0] if shown else _nothing()
-    prompts = json.loads((run.folder / "probes" / "varied" / "answer.json").read_text())["prompts"]
+    prompts = answer(run, "varied")["prompts"]
     figure, axes = plt.subplots(1, 2, figsize=(8.2, 4.7), layout="constrained")
     for cell, who, name in zip(axes, ("base", "tuned"), ("base model", f"{label(variant)}, seed {run.seed}"), strict=True):
         picture = strip(run, "varied", who)
@@ -329,8 +337,7 @@ def ddpo_generalisation(runs: Runs) -> tuple[Figure, Rows]:
     """The gain on prompts of other kinds than those that training drew, in the reward that it was trained on: each seed, and the mean."""
     figure, cell = plt.subplots(figsize=(7.4, 3.4), layout="constrained")
     rows: Rows = []
-    found = [(v, [run.folder / "probes" / "generalisation" / "answer.json" for run in v.runs]) for v in every(runs)]
-    answered = [(v, [json.loads(file.read_text()) for file in files if file.is_file()]) for v, files in found]
+    answered = [(v, [its for run in v.runs if (its := answer(run, "generalisation"))]) for v in every(runs)]
     answered = [(v, answers) for v, answers in answered if answers] or _nothing()
     for k, (variant, answers) in enumerate(answered):
         gains = {name: np.array([np.mean(a[name]["tuned"]) - np.mean(a[name]["base"]) for a in answers]) for name in SET_NAMES}
@@ -415,10 +422,7 @@ def k_laws(runs: Runs) -> tuple[Figure, Rows]:
                 [float(np.interp(budget, passes(run), run.curve(f"eval/{name}"))) for run in v.runs]
             )
         if one and v is not one and {run.seed for run in v.runs} & {run.seed for run in one.runs}:
-            mine, its = (
-                {r.seed: r.summary["final"]["true_preference"] - r.summary["base"]["true_preference"] for r in w.runs}
-                for w in (v, one)
-            )
+            mine, its = gains(v, "true_preference"), gains(one, "true_preference")
             row["true_preference less DRaFT-1's"] = over_seeds([mine[seed] - its[seed] for seed in mine if seed in its])
     return figure, rows
 
@@ -471,14 +475,14 @@ def regularisers(runs: Runs) -> dict[str, list[Spot]]:
         points["stopped by the held-out score"] = [
             spot(f"epochs {epochs}", [run.evaluations[j] for run, j in zip(v.runs, stops, strict=True)])
         ]
-        answered = [run for run in v.runs if (run.folder / "probes" / "dials" / "answer.json").is_file()]
-        answers = [json.loads((run.folder / "probes" / "dials" / "answer.json").read_text()) for run in answered]
+        answered = [(run, its) for run in v.runs if (its := answer(run, "dials"))]
+        answers = [its for _, its in answered]
         turned = {
             dial: [spot(f"{its[0]['value']:g}", its) for its in zip(*answers, strict=False) if its[0]["dial"] == dial]
             for dial in ("lora_scale", "annealing")
         }
-        if answers:
-            start, end = ([run.evaluations[j] for run in answered] for j in (0, -1))
+        if answered:
+            start, end = ([run.evaluations[j] for run, _ in answered] for j in (0, -1))
             points["LoRA scale"] = [spot("0", start), *turned["lora_scale"], spot("1", end)]
             points["annealed guidance"] = [*turned["annealing"], spot(BASE_END, start)]
     return {name: spots for name, spots in points.items() if spots}
@@ -486,24 +490,22 @@ def regularisers(runs: Runs) -> dict[str, list[Spot]]:
 
 def beside_the_penalty(points: dict[str, list[Spot]]) -> Rows:
     """The diversity of each front, interpolated to the reward of the eps-MSE KL's SHOWN_KL, less that KL's own; seed by seed, where all reach it."""
+    its = dict(points.get("eps-MSE KL", ())).get(f"{SHOWN_KL:g}")
+    if its is None:
+        return []
     rows: Rows = []
-    for _, its in (found for found in points.get("eps-MSE KL", ()) if found[0] == f"{SHOWN_KL:g}"):
-        for name, spots in points.items():
-            less = []
-            for seed, (reward, diversity) in enumerate(zip(its["reward"], its["lpips"], strict=True)):
-                front = sorted((p["reward"][seed], p["lpips"][seed]) for _, p in spots if len(p["lpips"]) == len(its["lpips"]))
-                x, y = [point[0] for point in front], [point[1] for point in front]
-                if front and x[0] <= reward <= x[-1]:
-                    less.append(float(np.interp(reward, x, y)) - diversity)
-            if len(less) == len(its["lpips"]) and name != "eps-MSE KL":
-                rows.append(
-                    {
-                        "regulariser": name,
-                        "setting": f"at the reward of KL {SHOWN_KL:g}",
-                        "seeds": len(less),
-                        f"lpips less KL {SHOWN_KL:g}'s": over_seeds(less),
-                    }
-                )
+    for name, spots in points.items():
+        less = []
+        for seed, (reward, diversity) in enumerate(zip(its["reward"], its["lpips"], strict=True)):
+            front = sorted((p["reward"][seed], p["lpips"][seed]) for _, p in spots if len(p["lpips"]) == len(its["lpips"]))
+            x, y = [point[0] for point in front], [point[1] for point in front]
+            if front and x[0] <= reward <= x[-1]:
+                less.append(float(np.interp(reward, x, y)) - diversity)
+        if len(less) == len(its["lpips"]) and name != "eps-MSE KL":
+            rows.append({
+                "regulariser": name, "setting": f"at the reward of KL {SHOWN_KL:g}", "seeds": len(less),
+                f"lpips less KL {SHOWN_KL:g}'s": over_seeds(less),
+            })  # fmt: skip
     return rows
 
 
@@ -512,7 +514,8 @@ def fronts(runs: Runs) -> tuple[Figure, Rows]:
     Crosses are standard errors over seeds."""
     figure, axes = plt.subplots(1, 2, figsize=(13, 5), layout="constrained", sharey=True)
     rows: Rows = []
-    for k, (name, spots) in enumerate(regularisers(runs).items()):
+    points = regularisers(runs)
+    for k, (name, spots) in enumerate(points.items()):
         for cell, key in zip(axes, PLANE, strict=False):
             at = [np.array([p[c].mean() for _, p in spots]) for c in (key, "lpips")]
             errors = [
@@ -533,7 +536,7 @@ def fronts(runs: Runs) -> tuple[Figure, Rows]:
             {"regulariser": name, "setting": setting, "seeds": len(p["lpips"]), **{c: over_seeds(v) for c, v in p.items()}}
             for setting, p in spots
         ]
-    rows += beside_the_penalty(regularisers(runs))
+    rows += beside_the_penalty(points)
     base = every(runs)[0].runs[0]
     for cell, key in zip(axes, PLANE, strict=False):
         cell.plot(base.curve(f"eval/{key}")[0], base.curve("eval/lpips")[0], "X", color=GREY, ms=10, zorder=5, label="base model")
