@@ -557,8 +557,8 @@ def fronts(runs: Runs) -> tuple[Figure, Rows]:
                     "textcoords": "offset points",
                     "ha": "left" if k % 2 else "right",
                 }
-                at = p["reward"].mean(), p["lpips"].mean()
-                axes[0].annotate(setting.removeprefix("epoch "), at, fontsize=7, color=style["color"], **away)
+                point = p["reward"].mean(), p["lpips"].mean()
+                axes[0].annotate(setting.removeprefix("epoch "), point, fontsize=7, color=style["color"], **away)
         rows += [
             {"regulariser": name, "setting": setting, "seeds": len(p["lpips"]), **{c: over_seeds(v) for c, v in p.items()}}
             for setting, p in spots
