@@ -185,10 +185,14 @@ def declared(node: dict[str, Any]) -> Declared:
         return Declared.by(build(own))  # the instance knows
 
 
+SHIPPED_OPTIMIZER = {"_target_": "torch.optim.AdamW", "lr": 1.0, "betas": [0.9, 0.999], "weight_decay": 1e-4, "eps": 1e-8}
+"""conf/optimizer/adamw.yaml. It needs no trial, which costs a second: torch's first optimiser imports its compiler."""
+
+
 def _optimizer_problems(node: dict[str, Any]) -> Iterator[str]:
     """What torch's optimisers say of a parameter before there is a network."""
     target, lr = node["_target_"], node.get("lr", 1)
-    if not target.startswith("torch.optim."):
+    if not target.startswith("torch.optim.") or node == SHIPPED_OPTIMIZER:
         return
     if not fits(lr, float):
         yield f"optimizer.lr={lr} must be a number; leave it out and set lr"

@@ -6,10 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from alignlab.checks import SHIPPED_OPTIMIZER
 from alignlab.models.sd import StableDiffusion
 from alignlab.nodes import fits, words
 from tests.running import command_line, configured, tiny
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # fmt: off
 MISTAKES = {
@@ -227,6 +231,16 @@ def test_the_real_command(desk: Path) -> None:
         ]
         assert done.stdout.strip() == ""
     assert files(desk) == before
+
+
+def test_the_shipped_optimiser_needs_no_trial() -> None:
+    """What the check takes for granted is conf/optimizer/adamw.yaml, and torch takes it; so a start does not import torch's compiler."""
+    shipped = {**configured("algo=ddpo")["optimizer"], "lr": 1.0}
+    assert shipped == SHIPPED_OPTIMIZER
+    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))], **{k: v for k, v in shipped.items() if k != "_target_"})
+    code = "import sys; from tests.running import configured; configured('algo=ddpo'); print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.split() == ["False"], done.stderr[-300:]
 
 
 def test_help_lists_groups_and_keys(desk: Path, monkeypatch, capsys) -> None:
