@@ -281,8 +281,8 @@ def _impossible_pairs(c: dict[str, Any]) -> Iterator[str]:
     objective, samples, sampler = build(c["algo"]), c["samples_per_step"], c["sampler"]
     if max(sampler["steps"], c["eval_sampler"]["steps"]) > MOST["sampler.steps"]:
         return
-    if objective.needs_noise and sampler.get("eta") == 0:
-        yield "sampler.eta=0 makes the sampler deterministic, but this objective needs log-probs; set sampler.eta=1"
+    if objective.needs_noise and not np.any(sampler.get("eta", 1)):
+        yield f"sampler.eta={sampler['eta']} makes the sampler deterministic, but this objective needs log-probs; set sampler.eta=1"
     per_prompt, updates = c["prompts"].get("per_prompt", 1), c["algo"].get("updates_per_epoch", 1)
     for name, node in (c["reward"] or {}).items():
         if objective.needs_gradient and not declared(node).differentiable:
@@ -322,9 +322,16 @@ def sampler_problems(c: dict[str, Any], groups: Sequence[str]) -> Iterator[str]:
         if getattr(resolve(c["model"]["_target_"]), "rectified_flow", flow) != flow:
             kind, fits_it = ("a diffusion model", "ddim") if flow else ("a rectified flow", "flow")
             yield f"{group}={'flow' if flow else 'ddim'} does not fit this model, which is {kind}; set {group}={fits_it}"
-        for key, least in {"steps": 1, "eta": 0, "guidance_scale": 0}.items():
-            if c[group].get(key, least) < least:
+        steps, eta = c[group]["steps"], c[group].get("eta", 0)
+        for key, value, least in (
+            ("steps", steps, 1),
+            ("eta", np.min(eta, initial=0), 0),
+            ("guidance_scale", c[group].get("guidance_scale", 0), 0),
+        ):
+            if value < least:
                 yield f"{group}.{key}={c[group][key]} must be at least {least}"
+        if isinstance(eta, list) and len(eta) != steps:
+            yield f"{group}.eta has {len(eta)} numbers for {group}.steps={steps}; give one number, or one for each step"
 
 
 def _combination_problems(c: dict[str, Any], objective: Any) -> Iterator[str]:

@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
@@ -117,7 +118,7 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
 def _impossible(c: dict[str, Any]) -> list[str]:
     """What is wrong with values that are each right by themselves."""
     found, pairing = list(sampler_problems(c, ("eval_sampler",))), c["pairing"]
-    if c["shared_latent"] and c["eval_sampler"].get("eta", 0) == 0:
+    if c["shared_latent"] and not np.any(c["eval_sampler"].get("eta", 0)):
         found.append("shared_latent=true with eval_sampler.eta=0 draws the same image every time; set eval_sampler.eta=1")
     if pairing.get("rule") == "topk_bottomk" and isinstance(pairing.get("k"), int) and 2 * pairing["k"] > c["candidates"]:
         found.append(f"pairing.k={pairing['k']} best and as many worst are more than candidates={c['candidates']}; lower it")

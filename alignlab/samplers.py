@@ -12,7 +12,7 @@ Left out on purpose: clipping, thresholding and multi-step solvers are not linea
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -95,13 +95,13 @@ def _table(timesteps: Tensor, guidance_scale: float, **columns: Tensor) -> Sampl
     return Sampler(timesteps=timesteps, guidance_scale=guidance_scale, **{k: v.float() for k, v in columns.items()})
 
 
-def ddim(scheduler: Any, *, steps: int, eta: float, guidance_scale: float = 1.0) -> Sampler:
+def ddim(scheduler: Any, *, steps: int, eta: float | Sequence[float], guidance_scale: float = 1.0) -> Sampler:
     """DDIM(eta), Song et al. 2021 eq. 12, with the timesteps of a diffusers `DDIMScheduler`.
 
     Args:
         scheduler: a `DDIMScheduler`: betas, spacing, offset, `set_alpha_to_one` and prediction type are read from it.
         steps: N.
-        eta: 0 is the deterministic ODE; 1 the ancestral (DDPM-like) sampler that DDPO uses.
+        eta: 0 is the deterministic ODE; 1 the ancestral (DDPM-like) sampler that DDPO uses. One for all steps, or one for each.
         guidance_scale: w >= 0.
 
     Raises:
@@ -140,21 +140,26 @@ def ddim(scheduler: Any, *, steps: int, eta: float, guidance_scale: float = 1.0)
     else:
         raise ValueError(f"prediction_type={prediction!r} is not one of epsilon, v_prediction, sample")
 
-    unit_variance = (1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev)
-    unit_variance = unit_variance.clamp(min=0)  # exactly 0 where t' = t
-    room = 1 - abar_prev - eta**2 * unit_variance
-    if eta < 0 or bool((room < -1e-12).any()):
+    unit_variance = ((1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev)).clamp(min=0)  # exactly 0 where t' = t
+    etas = torch.as_tensor(eta, dtype=torch.float64).expand(steps)
+    room = 1 - abar_prev - etas**2 * unit_variance
+    if bool((etas < 0).any()) or bool((room < -1e-12).any()):
         limit = ((1 - abar_prev) / unit_variance).sqrt()
         raise ValueError(
             f"sampler.eta={eta} is outside 0..{float(limit[unit_variance > 0].min()):.4f}, where DDIM's variance fits its noise level"
         )
     along = room.clamp(min=0).sqrt()
     a, b = abar_prev.sqrt() * p + along * eps_x, abar_prev.sqrt() * q + along * eps_out
-    return _table(t, guidance_scale, a=a, b=b, s=eta * unit_variance.sqrt(), p=p, q=q, alpha=sqrt_a, sigma=sqrt_n)
+    return _table(t, guidance_scale, a=a, b=b, s=etas * unit_variance.sqrt(), p=p, q=q, alpha=sqrt_a, sigma=sqrt_n)
 
 
 def flow(
-    scheduler: Any, *, steps: int, eta: float, guidance_scale: float = 1.0, last_step: Literal["sde", "ode"] = "sde"
+    scheduler: Any,
+    *,
+    steps: int,
+    eta: float | Sequence[float],
+    guidance_scale: float = 1.0,
+    last_step: Literal["sde", "ode"] = "sde",
 ) -> Sampler:
     """Rectified flow (SD3, FLUX), out = velocity: the SDE of Flow-GRPO (arXiv 2505.05470, eq. 9), Euler's ODE at eta = 0.
 
@@ -164,7 +169,7 @@ def flow(
     Args:
         scheduler: a `FlowMatchEulerDiscreteScheduler`; its sigmas (shift included) are read, once.
         steps: N.
-        eta: noise scale, 0 for the ODE; Flow-GRPO uses 0.7.
+        eta: noise scale, 0 for the ODE; Flow-GRPO uses 0.7. One for all steps, or one for each.
         guidance_scale: w >= 0.
         last_step: "ode" makes the last step deterministic (and so unscored).
 
@@ -173,16 +178,16 @@ def flow(
     """
     if scheduler.config.get("stochastic_sampling"):
         raise ValueError("scheduler.stochastic_sampling=true is another sampler; set it to false and choose sampler.eta instead")
-    if eta < 0 or (eta > 0 and steps < 2):
+    etas = torch.as_tensor(eta, dtype=torch.float64).expand(steps)
+    if bool((etas < 0).any()) or (bool((etas > 0).any()) and steps < 2):
         raise ValueError(f"sampler.eta={eta} with sampler.steps={steps}: the flow SDE needs eta >= 0 and at least 2 steps")
     scheduler.set_timesteps(steps)
     sigmas = torch.as_tensor(scheduler.sigmas).double().cpu()
     sigma, dt = sigmas[:-1], sigmas.diff()
     t = torch.as_tensor(scheduler.timesteps, dtype=torch.float32).cpu()
     denominator = 1 - torch.where(sigma >= 1, sigma[1] if steps > 1 else sigma, sigma)
-    g2 = eta**2 * sigma / denominator if eta > 0 else torch.zeros_like(sigma)
-    if last_step == "ode":
-        g2 = torch.cat([g2[:-1], torch.zeros_like(g2[-1:])])
+    g2 = torch.where(etas > 0, etas**2 * sigma / denominator, 0.0)
+    g2[-1] *= last_step == "sde"
     a = 1 + g2 / (2 * sigma) * dt
     b = (1 + g2 * (1 - sigma) / (2 * sigma)) * dt
     return _table(

@@ -221,6 +221,19 @@ def test_forward_process_of_a_flow_is_diffusers_scale_noise():
     assert torch.equal(process.target(rows, x0, eps), eps - x0)
 
 
+@pytest.mark.parametrize(("build", "scheduler"), [(ddim, DDIMScheduler(**SD_SCHEDULE)), (flow, FlowMatchEulerDiscreteScheduler())])
+def test_an_eta_for_each_step(build, scheduler):
+    """Each step is that of the sampler with its eta; those at 0 are the ODE's and have no density. One number is the same for all."""
+    etas = [0.7, 0.0, 0.3, 0.0, 0.0]
+    mixed, names = build(scheduler, steps=5, eta=etas), ("timesteps", "a", "b", "s", "p", "q", "alpha", "sigma")
+    for i, eta in enumerate(etas):
+        whole = build(scheduler, steps=5, eta=eta)
+        assert all(torch.equal(getattr(mixed, name)[i], getattr(whole, name)[i]) for name in names)
+    assert mixed.scored.tolist() == [True, False, True, False, False]
+    same, one = build(scheduler, steps=5, eta=[0.7] * 5), build(scheduler, steps=5, eta=0.7)
+    assert all(torch.equal(getattr(same, name), getattr(one, name)) for name in names)
+
+
 def test_steps_without_density():
     """s = 0 at eta > 0 happens at the last step only: abar' = 1 (b != 0), or t = 0 with abar' = abar (a no-op: a = 1, b = 0)."""
     to_one = ddim(DDIMScheduler(**SD_SCHEDULE, set_alpha_to_one=True), steps=10, eta=1.0)

@@ -1,7 +1,6 @@
 """Ideas for speed on the embedded model: what an epoch of DDPO costs with each, and what it learns for as many passes through the denoiser."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch
 
 from alignlab.lab import Lab
 from alignlab.measure import evaluate
-from alignlab.samplers import Sampler, ddim
+from alignlab.samplers import ddim
 from alignlab.train import train_epoch
 from benchmarks.clock import seconds
 from benchmarks.items import Item, Setting, Sides, alternated
@@ -58,18 +57,11 @@ Window = Callable[[np.random.Generator, int], Sequence[int]]
 LEARNERS: dict[str, tuple[tuple[str, ...], Window | None]] = {
     "all 8 steps trained on": ((), None),
     "2 steps of each sample, drawn anew": (("algo.timestep_fraction=0.25",), None),
-    "noise in the first 2 steps only": ((), lambda rng, n: (0, 1)),
+    "noise in the first 2 steps only": (("sampler.eta=[1,1,0,0,0,0,0,0]",), None),
     "noise in 2 steps only, where drawn each epoch": ((), lambda rng, n: (start := int(rng.integers(n - 1)), start + 1)),
     "4 steps, all trained on": (("sampler.steps=4",), None),
 }
 """Words, and which steps take noise: the others are the ODE's, which have no density and are not trained on."""
-
-
-def with_noise_in(steps: Sequence[int], sde: Sampler, ode: Sampler) -> Sampler:
-    """The SDE's table in these steps and the ODE's elsewhere; both have the same timesteps."""
-    noisy = torch.zeros(len(sde), dtype=torch.bool)
-    noisy[list(steps)] = True
-    return replace(sde, **{name: torch.where(noisy, getattr(sde, name), getattr(ode, name)) for name in ("a", "b", "s")})
 
 
 def passes(its: Lab) -> int:
@@ -90,13 +82,13 @@ def base() -> float:
 def learn(seed: int, words: Sequence[str], window: Window | None, budget: int | None) -> tuple[dict[str, float], int]:
     """One run: its numbers and its passes. Without a budget it has EPOCHS epochs."""
     its, c = lab(*LEARNING, f"seed={seed}", *words)
-    sde = its.sampler
-    ode = ddim(its.policy.family.scheduler, steps=len(sde), eta=0, guidance_scale=sde.guidance_scale)
-    epoch = 0
+    n, epoch = len(its.sampler), 0
     while passes(its) < budget if budget else epoch < EPOCHS:
         epoch += 1
         if window:
-            its.sampler = with_noise_in(window(np.random.default_rng([seed, epoch, 1]), len(sde)), sde, ode)
+            noisy = window(np.random.default_rng([seed, epoch, 1]), n)
+            etas = [float(i in noisy) for i in range(n)]
+            its.sampler = ddim(its.policy.family.scheduler, steps=n, eta=etas, guidance_scale=its.sampler.guidance_scale)
         train_epoch(its, c, epoch)
     return {"gain": brightness(its) - base(), "epochs": epoch}, passes(its)
 
