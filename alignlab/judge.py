@@ -1,6 +1,6 @@
 """A small classifier of the embedded world: which glyph, on which background.
 
-It is trained on renderings only and never used for tuning, so it can judge generated images. Its convolutional features
+It is trained on renderings only, and no weights were chosen by it, so it can judge generated images. Its convolutional features
 are also the backbone of the offline perceptual distance (diversity.py).
 """
 

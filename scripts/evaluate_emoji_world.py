@@ -3,7 +3,7 @@ models and its perceptual distance are worth.
 
     python scripts/evaluate_emoji_world.py --images 8
 
-The judge was trained on renderings only and never used for tuning. Needs the Debian package fonts-noto-color-emoji for
+The judge was trained on renderings only, and no weights were chosen by it. Needs the Debian package fonts-noto-color-emoji for
 the real renderings that everything is measured against.
 """
 
@@ -35,6 +35,7 @@ from alignlab.rewards.clip import Clip  # noqa: E402
 from alignlab.rewards.emoji_rules import TrueAesthetic, TruePreference  # noqa: E402
 from alignlab.rewards.preference import Preference  # noqa: E402
 from alignlab.rollout import rollout  # noqa: E402
+from alignlab.runs import processor  # noqa: E402
 from alignlab.samplers import Sampler, ddim  # noqa: E402
 
 RESULTS = ROOT / "results" / "emoji_world"
@@ -53,21 +54,34 @@ def share(right: Tensor) -> float:
     return right.float().mean().item()
 
 
-def drawing(policies: dict[str, Policy], sampler: Sampler, judge: Judge, world: World, images: int) -> tuple[Numbers, Tensor]:
-    """What the judge sees in generated images, how diverse they are, and the images of the animals in a row."""
+def drawing(
+    policies: dict[str, Policy], sampler: Sampler, stronger: Sampler, judge: Judge, world: World, images: int
+) -> tuple[Numbers, Tensor]:
+    """What the judge sees in generated images, how diverse they are, and the images of the animals in a row. `stronger` has more guidance."""
     names, policy = [k for k in ANIMAL_IDS for _ in range(images)], policies["fp32"]
     pictures, in_bf16 = (draw(policies[precision], sampler, [article(NAMES[k]) for k in names]) for precision in ("fp32", "bf16"))
     places = [(k, c) for k in ANIMAL_IDS for c in (k % 12, (k + 5) % 12)]
-    placed = judge(draw(policy, sampler, [f"{article(NAMES[k])} on {article(COLOURS[c])} background" for k, c in places]))
+    asked = [f"{article(NAMES[k])} on {article(COLOURS[c])} background" for k, c in places]
+    placed, strongly = judge(draw(policy, sampler, asked)), judge(draw(policy, stronger, asked))
+    animals, unasked = judge(pictures)
+    seen = unasked.argmax(1).bincount(minlength=len(COLOURS)) / len(names)
     held = [k for k in range(len(ANIMALS), len(NAMES)) for _ in range(2)]
     distance = EmojiDistance()
     mine = [distance.mean_pairwise(group) for group in pictures.split(images)]
     theirs = [distance.mean_pairwise(world.draw(images, names=[k] * images).images) for k in ANIMAL_IDS]
     numbers = {
-        "animal top-1": share(judge(pictures)[0].argmax(1) == torch.tensor(names)),
+        "animal top-1": share(animals.argmax(1) == torch.tensor(names)),
         "animal top-1, drawn in bf16": share(judge(in_bf16)[0].argmax(1) == torch.tensor(names)),
         "animal top-1 with a named background": share(placed[0].argmax(1) == torch.tensor([k for k, _ in places])),
         "background colour": share(placed[1].argmax(1) == torch.tensor([c for _, c in places])),
+        f"animal top-1 with a named background, guidance {stronger.guidance_scale:g}": share(
+            strongly[0].argmax(1) == torch.tensor([k for k, _ in places])
+        ),
+        f"background colour, guidance {stronger.guidance_scale:g}": share(
+            strongly[1].argmax(1) == torch.tensor([c for _, c in places])
+        ),
+        "backgrounds where none is named (of 12; exp of the entropy)": torch.special.entr(seen).sum().exp().item(),
+        "black backgrounds where none is named (of renderings: 0.083)": seen[COLOURS.index("black")].item(),
         "held-out glyph top-1": share(
             judge(draw(policy, sampler, [article(NAMES[k]) for k in held]))[0].argmax(1) == torch.tensor(held)
         ),
@@ -126,7 +140,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=8, help="images of each animal")
     parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument(
+        "--guidance", type=float, nargs=2, default=[3.0, 5.0], help="of everything; of the named backgrounds again"
+    )
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -135,17 +151,25 @@ def main() -> None:
     judge, _, _ = load_judge()
     policies = {precision: Policy(StableDiffusion("emoji"), precision=precision) for precision in ("fp32", "bf16")}
     policy, world = policies["fp32"], World(seed=777)
-    sampler = ddim(policy.family.scheduler, steps=args.steps, eta=0.0, guidance_scale=args.guidance)
-    numbers, pictures = drawing(policies, sampler, judge, world, args.images)
+    guidance = args.guidance[0]
+    sampler, stronger = (ddim(policy.family.scheduler, steps=args.steps, eta=0.0, guidance_scale=w) for w in args.guidance)
+    numbers, pictures = drawing(policies, sampler, stronger, judge, world, args.images)
     prompts = [article(NAMES[k]) for k in ANIMAL_IDS for _ in range(args.images)]
-    numbers |= renderings(policy, judge, world) | rewards(pictures, prompts) | speed(policies, args.guidance)
+    numbers |= renderings(policy, judge, world) | rewards(pictures, prompts) | speed(policies, guidance)
 
-    settings = {"images per animal": args.images, "steps": args.steps, "guidance_scale": args.guidance, "threads": args.threads}
+    settings = {
+        "images per animal": args.images,
+        "steps": args.steps,
+        "guidance_scale": guidance,
+        "threads": args.threads,
+        "processor": processor(),
+    }
     (RESULTS / "numbers.json").write_text(json.dumps({"settings": settings, **numbers}, indent=2) + "\n")
     page = [
         "# The embedded world, measured", "", f"    python scripts/evaluate_emoji_world.py --images {args.images} --threads {args.threads}", "",
-        f"DDIM, {args.steps} steps, guidance {args.guidance:g}, {args.threads} CPU thread(s). The judge is a classifier trained on renderings only.",
-        "A triplet is a scene with a weaker and a stronger distortion of one kind (scripts/emoji_world/distortions.py).", "",
+        f"DDIM, {args.steps} steps, guidance {guidance:g} where no other is named, {args.threads} CPU thread(s) of {processor()}.",
+        "The judge is a classifier trained on renderings only; the renderings here are new in place, size, turn and background, their glyphs are those that it saw.",
+        "A triplet is a scene with a weaker and a stronger distortion of one kind, more than 0.1 apart in strength (scripts/emoji_world/distortions.py).", "",
         "| measure | value |", "|---|---|", *(f"| {name} | {value:.3f} |" for name, value in numbers.items()), "",
         "The 45 animals drawn by the model (left), one of each, not chosen, and real renderings (right):", "",
         "![drawn and real](animals.png)",

@@ -1,4 +1,4 @@
-"""The hidden rules of the embedded world: what its learned rewards were taught, computed without learning.
+"""The hidden rules of the embedded world: what its learned rewards were taught, computed from the picture.
 
 A learned reward (preference.py, aesthetic.py) has seen finitely many scenes and can be fooled; these rules can not in the
 same way. So a run that trains on the learned reward and watches the rule measures reward hacking. Not differentiable, on

@@ -1,4 +1,5 @@
-"""Trains the embedded world and writes it into alignlab/assets (`make emoji-world`).
+"""Trains the embedded world and writes it into alignlab/assets, over what is there (`make emoji-world`; `git checkout alignlab/assets`
+brings the shipped one back).
 
     python scripts/emoji_world/build.py --stages tokenizer vae unet clip judge rewards
 
@@ -10,7 +11,7 @@ the whole takes some two and a half hours; a CUDA GPU is used when there is one.
     unet       UNet2DConditionModel and CLIPTextModel, trained together on cached latents, epsilon, min-SNR 5,
                half of the noises with a mean (MEAN_NOISE)
     clip       open_clip image and text towers, contrastive, on renderings and their VAE reconstructions
-    judge      a classifier of animal and background trained on renderings only, never used for tuning;
+    judge      a classifier of animal and background trained on renderings only; no weights are chosen by it;
                its convolutional features are also the offline perceptual distance
     rewards    a preference model and an aesthetic head on the CLIP, by `python -m alignlab.train_reward` on pairs and
                ratings that follow the hidden rules of alignlab/rewards/emoji_rules.py
@@ -20,6 +21,7 @@ import argparse
 import shutil
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +29,10 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.training_utils import compute_snr
+from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,11 +101,12 @@ def train_vae(work: Path, steps: int, start: Path | None) -> AutoencoderKL:
 @torch.no_grad()
 def cache_latents(work: Path, vae: AutoencoderKL, n: int) -> dict[str, Tensor]:
     """Scenes of the training set: scaled latents [n, 8, 12, 12] float16, reconstructions [n/4] uint8, names, colours."""
-    path = work / f"latents_{n}.pt"
+    weights = parameters_to_vector(vae.parameters()).cpu().numpy()
+    path = work / f"latents_{n}_{zlib.crc32(weights):08x}.pt"  # another autoencoder's are of no use
     if path.exists():
         return torch.load(path, weights_only=True)
     world, latents, names, colours, rebuilt = World(seed=2), [], [], [], []
-    for k in range(0, n, 500):
+    for k in track(range(0, n, 500), "latents"):
         scenes = world.draw(500)
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=BF16):
             z = vae.encode(scenes.images.to(DEVICE) * 2 - 1).latent_dist.mode()

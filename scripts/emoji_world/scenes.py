@@ -28,7 +28,7 @@ ANIMALS = {
     "bat": "🦇", "gorilla": "🦍", "hedgehog": "🦔", "kangaroo": "🦘",
 }  # fmt: skip
 
-# Never prompts of reward fine-tuning: kept for the generalisation experiments.
+# Never prompts of the default training set: kept for the generalisation experiments.
 HELD_OUT = {
     "panda": "🐼", "koala": "🐨", "elephant": "🐘", "giraffe": "🦒", "penguin": "🐧", "owl": "🦉", "crocodile": "🐊",
     "octopus": "🐙", "crab": "🦀", "snail": "🐌", "flamingo": "🦩", "swan": "🦢", "parrot": "🦜", "leopard": "🐆",
