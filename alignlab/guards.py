@@ -46,7 +46,7 @@ class Guard:
     """
 
     def __init__(self, lab: Lab, c: dict[str, Any], epoch: int) -> None:
-        self.lab, self.c, self.epoch = lab, c, epoch
+        self.lab, self.c, self.epoch, self.trained = lab, c, epoch, lab.policy.parameters()
         self.left = math.ceil(c["samples_per_step"] / c["micro_batch"] / world())
         """Rollouts of this process whose rewards may yet be finite."""
         self.nonfinite = self.skipped = 0
@@ -86,7 +86,7 @@ class Guard:
 
     def saw(self, share: float, batch: Any, loss: Tensor, metrics: dict[str, Tensor]) -> None:
         """Takes note of one micro-batch, after its backward pass."""
-        grads = [p.grad for p in self.lab.policy.parameters() if p.grad is not None]
+        grads = [p.grad for p in self.trained if p.grad is not None]
         sizes = None if self.lab.policy.sharded or not grads else torch.stack(torch._foreach_norm(grads)).sum()
         if share:
             self._update.append(

@@ -102,7 +102,7 @@ def train_epoch(lab: Lab, c: dict[str, Any], epoch: int) -> dict[str, Any]:
     key = noise_key(lab.prompts.draw(n, seed=c["seed"], epoch=epoch), seed=c["seed"], stream="train", epoch=epoch)
     lr = set_lr(lab.optimizer, lr_factor(c["lr_schedule"], epoch, epochs=c["steps"], warmup=c["lr_warmup"]))
     rewards: list[dict[str, Tensor]] = []
-    guard, before = Guard(lab, c, epoch), lab.spent()
+    guard, before, trained = Guard(lab, c, epoch), lab.spent(), lab.policy.parameters()
     if lab.policy.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
 
@@ -128,12 +128,12 @@ def train_epoch(lab: Lab, c: dict[str, Any], epoch: int) -> dict[str, Any]:
             loss, metrics = lab.objective.loss(lab.policy, batch)
             lab.scaler.scale(share * loss).backward()
             guard.saw(share, batch, loss, metrics)
-        sum_gradients(lab.policy.parameters())
+        sum_gradients(trained)
         lab.scaler.unscale_(lab.optimizer)
-        if guard.passes(clip_gradients(lab.policy.parameters(), c["max_grad_norm"])):
+        if guard.passes(clip_gradients(trained, c["max_grad_norm"])):
             lab.scaler.step(lab.optimizer)
             if lab.ema is not None:
-                lab.ema.step(lab.policy.parameters())
+                lab.ema.step(trained)
         lab.scaler.update()
 
     seconds = time.perf_counter() - began

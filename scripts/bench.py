@@ -117,7 +117,11 @@ def main() -> int:
             failed = True
     finished = {item.name: kept.pop(item.name) for item in chosen if item.name in kept}
     every = read(args.results / "benchmarks.json") | finished
-    results = {"about": about(), "items": {item.name: every[item.name] for item in items() if item.name in every}}
+    results = {
+        "about": about(),
+        **({} if missing else {"versions": peer.versions(setting)}),
+        "items": {item.name: every[item.name] for item in items() if item.name in every},
+    }
     write(args.results / "benchmarks.json", results)
     (args.results / "benchmarks.md").write_text(page(results))
     if kept:  # of a longer list that was stopped

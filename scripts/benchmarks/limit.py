@@ -38,15 +38,16 @@ def lab(*words: str) -> tuple[Lab, dict[str, Any]]:
 
 
 class Bare:
-    """The U-Net alone, on ready tensors of a guided batch."""
+    """The U-Net alone, on ready tensors of a guided batch of `batch` images."""
 
-    def __init__(self, its: Lab) -> None:
+    def __init__(self, its: Lab, batch: int) -> None:
         self.family: Any = its.policy.family
-        prompts = its.prompts.draw(BATCH, seed=0, epoch=0)
+        self.batch = batch
+        prompts = its.prompts.draw(batch, seed=0, epoch=0)
         cond = its.policy.encode(prompts)
         self.text = {k: torch.cat([v, cond.null[k].expand_as(v)]) for k, v in cond.text.items()}
         self.x = noise_key(prompts, seed=0, stream="bench").normal(0, its.policy.latent_shape).repeat(2, 1, 1, 1)
-        self.t = its.sampler.timesteps[STEPS // 2].expand(2 * BATCH)
+        self.t = its.sampler.timesteps[len(its.sampler) // 2].expand(2 * batch)
         self.parameters = its.policy.parameters()
 
     def forward(self) -> Tensor:
@@ -67,12 +68,12 @@ class Bare:
     def draft(self) -> None:
         """All steps forward, the last with its graph, the decoder, a mean as the reward, and back."""
         self.forwards(STEPS - 1)
-        self.decoded(self.x[:BATCH] + self.forward()[:BATCH] + self.x[BATCH:])
+        self.decoded(self.x[: self.batch] + self.forward()[: self.batch] + self.x[self.batch :])
         self.tidy()
 
     def decoder(self) -> None:
         """The part of it that is decoder and reward, both ways."""
-        self.decoded(self.x[:BATCH].clone().requires_grad_())
+        self.decoded(self.x[: self.batch].clone().requires_grad_())
 
     def decoded(self, x0: Tensor) -> None:
         self.family.decode(x0).mean().backward()
@@ -109,7 +110,7 @@ class Limit:
     def made(self) -> tuple[Lab, dict[str, Any], Bare]:
         if self._made is None:
             its, c = lab(*self.words)
-            self._made = its, c, Bare(its)
+            self._made = its, c, Bare(its, BATCH)
         return self._made
 
     def ours(self, epoch: int) -> None:

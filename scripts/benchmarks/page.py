@@ -26,19 +26,25 @@ class Row:
 
 
 PEER = tuple(
-    Row(item=f"peer/{name}, {threads}", what=f"{what}, {threads}", cpu=cpu, wall="process_wall", side=side, other="TRL", target=target)
+    Row(item=f"peer/{name}, {threads}", what=f"{what}, {threads}", cpu=cpu, wall=f"{cpu}_wall", side=side, other="TRL", target=target)
     for threads in ("1 thread", "2 threads")
     for name, what, cpu, side, target in (
-        ("ddpo", "DDPO, rollout", "rollout", "alignlab", 0.75), ("ddpo", "DDPO, training, TRL's micro-batch (4)", "train", "alignlab, its micro-batch", 0.85),
-        ("ddpo", "DDPO, training, our micro-batch (16)", "train", "alignlab", 0.6), ("draft1", "DRaFT-1, both checkpoint", "both", "alignlab, checkpointing", 0.6),
-        ("draft1", "DRaFT-1, our default", "both", "alignlab", 0.6), ("draftN", "DRaFT-N, both checkpoint", "both", "alignlab, checkpointing", 0.8),
-        ("draftN", "DRaFT-N, our default", "both", "alignlab", 0.8),
+        ("ddpo", "DDPO, rollout", "rollout", "alignlab", 0.75), ("ddpo", "— its bare passes", "rollout", "bare", None),
+        ("ddpo", "DDPO, training, TRL's micro-batch (4)", "train", "alignlab, its micro-batch", 0.85),
+        ("ddpo", "— its bare passes", "train", "bare, its micro-batch", None), ("ddpo", "DDPO, training, our micro-batch (16)", "train", "alignlab", 0.6),
+        ("ddpo", "— its bare passes", "train", "bare", None), ("draft1", "DRaFT-1, both checkpoint", "both", "alignlab, checkpointing", 0.6),
+        ("draft1", "DRaFT-1, our default", "both", "alignlab", 0.6), ("draft1", "— its bare passes, without decoder", "both", "bare", None),
+        ("draftN", "DRaFT-N, both checkpoint", "both", "alignlab, checkpointing", 0.8), ("draftN", "DRaFT-N, our default", "both", "alignlab", 0.8),
+        ("draftN", "— its bare passes, without decoder", "both", "bare", None),
     )
 ) + tuple(
-    Row(item=f"peer/{name}, 1 thread", what=f"memory, {what}", cpu="growth_mb", wall=None, side=side, other="TRL", target=0.6)
+    Row(item=f"peer/{name}, 1 thread", what=f"memory, {what}", cpu="growth_mb", wall=None, side=side, other="TRL", target=None if side.startswith("bare") else 0.6)
     for name, what, side in (
-        ("ddpo", "DDPO, TRL's micro-batch", "alignlab, its micro-batch"), ("ddpo", "DDPO, our micro-batch", "alignlab"),
-        ("draft1", "DRaFT-1, both checkpoint", "alignlab, checkpointing"), ("draftN", "DRaFT-N, both checkpoint", "alignlab, checkpointing"),
+        ("ddpo", "DDPO, TRL's micro-batch", "alignlab, its micro-batch"), ("ddpo", "— its bare passes", "bare, its micro-batch"),
+        ("ddpo", "DDPO, our micro-batch", "alignlab"), ("ddpo", "— its bare passes", "bare"),
+        ("draft1", "DRaFT-1, both checkpoint", "alignlab, checkpointing"), ("draft1", "DRaFT-1, our default", "alignlab"),
+        ("draft1", "— its bare passes", "bare"), ("draftN", "DRaFT-N, both checkpoint", "alignlab, checkpointing"),
+        ("draftN", "DRaFT-N, our default", "alignlab"),
     )
 )  # fmt: skip
 LIMIT = tuple(
@@ -68,11 +74,14 @@ def _lines(results: Mapping[str, Any]) -> Iterator[str]:
     yield from ("# Benchmarks", "", "    make bench", "")
     yield (
         f"{results['about']}. Ratios of CPU seconds, the two sides alternating: median of the rounds (range). *busy*: rounds during which other "
-        f"processes used more than {BUSY:g} cores; here {busy} of {count}. What is measured, and what differs between the sides: "
+        f"processes used more than {BUSY:g} cores; here {busy} of {count}. One thread is judged by CPU seconds, two by the wall's (threads that wait for each "
+        "other spin, which counts as CPU). What is measured, and what differs between the sides: "
         "[docs/benchmarks.md](../docs/benchmarks.md)."
     )
     yield from ("", "## Against TRL 0.23.1", "")
     if any(name.startswith("peer/") for name in items):
+        yield f"Versions: {results.get('versions', 'unknown')}. Bare passes: the U-Net alone, with our LoRA layers, as often as the work needs, over the peer's time: the least that a framework could reach with it."
+        yield ""
         yield from _table(PEER, items)
     else:
         yield "Not measured: the peer was not at hand."
@@ -95,13 +104,13 @@ def _lines(results: Mapping[str, Any]) -> Iterator[str]:
             "",
             "An epoch of DDPO with each, over one without it.",
             "",
-            "| idea | CPU | rounds (busy) |",
-            "|---|---|---|",
+            "| idea | CPU | wall | rounds (busy) |",
+            "|---|---|---|---|",
         )
         rounds = items["ideas/ddpo"]
         for name in rounds[0]["sides"]:
             if name != "without":
-                yield f"| {name} | {_range(ratio(rounds, 'cpu', name, 'without'))} | {_rounds(rounds)} |"
+                yield f"| {name} | {_range(ratio(rounds, 'cpu', name, 'without'))} | {_range(ratio(rounds, 'wall', name, 'without'))} | {_rounds(rounds)} |"
     if "ideas/learning" in items:
         yield from (
             "",
@@ -127,42 +136,54 @@ def _table(rows: Sequence[Row], items: Mapping[str, Sequence[Any]]) -> Iterator[
             yield f"| {row.what} | not measured | | {_target(row)} | | |"
             continue
         wall = ratio(rounds, row.wall, row.side, row.other) if row.wall else None
-        yield f"| {row.what} | {_range(found)} | {_range(wall)} | {_target(row)} | {_reached(found.median, row.target)} | {_rounds(rounds)} |"
+        judged = wall if wall and row.item.endswith("2 threads") else found
+        yield f"| {row.what} | {_range(found)} | {_range(wall)} | {_target(row)} | {_reached(judged.median, row.target)} | {_rounds(rounds)} |"
 
 
 def _learning(items: Mapping[str, Sequence[Any]]) -> Iterator[str]:
     found = {name.partition("/")[2]: rounds for name, rounds in items.items() if name.startswith("learning/")}
     if not found:
         return
-    yield from ("", "Brightness gained at equal settings, mean over seeds, and per 100 CPU seconds of sampling and training.", "")
+    yield from (
+        "",
+        "Brightness gained at equal settings: the mean reward of the last quarter of epochs less that of the base model (of all first epochs, both sides). Mean over "
+        "seeds (each), and per 100 CPU seconds of sampling and training.",
+        "",
+    )
     yield from (
         "| | seeds | alignlab | TRL | alignlab / 100 s | TRL / 100 s | ratio | target | reached |",
         "|---|---|---|---|---|---|---|---|---|",
     )
     for name, rounds in found.items():
-        gains, rates = {}, {}
-        for side in ("alignlab", "TRL"):
-            parts = [its["sides"][side] for its in rounds]
-            gains[side] = sum(part["gain"] for part in parts) / len(parts)
-            rates[side] = 100 * sum(part["gain"] for part in parts) / sum(part["cpu"] for part in parts)
+        parts = {side: [its["sides"][side] for its in rounds] for side in ("alignlab", "TRL")}
+        base = sum(part["first"] for its in parts.values() for part in its) / (2 * len(rounds))
+        gains = {side: [part["late"] - base for part in its] for side, its in parts.items()}
+        rates = {side: 100 * sum(gains[side]) / sum(part["cpu"] for part in its) for side, its in parts.items()}
+        told = {side: f"{sum(its) / len(its):+.4f} ({', '.join(f'{gain:+.4f}' for gain in its)})" for side, its in gains.items()}
         # a peer that gains nothing has no ratio
         quotient = rates["alignlab"] / rates["TRL"] if rates["TRL"] > 0 else None
         yield (
-            f"| {name} | {len(rounds)} | {gains['alignlab']:+.5f} | {gains['TRL']:+.5f} | {rates['alignlab']:+.5f} | {rates['TRL']:+.5f} | "
-            f"{'n/a' if quotient is None else f'{quotient:.2f}'} | ≥ 2 | {'n/a' if quotient is None else 'yes' if quotient >= 2 else 'no'} |"
+            f"| {name} | {len(rounds)} | {told['alignlab']} | {told['TRL']} | {rates['alignlab']:+.4f} | {rates['TRL']:+.4f} | "
+            f"{'n/a' if quotient is None else f'{quotient:.2f}'} | ≥ 2 | {'n/a' if quotient is None else _yes(quotient >= 2)} |"
         )
 
 
+PASSES = ("U-Net forward", "backward", "decoder", "reward")
+"""Parts that the bare side has too."""
+
+
 def _parts(items: Mapping[str, Sequence[Any]]) -> Iterator[str]:
-    """Where the time of our side goes."""
+    """Where the time of our side goes, over the bare side's."""
     for name, rounds in items.items():
         if name.startswith("limit/") and name.endswith("1 thread"):
-            parts = {part: median(rounds, part, "parts") or 0.0 for part in rounds[-1]["sides"]["parts"]}
-            whole = sum(parts.values())
-            shares = [
-                f"{part} {100 * v / whole:.1f} %" for part, v in sorted(parts.items(), key=lambda kv: -kv[1]) if v >= 5e-4 * whole
-            ]
-            yield from ("", f"{name.removeprefix('limit/')}: {', '.join(shares)}.")
+            bare = median(rounds, "cpu", "bare") or 1.0
+            parts = {part: (median(rounds, part, "parts") or 0.0) / bare for part in rounds[-1]["sides"]["parts"]}
+            own = sum(parts.pop(part, 0.0) for part in PASSES)
+            beside = [f"{part} {100 * v:.1f} %" for part, v in sorted(parts.items(), key=lambda kv: -kv[1]) if v >= 5e-4]
+            yield from (
+                "",
+                f"{name.removeprefix('limit/')}: the same passes within alignlab take {own:.2f} of the bare ones; beside them {', '.join(beside)}.",
+            )
 
 
 def _growth(items: Mapping[str, Sequence[Any]]) -> Iterator[str]:

@@ -6,13 +6,11 @@ on the attention projections, optimiser updates, passes through the U-Net. docs/
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -66,56 +64,57 @@ def absent(setting: Setting) -> str | None:
     return None
 
 
-def turns(commands: Mapping[str, Sequence[str]], where: Path, length: float = 0.25) -> dict[str, dict[str, Any]]:
-    """Runs a process for each side, one at a time, in turns of `length` seconds (SIGSTOP and SIGCONT), so that whatever else the machine does
-    falls on all sides alike.
+def one_by_one(commands: Mapping[str, Sequence[str]], where: Path) -> dict[str, dict[str, Any]]:
+    """Runs a process for each side, one after the other.
 
     Returns:
-        {side: its RESULT line, and "own_wall", the seconds of its turns}. CPU seconds are the process's own; wall seconds that it took itself
-        count the others' turns too.
+        {side: its RESULT line, with "peak_mb", the most resident memory that the system ever counted of it}. A process's own `ru_maxrss` would not
+        do: Linux begins it with that of the process which started it.
 
     Raises:
         PeerError: if one fails or says nothing.
     """
     quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | quiet
-    wall = dict.fromkeys(commands, 0.0)
-    with ExitStack() as stack:
-        said = {side: stack.enter_context(tempfile.TemporaryFile("w+")) for side in commands}
-        errors = {side: stack.enter_context(tempfile.TemporaryFile("w+")) for side in commands}
-        processes: dict[str, subprocess.Popen[str]] = {}
-        try:
-            waiting = list(commands)
-            while waiting:
-                for side in list(waiting):
-                    began = time.perf_counter()
-                    if side not in processes:
-                        processes[side] = subprocess.Popen(
-                            commands[side], stdout=said[side], stderr=errors[side], text=True, env=environment, cwd=where
-                        )
-                    else:
-                        processes[side].send_signal(signal.SIGCONT)
-                    try:
-                        processes[side].wait(length if len(waiting) > 1 else None)
-                        waiting.remove(side)
-                    except subprocess.TimeoutExpired:
-                        processes[side].send_signal(signal.SIGSTOP)
-                    wall[side] += time.perf_counter() - began
-        finally:
-            for process in processes.values():
-                if process.poll() is None:
-                    process.kill()
-                    process.wait()
-        found = {}
-        for side, process in processes.items():
-            for file in (said[side], errors[side]):
+    found = {}
+    for side, command in commands.items():
+        with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as errors:
+            process = subprocess.Popen(command, stdout=said, stderr=errors, text=True, env=environment, cwd=where)
+            peak = 0.0
+            try:
+                while process.poll() is None:
+                    peak = max(peak, _high_water(process.pid))
+                    time.sleep(0.02)
+            finally:
+                process.kill()
+                process.wait()
+            for file in (said, errors):
                 file.seek(0)
-            line = next((line for line in said[side] if line.startswith("RESULT ")), None)
+            line = next((line for line in said if line.startswith("RESULT ")), None)
             if process.returncode or line is None:
-                last = (errors[side].read().strip().splitlines() or ["it said nothing"])[-1]
-                raise PeerError(f"{' '.join(map(str, commands[side][:2]))} ended with code {process.returncode}: {last}")
-            found[side] = {**json.loads(line.removeprefix("RESULT ")), "own_wall": wall[side]}
+                last = (errors.read().strip().splitlines() or ["it said nothing"])[-1]
+                raise PeerError(f"{' '.join(map(str, command[:2]))} ended with code {process.returncode}: {last}")
+            found[side] = {**json.loads(line.removeprefix("RESULT ")), "peak_mb": peak}
     return found
+
+
+def _high_water(pid: int) -> float:
+    """MiB; 0 of a process that is ending."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), 0.0)
+
+
+def versions(setting: Setting) -> str:
+    """What the two sides are made of, in words."""
+    code = "from importlib.metadata import version as v; print(', '.join(f'{p} {v(p)}' for p in ('torch', 'diffusers', 'peft', 'transformers')))"
+    told = [
+        subprocess.run([python, "-c", code], capture_output=True, text=True).stdout.strip()
+        for python in (sys.executable, setting.peer_python)
+    ]
+    return f"alignlab has {told[0]}; TRL has {told[1]}"
 
 
 def pipeline(setting: Setting) -> str:
@@ -144,17 +143,27 @@ def ours(setting: Setting, *words: str, epochs: int, seed: int = 0, threads: int
     return [sys.executable, str(OWN), "--epochs", str(epochs), "--threads", str(threads), *common, *SAME, *words]
 
 
+def bare(setting: Setting, *words: str, epochs: int, threads: int = 1) -> list[str]:
+    """The passes through the U-Net that the work needs, and nothing else."""
+    return [*ours(setting, *words, epochs=epochs, threads=threads), "--bare"]
+
+
 def measured(setting: Setting, commands: Mapping[str, Sequence[str]], number: int) -> dict[str, dict[str, Any]]:
     """What the sides say, in the same words. Odd rounds begin with the last side."""
-    said = turns(dict(commands if number % 2 == 0 else reversed(commands.items())), setting.work)
+    said = one_by_one(dict(commands if number % 2 == 0 else reversed(commands.items())), setting.work)
     return {side: _named(said[side]) for side in commands}
 
 
 def _named(said: dict[str, Any]) -> dict[str, Any]:
-    total = said.get("total_cpu_s", said["rollout_cpu_s"] + said["train_cpu_s"])
-    growth = said["peak_rss_mb"] - said["rss_before_mb"]
-    names = {"rollout": said["rollout_cpu_s"], "train": said["train_cpu_s"], "both": total, "process_wall": said["own_wall"]}
-    return {**names, "growth_mb": growth, "rewards": said["reward_mean"]}
+    """Seconds of the processor and, as `_wall`, of the wall; MiB."""
+    names = {
+        "rollout": said["rollout_cpu_s"],
+        "train": said["train_cpu_s"],
+        "rollout_wall": said["rollout_s"],
+        "train_wall": said["train_s"],
+    }
+    both = {f"both{clock}": names[f"rollout{clock}"] + names[f"train{clock}"] for clock in ("", "_wall")}
+    return {**names, **both, "growth_mb": said["peak_mb"] - said["rss_before_mb"], "rewards": said["reward_mean"]}
 
 
 def _plain(sides: dict[str, dict[str, Any]]) -> Sides:
@@ -170,6 +179,8 @@ def ddpo(threads: int) -> Measure:
             "alignlab, its micro-batch": ours(setting, *DDPO, "lr=3e-4", "micro_batch=4", **same),
             "TRL": theirs(setting, "ddpo", **same),
             "alignlab": ours(setting, *DDPO, "lr=3e-4", f"micro_batch={BEST}", **same),
+            "bare, its micro-batch": bare(setting, *DDPO, "micro_batch=4", **same),
+            "bare": bare(setting, *DDPO, f"micro_batch={BEST}", **same),
         }
         return _plain(measured(setting, commands, number))
 
@@ -185,6 +196,7 @@ def draft(k: int, threads: int) -> Measure:
             "alignlab, checkpointing": ours(setting, *words, "policy.checkpointing=true", **same),
             "TRL": theirs(setting, "alignprop", "--last-k", str(k), **same),
             "alignlab": ours(setting, *words, **same),
+            "bare": bare(setting, *words, **same),
         }
         return _plain(measured(setting, commands, number))
 
@@ -192,11 +204,12 @@ def draft(k: int, threads: int) -> Measure:
 
 
 def learning(kind: str, epochs: int, *, own_words: Sequence[str], their_words: Sequence[str]) -> Measure:
-    """A run of each side at equal settings; the round's number is the seed. The gain is that of the last quarter of epochs over the first."""
+    """A run of each side at equal settings; the round's number is the seed. `first` is the mean reward of the first epoch, `late` that of the
+    last quarter of epochs."""
 
     def learned(its: dict[str, Any]) -> dict[str, float]:
         rewards, late = its["rewards"], max(1, epochs // 4)
-        return {"gain": sum(rewards[-late:]) / late - rewards[0], "cpu": its["both"]}
+        return {"first": rewards[0], "late": sum(rewards[-late:]) / late, "cpu": its["both"]}
 
     def measure(setting: Setting, number: int) -> Sides:
         commands = {
@@ -220,6 +233,6 @@ ITEMS = (
             ("draftN", lambda threads: draft(10, threads)),
         )
     ),
-    Item(name="learning/draft1", measure=LEARN_DRAFT, rounds=3, needs_peer=True),
-    Item(name="learning/ddpo", measure=LEARN_DDPO, rounds=3, needs_peer=True),
+    Item(name="learning/draft1", measure=LEARN_DRAFT, needs_peer=True),
+    Item(name="learning/ddpo", measure=LEARN_DDPO, needs_peer=True),
 )
