@@ -22,7 +22,6 @@ from alignlab.figures import COLOURS, GREY
 from alignlab.metrics.hacking import z_curves
 from alignlab.metrics.pareto import at_matched_reward
 from alignlab.metrics.statistics import Interval, over_seeds
-from alignlab.probes import LION
 
 Rows = list[dict[str, Any]]
 Runs = dict[str, list[Finished]]
@@ -258,6 +257,7 @@ def draftp_fig4(runs: Runs) -> tuple[Figure, Rows]:
             if mine is not None and base is not None:
                 columns = columns or [("base model", base)]
                 columns.append((f"{label(variant)}\nseed {run.seed}", mine))
+                (prompt,) = answer(run, "lion")["prompts"]
     if not columns:
         _nothing()
     figure, axes = plt.subplots(1, len(columns), figsize=(1.35 * len(columns), 9.6), layout="constrained", squeeze=False)
@@ -265,7 +265,7 @@ def draftp_fig4(runs: Runs) -> tuple[Figure, Rows]:
         cell.imshow(upright(row))
         cell.set_title(name, fontsize=8)
         cell.axis("off")
-    figure.suptitle(LION, fontsize=9)
+    figure.suptitle(prompt, fontsize=9)
     return figure, [{"column": name.replace("\n", ", ")} for name, _ in columns]
 
 

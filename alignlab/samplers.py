@@ -21,6 +21,7 @@ from torch import Tensor
 
 Prediction = Literal["epsilon", "v_prediction", "sample", "flow"]
 Index = int | Tensor  # one step for the whole batch, or a LongTensor [M]: a step for each row
+Eta = float | Sequence[float]  # one for all steps, or one for each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +96,7 @@ def _table(timesteps: Tensor, guidance_scale: float, **columns: Tensor) -> Sampl
     return Sampler(timesteps=timesteps, guidance_scale=guidance_scale, **{k: v.float() for k, v in columns.items()})
 
 
-def ddim(scheduler: Any, *, steps: int, eta: float | Sequence[float], guidance_scale: float = 1.0) -> Sampler:
+def ddim(scheduler: Any, *, steps: int, eta: Eta, guidance_scale: float = 1.0) -> Sampler:
     """DDIM(eta), Song et al. 2021 eq. 12, with the timesteps of a diffusers `DDIMScheduler`.
 
     Args:
@@ -154,12 +155,7 @@ def ddim(scheduler: Any, *, steps: int, eta: float | Sequence[float], guidance_s
 
 
 def flow(
-    scheduler: Any,
-    *,
-    steps: int,
-    eta: float | Sequence[float],
-    guidance_scale: float = 1.0,
-    last_step: Literal["sde", "ode"] = "sde",
+    scheduler: Any, *, steps: int, eta: Eta, guidance_scale: float = 1.0, last_step: Literal["sde", "ode"] = "sde"
 ) -> Sampler:
     """Rectified flow (SD3, FLUX), out = velocity: the SDE of Flow-GRPO (arXiv 2505.05470, eq. 9), Euler's ODE at eta = 0.
 

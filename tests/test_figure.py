@@ -76,7 +76,12 @@ def answer(run: Path) -> None:
         name: {"prompts": ["a", "b"], "base": [[1.0, 2.0], [3.0, 4.0]], "tuned": [[3.0 + k, 4.0 + k], [5.0 + k, 6.0 + k]]}
         for k, name in enumerate(SETS)
     }
-    for name, found in (("dials", dials), ("generalisation", kinds), ("lion", {}), ("varied", {"prompts": ["cat", "dog"]})):
+    for name, found in (
+        ("dials", dials),
+        ("generalisation", kinds),
+        ("lion", {"prompts": ["a lion"]}),
+        ("varied", {"prompts": ["cat", "dog"]}),
+    ):
         (run / "probes" / name).mkdir(parents=True)
         (run / "probes" / name / "answer.json").write_text(json.dumps(found))
         for who in ("base", "tuned"):

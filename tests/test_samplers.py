@@ -221,7 +221,9 @@ def test_forward_process_of_a_flow_is_diffusers_scale_noise():
     assert torch.equal(process.target(rows, x0, eps), eps - x0)
 
 
-@pytest.mark.parametrize(("build", "scheduler"), [(ddim, DDIMScheduler(**SD_SCHEDULE)), (flow, FlowMatchEulerDiscreteScheduler())])
+@pytest.mark.parametrize(
+    ("build", "scheduler"), [(ddim, DDIMScheduler(**SD_SCHEDULE)), (flow, FlowMatchEulerDiscreteScheduler())]
+)
 def test_an_eta_for_each_step(build, scheduler):
     """Each step is that of the sampler with its eta; those at 0 are the ODE's and have no density. One number is the same for all."""
     etas = [0.7, 0.0, 0.3, 0.0, 0.0]
