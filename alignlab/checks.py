@@ -322,14 +322,10 @@ def sampler_problems(c: dict[str, Any], groups: Sequence[str]) -> Iterator[str]:
         if getattr(resolve(c["model"]["_target_"]), "rectified_flow", flow) != flow:
             kind, fits_it = ("a diffusion model", "ddim") if flow else ("a rectified flow", "flow")
             yield f"{group}={'flow' if flow else 'ddim'} does not fit this model, which is {kind}; set {group}={fits_it}"
-        steps, eta = c[group]["steps"], c[group].get("eta", 0)
-        for key, value, least in (
-            ("steps", steps, 1),
-            ("eta", np.min(eta, initial=0), 0),
-            ("guidance_scale", c[group].get("guidance_scale", 0), 0),
-        ):
-            if value < least:
+        for key, least in {"steps": 1, "eta": 0, "guidance_scale": 0}.items():
+            if np.min(c[group].get(key, least), initial=least) < least:  # eta may be a list
                 yield f"{group}.{key}={c[group][key]} must be at least {least}"
+        eta, steps = c[group].get("eta"), c[group].get("steps")
         if isinstance(eta, list) and len(eta) != steps:
             yield f"{group}.eta has {len(eta)} numbers for {group}.steps={steps}; give one number, or one for each step"
 

@@ -133,5 +133,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that processes that wait for their turn are ended too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the process that is being measured is ended too
     sys.exit(main())
