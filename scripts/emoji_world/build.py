@@ -101,7 +101,7 @@ def train_vae(work: Path, steps: int, start: Path | None) -> AutoencoderKL:
 @torch.no_grad()
 def cache_latents(work: Path, vae: AutoencoderKL, n: int) -> dict[str, Tensor]:
     """Scenes of the training set: scaled latents [n, 8, 12, 12] float16, reconstructions [n/4] uint8, names, colours."""
-    weights = parameters_to_vector(vae.parameters()).cpu().numpy()
+    weights = parameters_to_vector(vae.parameters()).half().cpu().numpy()  # to which saving the pipeline rounds them
     path = work / f"latents_{n}_{zlib.crc32(weights):08x}.pt"  # another autoencoder's are of no use
     if path.exists():
         return torch.load(path, weights_only=True)
