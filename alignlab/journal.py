@@ -126,7 +126,12 @@ class Journal:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Of the device since its counter was reset, or of the process on a CPU."""
+    """Of the device since its counter was reset, or of the process on a CPU: the most it ever had, without what the process that started
+    it had (with which Linux begins `ru_maxrss`)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.exists() else ():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

@@ -105,7 +105,7 @@ class Rollout:
             prompts=prompts,
             cond=Conditioning.cat([p.cond for p in parts]),
             noise=replace(first.noise, prompts=prompts, replicas=replicas),
-            latents=torch.cat([p.latents.detach() for p in parts]),
+            latents=torch.cat([p.latents.detach() for p in parts]) if len(parts) > 1 else first.latents.detach(),
             log_probs=torch.cat([p.log_probs.detach() for p in parts]),
             images=torch.cat([p.images.detach() for p in parts]),
             kept=(),
@@ -143,11 +143,13 @@ def rollout(
             f"the kept steps {kept} are no-ops of this sampler (b = 0), so the image has no gradient; raise algo.k or set algo.reward_on=pred_x0"
         )
     trained = range(n) if store == "all" else () if store == "image" else store
-    wanted = {end} | {j for i in (*trained, *kept) if i < end for j in (i, i + 1)}
+    slots = sorted({end} | {j for i in (*trained, *kept) if i < end for j in (i, i + 1)})
 
-    cond = policy.encode(noise.prompts)
+    cond, outputs = policy.encode(noise.prompts), []
     x = noise.normal(FIRST, shape, policy.device)
-    latents, outputs = {0: x} if 0 in wanted else {}, []
+    latents = x.new_empty(b, len(slots), *shape, device="cpu" if offload else None)  # filled as they come: one stack
+    if 0 in slots:
+        latents[:, 0] = x
     log_probs = torch.full((b, n), float("nan"), device=policy.device)
     image = x
     for i in range(end):
@@ -164,20 +166,19 @@ def rollout(
             x = sampler.draw(i, mean, noise.normal(i, shape, policy.device)) if random[i] else mean
             if random[i]:
                 log_probs[:, i] = sampler.log_prob(i, x, mean).detach()
-            if i + 1 in wanted:
-                latents[i + 1] = x.cpu() if offload else x
+            if i + 1 in slots:
+                latents[:, slots.index(i + 1)] = x
     if not (plan.x0_image or plan.stop is not None):
         image = x
 
-    slots = tuple(sorted(latents))
     with torch.set_grad_enabled(want_graph and bool(kept)):
         record = Rollout(
             prompts=noise.prompts,
             cond=replace(cond),  # without its guided copy, which ends with the steps or their graphs
             sampler=sampler,
             noise=noise,
-            slots=slots,
-            latents=torch.stack([latents[i].to(latents[end].device) for i in slots], 1),
+            slots=tuple(slots),
+            latents=latents,
             log_probs=log_probs,
             images=policy.decode(image),
             kept=kept,

@@ -1,11 +1,14 @@
 """The averages that a run logs."""
 
 import math
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
 
-from alignlab.journal import Averages
+from alignlab.journal import Averages, peak_memory_mb
 
 
 def test_averages_by_hand():
@@ -18,3 +21,15 @@ def test_averages_by_hand():
     found = log.means()
     assert found["loss"] == pytest.approx(2.0) and found["gap_max"] == 2.0 and math.isnan(found["bad"])
     assert found["late"] == pytest.approx(2 / 3)  # 4 pairs in all, 3 of them late, each with the same weight
+
+
+def test_peak_memory_is_the_process_own():
+    """A process that another one starts does not count what that one had; and the peak stays when the memory is given back."""
+    ballast = np.ones(2**27)  # 1 GiB
+    mine = peak_memory_mb(torch.device("cpu"))
+    assert mine > ballast.nbytes / 2**20
+    code = "import torch; from alignlab.journal import peak_memory_mb; print(peak_memory_mb(torch.device('cpu')))"
+    its = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert 50 < its < mine - 400
+    del ballast
+    assert peak_memory_mb(torch.device("cpu")) > mine - 1  # the kernel counts pages in batches

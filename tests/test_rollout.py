@@ -364,6 +364,16 @@ def test_memory_is_flat_in_k(tiny_sd):
     assert peak[False, 10, 0.0] > 4 * peak[True, 1, 0.0], peak
 
 
+def test_a_trajectory_is_one_stack_of_latents(tiny_sd):
+    """Each step more adds its latents once to the peak of sampling, and nothing else; so does an epoch's record of one micro-batch."""
+    policy, peak = tiny_policy(tiny_sd), {}
+    for steps in (10, 50):
+        with LiveBytes() as memory, torch.no_grad():
+            record = Rollout.cat([rollout(policy, sampler_of(policy, steps=steps), key())])
+        peak[steps] = memory.peak
+    assert (peak[50] - peak[10]) / 40 == pytest.approx(record.latents[:, 0].nbytes, rel=0.05)
+
+
 @pytest.mark.parametrize("full", [False, True])
 def test_penalty_gradient_survives_checkpointing(tiny_sd, full):
     """The reference passes a gradient to its input; recomputed during backward it is still the frozen model (LoRA or full)."""

@@ -23,7 +23,7 @@ from benchmarks.items import Item, Setting, Sides, alternated
 ROOT = Path(__file__).resolve().parents[2]
 DECADES = (1, 10, 100)
 """The sizes of an axis over its smallest."""
-PROMPTS = (1000, 10_000, 100_000)
+PROMPTS = (10_000, 100_000, 1_000_000)
 
 
 def configuration(*words: str) -> dict[str, Any]:
@@ -83,7 +83,7 @@ print(json.dumps({"wall": time.perf_counter() - wall, "cpu": time.process_time()
 
 
 def prompts(setting: Setting, number: int) -> Sides:
-    """Prompt files of 1,000 to 100,000 lines: read, split into seen and unseen, an epoch's 64 drawn."""
+    """Prompt files of 10,000 to 1,000,000 lines: read, split into seen and unseen, an epoch's 64 drawn."""
     sides: Sides = {}
     with tempfile.TemporaryDirectory() as folder:
         for count in PROMPTS:
@@ -95,26 +95,26 @@ def prompts(setting: Setting, number: int) -> Sides:
 
 
 def memory(setting: Setting, number: int) -> Sides:
-    """Bytes of a dry run (alignlab.footprint: exact, the code's own). `stacks` are what one more step adds to the peak of sampling, and of
-    DDPO's training, over the latents of a step of all images; `K` the peak of DRaFT-K's training beyond weights, with checkpointing."""
+    """Bytes of a dry run (alignlab.footprint: exact, the code's own). `stacks` are what one more step adds to the peak of sampling (also in four
+    micro-batches, whose latents are put together afterwards), and of DDPO's training, over the latents of a step of all images; `K` the peak of
+    DRaFT-K's training beyond weights, with checkpointing."""
     images, short, long = 32, 10, 50
     peaks = {}
-    for n in (short, long):
-        c = configuration(
-            "algo=ddpo",
-            f"samples_per_step={images}",
-            "micro_batch=32",
-            f"sampler.steps={n}",
-            f"eval_sampler.steps={n}",
-            "prompts.per_prompt=4",
-        )
-        peaks[n] = footprint(c, train_epoch, device="cpu").peaks
+    for micro_batch in (32, 8):
+        for n in (short, long):
+            words = (f"samples_per_step={images}", f"micro_batch={micro_batch}", f"sampler.steps={n}", f"eval_sampler.steps={n}")
+            c = configuration("algo=ddpo", "prompts.per_prompt=4", *words)
+            peaks[micro_batch, n] = footprint(c, train_epoch, device="cpu").peaks
     latents = images * 8 * 12 * 12 * 4  # bytes of a step's
-    numbers = {
-        phase: (max(peaks[long][p] for p in phases) - max(peaks[short][p] for p in phases)) / (long - short) / latents
-        for phase, phases in {"sampling": ("sampling",), "training": ("loss", "backward", "optimizer step")}.items()
+
+    def stacks(micro_batch: int, *phases: str) -> float:
+        least, most = (max(peaks[micro_batch, n][phase] for phase in phases) for n in (short, long))
+        return (most - least) / (long - short) / latents
+
+    training = ("loss", "backward", "optimizer step")
+    sides: Sides = {
+        "stacks": {"sampling": stacks(32, "sampling"), "parts": stacks(8, "sampling"), "training": stacks(32, *training)}
     }
-    sides: Sides = {"stacks": numbers}
     for k in (1, 5, 20):
         c = configuration("algo=draft", f"algo.k={k}", "policy.checkpointing=true", "samples_per_step=16", "micro_batch=16")
         seen = footprint(c, train_epoch, device="cpu")
