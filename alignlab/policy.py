@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from alignlab import sharding
 from alignlab.conditioning import Conditioning
+from alignlab.frozen import freeze
 from alignlab.lora import LoRA, adapt, adapters, load_lora_state, lora_state, switch
 from alignlab.models import Family
 from alignlab.ranks import rank, world
@@ -62,7 +63,7 @@ class Policy:
         self.decode_batch, self.text_on_host, self.sharded = decode_batch, text_on_host, shard and full and world() > 1
         self.device, self.dtype = torch.device(device), DTYPES[precision]
         for module in (*family.frozen, family.denoiser):
-            module.requires_grad_(False).eval()
+            freeze(module)
             on_host = text_on_host and any(module is encoder for encoder in family.text_encoders)
             if not on_host and not (self.sharded and module is family.denoiser):  # whose blocks come one by one
                 module.to(self.device)
