@@ -60,6 +60,11 @@ def read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text())["items"] if path.is_file() else {}
 
 
+def versions(path: Path) -> str:
+    """The versions of an earlier call."""
+    return json.loads(path.read_text()).get("versions", "unknown") if path.is_file() else "unknown"
+
+
 def write(path: Path, results: dict[str, Any]) -> None:
     aside = path.with_suffix(".new")
     aside.write_text(json.dumps(results, indent=1) + "\n")
@@ -115,14 +120,16 @@ def main() -> int:
         except peer.PeerError as error:
             print(f"error: {item.name}: {error}", file=sys.stderr)
             failed = True
-    finished = {item.name: kept.pop(item.name) for item in chosen if item.name in kept}
-    every = read(args.results / "benchmarks.json") | finished
+    old = args.results / "benchmarks.json"
+    finished = {item.name: {"about": about(), **kept.pop(item.name)} for item in chosen if item.name in kept}
+    every = read(old) | {
+        name: item for name, item in finished.items() if item["rounds"]
+    }  # what failed at once keeps its old rounds
     results = {
-        "about": about(),
-        **({} if missing else {"versions": peer.versions(setting)}),
+        "versions": versions(old) if missing else peer.versions(setting),
         "items": {item.name: every[item.name] for item in items() if item.name in every},
     }
-    write(args.results / "benchmarks.json", results)
+    write(old, results)
     (args.results / "benchmarks.md").write_text(page(results))
     if kept:  # of a longer list that was stopped
         write(path, {"items": kept})

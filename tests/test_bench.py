@@ -114,8 +114,8 @@ def everything() -> dict[str, Any]:
             elif item.name == "ideas/learning":
                 sides = {"all steps": {"gain": 0.125, "epochs": 32}, "some": {"gain": -0.25, "epochs": 64}}
             its = [{"sides": sides, "others": 0.0}]
-        found[item.name] = {"rounds": its}
-    return {"about": "a machine", "items": found}
+        found[item.name] = {"about": "a machine", "rounds": its}
+    return {"items": found}
 
 
 def test_the_page_is_written_from_the_numbers():
@@ -129,14 +129,14 @@ def test_the_page_is_written_from_the_numbers():
     )
     assert "| DDPO, rollout, 1 thread | 0.60 (0.60 to 0.60) | 0.50 (0.50 to 0.50) | ≤ 0.75 | yes | 1 (0) |" in text
     assert "| memory, DDPO, our micro-batch | 0.60 (0.60 to 0.60) |  | ≤ 0.6 | yes | 1 (0) |" in text
-    assert "| draft1 | 1 | +0.0020 (+0.0020) | +0.0010 (+0.0010) | +0.1000 | +0.0125 | 8.00 | ≥ 2 | yes |" in text
+    assert "| draft1 | 1 (0) | +0.0020 (+0.0020) | +0.0010 (+0.0010) | +0.1000 | +0.0125 | 8.00 (8.00) | ≥ 2 | yes |" in text
     assert "rollout, 1 thread: the same passes within alignlab take 1.01 of the bare ones; beside them noise 10.0 %." in text
     assert "| — its bare passes, 1 thread | 0.60 (0.60 to 0.60) | 0.50 (0.50 to 0.50) |  |  | 1 (0) |" in text
-    assert "| time over images (4 to 400): exponent | 1.000 | 1.00 ± 0.05 | yes |" in text
+    assert "| time over images (4 to 400): exponent | 1.000 | 1.00 ± 0.05 | yes | 1 (0) |" in text
     assert (
-        "| the same, while sampling, an epoch in one micro-batch | 1.00 | 1 | yes |" in text
-        and "| the same, while sampling, an epoch in four | 2.00 | 1 | **no** |" in text
-        and "K=20: 108 MiB), over K=1 | 1.08 | ≤ 1.15 | yes |" in text
+        "| the same, while sampling, an epoch in one micro-batch | 1.00 | 1 | yes | 1 (0) |" in text
+        and "| the same, while sampling, an epoch in four | 2.00 | 1 | **no** | 1 (0) |" in text
+        and "K=20: 108 MiB), over K=1 | 1.08 | ≤ 1.15 | yes | 1 (0) |" in text
     )
     assert "| an idea | 1.50 (1.50 to 1.50) | 2.00 (2.00 to 2.00) | 1 (0) |" in text and "here 18 of 34." in text
     assert "| all steps | 32 | +0.125 (+0.125 to +0.125) | 1 |" in text and "| some | 64 | -0.250 (" in text
@@ -254,6 +254,21 @@ def test_a_list_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
     assert bench.main() == 0 and done[6:] == [("one", 0)]
     results = json.loads((tmp_path / "results" / "benchmarks.json").read_text())
     assert {name: len(its["rounds"]) for name, its in results["items"].items()} == {"one": 1, "two": 3}
+    monkeypatch.setattr(bench, "about", lambda: "another machine")
+    monkeypatch.setattr(bench.peer, "absent", lambda setting: None)
+    monkeypatch.setattr(bench.peer, "versions", lambda setting: "alignlab has 1; TRL has 2")
+    broken = Item(name="one", measure=lambda *_: (_ for _ in ()).throw(PeerError("it broke")), needs_peer=True)
+    monkeypatch.setattr(bench, "items", lambda: [broken, item("two")])
+    monkeypatch.setattr(sys, "argv", [*words, "--rounds", "1"])
+    assert bench.main() == 1 and "error: one: it broke" in capsys.readouterr().err
+    results = json.loads((tmp_path / "results" / "benchmarks.json").read_text())
+    assert {name: len(its["rounds"]) for name, its in results["items"].items()} == {"one": 1, "two": 1}  # the old round of one
+    page = (tmp_path / "results" / "benchmarks.md").read_text()
+    assert f"{results['items']['one']['about']}; but two: another machine." in page
+    monkeypatch.setattr(bench.peer, "absent", lambda setting: "it is gone")
+    monkeypatch.setattr(sys, "argv", [*words, "--only", "two", "--rounds", "1"])
+    assert bench.main() == 0
+    assert json.loads((tmp_path / "results" / "benchmarks.json").read_text())["versions"] == "alignlab has 1; TRL has 2"
     monkeypatch.setattr(sys, "argv", [*words, "--only", "nothing"])
     with pytest.raises(SystemExit, match="no item is called nothing"):
         bench.main()

@@ -202,7 +202,12 @@ def test_utilisation_needs_a_known_peak() -> None:
         "memory_gb": 80.0,
         "items": {"sd15/draft": item},
     }
-    assert "| 800, 0 | 90.0 % | 50.0 % | 2.0 |" in page(results)
+    assert "| 800, 0 | 90.0 % | 50.0 % | 2.0 |" in page(results) and "target" not in page(results)
+    results["items"] |= {"sd15/rollout": item, "sd15/rollout, compiled": item | {"seconds": 1.5}}
+    assert "inside the U-Net: 90.0 %, target ≥ 90 %: reached." in page(results)
+    assert "\nrollout, compiled: 0.75 of its time without.\n" in page(results)
+    results["items"]["sd15/rollout"] = item | {"unet_fraction": 0.89}
+    assert "inside the U-Net: 89.0 %, target ≥ 90 %: not reached." in page(results)
 
 
 def test_a_machine_without_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

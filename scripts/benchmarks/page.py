@@ -30,6 +30,7 @@ PEER = tuple(
     for threads in ("1 thread", "2 threads")
     for name, what, cpu, side, target in (
         ("ddpo", "DDPO, rollout", "rollout", "alignlab", 0.75), ("ddpo", "— its bare passes", "rollout", "bare", None),
+        ("ddpo", "— the same bare passes a second time: the noise", "rollout", "bare, its micro-batch", None),
         ("ddpo", "DDPO, training, TRL's micro-batch (4)", "train", "alignlab, its micro-batch", 0.85),
         ("ddpo", "— its bare passes", "train", "bare, its micro-batch", None), ("ddpo", "DDPO, training, our micro-batch (16)", "train", "alignlab", 0.6),
         ("ddpo", "— its bare passes", "train", "bare", None), ("draft1", "DRaFT-1, both checkpoint", "both", "alignlab, checkpointing", 0.6),
@@ -44,7 +45,7 @@ PEER = tuple(
         ("ddpo", "DDPO, our micro-batch", "alignlab"), ("ddpo", "— its bare passes", "bare"),
         ("draft1", "DRaFT-1, both checkpoint", "alignlab, checkpointing"), ("draft1", "DRaFT-1, our default", "alignlab"),
         ("draft1", "— its bare passes", "bare"), ("draftN", "DRaFT-N, both checkpoint", "alignlab, checkpointing"),
-        ("draftN", "DRaFT-N, our default", "alignlab"),
+        ("draftN", "DRaFT-N, our default", "alignlab"), ("draftN", "— its bare passes", "bare"),
     )
 )  # fmt: skip
 LIMIT = tuple(
@@ -73,14 +74,14 @@ def _lines(results: Mapping[str, Any]) -> Iterator[str]:
     count = sum(map(len, items.values()))
     yield from ("# Benchmarks", "", "    make bench", "")
     yield (
-        f"{results['about']}. Ratios of CPU seconds, the two sides alternating: median of the rounds (range). *busy*: rounds during which other "
+        f"{_machines(results['items'])}. Ratios of CPU seconds, the two sides alternating: median of the rounds (range). *busy*: rounds during which other "
         f"processes used more than {BUSY:g} cores; here {busy} of {count}. One thread is judged by CPU seconds, two by the wall's (threads that wait for each "
         "other spin, which counts as CPU). What is measured, and what differs between the sides: "
         "[docs/benchmarks.md](../docs/benchmarks.md)."
     )
     yield from ("", "## Against TRL 0.23.1", "")
     if any(name.startswith("peer/") for name in items):
-        yield f"Versions: {results.get('versions', 'unknown')}. Bare passes: the U-Net alone, with our LoRA layers, as often as the work needs, over the peer's time: the least that a framework could reach with it."
+        yield f"Versions: {results.get('versions', 'unknown')}. Bare passes: our U-Net with its layers alone, as often as the work needs, over the peer's time."
         yield ""
         yield from _table(PEER, items)
     else:
@@ -127,6 +128,15 @@ def _lines(results: Mapping[str, Any]) -> Iterator[str]:
             yield f"| {name} | {epochs:.0f} | {sum(gains) / len(gains):+.3f} ({min(gains):+.3f} to {max(gains):+.3f}) | {len(gains)} |"
 
 
+def _machines(items: Mapping[str, Any]) -> str:
+    """Where the items were measured; one machine without their names."""
+    where: dict[str, list[str]] = {}
+    for name, item in items.items():
+        where.setdefault(item["about"], []).append(name)
+    (most, _), *others = sorted(where.items(), key=lambda kv: -len(kv[1]))
+    return "; ".join((most, *(f"but {', '.join(names)}: {about}" for about, names in others)))
+
+
 def _table(rows: Sequence[Row], items: Mapping[str, Sequence[Any]]) -> Iterator[str]:
     yield from ("| | CPU | wall | target | reached | rounds (busy) |", "|---|---|---|---|---|---|")
     for row in rows:
@@ -151,7 +161,7 @@ def _learning(items: Mapping[str, Sequence[Any]]) -> Iterator[str]:
         "",
     )
     yield from (
-        "| | seeds | alignlab | TRL | alignlab / 100 s | TRL / 100 s | ratio | target | reached |",
+        "| | seeds (busy) | alignlab | TRL | alignlab / 100 s | TRL / 100 s | ratio (of each seed) | target | reached |",
         "|---|---|---|---|---|---|---|---|---|",
     )
     for name, rounds in found.items():
@@ -162,10 +172,17 @@ def _learning(items: Mapping[str, Sequence[Any]]) -> Iterator[str]:
         told = {side: f"{sum(its) / len(its):+.4f} ({', '.join(f'{gain:+.4f}' for gain in its)})" for side, its in gains.items()}
         # a peer that gains nothing has no ratio
         quotient = rates["alignlab"] / rates["TRL"] if rates["TRL"] > 0 else None
+        each = ", ".join(_quotients(gains, parts))
         yield (
-            f"| {name} | {len(rounds)} | {told['alignlab']} | {told['TRL']} | {rates['alignlab']:+.4f} | {rates['TRL']:+.4f} | "
-            f"{'n/a' if quotient is None else f'{quotient:.2f}'} | ≥ 2 | {'n/a' if quotient is None else _yes(quotient >= 2)} |"
+            f"| {name} | {_rounds(rounds)} | {told['alignlab']} | {told['TRL']} | {rates['alignlab']:+.4f} | {rates['TRL']:+.4f} | "
+            f"{'n/a' if quotient is None else f'{quotient:.2f}'} ({each}) | ≥ 2 | {'n/a' if quotient is None else _yes(quotient >= 2)} |"
         )
+
+
+def _quotients(gains: Mapping[str, Sequence[float]], parts: Mapping[str, Sequence[Mapping[str, float]]]) -> Iterator[str]:
+    """Of the gains per CPU second, seed by seed."""
+    for ours, its, other, others in zip(gains["alignlab"], parts["alignlab"], gains["TRL"], parts["TRL"], strict=True):
+        yield f"{ours / its['cpu'] / (other / others['cpu']):.2f}" if other > 0 else "n/a"
 
 
 PASSES = ("U-Net forward", "backward", "decoder", "reward")
@@ -187,33 +204,37 @@ def _parts(items: Mapping[str, Sequence[Any]]) -> Iterator[str]:
 
 
 def _growth(items: Mapping[str, Sequence[Any]]) -> Iterator[str]:
-    yield from ("| | measured | target | reached |", "|---|---|---|---|")
+    yield from ("| | measured | target | reached | rounds (busy) |", "|---|---|---|---|---|")
     for axis, what in AXES.items():
         rounds = items.get(f"growth/{axis}")
         if rounds:
             sizes = [int(size) for size in rounds[0]["sides"]]
             cost = "read" if axis == "prompts" else "cpu"
             p = exponent(sizes, [median(rounds, cost, str(size)) or 0.0 for size in sizes])
-            yield f"| time over {what}: exponent | {p:.3f} | 1.00 ± 0.05 | {_yes(abs(p - 1) <= 0.05)} |"
+            yield f"| time over {what}: exponent | {p:.3f} | 1.00 ± 0.05 | {_yes(abs(p - 1) <= 0.05)} | {_rounds(rounds)} |"
     if rounds := items.get("growth/prompts"):
         cpu, wall, mb = (median(rounds, quantity, "10") or 0.0 for quantity in ("cpu", "wall", "mb"))
-        yield f"| 100,000 prompts: read, split, 64 drawn | {cpu:.2f} CPU s, {wall:.2f} s, {mb:.0f} MiB | < 1 s, < 200 MB | {_yes(cpu < 1 and mb < 190)} |"
+        yield f"| 100,000 prompts: read, split, 64 drawn | {cpu:.2f} CPU s, {wall:.2f} s, {mb:.0f} MiB | < 1 s, < 200 MB | {_yes(cpu < 1 and mb < 190)} | {_rounds(rounds)} |"
     if rounds := items.get("growth/memory"):
         stacks = rounds[-1]["sides"]["stacks"]
-        yield f"| latents alive at the peak of training, in stacks of N+1 | {stacks['training']:.2f} | 1 | {_yes(stacks['training'] < 1.05)} |"
+        yield f"| latents alive at the peak of training, in stacks of N+1 | {stacks['training']:.2f} | 1 | {_yes(stacks['training'] < 1.05)} | {_rounds(rounds)} |"
         for key, what in (
             ("sampling", "while sampling, an epoch in one micro-batch"),
             ("parts", "while sampling, an epoch in four"),
         ):
-            yield f"| the same, {what} | {stacks[key]:.2f} | 1 | {_yes(stacks[key] < 1.05)} |"
+            yield f"| the same, {what} | {stacks[key]:.2f} | 1 | {_yes(stacks[key] < 1.05)} | {_rounds(rounds)} |"
         flat = {side: numbers["mb"] for side, numbers in rounds[-1]["sides"].items() if side.startswith("K=")}
         worst = max(flat.values()) / flat["K=1"]
         said = ", ".join(f"{side}: {mb:.0f} MiB" for side, mb in flat.items())
-        yield f"| DRaFT-K with checkpointing, peak beyond the weights ({said}), over K=1 | {worst:.2f} | ≤ 1.15 | {_yes(worst <= 1.15)} |"
-    for name, what, most in (("start", "import and configuration", 4), ("report", "report of 100 runs", 30)):
+        yield f"| DRaFT-K with checkpointing, peak beyond the weights ({said}), over K=1 | {worst:.2f} | ≤ 1.15 | {_yes(worst <= 1.15)} | {_rounds(rounds)} |"
+    for name, side, what, most in (
+        ("start", "alignlab", "import, configuration and its check, up to a mistake's refusal", 4),
+        ("start", "with the models' libraries", "the same with diffusers, peft and transformers, without a mistake", 4),
+        ("report", "alignlab", "report of 100 runs", 30),
+    ):
         if rounds := items.get(f"growth/{name}"):
-            cpu, wall = (median(rounds, quantity, "alignlab") or 0.0 for quantity in ("cpu", "wall"))
-            yield f"| {what} | {cpu:.1f} CPU s, {wall:.1f} s | < {most} s | {_yes(cpu < most)} |"
+            cpu, wall = (median(rounds, quantity, side) or 0.0 for quantity in ("cpu", "wall"))
+            yield f"| {what} | {cpu:.1f} CPU s, {wall:.1f} s | < {most} s | {_yes(max(cpu, wall) < most)} | {_rounds(rounds)} |"
 
 
 def _range(found: Ratio | None) -> str:

@@ -32,6 +32,8 @@ OBJECTIVES = {
     "draftp": ["algo=draftp", "policy.checkpointing=true", "micro_batch={decoded}"],
 }
 """Words of a training configuration."""
+COMPILED = ("rollout", "ddpo_is", "draft")
+"""Measured under torch.compile too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,8 @@ class Item:
     """Of a training configuration."""
     train: bool = True
     """An epoch, or a rollout alone."""
+    compiled: bool = False
+    """With the U-Net under torch.compile."""
 
     @property
     def key(self) -> str:
@@ -53,13 +57,19 @@ class Item:
 def items_of(size: str) -> Iterator[Item]:
     """The cheap ones first, so that a short budget measures something of everything."""
     its = ARCHITECTURES[size]
-    yield Item(size=size, name="rollout", overrides=("algo=draft", f"micro_batch={its.images}"), train=False)
-    for name, words in OBJECTIVES.items():
-        yield Item(size=size, name=name, overrides=tuple(word.format(decoded=its.decoded) for word in words))
+    rollout = Item(size=size, name="rollout", overrides=("algo=draft", f"micro_batch={its.images}"), train=False)
+    objectives = [
+        Item(size=size, name=name, overrides=tuple(word.format(decoded=its.decoded) for word in words))
+        for name, words in OBJECTIVES.items()
+    ]
+    yield from (rollout, *objectives)
     for k in its.kept:
         for kept in ("true", "false"):
             words = ("algo=draft", f"algo.k={k}", f"policy.checkpointing={kept}", "samples_per_step=1", "micro_batch=1")
             yield Item(size=size, name=f"memory/k={k},checkpointing={kept}", overrides=words)
+    for item in (rollout, *objectives):
+        if item.name in COMPILED:
+            yield replace(item, name=f"{item.name}, compiled", compiled=True)
 
 
 def configuration(its: Architecture, words: Sequence[str], **common: str) -> dict[str, Any]:
@@ -98,6 +108,10 @@ class Workbench:
         """
         c, policy = configuration(self.its, item.overrides, **self.common), self.lab.policy
         policy.checkpointing = c["policy"]["checkpointing"]
+        unet: Any = policy.family.denoiser
+        unet._compiled_call_impl = None  # as before Module.compile(), which has no way back
+        if item.compiled:
+            unet.compile()
         lab = replace(
             self.lab,
             objective=build(c["algo"]),

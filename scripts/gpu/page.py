@@ -33,6 +33,7 @@ def _lines(results: dict[str, Any]) -> Iterator[str]:
         its = {key.partition("/")[2]: item for key, item in items.items() if key.startswith(f"{size}/")}
         yield from ("", f"## {size}", "")
         yield from _speed({name: item for name, item in its.items() if not name.startswith("memory/")}, peak)
+        yield from _rollout(its)
         memory = {name.removeprefix("memory/"): item for name, item in its.items() if name.startswith("memory/")}
         if memory:
             yield from _memory(memory)
@@ -57,6 +58,18 @@ def _speed(items: dict[str, dict[str, Any]], peak: float | None) -> Iterator[str
             _percent(item["unet_fraction"]), _percent(used), _number(_gib(item), 1),
         ]  # fmt: skip
         yield f"| {' | '.join(map(str, cells))} |"
+
+
+def _rollout(items: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """Its target, and what compiling gains."""
+    eager = items.get("rollout", {})
+    if eager.get("status") == "measured":
+        held = "reached" if eager["unet_fraction"] >= 0.9 else "not reached"
+        yield from ("", f"A rollout's share of time inside the U-Net: {_percent(eager['unet_fraction'])}, target ≥ 90 %: {held}.")
+    for name, item in items.items():
+        before = items.get(name.removesuffix(", compiled"), {})
+        if name.endswith(", compiled") and item["status"] == before.get("status") == "measured":
+            yield from ("", f"{name}: {item['seconds'] / before['seconds']:.2f} of its time without.")
 
 
 def _memory(items: dict[str, dict[str, Any]]) -> Iterator[str]:
