@@ -82,10 +82,10 @@ class ConvolutionInput(torch.autograd.Function):
         return conv2d_input(ctx.shape, weight.to(grad.dtype), grad, *ctx.how), None, None, None, None
 
 
-def freeze(module: nn.Module) -> None:
-    """No gradients for its weights, no dropout; its linear layers and plain convolutions become these."""
+def freeze(module: nn.Module, *, layers: bool = True) -> None:
+    """No gradients for its weights, no dropout; with `layers` its linear layers and plain convolutions become these."""
     module.requires_grad_(False).eval()
-    for layer in module.modules():
+    for layer in module.modules() if layers else ():
         if type(layer) is nn.Linear:
             layer.__class__ = FrozenLinear
         if type(layer) is nn.Conv2d and plain(layer):

@@ -317,7 +317,7 @@ def ddpo_fig4(runs: Runs) -> tuple[Figure, Rows]:
     """Reward against reward queries: both policy gradients, one with noise in its first steps alone, and both regressions, a panel a reward."""
     panels = by_reward(runs)
     figure, axes = plt.subplots(
-        1, len(panels) or _nothing(), figsize=(3.6 * len(panels), 3.4), layout="constrained", squeeze=False
+        1, len(panels) or _nothing(), figsize=(3.6 * len(panels), 3.7), layout="constrained", squeeze=False
     )
     palette = dict(zip(("RWR", "RWR-sparse", "DDPO-SF", "DDPO-IS", "DDPO-IS, noise in 2 steps"), COLOURS, strict=False))
     rows: Rows = []
@@ -332,7 +332,7 @@ def ddpo_fig4(runs: Runs) -> tuple[Figure, Rows]:
             ylabel=those[0].runs[0].summary["reward_unit"],
         )
         rows += [{"reward": name, **row, **cost(v)} for row, v in zip(table(those), those, strict=True)]
-    axes[0][0].legend()
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
     return figure, rows
 
 

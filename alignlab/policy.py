@@ -63,7 +63,7 @@ class Policy:
         self.decode_batch, self.text_on_host, self.sharded = decode_batch, text_on_host, shard and full and world() > 1
         self.device, self.dtype = torch.device(device), DTYPES[precision]
         for module in (*family.frozen, family.denoiser):
-            freeze(module)
+            freeze(module, layers=not full or module is not family.denoiser)  # a copy rounds as what is trained
             on_host = text_on_host and any(module is encoder for encoder in family.text_encoders)
             if not on_host and not (self.sharded and module is family.denoiser):  # whose blocks come one by one
                 module.to(self.device)

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from alignlab.conditioning import Conditioning
 from alignlab.drift import drift
+from alignlab.frozen import freeze
 from alignlab.models.sd import StableDiffusion
 from alignlab.noise import FIRST, NoiseKey
 from alignlab.objectives.draft import DRaFT
@@ -125,12 +126,15 @@ def test_reference_is_the_base_model(tiny_sd):
     x, t = torch.randn(3, 4, 8, 8), torch.tensor([981, 500, 1])
     text = {"prompt_embeds": torch.cat([base.encode([p])["prompt_embeds"] for p in PROMPTS[:3]]).detach()}
     with torch.no_grad():
-        expected = base.denoise(x, t, text)
+        unfrozen = base.denoise(x, t, text)
+        freeze(base.denoiser)
+        frozen = base.denoise(x, t, text)
+    torch.testing.assert_close(frozen, unfrozen, rtol=1e-4, atol=1e-5)
     lora, full = tiny_policy(tiny_sd), tiny_policy(tiny_sd, full=True)
     with torch.no_grad():
         for p in full.parameters():
             p.add_(0.01 * torch.randn_like(p))
-    for policy in (lora, full):
+    for policy, expected in ((lora, frozen), (full, unfrozen)):
         with torch.no_grad():
             cond = policy.encode(PROMPTS[:3])
             assert not torch.equal(policy.predict(x, t, cond, 1.0), expected)

@@ -11,6 +11,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
 from alignlab.forward import ForwardProcess
+from alignlab.frozen import freeze
 from alignlab.lora import LoRA
 from alignlab.models.flux import Flux
 from alignlab.models.sd3 import StableDiffusion3
@@ -145,13 +146,15 @@ def test_the_ratio_is_1(name: str, folders: dict[str, Path]) -> None:
 @EVERY
 @torch.no_grad()
 def test_the_reference_is_the_base_model(name: str, folders: dict[str, Path]) -> None:
-    """Bit for bit; encoding does not depend on the batch."""
+    """As diffusers computes it, and bit for bit with its layers frozen as a policy's are; encoding does not depend on the batch."""
     family, options = FAMILIES[name]
     base, policy = family(str(folders[name]), **options), policy_on(folders, name)
     cond = policy.encode(PROMPTS)
     assert all(torch.equal(policy.encode(PROMPTS[1:2]).text[k], v[1:2]) for k, v in cond.text.items())
     x, t = torch.randn(4, *policy.latent_shape), torch.tensor([981.0, 500.0, 20.0, 1.0])
     with policy.reference():
+        torch.testing.assert_close(policy.branches(x, t, cond, 1.0)[0], base.denoise(x, t, cond.text), rtol=1e-4, atol=1e-4)
+        freeze(base.denoiser)
         assert torch.equal(policy.branches(x, t, cond, 1.0)[0], base.denoise(x, t, cond.text))
     assert (policy.branches(x, t, cond, 1.0)[0] - base.denoise(x, t, cond.text)).abs().max() > 1e-3
 
