@@ -221,7 +221,7 @@ def learning(kind: str, epochs: int, *, own_words: Sequence[str], their_words: S
     return measure
 
 
-LEARN_DDPO = learning("ddpo", 30, own_words=(*DDPO, f"micro_batch={BEST}", "lr=1e-3"), their_words=("--lr", "1e-3"))
+LEARN_DDPO = learning("ddpo", 30, own_words=(*DDPO, f"micro_batch={BEST}", "lr=1e-2"), their_words=("--lr", "1e-2"))
 LEARN_DRAFT = learning("alignprop", 40, own_words=(*DRAFT, "algo.k=1"), their_words=("--last-k", "1"))
 ITEMS = (
     *(
