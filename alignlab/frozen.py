@@ -13,8 +13,6 @@ from torch.nn.grad import conv2d_input
 
 ONE_DNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 """torch's own name for oneDNN's linear layer; it has no gradient."""
-
-
 Pair = tuple[int, int]
 """Of height and width."""
 
