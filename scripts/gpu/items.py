@@ -123,14 +123,14 @@ class Workbench:
         few = replace(lab, sampler=build(c["sampler"] | {"steps": steps}, scheduler=policy.family.scheduler).to(policy.device))
         once(few, c, item, epoch=1)  # the first time of each kernel is not the item's
         before, began = dict(policy.passes), time.perf_counter()
-        with UNetTime(policy.family.denoiser, policy.device) as clock:
+        with UNetTime(unet, policy.device, inside=not item.compiled) as clock:
             line = once(lab, c, item, epoch=2)
         passes = {kind: count - before[kind] for kind, count in policy.passes.items()}
         seconds = clock.seconds()
         cuda = policy.device.type == "cuda"
         return {
             "seconds": seconds["total"], "host_seconds": time.perf_counter() - began, "unet_seconds": {k: seconds[k] for k in passes},
-            "unet_fraction": sum(seconds[k] for k in passes) / seconds["total"], "passes": passes,
+            "unet_fraction": None if item.compiled else sum(seconds[k] for k in passes) / seconds["total"], "passes": passes,
             "unet_tflop": sum(self.flops[k] * count for k, count in passes.items()) / 1e12, "images": c["samples_per_step"],
             "images_per_second": c["samples_per_step"] / seconds["total"],
             "updates_per_second": line["updates"] / seconds["total"] if item.train else None,

@@ -18,18 +18,20 @@ class UNetTime:
     Args:
         unet: with adapters.
         device: of its weights.
+        inside: False takes the whole time alone; hooks would be compiled into a compiled U-Net, clock and all.
     """
 
-    def __init__(self, unet: nn.Module, device: torch.device) -> None:
+    def __init__(self, unet: nn.Module, device: torch.device, *, inside: bool = True) -> None:
         self.device, self.spans = device, {"forward": [], "backward": []}  # type: dict[str, list[tuple[Any, Any]]]
         self.within: Any = None
         """Where the present backward pass began; None outside of one."""
         first = next(m for m in unet.modules() if isinstance(m, BaseTunerLayer))
-        self.hooks = [
-            unet.register_forward_pre_hook(self._enter),
-            unet.register_forward_hook(self._leave),
-            first.register_forward_hook(self._reach),
+        hooked = [
+            (unet.register_forward_pre_hook, self._enter),
+            (unet.register_forward_hook, self._leave),
+            (first.register_forward_hook, self._reach),
         ]
+        self.hooks = [register(hook) for register, hook in hooked] if inside else []
 
     def now(self) -> Any:
         """A point on the device's own time line."""
