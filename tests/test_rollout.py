@@ -120,7 +120,7 @@ def test_guidance_1_runs_one_branch(tiny_sd):
 
 
 def test_reference_is_the_base_model(tiny_sd):
-    """Inside reference() the LoRA policy, and a full fine-tuned one, give the pretrained model's output bit for bit; outside they
+    """Inside reference() the LoRA policy, and a full fine-tuned one, give the pretrained model's output bit for bit (LoRA's by its frozen layers); outside they
     do not, and what is trained stays trainable."""
     base = StableDiffusion(tiny_sd)
     x, t = torch.randn(3, 4, 8, 8), torch.tensor([981, 500, 1])

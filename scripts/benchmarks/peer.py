@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from alignlab.journal import high_water_mb
 from benchmarks.items import Item, Measure, Setting, Sides
 
 OWN = Path(__file__).with_name("own.py")
@@ -83,7 +84,7 @@ def one_by_one(commands: Mapping[str, Sequence[str]], where: Path) -> dict[str, 
             peak = 0.0
             try:
                 while process.poll() is None:
-                    peak = max(peak, _high_water(process.pid))
+                    peak = max(peak, high_water_mb(process.pid))
                     time.sleep(0.02)
             finally:
                 process.kill()
@@ -96,15 +97,6 @@ def one_by_one(commands: Mapping[str, Sequence[str]], where: Path) -> dict[str, 
                 raise PeerError(f"{' '.join(map(str, command[:2]))} ended with code {process.returncode}: {last}")
             found[side] = {**json.loads(line.removeprefix("RESULT ")), "peak_mb": peak}
     return found
-
-
-def _high_water(pid: int) -> float:
-    """MiB; 0 of a process that is ending."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0.0
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), 0.0)
 
 
 def versions(setting: Setting) -> str:
