@@ -13,6 +13,7 @@ from alignlab.checks import without_weighing
 from alignlab.collected import Collected
 from alignlab.config import device_of
 from alignlab.data.prompts import Prompts
+from alignlab.malloc import keep_freed_memory
 from alignlab.metrics.diversity import PerceptualDistance
 from alignlab.nodes import build
 from alignlab.objectives import Objective
@@ -41,6 +42,8 @@ class Bench:
 
     @classmethod
     def of(cls, c: dict[str, Any], policy: Policy, **more: Any) -> Self:
+        if policy.device.type == "cpu":
+            keep_freed_memory()
         prompts = build(c["prompts"])
         warn_of_cut(policy, [*prompts.prompts, *prompts.unseen])
         return cls(

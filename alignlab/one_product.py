@@ -95,6 +95,10 @@ class LowRankConvolution(torch.autograd.Function):
 
 
 def _merged(W: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:
+    """W + s B A in W's layout."""
+    if W.dim() == 4 and W.is_contiguous(memory_format=torch.channels_last):
+        W, A = (weight.permute(0, 2, 3, 1) for weight in (W, A))
+        return torch.addmm(W.flatten(1), B.flatten(1), A.flatten(1), alpha=s).view_as(W).permute(0, 3, 1, 2)
     return torch.addmm(W.flatten(1), B.flatten(1), A.flatten(1), alpha=s).view_as(W)
 
 

@@ -1,0 +1,27 @@
+"""Memory that a step gives back is kept for the next one, on a CPU.
+
+glibc takes large tensors from the system one by one and gives them back when they are freed; each first touch of a page is then a trap
+into the kernel. It raises the bound of what it keeps to the largest piece that was freed, up to 32 MiB, so a run becomes fast once it has trained;
+sampling and evaluating never do. Here it begins where that ends.
+"""
+
+import ctypes
+import os
+import sys
+
+KEPT = 32 * 2**20
+"""Bytes; glibc's own upper bound (DEFAULT_MMAP_THRESHOLD_MAX). At the top of the heap it keeps twice as much."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""malloc.h's names of what is set."""
+CHOSEN = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
+"""Whoever sets one of these in the environment has chosen."""
+
+
+def keep_freed_memory() -> bool:
+    """Returns whether it is set: it is on Linux with glibc, unless the environment says otherwise."""
+    if sys.platform != "linux" or any(os.environ.get(name) for name in CHOSEN):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    return bool(mallopt(M_MMAP_THRESHOLD, KEPT) and mallopt(M_TRIM_THRESHOLD, 2 * KEPT))
