@@ -68,8 +68,8 @@ class LowRank(torch.autograd.Function):
         for_x, *_ = ctx.needs_input_grad
         rows, inputs = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
         to_x = linear(grad, _merged(W, A, B, ctx.s).T) if for_x else None
-        to_A = (ctx.s * (rows @ B)).T @ inputs
-        to_B = rows.T @ (ctx.s * (inputs @ A.T))
+        to_A = ctx.s * _weight(inputs, linear(rows, B.T))
+        to_B = ctx.s * _weight(rows, linear(inputs, A)).T
         return to_x, None, None, to_A, to_B, None
 
 
@@ -89,9 +89,25 @@ class LowRankConvolution(torch.autograd.Function):
         x, W, A, B = ctx.saved_tensors
         for_x, *_ = ctx.needs_input_grad
         to_x = conv2d_input(x.shape, _merged(W, A, B, ctx.s), grad, *ctx.how) if for_x else None
-        to_A = conv2d_weight(x, A.shape, F.conv2d(grad, ctx.s * B.transpose(0, 1)), *ctx.how)
-        to_B = conv2d_weight(F.conv2d(x, A, None, *ctx.how), B.shape, ctx.s * grad)
+        rows = _rows(grad)
+        to_rank = linear(rows, B.flatten(1).T).view(*_last(grad).shape[:-1], -1).movedim(-1, 1)
+        to_A = conv2d_weight(x, A.shape, ctx.s * to_rank, *ctx.how)
+        to_B = ctx.s * _weight(rows, _rows(F.conv2d(x, A, None, *ctx.how))).T.reshape(B.shape)
         return to_x, None, None, to_A, to_B, None, None, None
+
+
+def _weight(inputs: Tensor, grad: Tensor) -> Tensor:
+    """The gradient [r, in] of a weight, from inputs [n, in] and its output's gradient [n, r]; r is small, and this is oneDNN's best order."""
+    return linear(grad.T, inputs.T)
+
+
+def _last(x: Tensor) -> Tensor:
+    return x.movedim(1, -1)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """[n, c, h, w] as [n h w, c]; a view in channels_last."""
+    return _last(x).reshape(-1, x.shape[1])
 
 
 def _merged(W: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:
