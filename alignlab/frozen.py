@@ -4,7 +4,7 @@ torch keeps a convolution's input for its way back, as one formula gives all thr
 which does not use all that AMD's processors have.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ ONE_DNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.bac
 """torch's own name for oneDNN's linear layer; it has no gradient."""
 Pair = tuple[int, int]
 """Of height and width."""
+M = TypeVar("M", bound=nn.Module)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -80,14 +81,15 @@ class ConvolutionInput(torch.autograd.Function):
         return conv2d_input(ctx.shape, weight.to(grad.dtype), grad, *ctx.how), None, None, None, None
 
 
-def freeze(module: nn.Module, *, layers: bool = True) -> None:
-    """No gradients for its weights, no dropout; with `layers` its linear layers and plain convolutions become these."""
+def freeze(module: M, *, layers: bool = True) -> M:
+    """The module itself: no gradients for its weights, no dropout; with `layers` its linear layers and plain convolutions become these."""
     module.requires_grad_(False).eval()
     for layer in module.modules() if layers else ():
         if type(layer) is nn.Linear:
             layer.__class__ = FrozenLinear
         if type(layer) is nn.Conv2d and plain(layer):
             layer.__class__ = FrozenConv2d
+    return module
 
 
 def plain(layer: nn.Conv2d) -> bool:

@@ -1,6 +1,6 @@
 """What the memory and speed keys cost in time: an epoch with each, against one without, alternating. `python scripts/knobs.py`
 
-    python scripts/knobs.py --rounds 5 --only channels_last 'checkpointing'
+    python scripts/knobs.py --rounds 5 --only ema 'checkpointing'
 
 CPU seconds of one thread (seconds of the device on CUDA), median of the rounds' ratios, on the embedded model with DRaFT-5. The memory that
 they save is in `python -m alignlab.plan`.
@@ -38,7 +38,6 @@ KNOBS = {
     "policy.decode_batch=1": ["policy.decode_batch=1"],
     "policy.decode_batch=1 and checkpointing": ["policy.decode_batch=1", "policy.checkpointing=true"],
     "policy.text_on_host=true": ["policy.text_on_host=true"],
-    "policy.channels_last=true": ["policy.channels_last=true"],
     "offload=true": ["offload=true"],
     "ema=0.99": ["ema=0.99"],
     "optimizer=adamw8bit": ["optimizer=adamw8bit"],

@@ -65,8 +65,9 @@ def results(net: Two, x: torch.Tensor) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("shape, kind", [((12,), Two), ((5, 12), Two), ((2, 3, 12), Two), ((2, 3, 12, 9), TwoConvolutions)])
 @pytest.mark.parametrize("scale", [1.0, 0.3])
-def test_it_is_pefts_layer(shape, kind, scale):
-    ours, theirs = two(kind=kind).double(), pefts(two(kind=kind).double())
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_it_is_pefts_layer(shape, kind, scale, layout):
+    ours, theirs = two(kind=kind).double().to(memory_format=layout), pefts(two(kind=kind).double())
     x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     for layer in (*adapters(ours), *adapters(theirs)):
         layer.scale_layer(scale)
@@ -75,6 +76,14 @@ def test_it_is_pefts_layer(shape, kind, scale):
     found, expected = results(ours, x), results(theirs, x)
     assert len(found) == 2 + 4
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("shape, kind", [((2, 3, 12), Two), ((2, 3, 12, 9), TwoConvolutions)])
+def test_it_is_pefts_layer_in_float32(shape, kind):
+    """Whose products are oneDNN's."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    found, expected = (results(net, x) for net in (two(kind=kind).to(memory_format=torch.channels_last), pefts(two(kind=kind))))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_gradients_are_those_of_finite_differences():

@@ -60,7 +60,26 @@ def test_encoding_does_not_depend_on_the_batch(tiny_sd):
     assert sorted(calls) == sorted([p] for p in set(PROMPTS))
 
 
-@pytest.mark.parametrize("knob", [{"decode_batch": 1}, {"text_on_host": True}, {"channels_last": True}])
+@pytest.mark.parametrize("full", [False, True])
+def test_on_a_cpu_convolutions_are_channels_last(tiny_sd, full):
+    """Of the denoiser, its adapters, its copy and the decoder; the numbers are those of the other layout, to round-off."""
+    x, t = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([981, 500, 1])
+    found = []
+    for layout in (torch.channels_last, torch.contiguous_format):
+        torch.manual_seed(0)
+        policy = Policy(StableDiffusion(tiny_sd), full=full, lora=LoRA(targets=("to_q", "conv1")))
+        modules = [policy.family.denoiser, *policy.family.frozen, *([policy._copy] if full else [])]
+        weights = [w for module in modules for w in module.parameters() if w.dim() == 4]
+        assert len(weights) > 20 and all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
+        for module in modules:
+            torch.nn.Module.to(module, memory_format=layout)
+        images = policy.decode(policy.predict(x, t, policy.encode(PROMPTS[:3]), 3.0))
+        images.square().mean().backward()
+        found.append([images.detach(), *(p.grad for p in policy.parameters())])
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("knob", [{"decode_batch": 1}, {"text_on_host": True}])
 def test_knobs_change_no_number(tiny_sd, knob, tmp_path):
     """Memory and speed keys: the same images and the same gradient of their mean, to round-off; a LoRA on convolutions is saved."""
     Policy(StableDiffusion(tiny_sd), lora=LoRA(targets=("to_q", "conv1")), **knob).save(tmp_path)

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from alignlab.frozen import freeze
 from alignlab.rewards.vlm import locate
 
 
@@ -72,7 +73,7 @@ class BertScore:
 
         where = locate(path)
         self.tokenizer = AutoTokenizer.from_pretrained(where, revision=revision)
-        self.model = AutoModel.from_pretrained(where, revision=revision, dtype=torch.float32).eval().requires_grad_(False)
+        self.model = freeze(AutoModel.from_pretrained(where, revision=revision, dtype=torch.float32))
         layers = self.model.config.num_hidden_layers
         if not -1 <= layer <= layers:
             raise ValueError(f"layer={layer}: {path} has the layers 0 to {layers}")

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from alignlab.frozen import freeze
 from alignlab.rewards.preprocessing import Preprocessing
 from alignlab.rewards.weights import to_fetch as absent
 
@@ -60,7 +61,7 @@ class Clip:
             named = (about or {}).get("text_cfg", {}).get("hf_tokenizer_name") or not about
             # A CLIP's own configuration could else ask for code of its own (text_cfg.tokenizer_kwargs).
             trust = {"trust_remote_code": False} if named else {}
-            self.model = open_clip.create_model(name, precision="fp32", **options).eval().requires_grad_(False)
+            self.model = freeze(open_clip.create_model(name, precision="fp32", **options))
             self.tokenizer = open_clip.get_tokenizer(name, **trust)
             if self.tokenizer(["cat"]).equal(self.tokenizer(["dog"])):
                 raise ValueError("its tokenizer reads every text alike")

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from alignlab.frozen import freeze
 from alignlab.rewards.preprocessing import Preprocessing
 from alignlab.rewards.weights import at_hand, look, on_hub, to_fetch, unreachable
 
@@ -135,4 +136,4 @@ def _loaded(kind: Any, key: str, path: str, **options: Any) -> Any:
         raise ValueError(
             f"{key}={path}: these are no weights of a {kind.__name__}, for they lack {min(info['missing_keys'])}; give the published model"
         )
-    return model.eval().requires_grad_(False)
+    return freeze(model)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alignlab.frozen import freeze
 from alignlab.rewards.heads import mlp_of
 from alignlab.rewards.preprocessing import Preprocessing
 from alignlab.rewards.weights import fetched, look, on_hub, tensors, to_fetch, unreachable
@@ -125,7 +126,7 @@ def towers(state: dict[str, Tensor], med: dict[str, Any]) -> tuple[Any, Any, Any
     read.pop("embeddings.position_ids", None)
     text.load_state_dict(read)
     head = mlp_of(part("mlp."), relu=False)
-    return tuple(module.eval().requires_grad_(False) for module in (image, text, head))  # type: ignore[return-value]
+    return tuple(freeze(module) for module in (image, text, head))  # type: ignore[return-value]
 
 
 def renamed(name: str) -> str:

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from alignlab.frozen import freeze
 from alignlab.rewards.weights import MODEL, VOCABULARIES
 from alignlab.rewards.weights import to_fetch as absent
 
@@ -65,8 +66,7 @@ class Vlm:
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.dtype = getattr(torch, dtype)
-        model = AutoModelForImageTextToText.from_pretrained(where, revision=revision, dtype=self.dtype)
-        self.model = model.eval().requires_grad_(False)
+        self.model: Any = freeze(AutoModelForImageTextToText.from_pretrained(where, revision=revision, dtype=self.dtype))
         self.chat, self.batch_size = chat, batch_size
 
     @torch.no_grad()
