@@ -126,6 +126,7 @@ def test_reference_is_the_base_model(tiny_sd):
     x, t = torch.randn(3, 4, 8, 8), torch.tensor([981, 500, 1])
     text = {"prompt_embeds": torch.cat([base.encode([p])["prompt_embeds"] for p in PROMPTS[:3]]).detach()}
     with torch.no_grad():
+        torch.nn.Module.to(base.denoiser, memory_format=torch.channels_last)  # as a policy's is on a CPU
         unfrozen = base.denoise(x, t, text)
         freeze(base.denoiser)
         frozen = base.denoise(x, t, text)

@@ -146,7 +146,7 @@ def test_the_ratio_is_1(name: str, folders: dict[str, Path]) -> None:
 @EVERY
 @torch.no_grad()
 def test_the_reference_is_the_base_model(name: str, folders: dict[str, Path]) -> None:
-    """As diffusers computes it, and bit for bit with its layers frozen as a policy's are; encoding does not depend on the batch."""
+    """As diffusers computes it, and bit for bit with its layers frozen and laid out as a policy's are on a CPU; encoding does not depend on the batch."""
     family, options = FAMILIES[name]
     base, policy = family(str(folders[name]), **options), policy_on(folders, name)
     cond = policy.encode(PROMPTS)
@@ -154,7 +154,7 @@ def test_the_reference_is_the_base_model(name: str, folders: dict[str, Path]) ->
     x, t = torch.randn(4, *policy.latent_shape), torch.tensor([981.0, 500.0, 20.0, 1.0])
     with policy.reference():
         torch.testing.assert_close(policy.branches(x, t, cond, 1.0)[0], base.denoise(x, t, cond.text), rtol=1e-4, atol=1e-4)
-        freeze(base.denoiser)
+        torch.nn.Module.to(freeze(base.denoiser), memory_format=torch.channels_last)
         assert torch.equal(policy.branches(x, t, cond, 1.0)[0], base.denoise(x, t, cond.text))
     assert (policy.branches(x, t, cond, 1.0)[0] - base.denoise(x, t, cond.text)).abs().max() > 1e-3
 
