@@ -42,8 +42,6 @@ class Bench:
 
     @classmethod
     def of(cls, c: dict[str, Any], policy: Policy, **more: Any) -> Self:
-        if policy.device.type == "cpu":
-            keep_freed_memory()
         prompts = build(c["prompts"])
         warn_of_cut(policy, [*prompts.prompts, *prompts.unseen])
         return cls(
@@ -93,6 +91,7 @@ class Lab(Bench):
         from diffusers.training_utils import EMAModel  # slow to import
 
         torch.manual_seed(c["seed"])
+        keep_freed_memory()
         device = device_of(c["device"])
         family = build(c["model"])
         policy = build(c["policy"], family=family, precision=c["precision"], compile=c["compile"], device=device)

@@ -11,6 +11,7 @@ from torch import Tensor
 from alignlab.config import asked, device_of
 from alignlab.dials import Annealed, scale_lora
 from alignlab.lora import LoRA
+from alignlab.malloc import keep_freed_memory
 from alignlab.nodes import build, node_problems
 from alignlab.noise import noise_key
 from alignlab.policy import Policy
@@ -85,6 +86,7 @@ def policy_of(c: dict[str, Any]) -> Policy:
     Args:
         c: with the keys model, precision, device, run or lora (a folder or file) or neither, and a run's policy.
     """
+    keep_freed_memory()
     family: Any = build(c["model"])
     learned, its = weights(Path(c["run"])) if c["run"] else c["lora"] and Path(c["lora"]), c.get("policy") or {}
     memory = {key: its[key] for key in ("decode_batch", "text_on_host") if key in its}

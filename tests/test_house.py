@@ -67,7 +67,7 @@ MAY = {
     "failures": {"config", "footprint", "guards", "memory", "nodes", "ranks", "rewards", "rollout", "runs"},
     "start": {"lora", "policy", "runs", "sharding"},
     "dials": {"conditioning", "lora", "policy", "samplers"},
-    "tuned": {"config", "dials", "lora", "nodes", "noise", "policy", "rollout", "runs", "samplers", "start"},
+    "tuned": {"config", "dials", "lora", "malloc", "nodes", "noise", "policy", "rollout", "runs", "samplers", "start"},
     "rollout": {"conditioning", "noise", "policy", "samplers"},
     "drift": {"policy", "rollout", "samplers"},
     "scoring": {"policy", "rewards", "rollout"},
