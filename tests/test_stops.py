@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,14 @@ from tests.test_runs import fill, flip, small_disk  # noqa: F401
 
 WORDS = """algo=ddpo algo.updates_per_epoch=2 algo.statistics.min_count=2 steps=3 eval_every=3 checkpoint_every=3
     evaluation.prompts=1 evaluation.final_images=1""".split()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ctrl_c() -> Iterator[None]:
+    """It counts here: a shell has what runs in its background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")
