@@ -32,7 +32,7 @@ comparison: $(VENV)/.installed
 gpu-check: $(VENV)/.installed
 	$(BIN)/python scripts/gpu_check.py
 
-# Ratios against a peer and against the limit, and growth, into results/benchmarks.md; some 50 minutes, goes on where it was stopped.
+# Ratios against a peer and against the limit, and growth, into results/benchmarks.md; an hour, goes on where it was stopped.
 bench: $(VENV)/.installed
 	$(BIN)/python scripts/bench.py
 

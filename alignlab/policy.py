@@ -37,7 +37,7 @@ class Policy:
         checkpointing: recompute activations of steps and decodes that keep gradients: memory flat in K, one more forward.
         decode_batch: images decoded at once; None for all of them. With checkpointing a decoder's memory is that of so many images.
         text_on_host: text encoders leave the device between prompts that are new; cached embeddings stay in host memory.
-        channels_last: convolution weights in that layout; on a CPU, where it is faster, they are so in any case.
+        channels_last: convolution weights in that layout; in fp32 on a CPU, where it is faster, they are so in any case.
         shard: split the weights of full fine-tuning over the processes that train together (sharding.py).
         compile: the denoiser by torch.compile.
     """
@@ -76,7 +76,7 @@ class Policy:
             nn.Module.to(family.denoiser, self.dtype)  # diffusers' own warns even of nothing
             self.lora_config = adapt(family.denoiser, lora or LoRA(), family.lora_targets)
         for module in (family.denoiser, *([self._copy] if self._copy else [])):
-            if channels_last or (self.device.type == "cpu" and not self.sharded):
+            if channels_last or (self.device.type == "cpu" and precision == "fp32" and not self.sharded):
                 for part in (*family.frozen, module):
                     nn.Module.to(part, memory_format=torch.channels_last)
             if compile:

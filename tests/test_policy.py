@@ -79,6 +79,13 @@ def test_on_a_cpu_convolutions_are_channels_last(tiny_sd, full):
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-5)
 
 
+def test_in_16_bits_the_layout_is_torchs(tiny_sd):
+    """There channels_last is slower on a CPU; asked for, it is given."""
+    for asked in (False, True):
+        policy = Policy(StableDiffusion(tiny_sd), precision="bf16", channels_last=asked)
+        assert policy.family.denoiser.conv_out.weight.is_contiguous() is not asked
+
+
 @pytest.mark.parametrize("knob", [{"decode_batch": 1}, {"text_on_host": True}])
 def test_knobs_change_no_number(tiny_sd, knob, tmp_path):
     """Memory and speed keys: the same images and the same gradient of their mean, to round-off; a LoRA on convolutions is saved."""
