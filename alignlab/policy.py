@@ -7,7 +7,7 @@ families share: LoRA or full fine-tuning, guidance, mixed precision, checkpointi
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from alignlab.frozen import freeze
 from alignlab.lora import LoRA, adapt, adapters, load_lora_state, lora_state, switch
 from alignlab.models import Family
 from alignlab.ranks import rank, world
+from alignlab.shared_start import SharedStart
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -84,6 +85,7 @@ class Policy:
             if self.sharded:
                 sharding.shard(module, self.device)
         self._adapters = adapters(family.denoiser)
+        self.shared_start = SharedStart(family.denoiser, *([self._copy] if self._copy else []))
         self._is_reference = False
         self.passes = {"forward": 0, "backward": 0}
         """Of single latents through the denoiser, so far."""
@@ -123,14 +125,13 @@ class Policy:
             x: latents [M, C, h, w]; t: timesteps [M]; guidance_scale: 1 runs one branch only.
         """
         text, m = cond.text, len(x)
-        if guidance_scale != 1:
+        guided = guidance_scale != 1
+        if guided:
             x, t, text = torch.cat([x, x]), torch.cat([t, t]), cond.guided
         run = self._denoise_frozen if self._is_reference else self._denoise
         self.passes["backward"] += len(x) * torch.is_grad_enabled()
-        if self.checkpointing and torch.is_grad_enabled():
-            out = checkpoint(run, x, t, text, use_reentrant=False)
-        else:
-            out = run(x, t, text)
+        again = self.checkpointing and torch.is_grad_enabled()
+        out = checkpoint(run, x, t, text, guided, use_reentrant=False) if again else run(x, t, text, guided)
         return out.view(-1, m, *out.shape[1:])
 
     def predict(self, x: Tensor, t: Tensor, cond: Conditioning, guidance_scale: float) -> Tensor:
@@ -140,10 +141,8 @@ class Policy:
     def decode(self, x0: Tensor) -> Tensor:
         """Images [M, 3, H, W] in [0, 1], float32, differentiable in the latents."""
         again = self.checkpointing and torch.is_grad_enabled() and x0.requires_grad
-        parts = x0.split(self.decode_batch or len(x0))
-        return torch.cat(
-            [checkpoint(self.family.decode, p, use_reentrant=False) if again else self.family.decode(p) for p in parts]
-        )
+        run = partial(checkpoint, self.family.decode, use_reentrant=False) if again else self.family.decode
+        return torch.cat([run(part) for part in x0.split(self.decode_batch or len(x0))])
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -159,14 +158,15 @@ class Policy:
             self._is_reference, self.family.denoiser = outside, trained
             switch(self._adapters, off=outside)
 
-    def _denoise_frozen(self, x: Tensor, t: Tensor, text: dict[str, Tensor]) -> Tensor:
+    def _denoise_frozen(self, x: Tensor, t: Tensor, text: dict[str, Tensor], guided: bool) -> Tensor:
         with self.reference():  # a checkpoint recomputes it during backward, when the adapters are on again
-            return self._denoise(x, t, text)
+            return self._denoise(x, t, text, guided)
 
-    def _denoise(self, x: Tensor, t: Tensor, text: dict[str, Tensor]) -> Tensor:
+    def _denoise(self, x: Tensor, t: Tensor, text: dict[str, Tensor], guided: bool) -> Tensor:
         self.passes["forward"] += len(x)  # a checkpoint's second one too
         # No weight cache: one filled under no_grad would cut the gradient of float32 weights in the last K steps.
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32, cache_enabled=False):
+        cast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32, cache_enabled=False)
+        with self.shared_start.shared(guided), cast:
             return self.family.denoise(x, t, text).float()
 
     # -- what a run saves

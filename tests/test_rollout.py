@@ -172,7 +172,7 @@ class Policy64(Policy):
             text={k: v.double() for k, v in cond.text.items()}, null={k: v.double() for k, v in cond.null.items()}
         )
 
-    def _denoise(self, x: Tensor, t: Tensor, text: dict[str, Tensor]) -> Tensor:
+    def _denoise(self, x: Tensor, t: Tensor, text: dict[str, Tensor], guided: bool) -> Tensor:
         with self.moved() if self.direction is not None and int(t[0]) <= self.late else torch.enable_grad():
             with torch.set_grad_enabled(self.direction is None and torch.is_grad_enabled()):
                 return self.family.denoise(x, t, text)

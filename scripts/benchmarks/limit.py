@@ -42,6 +42,7 @@ class Bare:
 
     def __init__(self, its: Lab, batch: int) -> None:
         self.family: Any = its.policy.family
+        self.shared_start = its.policy.shared_start
         self.batch = batch
         prompts = its.prompts.draw(batch, seed=0, epoch=0)
         cond = its.policy.encode(prompts)
@@ -51,7 +52,8 @@ class Bare:
         self.parameters = its.policy.parameters()
 
     def forward(self) -> Tensor:
-        out: Tensor = self.family.denoiser(self.x, self.t, self.text["prompt_embeds"], return_dict=False)[0]
+        with self.shared_start.shared(True):
+            out: Tensor = self.family.denoiser(self.x, self.t, self.text["prompt_embeds"], return_dict=False)[0]
         return out
 
     def forwards(self, count: int) -> None:
