@@ -8,7 +8,9 @@ import torch
 
 from alignlab.lab import Lab
 from alignlab.measure import evaluate
+from alignlab.policy import Policy
 from alignlab.samplers import ddim
+from alignlab.shared_start import SharedStart
 from alignlab.train import train_epoch
 from benchmarks.clock import seconds
 from benchmarks.items import Item, Setting, Sides, alternated
@@ -22,23 +24,35 @@ BASE = (
     "eval_sampler.steps=4",
     "algo.updates_per_epoch=2",
 )
-IDEAS = {
+
+
+def torchs_layout(policy: Policy) -> None:
+    for module in (policy.family.denoiser, *policy.family.frozen):
+        torch.nn.Module.to(module, memory_format=torch.contiguous_format)
+
+
+def whole_branches(policy: Policy) -> None:
+    policy.shared_start = SharedStart()
+
+
+IDEAS: dict[str, tuple[str, ...] | Callable[[Policy], None]] = {
     "micro-batches of 4 pairs, not 16": ("micro_batch=4",),
     "micro-batches of 32 pairs, not 16": ("micro_batch=32",),
     "one branch at w = 1": ("sampler.guidance_scale=1",),
     "half of the steps trained on": ("algo.timestep_fraction=0.5",),
     "half of the rollout's steps": ("sampler.steps=2", "eval_sampler.steps=4"),
-    "without channels_last": (),
+    "without channels_last": torchs_layout,
+    "both branches computed from the start": whole_branches,
     "bf16 autocast": ("precision=bf16",),
     "fused AdamW": ("+optimizer.fused=true",),
 }
-"""Words that change an epoch of DDPO; of the layout, which no word changes on a CPU, `made` takes care."""
+"""What changes an epoch of DDPO: words, or a function of the policy where no word does on a CPU."""
 
 
 def measure(setting: Setting, number: int) -> Sides:
     torch.set_num_threads(1)
     if not LABS:
-        LABS.update({name: made(name, words) for name, words in {"without": (), **IDEAS}.items()})
+        LABS.update({name: made(idea) for name, idea in {"without": (), **IDEAS}.items()})
         for its in LABS.values():
             train_epoch(*its, 1)
     return alternated(
@@ -46,11 +60,10 @@ def measure(setting: Setting, number: int) -> Sides:
     )
 
 
-def made(name: str, words: Sequence[str]) -> tuple:
-    its, c = lab(*BASE, *words)
-    if name == "without channels_last":
-        for module in (its.policy.family.denoiser, *its.policy.family.frozen):
-            torch.nn.Module.to(module, memory_format=torch.contiguous_format)
+def made(idea: tuple[str, ...] | Callable[[Policy], None]) -> tuple:
+    its, c = lab(*BASE, *(() if callable(idea) else idea))
+    if callable(idea):
+        idea(its.policy)
     return its, c
 
 
