@@ -48,9 +48,6 @@ class FrozenConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         if self.weight.requires_grad:
             return super().forward(input)
-        if (self.kernel_size, self.stride, self.padding) == ((1, 1), (1, 1), (0, 0)) and _by_one_dnn(input, self.weight):
-            rows: Tensor = LinearInput.apply(input.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias)
-            return rows.permute(0, 3, 1, 2)  # torch's own, of few images on one thread, is MKL's
         out: Tensor = ConvolutionInput.apply(input, self.weight, self.bias, self.stride, self.padding)
         return out
 
