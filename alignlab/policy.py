@@ -166,7 +166,7 @@ class Policy:
         self.passes["forward"] += len(x)  # a checkpoint's second one too
         # No weight cache: one filled under no_grad would cut the gradient of float32 weights in the last K steps.
         cast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32, cache_enabled=False)
-        with self.shared_start.shared(guided), cast:
+        with self.shared_start.shared(rows=len(x) * guided), cast:
             return self.family.denoise(x, t, text).float()
 
     # -- what a run saves

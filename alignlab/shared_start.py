@@ -17,30 +17,32 @@ class SharedStart:
     """Hooks on the modules of these networks that run before the prompt is read; they act inside `shared` alone."""
 
     def __init__(self, *networks: nn.Module) -> None:
-        self._both = False
+        self._rows, self._halved = 0, False
         for network in networks:
             for module in before_prompt(network):
-                module.register_forward_pre_hook(self._first, with_kwargs=True)
-                module.register_forward_hook(self._copy)
+                module.register_forward_pre_hook(self._first_half, with_kwargs=True)
+                module.register_forward_hook(self._for_both)
 
     @contextmanager
-    def shared(self, both: bool) -> Iterator[None]:
-        """Inside, if `both`, inputs [2M, ...] of a network hold each latent and timestep twice: rows m and M + m differ in their prompt only."""
-        before, self._both = self._both, both
+    def shared(self, rows: int) -> Iterator[None]:
+        """Inside, inputs of a network that have 2M = `rows` rows hold each latent and timestep twice: rows m and M + m differ in their
+        prompt only. Inputs of any other number, as of a family that calls its network on a few rows at a time, are left whole."""
+        before, self._rows = self._rows, rows
         try:
             yield
         finally:
-            self._both = before
+            self._rows = before
 
-    def _first(
+    def _first_half(
         self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if not self._both:
+        self._halved = len(args[0]) == self._rows
+        if not self._halved:
             return None
         return tuple(_half(value) for value in args), {key: _half(value) for key, value in kwargs.items()}
 
-    def _copy(self, _: nn.Module, __: tuple[Any, ...], out: Tensor) -> Tensor | None:
-        return torch.cat([out, out]) if self._both else None
+    def _for_both(self, _: nn.Module, __: tuple[Any, ...], out: Tensor) -> Tensor | None:
+        return torch.cat([out, out]) if self._halved else None
 
 
 def _half(value: Any) -> Any:

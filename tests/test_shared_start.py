@@ -78,7 +78,7 @@ def test_two_whole_branches(name: str, full: bool, checkpointing: bool) -> None:
         for p in policy.parameters():
             p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(2)))
     once = numbers(policy)
-    policy.shared_start = SimpleNamespace(shared=lambda both: nullcontext())  # type: ignore[assignment]
+    policy.shared_start = SimpleNamespace(shared=lambda rows: nullcontext())  # type: ignore[assignment]
     twice = numbers(policy)
     torch.testing.assert_close(once, twice, rtol=1e-4, atol=1e-4)
     assert (once[1][0] - once[1][1]).abs().max() > 0.01  # the branches differ
@@ -127,12 +127,28 @@ def test_rows(tiny_sd: str, guidance_scale: float) -> None:
     assert rows == [("first", 2), ("last", 2 if guidance_scale == 1 else 4), ("first", 4), ("last", 4)]
 
 
+@pytest.mark.parametrize("at_a_time", [1, 3, 4])
+def test_a_family_that_calls_its_network_on_some_rows(at_a_time: int) -> None:
+    """Nothing is shared: a part's halves are other latents, or one of them alone."""
+
+    class InParts(Family):
+        def denoise(self, x: Tensor, t: Tensor, text: dict[str, Tensor]) -> Tensor:
+            parts = zip(*(v.split(at_a_time) for v in (x, t, text["text"])), strict=True)
+            return torch.cat([super(InParts, self).denoise(x, t, {"text": part}) for x, t, part in parts])
+
+    found = []
+    for family in (InParts, Family):
+        policy = Policy(family(unet()))  # type: ignore[arg-type]
+        found.append(numbers(policy))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
 def test_the_embedded_models_share() -> None:
     """6 % of a guided pass's arithmetic, as the module says."""
     network: Any = StableDiffusion("emoji").denoiser.to("meta")
     start, counts = SharedStart(network), []
-    for both in (False, True):
-        with FlopCounterMode(display=False) as counter, torch.no_grad(), start.shared(both):
+    for rows in (0, 2):
+        with FlopCounterMode(display=False) as counter, torch.no_grad(), start.shared(rows):
             network(*(torch.empty(size, device="meta") for size in ((2, 8, 12, 12), (2,), (2, 16, 128))))
         counts.append(counter.get_total_flops())
     assert 1 - counts[1] / counts[0] == pytest.approx(0.06, abs=0.005)
@@ -144,7 +160,7 @@ def test_it_ends_with_an_error() -> None:
     start, rows = SharedStart(network), []
     network.conv_in.register_forward_hook(lambda _, args, __: rows.append(len(args[0])))
     x, text = torch.randn(2, 4, 8, 8), torch.randn(2, 5, 16)
-    with pytest.raises(RuntimeError), start.shared(True):
+    with pytest.raises(RuntimeError), start.shared(2):
         network(x, 1, text[:, :, :3])
     with torch.no_grad():
         network(x, 1, text)

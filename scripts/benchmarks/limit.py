@@ -52,7 +52,7 @@ class Bare:
         self.parameters = its.policy.parameters()
 
     def forward(self) -> Tensor:
-        with self.shared_start.shared(True):
+        with self.shared_start.shared(rows=len(self.x)):
             out: Tensor = self.family.denoiser(self.x, self.t, self.text["prompt_embeds"], return_dict=False)[0]
         return out
 
