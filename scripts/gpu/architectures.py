@@ -20,6 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging
 
+from alignlab.shared_start import SharedStart
+
 Config = Mapping[str, Any]
 LENGTH = 77
 """Tokens of a prompt."""
@@ -139,33 +141,38 @@ def pipeline_folder(name: str, home: Path, device: torch.device) -> Path:
     return folder
 
 
-def inputs(architecture: Architecture) -> dict[str, Any]:
-    """Of one pass of one latent through the U-Net, on the default device."""
+def inputs(architecture: Architecture, rows: int) -> dict[str, Any]:
+    """Of one pass of so many latents through the U-Net, on the default device."""
     side, added = architecture.unet["sample_size"], {}
     if len(architecture.texts) == 2:
         added = {
             "added_cond_kwargs": {
-                "text_embeds": torch.zeros(1, architecture.texts[1]["projection_dim"]),
-                "time_ids": torch.zeros(1, 6),
+                "text_embeds": torch.zeros(rows, architecture.texts[1]["projection_dim"]),
+                "time_ids": torch.zeros(rows, 6),
             }
         }
-    text = torch.zeros(1, LENGTH, architecture.unet["cross_attention_dim"])
-    return {"sample": torch.zeros(1, 4, side, side), "timestep": torch.zeros(1), "encoder_hidden_states": text, **added}
+    text = torch.zeros(rows, LENGTH, architecture.unet["cross_attention_dim"])
+    return {"sample": torch.zeros(rows, 4, side, side), "timestep": torch.zeros(rows), "encoder_hidden_states": text, **added}
 
 
-def unet_flops(architecture: Architecture, unet: Any, targets: Sequence[str], rank: int) -> dict[str, int]:
-    """Floating-point operations (a multiply-add is two) of one latent's forward pass, and of its backward pass when only a LoRA is trained.
-    Attention is spelled out as matrix products; nothing is calculated.
+def unet_flops(architecture: Architecture, unet: Any, targets: Sequence[str], rank: int) -> dict[bool, dict[str, float]]:
+    """Floating-point operations (a multiply-add is two) of one latent's forward pass, and of its backward pass when only a LoRA is trained:
+    alone (False), and as one of guidance's two branches (True), which share their start. Attention is spelled out as matrix products; nothing
+    is calculated.
 
     Args:
         unet: its own, on the meta device; it gets the adapter.
     """
+    found = {}
     with torch.device("meta"), sdpa_kernel(SDPBackend.MATH):
         unet.requires_grad_(False).add_adapter(
             LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets), init_lora_weights="gaussian")
         )
-        with FlopCounterMode(display=False) as forward:
-            out: Tensor = unet(**inputs(architecture), return_dict=False)[0]
-        with FlopCounterMode(display=False) as backward:
-            out.sum().backward()
-    return {"forward": forward.get_total_flops(), "backward": backward.get_total_flops()}
+        start = SharedStart(unet)
+        for guided, rows in ((False, 1), (True, 2)):
+            with FlopCounterMode(display=False) as forward, start.shared(rows * guided):
+                out: Tensor = unet(**inputs(architecture, rows), return_dict=False)[0]
+            with FlopCounterMode(display=False) as backward:
+                out.sum().backward()
+            found[guided] = {"forward": forward.get_total_flops() / rows, "backward": backward.get_total_flops() / rows}
+    return found

@@ -126,12 +126,13 @@ class Workbench:
         with UNetTime(unet, policy.device, inside=not item.compiled) as clock:
             line = once(lab, c, item, epoch=2)
         passes = {kind: count - before[kind] for kind, count in policy.passes.items()}
+        flops = self.flops[lab.sampler.guidance_scale != 1]
         seconds = clock.seconds()
         cuda = policy.device.type == "cuda"
         return {
             "seconds": seconds["total"], "host_seconds": time.perf_counter() - began, "unet_seconds": {k: seconds[k] for k in passes},
             "unet_fraction": None if item.compiled else sum(seconds[k] for k in passes) / seconds["total"], "passes": passes,
-            "unet_tflop": sum(self.flops[k] * count for k, count in passes.items()) / 1e12, "images": c["samples_per_step"],
+            "unet_tflop": sum(flops[k] * count for k, count in passes.items()) / 1e12, "images": c["samples_per_step"],
             "images_per_second": c["samples_per_step"] / seconds["total"],
             "updates_per_second": line["updates"] / seconds["total"] if item.train else None,
             "peak_memory_mb": peak_memory_mb(policy.device) if cuda else None, "micro_batch": c["micro_batch"], "steps": len(lab.sampler),
