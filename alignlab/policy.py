@@ -68,15 +68,15 @@ class Policy:
             on_host = text_on_host and any(module is encoder for encoder in family.text_encoders)
             if not on_host and not (self.sharded and module is family.denoiser):  # whose blocks come one by one
                 module.to(self.device)
-        self._copy: nn.Module | None = None
+        self._copy: nn.Module | None = copy.deepcopy(family.denoiser) if full else None  # float32: rounded, KL starts above 0
         self.lora_config: Any = None
         if full:
-            self._copy = copy.deepcopy(family.denoiser)  # float32 like what is trained: rounded weights would start at KL > 0
             family.denoiser.requires_grad_(True)
         else:
             nn.Module.to(family.denoiser, self.dtype)  # diffusers' own warns even of nothing
             self.lora_config = adapt(family.denoiser, lora or LoRA(), family.lora_targets)
-        for module in (family.denoiser, *([self._copy] if self._copy else [])):
+        networks = [family.denoiser, *([self._copy] if self._copy else [])]
+        for module in networks:
             if channels_last or (self.device.type == "cpu" and precision == "fp32" and not self.sharded):
                 for part in (*family.frozen, module):
                     nn.Module.to(part, memory_format=torch.channels_last)
@@ -85,7 +85,7 @@ class Policy:
             if self.sharded:
                 sharding.shard(module, self.device)
         self._adapters = adapters(family.denoiser)
-        self.shared_start = SharedStart(family.denoiser, *([self._copy] if self._copy else []))
+        self.shared_start = SharedStart(*networks)
         self._is_reference = False
         self.passes = {"forward": 0, "backward": 0}
         """Of single latents through the denoiser, so far."""
