@@ -10,10 +10,9 @@ A table may be somebody else's, so its paths lead nowhere but to pictures below 
 """
 
 import csv
-import io
 import math
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from alignlab.data.left_out import of_the_system
+from alignlab.data.pictures import PIXELS as PIXELS
+from alignlab.data.pictures import SECONDS, Source, Span, bounded, decoded, look, quiet, reason
+
 PAIR = ("caption", "jpg_0", "jpg_1", "label_0")
 """The columns of a pair, as Pick-a-Pic calls them."""
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-"""Of image files. Pillow knows more, and starts another program for some (EPS)."""
-PIXELS = 2**26
-"""Of one picture, at most: 8192 x 8192. A file of kilobytes can unpack to gigabytes."""
+LABELS = {"0": 0.0, "0.0": 0.0, "false": 0.0, "0.5": 0.5, "1": 1.0, "1.0": 1.0, "true": 1.0}
+"""How a table may write them."""
 
 
 class Ratings(Dataset[tuple[Tensor, float]]):
@@ -37,19 +38,22 @@ class Ratings(Dataset[tuple[Tensor, float]]):
     Args:
         data: a table, or a folder with one.
         size: (height, width) to which images are resized.
+        background: the colour behind what is transparent; None is white.
     """
 
-    def __init__(self, data: str, size: tuple[int, int]) -> None:
+    def __init__(self, data: str, size: tuple[int, int], background: str | None = None) -> None:
         self.rows, self.size = read_table(data, needs="ratings", columns=["image"]), size
+        self.background = background
         self.ratings = [self._rating(k, row) for k, row in enumerate(self.rows)]
         for row in self.rows:
             are_there(row, ["image"])
+        are_whole(data, len(self.rows), lambda k: (self.rows[k], "image"))
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, k: int) -> tuple[Tensor, float]:
-        return image(self.rows[k], "image", self.size), self.ratings[k]
+        return image(self.rows[k], "image", self.size, self.background), self.ratings[k]
 
     @staticmethod
     def _rating(k: int, row: dict[str, Any]) -> float:
@@ -76,12 +80,38 @@ def choice(k: int, row: dict[str, Any]) -> float:
     Raises:
         ValueError: if row k says something else.
     """
-    label = {"0": 0.0, "0.0": 0.0, "0.5": 0.5, "1": 1.0, "1.0": 1.0}.get(str(row["label_0"]))
+    label = LABELS.get(str(row["label_0"]).strip().lower())
     if label is None:
         raise ValueError(
             f"data: label_0={row['label_0']!r} in row {k + 1} of {row['_table']} is not 0, 0.5 or 1; mend or remove it"
         )
     return label
+
+
+def unusable(row: dict[str, Any]) -> str | None:
+    """Why the label of a pair does not count; None if it does.
+
+    Pick-a-Pic has rows that nobody judged (`has_label` is false, `label_0` is 0 there, or null) and two more columns,
+    `label_1` and `are_different`, which must agree with `label_0`.
+    """
+    if _no(row.get("has_label")) or _absent(row["label_0"]):
+        return "without a label"
+    label = LABELS.get(str(row["label_0"]).strip().lower())
+    if label is None:
+        return None  # `choice` refuses it
+    if "label_1" in row and LABELS.get(str(row["label_1"]).strip().lower()) != 1 - label:
+        return "whose label_0 and label_1 contradict each other"
+    if _no(row.get("are_different")) and label != 0.5:
+        return "with a winner though are_different is false"
+    return None
+
+
+def _no(value: Any) -> bool:
+    return str(value).strip().lower() in ("false", "0", "0.0")
+
+
+def _absent(value: Any) -> bool:
+    return value is None or str(value).strip().lower() in ("", "nan", "none", "null")
 
 
 def caption_of(k: int, row: dict[str, Any]) -> str:
@@ -91,6 +121,10 @@ def caption_of(k: int, row: dict[str, Any]) -> str:
         ValueError: if row k has none, or one that is no text.
     """
     caption = row["caption"]
+    if isinstance(caption, list):
+        raise ValueError(
+            f"data: the caption in row {k + 1} of {row['_table']} is a list of {len(caption)}; write a row for each of them"
+        )
     if not isinstance(caption, str) or "\0" in caption or any("\ud800" <= letter <= "\udfff" for letter in caption):
         raise ValueError(f"data: caption={caption!r} in row {k + 1} of {row['_table']} is no text; mend or remove it")
     return caption
@@ -103,19 +137,27 @@ def read_table(data: str, *, needs: str, columns: Sequence[str]) -> list[dict[st
         ValueError: if there is none, a column is missing, or it is empty.
     """
     path = Path(data)
-    tables = sorted(p for kind in ("*.csv", "*.parquet") for p in path.glob(kind)) if path.is_dir() else [path]
+    tables = tables_of(path, (".csv", ".parquet")) if path.is_dir() else [path]
     if not tables or not all(t.is_file() for t in tables):
         raise ValueError(f"data={data}: there is no .csv or .parquet table of {needs} there; give one, or a folder with one")
     rows: list[dict[str, Any]] = []
     for table in tables:
-        found = _parquet(table) if table.suffix == ".parquet" else _csv(table)
+        found = _parquet(table) if table.suffix.lower() == ".parquet" else _csv(table)
         missing = [c for c in columns if found and c not in found[0]]
         if missing:
-            raise ValueError(f"data: {table} has no column {', '.join(missing)}; {needs} need {', '.join(columns)}")
+            known = ", ".join(str(name) for name in found[0])
+            raise ValueError(
+                f"data: {table} has no column {', '.join(missing)}; {needs} need {', '.join(columns)} (its columns are {known})"
+            )
         rows += [{**row, "_table": table} for row in found]
     if not rows:
         raise ValueError(f"data={data} holds no rows; give a table of {needs}")
     return rows
+
+
+def tables_of(folder: Path, kinds: Sequence[str]) -> list[Path]:
+    """The files of a folder with these ends, which may be capitals; none that a system put there."""
+    return sorted(path for path in folder.glob("*") if path.suffix.lower() in kinds and not of_the_system(path.name))
 
 
 def _csv(table: Path) -> list[dict[str, Any]]:
@@ -123,7 +165,7 @@ def _csv(table: Path) -> list[dict[str, Any]]:
         with table.open(newline="", encoding="utf-8-sig") as file:
             rows: list[dict[str, Any]] = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"data: {table} cannot be read as UTF-8 comma-separated text: {error}") from None
+        raise ValueError(f"data: {table} cannot be read as UTF-8 comma-separated text: {error}; save it as UTF-8") from None
     for k, row in enumerate(rows):
         if None in row or None in row.values():
             raise ValueError(f"data: row {k + 1} of {table} has another number of columns than its first line; mend or remove it")
@@ -147,16 +189,16 @@ def beside(table: Path, name: Any) -> Path:
     Raises:
         ValueError: if it is no relative path into the table's folder, or no regular file.
     """
-    path = Path(str(name or ""))
-    if not str(name or "") or path.is_absolute() or ".." in path.parts or "\0" in str(name):
-        raise ValueError(f"{str(name)!r} is no path below the table's folder; put the pictures there, or a link to their folder")
-    try:
-        there = (table.parent / path).is_file()
-    except OSError:  # a name that no file system takes
-        there = False
-    if not there:
-        raise ValueError(f"there is no file {str(table.parent / path)[:300]}")
-    return table.parent / path
+    said = str(name or "")
+    for path in (Path(said), Path(said.replace("\\", "/"))):  # a table that was written on Windows
+        if not said or path.is_absolute() or ".." in path.parts or "\0" in said:
+            raise ValueError(f"{said!r} is no path below the table's folder; put the pictures there, or a link to their folder")
+        try:
+            if (table.parent / path).is_file():
+                return table.parent / path
+        except OSError:  # a name that no file system takes
+            pass
+    raise ValueError(f"there is no file {str(table.parent / said)[:300]}")
 
 
 def are_there(row: dict[str, Any], columns: Sequence[str]) -> None:
@@ -166,38 +208,79 @@ def are_there(row: dict[str, Any], columns: Sequence[str]) -> None:
         ValueError: for the first that is not there, or may not be read.
     """
     for column in columns:
-        if not isinstance(row[column], (bytes, dict)):
+        if not isinstance(row[column], (bytes, dict, Span)):
             try:
                 beside(row["_table"], row[column])
             except ValueError as error:
                 raise ValueError(f"data: {column} of a row of {row['_table']}: {error}; mend or remove the row") from None
 
 
-def image(row: dict[str, Any], column: str, size: tuple[int, int]) -> Tensor:
-    """[3, height, width] in [0, 1], resized (bicubic, antialiased) and cut to the middle.
+def image(row: dict[str, Any], column: str, size: tuple[int, int], background: str | None = None) -> Tensor:
+    """[3, height, width] in [0, 1], as a viewer shows it (pictures.py), resized (bicubic, antialiased) and cut to the middle.
+
+    Args:
+        background: the colour behind what is transparent; None is white.
 
     Raises:
-        ValueError: if it is no image of FORMATS, has more than PIXELS before or after it is resized, or lies outside of the table's folder.
+        ValueError: if it is no image of FORMATS, has more than PIXELS before or after it is resized, or lies outside of the
+            table's folder.
     """
-    value = row[column]
-    if isinstance(value, dict):  # a `datasets` image
-        value = value.get("bytes") or value.get("path")
+    height, width = size
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound is ours
-            opened = Image.open(io.BytesIO(value) if isinstance(value, bytes) else beside(row["_table"], value), formats=FORMATS)
-            height, width = size
-            scale = max(height / opened.height, width / opened.width)
-            fit = (max(width, round(opened.width * scale)), max(height, round(opened.height * scale)))
-            for wide, high in (opened.size, fit):  # a thin strip grows: its shorter side is brought to the size
-                if wide * high > PIXELS:
-                    raise ValueError(f"{wide} x {high} pixels are more than {PIXELS}")
-            picture = opened.convert("RGB")
+        with quiet():
+            picture = decoded(_source(row, column), background)
+        scale = max(height / picture.height, width / picture.width)
+        fit = (max(width, round(picture.width * scale)), max(height, round(picture.height * scale)))
+        bounded(fit)  # a thin strip grows: its shorter side is brought to the size
     except Exception as error:  # Pillow's readers fail in any way on what is broken
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"data: {column} of a row of {row['_table']} is no image ({reason}); mend or remove the row") from None
+        raise ValueError(_no_image(row, column, reason(error))) from None
     if scale != 1:
         picture = picture.resize(fit, Image.Resampling.BICUBIC)
     left, top = (picture.width - width) // 2, (picture.height - height) // 2
     pixels = np.asarray(picture.crop((left, top, left + width, top + height)))
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
+
+
+def are_whole(data: str, count: int, at: Callable[[int], tuple[dict[str, Any], str]]) -> None:
+    """Looks at the pictures of a data set before a run: the run learns of a broken one at its start, not in its third hour.
+
+    Args:
+        data: what the user calls it.
+        count: how many pictures it has.
+        at: the row and the column of picture k.
+
+    Raises:
+        ValueError: if one is broken; it names the first, and says how many there are.
+    """
+    looked = look(partial(_kth, at, k) for k in range(count))
+    if looked.broken:
+        k, why = looked.broken[0]
+        more = f" ({len(looked.broken)} of its pictures are broken)" if len(looked.broken) > 1 else ""
+        raise ValueError(f"{_no_image(*at(k), why)}{more}")
+    if looked.count < count:
+        print(
+            f"data={data}: {looked.count} of {count} pictures were looked at in {SECONDS:.0f} seconds, and none is broken; "
+            "a broken one among the others ends the run when it is drawn",
+            flush=True,
+        )
+
+
+def _kth(at: Callable[[int], tuple[dict[str, Any], str]], k: int) -> Source:
+    return _source(*at(k))
+
+
+def _source(row: dict[str, Any], column: str) -> Source:
+    """Where the bytes of a row's picture are.
+
+    Raises:
+        ValueError: if there are none, or they lie outside of the table's folder.
+    """
+    value = row[column]
+    if isinstance(value, dict):  # a `datasets` image
+        value = value.get("bytes") or value.get("path")
+    return value if isinstance(value, (bytes, Span)) else beside(row["_table"], value)
+
+
+def _no_image(row: dict[str, Any], column: str, why: str) -> str:
+    name = f": {row[column]}" if isinstance(row[column], str) and row[column] not in why else ""
+    return f"data: {column} of a row of {row['_table']} is no image ({why}){name}; mend or remove the row"

@@ -16,7 +16,9 @@ from typing import Any
 from torch import Tensor
 
 from alignlab.data.judgements import PAIR, are_there, caption_of, image, read_table
-from alignlab.data.preferences import Told, changes, given, objects, pair_of_line, pair_of_row
+from alignlab.data.left_out import LeftOut
+from alignlab.data.pictures import colour
+from alignlab.data.preferences import Told, changes, each_is_whole, given, objects, pair_of_line, pairs_of_rows
 
 LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
@@ -26,19 +28,22 @@ class LabelledImages:
 
     Args:
         data: a .jsonl, .csv or .parquet file, or a folder with some.
+        background: the colour behind what is transparent; None is white.
 
     Raises:
-        ValueError: if there is none, it cannot be read, or all images have the same label.
+        ValueError: if there is none, it cannot be read, all images have the same label, or one is broken.
     """
 
-    def __init__(self, data: str) -> None:
+    def __init__(self, data: str, background: str | None = None) -> None:
+        colour(background)
+        self.background, left = background, LeftOut()
         self.rows: list[tuple[dict[str, Any], str]] = []
         """A row, and its column of the image."""
         self.prompts: list[str] = []
         self.desirable: list[bool] = []
         self.ties = 0
         for file in given(data, of="labelled images"):
-            for prompt, row, labels in _lines(file) if file.suffix == ".jsonl" else _rows(file):
+            for prompt, row, labels in _lines(file) if file.suffix.lower() == ".jsonl" else _rows(file, left):
                 are_there(row, [*labels])
                 self.ties += not labels
                 self.rows += [(row, column) for column in labels]
@@ -50,6 +55,9 @@ class LabelledImages:
                 f"data={data} holds {good} desirable and {len(self) - good} undesirable images, and some of each are needed; add some "
                 "(algo=sft learns from good images alone)"
             )
+        left.add("ties", count=self.ties)
+        left.say(data, len(self.rows), "images and pairs")
+        each_is_whole(data, self.rows)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -61,21 +69,21 @@ class LabelledImages:
             ValueError: if it cannot be read.
         """
         row, column = self.rows[k]
-        return image(row, column, size)
+        return image(row, column, size, self.background)
 
     def examples(self) -> Iterator[tuple[Any, ...]]:
         """What each image is known by: prompt, image, label."""
         return ((row["caption"], row[column], good) for (row, column), good in zip(self.rows, self.desirable, strict=True))
 
 
-def labelled(data: str) -> LabelledImages:
+def labelled(data: str, background: str | None = None) -> LabelledImages:
     """`LabelledImages`, read once however often a configuration is checked, and again if a table changed."""
-    return _read(data, changes(data))
+    return _read(data, background, changes(data))
 
 
 @lru_cache(maxsize=1)
-def _read(data: str, _tables: tuple[tuple[str, int], ...]) -> LabelledImages:
-    return LabelledImages(data)
+def _read(data: str, background: str | None, _tables: tuple[tuple[str, int], ...]) -> LabelledImages:
+    return LabelledImages(data, background)
 
 
 Labels = tuple[str, dict[str, Any], dict[str, bool]]
@@ -96,10 +104,10 @@ def _lines(file: Path) -> Iterator[Labels]:
         yield caption_of(k, row), row, {"image": _label(k, row)}
 
 
-def _rows(file: Path) -> Iterator[Labels]:
+def _rows(file: Path, left: LeftOut) -> Iterator[Labels]:
     rows = read_table(str(file), needs="labelled images", columns=["caption"])
     if all(column in rows[0] for column in PAIR):
-        yield from (_both(pair_of_row(k, row)) for k, row in enumerate(rows))
+        yield from map(_both, pairs_of_rows(rows, left))
         return
     missing = [column for column in ("image", "label") if column not in rows[0]]
     if missing:

@@ -4,11 +4,12 @@
     .csv, .parquet    caption, jpg_0, jpg_1, label_0: a table (judgements.py)
 
 `data` may name one such file or a folder with several (alignlab.make_pairs writes one). DPO learns nothing from a
-tie (label_0 = 0.5, or a line of .jsonl that names the same file twice): there ties are counted and left out.
+tie (label_0 = 0.5, or a line of .jsonl that names the same file twice): there ties are counted and left out. So are rows of a table
+without a label, or with labels that contradict each other.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,19 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from alignlab.data.judgements import PAIR, are_there, caption_of, choice, image, read_table
+from alignlab.data.judgements import (
+    PAIR,
+    are_there,
+    are_whole,
+    caption_of,
+    choice,
+    image,
+    read_table,
+    tables_of,
+    unusable,
+)
+from alignlab.data.left_out import LeftOut
+from alignlab.data.pictures import colour
 
 TABLES = (".jsonl", ".csv", ".parquet")
 BESIDE = ("candidates.jsonl", "labels.jsonl")
@@ -28,18 +41,21 @@ class Preferences:
 
     Args:
         data: a .jsonl, .csv or .parquet file, or a folder with some.
+        background: the colour behind what is transparent; None is white.
 
     Raises:
-        ValueError: if there is none, it cannot be read, or holds no pair with a winner.
+        ValueError: if there is none, it cannot be read, holds no pair with a winner, or a broken picture.
     """
 
-    def __init__(self, data: str) -> None:
+    def __init__(self, data: str, background: str | None = None) -> None:
+        colour(background)
+        self.background, left = background, LeftOut()
         self.rows: list[tuple[dict[str, Any], str, str]] = []
         """A row, and its columns of the winner and of the loser."""
         self.prompts: list[str] = []
         self.ties = 0
         for file in given(data, of="pairs"):
-            for told in pairs_of(file):
+            for told in pairs_of(file, left):
                 if told.tie:
                     self.ties += 1
                 else:
@@ -47,7 +63,11 @@ class Preferences:
                     self.rows.append((told.row, *told.ordered))
                     self.prompts.append(told.prompt)
         if not self.rows:
-            raise ValueError(f"data={data} holds no pair with a winner ({self.ties} ties); give some")
+            others = f"; left out: {left}" if len(left) else ""
+            raise ValueError(f"data={data} holds no pair with a winner ({self.ties} ties{others}); give some")
+        left.add("ties", count=self.ties)
+        left.say(data, len(self.rows), "pairs")
+        each_is_whole(data, [(row, column) for row, *columns in self.rows for column in columns])
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -59,7 +79,7 @@ class Preferences:
             ValueError: if one cannot be read.
         """
         row, winner, loser = self.rows[k]
-        return image(row, winner, size), image(row, loser, size)
+        return image(row, winner, size, self.background), image(row, loser, size, self.background)
 
     def examples(self) -> Iterator[tuple[Any, ...]]:
         """What each pair is known by: prompt, winner, loser."""
@@ -72,33 +92,50 @@ class Choices(Dataset[tuple[Tensor, Tensor, str, float]]):
     Args:
         data: a .jsonl, .csv or .parquet file, or a folder with some.
         size: (height, width) to which images are resized.
+        background: the colour behind what is transparent; None is white.
 
     Raises:
-        ValueError: if there is none, or it cannot be read.
+        ValueError: if there is none, it cannot be read, or holds a broken picture.
     """
 
-    def __init__(self, data: str, size: tuple[int, int]) -> None:
-        self.size = size
+    def __init__(self, data: str, size: tuple[int, int], background: str | None = None) -> None:
+        colour(background)
+        self.size, self.background, left = size, background, LeftOut()
         self.rows: list[tuple[dict[str, Any], str, str, float]] = []
         """A row, its columns of the two images, and its label."""
         for file in given(data, of="pairs"):
-            for _, row, first, second, label in pairs_of(file):
+            for _, row, first, second, label in pairs_of(file, left):
                 are_there(row, (first, second))
                 self.rows.append((row, first, second, label))
         if not self.rows:
-            raise ValueError(f"data={data} holds no rows; give a table of pairs")
+            others = f" with a label (left out: {left})" if len(left) else ""
+            raise ValueError(f"data={data} holds no rows{others}; give a table of pairs")
+        left.say(data, len(self.rows), "pairs")
+        each_is_whole(data, [(row, column) for row, *columns, _ in self.rows for column in columns])
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, k: int) -> tuple[Tensor, Tensor, str, float]:
         row, first, second, label = self.rows[k]
-        return image(row, first, self.size), image(row, second, self.size), row["caption"], label
+        images = (image(row, column, self.size, self.background) for column in (first, second))
+        return next(images), next(images), row["caption"], label
 
 
-def preferences(data: str) -> Preferences:
+def preferences(data: str, background: str | None = None) -> Preferences:
     """`Preferences`, read once however often a configuration is checked, and again if a table changed."""
-    return _read(data, changes(data))
+    return _read(data, background, changes(data))
+
+
+def each_is_whole(data: str, pictures: Sequence[tuple[dict[str, Any], str]]) -> None:
+    """Looks at pictures (row, column) before a run, once at each file however many rows name it.
+
+    Raises:
+        ValueError: if one is broken.
+    """
+    files = {(row["_table"], row[column]): (row, column) for row, column in pictures if isinstance(row[column], str)}
+    every = [*files.values(), *((row, column) for row, column in pictures if not isinstance(row[column], str))]
+    are_whole(data, len(every), every.__getitem__)
 
 
 def given(data: str, *, of: str) -> list[Path]:
@@ -109,7 +146,7 @@ def given(data: str, *, of: str) -> list[Path]:
     """
     path = Path(data)
     files = tables(path) if path.is_dir() else [path]
-    if not files or not all(file.is_file() and file.suffix in TABLES for file in files):
+    if not files or not all(file.is_file() and file.suffix.lower() in TABLES for file in files):
         raise ValueError(f"data={data}: there is no .jsonl, .csv or .parquet file of {of} there; give one, or a folder with one")
     return files
 
@@ -118,18 +155,18 @@ def changes(data: str) -> tuple[tuple[str, int], ...]:
     """The same files, as far as they are there, each with the time when it last changed."""
     path = Path(data).absolute()
     files = tables(path) if path.is_dir() else [path] if path.is_file() else []
-    return tuple((str(file), file.stat().st_mtime_ns) for file in files if file.suffix in TABLES)
+    return tuple((str(file), file.stat().st_mtime_ns) for file in files if file.suffix.lower() in TABLES)
 
 
 def tables(folder: Path) -> list[Path]:
     """The files of a folder that may hold pairs."""
     beside = BESIDE if (folder / "make_pairs.yaml").is_file() else ()
-    return sorted(path for path in folder.glob("*") if path.suffix in TABLES and path.name not in beside)
+    return [path for path in tables_of(folder, TABLES) if path.name not in beside]
 
 
 @lru_cache(maxsize=1)
-def _read(data: str, _tables: tuple[tuple[str, int], ...]) -> Preferences:
-    return Preferences(data)
+def _read(data: str, background: str | None, _tables: tuple[tuple[str, int], ...]) -> Preferences:
+    return Preferences(data, background)
 
 
 def objects(file: Path, *, torn: bool = False) -> Iterator[tuple[int, Any]]:
@@ -176,16 +213,30 @@ class Told(NamedTuple):
         return (self.first, self.second) if self.label == 1 else (self.second, self.first)
 
 
-def pairs_of(file: Path) -> Iterator[Told]:
-    """What a file of pairs says.
+def pairs_of(file: Path, left: LeftOut) -> Iterator[Told]:
+    """What a file of pairs says. Rows whose label does not count go to `left`.
 
     Raises:
         ValueError: if it cannot be read, or holds something else.
     """
-    if file.suffix == ".jsonl":
+    if file.suffix.lower() == ".jsonl":
         yield from (pair_of_line(file, k, said) for k, said in objects(file))
     else:
-        yield from (pair_of_row(k, row) for k, row in enumerate(read_table(str(file), needs="pairs", columns=PAIR)))
+        yield from pairs_of_rows(read_table(str(file), needs="pairs", columns=PAIR), left)
+
+
+def pairs_of_rows(rows: Sequence[dict[str, Any]], left: LeftOut) -> Iterator[Told]:
+    """What the rows of a table with the columns of a pair say. Those whose label does not count go to `left`.
+
+    Raises:
+        ValueError: if one is no pair.
+    """
+    for k, row in enumerate(rows):
+        why = unusable(row)
+        if why is None:
+            yield Told(caption_of(k, row), row, "jpg_0", "jpg_1", choice(k, row))
+        else:
+            left.add(why, f"row {k + 1} of {row['_table'].name}")
 
 
 def pair_of_line(file: Path, k: int, said: Any) -> Told:
@@ -198,12 +249,3 @@ def pair_of_line(file: Path, k: int, said: Any) -> Told:
         raise ValueError(f"data: line {k + 1} of {file} is no object with the texts prompt, winner and loser; mend or remove it")
     row = {"winner": said["winner"], "loser": said["loser"], "caption": said["prompt"], "_table": file}
     return Told(caption_of(k, row), row, "winner", "loser", 0.5 if said["winner"] == said["loser"] else 1.0)
-
-
-def pair_of_row(k: int, row: dict[str, Any]) -> Told:
-    """What row k of a table with the columns of a pair says.
-
-    Raises:
-        ValueError: if it is no pair.
-    """
-    return Told(caption_of(k, row), row, "jpg_0", "jpg_1", choice(k, row))

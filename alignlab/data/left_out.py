@@ -1,0 +1,41 @@
+"""Counts what of a data set is left out, and says it in one line: nobody should train on half of the data without knowing."""
+
+import os
+from pathlib import PurePosixPath
+
+SYSTEM = ("__MACOSX", "Thumbs.db", "desktop.ini")
+"""Names of what systems put beside files. What begins with a dot (._x, .DS_Store, .ipynb_checkpoints) is such a thing too."""
+
+
+class LeftOut:
+    """Reasons, each with how often it came and what it was the first time."""
+
+    def __init__(self) -> None:
+        self._reasons: dict[str, tuple[int, str]] = {}
+
+    def add(self, why: str, first: object = "", count: int = 1) -> None:
+        """Counts `count` more of a reason, a noun with its verb left out: "without a caption"."""
+        before, name = self._reasons.get(why, (0, str(first)))
+        if before + count:
+            self._reasons[why] = before + count, name
+
+    def __len__(self) -> int:
+        return sum(count for count, _ in self._reasons.values())
+
+    def __str__(self) -> str:
+        return ", ".join(f"{count} {why}" + (f" ({name})" if name else "") for why, (count, name) in self._reasons.items())
+
+    def say(self, data: str, kept: int, of: str) -> None:
+        """Prints the line, if there is something to say; of several processes, the first does.
+
+        Args:
+            kept: how many are not left out.
+            of: what they are, in the plural.
+        """
+        if len(self) and os.environ.get("RANK", "0") == "0":
+            print(f"data={data}: {len(self)} of {kept + len(self)} {of} left out: {self}", flush=True)
+
+
+def of_the_system(name: str) -> bool:
+    """Whether a path is something that macOS, Windows or a notebook put there."""
+    return any(part in SYSTEM or (part.startswith(".") and part.strip(".")) for part in PurePosixPath(name).parts)
