@@ -1,15 +1,16 @@
 """Sets of prompts, and which of them an epoch draws: a pure function of (seed, epoch, rank)."""
 
 import hashlib
-import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from alignlab.data import prompt_files
 
 
 class Prompts:
@@ -17,12 +18,13 @@ class Prompts:
 
     Args:
         prompts: the words themselves; or
-        file: a UTF-8 file: .txt with one prompt a line (empty lines are skipped), or .jsonl with objects that have a
-            "prompt" and whatever else (kept as metadata). A prompt that stands there twice counts once; or
+        file: a file that prompt_files.py reads by its kind: one prompt a line (.txt), a list (.json, .yaml), objects or a table
+            (.jsonl, .json, .yaml, .csv, .tsv, .parquet) with the prompt under `column`, whose other values are kept as metadata. A
+            prompt that stands there twice counts once; or
         dataset: a Hugging Face dataset by name or folder, with `split` and `column`; or
         imagenet_animals: the first that many classes of ImageNet (398 are all of its animals).
         template: "{}" is replaced by each word; "{a}" by the word with its article ("a lion", "an ant"); "{key}" by each value
-            of `fill`.
+            of `fill`. Braces within a word or a value are left alone.
         fill: values for further places of the template: the set is the product of words and values.
         per_prompt: images drawn of each chosen prompt, in a row.
         unseen: words that training never draws; or
@@ -39,7 +41,7 @@ class Prompts:
         file: str | None = None,
         dataset: str | None = None,
         split: str = "train",
-        column: str = "prompt",
+        column: str | None = None,
         imagenet_animals: int | None = None,
         template: str = "{}",
         fill: Mapping[str, list[str]] | None = None,
@@ -65,13 +67,17 @@ class Prompts:
         if not 0 <= unseen_share < 1 or (unseen and unseen_share):
             raise ValueError(f"prompts.unseen_share={unseen_share} must be in [0, 1), and 0 beside a list prompts.unseen")
         self.metadata: dict[str, dict[str, Any]] = {}
-        """What a .jsonl file says of a prompt, beside the prompt."""
+        """What a file says of a prompt, beside the prompt."""
         if imagenet_animals is not None:
             words: Sequence[str] = _imagenet(imagenet_animals)
         elif dataset is not None:
-            words = _dataset(dataset, split, column)
+            words = _dataset(dataset, split, column or "prompt")
+        elif file is not None:
+            said = prompt_files.read(file, column or "prompt")
+            self.metadata = dict(said)
+            words = [prompt for prompt, _ in said]
         else:
-            words = self._file(file) if file is not None else prompts or []
+            words = prompts or []
         if not words:
             raise ValueError(f"prompts: {file or dataset or 'prompts.prompts'} holds no prompt")
         where = f"prompts.file={file}" if file else f"prompts.dataset={dataset}" if dataset else "prompts.prompts"
@@ -101,31 +107,6 @@ class Prompts:
     def _pick(self, seed: int, index: int) -> str:
         lap, place = divmod(index, len(self.prompts))
         return self.prompts[_shuffled(seed, lap, len(self.prompts))[place]]
-
-    def _file(self, file: str) -> list[str]:
-        try:
-            if Path(file).exists() and not Path(file).is_file():  # /dev/zero has no end
-                raise OSError(None, "it is no regular file")
-            lines = Path(file).read_text(encoding="utf-8-sig").split("\n")  # other separators may stand inside a prompt
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise ValueError(
-                f"prompts.file={file} cannot be read: {reason}; give a UTF-8 .txt, one prompt a line, or a .jsonl with prompts"
-            ) from None
-        if not file.endswith(".jsonl"):
-            return [line.strip() for line in lines if line.strip()]
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    entry = json.loads(line)
-                    if not entry["prompt"].strip():
-                        raise KeyError("prompt")
-                    self.metadata[entry["prompt"].strip()] = {k: v for k, v in entry.items() if k != "prompt"}
-                except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-                    raise ValueError(
-                        f'prompts.file={file}, line {number}: not an object with a text "prompt"; write {{"prompt": "a lion", ...}}'
-                    ) from None
-        return list(self.metadata)
 
 
 @lru_cache(maxsize=2)
@@ -165,13 +146,13 @@ def _dataset(name: str, split: str, column: str) -> list[str]:
 
 
 def _filled(template: str, word: str, fill: Mapping[str, list[str]]) -> list[str]:
+    """The template with the word, once for each combination of the values."""
     article = "an" if word[:1].lower() in set("aeiou") else "a"
+    places = re.compile("|".join(re.escape(f"{{{key}}}") for key in (*fill, "a", "")))
     out = []
     for values in product(*fill.values()):
-        text = template
-        for key, value in zip(fill, values, strict=True):
-            text = text.replace(f"{{{key}}}", value)
-        out.append(text.replace("{a}", f"{article} {word}").replace("{}", word))
+        said = {"": word, "a": f"{article} {word}", **dict(zip(fill, values, strict=True))}
+        out.append(places.sub(lambda place, said=said: said[place[0][1:-1]], template))  # type: ignore[misc]
     return out
 
 
