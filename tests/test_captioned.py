@@ -368,8 +368,8 @@ def test_it_is_read_once(tmp_path, monkeypatch) -> None:
     (tmp_path / "0.txt").write_text("one")
     (tmp_path / "1.txt").write_text("two")
     reads = []
-    beside = module._beside
-    monkeypatch.setattr(module, "_beside", lambda folder: reads.append(folder) or beside(folder))
+    beside = module.texts_beside
+    monkeypatch.setattr(module, "texts_beside", lambda *how: reads.append(how) or beside(*how))
     one, other = captioned(str(tmp_path)), captioned(str(tmp_path))
     first = one.draw(1, 0)
     assert len(reads) == 1 and other.draw(1, 0) == first

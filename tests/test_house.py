@@ -13,6 +13,7 @@ from textwrap import dedent
 
 import pytest
 import yaml
+from PIL import Image
 
 from alignlab.nodes import resolve
 from tests.running import configured, lines, tiny
@@ -236,7 +237,7 @@ def test_every_configuration_file_builds(group: str, option: str, tmp_path: Path
     (tmp_path / "train.csv").write_text("prompt\na lion\na cat\n")
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "a lion", "winner": "0.png", "loser": "1.png"}')
     for name in ("0.png", "1.png"):
-        (tmp_path / name).touch()
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
     configured(f"{group}={option}", *(word.format(captions=tmp_path) for word in NEEDS.get(f"{group}={option}", [])))
 
 

@@ -1,21 +1,21 @@
 """Pictures with captions: what supervised fine-tuning trains on.
 
-    a folder      metadata.jsonl or metadata.csv with file_name and text (or caption, prompt), as diffusers and `datasets` take one;
-                  or NAME.png (.jpg, .webp, ...) beside NAME.txt
+    a folder      metadata.jsonl, .csv or .parquet with file_name and text (or caption, prompt), as diffusers and `datasets` take one;
+                  or NAME.png (.jpg, .webp, ...) beside NAME.txt (folders.py)
     .tar          webdataset's shards, or a folder with some (shards.py)
     pairs         .jsonl, .csv or .parquet (preferences.py): the winners; ties are counted and left out
     datasets      owner/name of the Hugging Face hub, a folder of .parquet files, or one that `save_to_disk` wrote (hub.py)
 
-A folder may have its splits as folders within it (train/, test/). Paths lead to pictures below their table's folder, and pictures are
-bounded (judgements.py).
+A folder may have its splits as folders within it (train/, test/), or as files (train-00000.parquet). Paths lead to pictures below
+their table's folder. All pictures are looked at before a run (pictures.py), and what is left out is counted and said.
 """
 
 import csv
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from alignlab.data.folders import Columns, is_of_paths, metadata_in, of_split, rows_of, texts_beside, unnamed
 from alignlab.data.hub import Table, is_saved, opened
-from alignlab.data.judgements import PAIR, are_there, caption_of, image, read_table
-from alignlab.data.preferences import Preferences, objects, tables
+from alignlab.data.judgements import PAIR, are_whole, caption_of, image, tables_of
+from alignlab.data.left_out import LeftOut
+from alignlab.data.pictures import colour
+from alignlab.data.preferences import TABLES, Preferences, objects, tables
 from alignlab.data.shards import PICTURES, Member, members
 
 IMAGES = ("file_name", "image", "image_path", "jpg", "png")
@@ -43,15 +46,16 @@ class Captioned:
     """Its name within the data, the same in every run, and that of no other example."""
     caption: str
     row: Callable[[], dict[str, Any]] = field(repr=False, compare=False)
-    """Reads {"image": a path or bytes, "_table": the file that says so}."""
+    """Reads {"image": a path, bytes or a span, "_table": the file that says so}."""
+    background: str | None = field(default=None, repr=False, compare=False)
 
     def image(self, size: tuple[int, int]) -> Tensor:
-        """[3, height, width] in [0, 1], resized (bicubic, antialiased) and cut to the middle.
+        """[3, height, width] in [0, 1], as a viewer shows it, resized (bicubic, antialiased) and cut to the middle.
 
         Raises:
             ValueError: if it cannot be read.
         """
-        return image(self.row(), "image", size)
+        return image(self.row(), "image", size, self.background)
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,8 @@ class Known:
     keys: Sequence[str]
     row: Callable[[int], dict[str, Any]]
     ties: int = 0
+    looked: bool = False
+    """Whether the pictures were looked at."""
 
     @cached_property
     def digest(self) -> str:
@@ -84,20 +90,22 @@ class CaptionedImages:
         image_column, caption_column: of a table or dataset; None looks for the usual names.
         streaming: read in order instead of knowing all examples at once, for shards and datasets.
         shuffle_buffer: examples of a stream that are read at once, and shuffled among themselves.
+        background: the colour behind what is transparent; None is white.
 
     Raises:
-        ValueError: if there is none, or it cannot be read.
+        ValueError: if there is none, it cannot be read, or a picture is broken (of a stream, the first).
     """
 
     def __init__(
         self, data: str, *, split: str = "train", image_column: str | None = None, caption_column: str | None = None,
-        streaming: bool = False, shuffle_buffer: int = 1000,
+        streaming: bool = False, shuffle_buffer: int = 1000, background: str | None = None,
     ) -> None:  # fmt: skip
+        colour(background)
         if shuffle_buffer < 1:
             raise ValueError(f"shuffle_buffer={shuffle_buffer} must be at least 1")
         how = (data, split, image_column, caption_column)
         self._source = _stream(*how) if streaming else _known(*how, _stamps(data))
-        self.data, self.shuffle_buffer = data, shuffle_buffer
+        self.data, self.shuffle_buffer, self.background = data, shuffle_buffer, background
         self._left: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         """What the pass (of a stream, the window) has yet to give, in order."""
         self._window: list[Captioned] = []
@@ -134,7 +142,7 @@ class CaptionedImages:
             chosen, self._left = self._left[: n - len(found)], self._left[n - len(found) :]
             source = self._source if isinstance(self._source, Known) else self._window
             found += [source[int(k)] for k in chosen]
-        return found
+        return [replace(example, background=self.background) for example in found]
 
     def _next(self) -> int:
         """How many examples the next pass, or the next window of a stream, has."""
@@ -208,33 +216,55 @@ def _known(data: str, split: str, image_column: str | None, caption_column: str 
     """All examples.
 
     Raises:
-        ValueError: if there is none, or it cannot be read.
+        ValueError: if there is none, it cannot be read, or a picture is broken.
     """
-    path, columns = (
-        _split(data, split),
-        ([image_column] if image_column else IMAGES, [caption_column] if caption_column else CAPTIONS),
-    )
-    shards = _shards(path)
-    if shards:
-        found = _of_members([m for shard in shards for m in members(shard, columns[1])])
-    elif is_saved(path) or not path.exists():
-        found = _of_table(opened(data, split), columns)
-    else:
-        listed = _tables(path)
-        if any(_is_pairs(table) for table in listed):
-            found = _winners(path)
-        elif any(table.suffix == ".parquet" for table in listed):
-            found = _of_table(opened(data, split, files=[t for t in listed if t.suffix == ".parquet"]), columns)
-        elif listed:
-            found = _of_rows([row for table in listed for row in _rows(table, columns)])
-        else:
-            found = _of_rows(list(_beside(path)))
-    if not found.captions:
+    columns, left = _columns(image_column, caption_column), LeftOut()
+    found = _examples(data, split, columns, left)
+    count = len(found.captions)
+    if not count:
+        others = f" (left out: {left})" if len(left) else ""
         raise ValueError(
-            f"data={data} holds no picture with a caption; give a folder with metadata.jsonl (file_name, text) or with NAME.png beside "
-            "NAME.txt, shards (.tar), a table of pairs, or owner/name of a dataset"
+            f"data={data} holds no picture with a caption{others}; give a folder with metadata.jsonl (file_name, text) or with NAME.png "
+            "beside NAME.txt, uncompressed shards (.tar), a table of pairs, or owner/name of a dataset"
         )
+    empty = sum(not caption.strip() for caption in found.captions)
+    if empty:
+        left.note(f"{empty} of {count} captions are empty, and train the model without a prompt")
+    left.say(data, count, "pictures")
+    if not found.looked:
+        are_whole(data, count, lambda k: (found.row(k), "image"))
     return found
+
+
+def _columns(image_column: str | None, caption_column: str | None) -> Columns:
+    return [image_column] if image_column else IMAGES, [caption_column] if caption_column else CAPTIONS
+
+
+def _examples(data: str, split: str, columns: Columns, left: LeftOut) -> Known:
+    """What `data` holds, in the first of the forms that it has."""
+    path = _split(data, split)
+    if shards := _shards(path, split, left):
+        return _of_members([m for shard in shards for m in members(shard, columns[1], left)])
+    if is_saved(path) or not path.exists():
+        return _of_table(opened(data, split), columns, left)
+    listed = _tables(path, split, left)
+    if any(map(_is_pairs, listed)):
+        return _winners(path)
+    inside = [table for table in listed if table.suffix.lower() == ".parquet" and not is_of_paths(table, columns)]
+    if inside:
+        return _of_table(opened(data, split, files=inside), columns, left)
+    if listed:
+        rows = [row for table in listed for row in rows_of(table, columns, left)]
+        if metadata_in(path):
+            unnamed(listed[0], rows, left)
+        return _of_rows(rows)
+    rows = texts_beside(path, columns, left)
+    above = metadata_in(Path(data)) if path != Path(data) else []
+    if not rows and above:
+        left.forget()
+        rows = list(rows_of(above[0], columns, left, split=split))
+        unnamed(above[0], rows, left, split=split)
+    return _of_rows(rows)
 
 
 def _stream(data: str, split: str, image_column: str | None, caption_column: str | None) -> Stream:
@@ -243,20 +273,22 @@ def _stream(data: str, split: str, image_column: str | None, caption_column: str
     Raises:
         ValueError: if it is something else, or its first example is none.
     """
-    path, columns = (
-        _split(data, split),
-        ([image_column] if image_column else IMAGES, [caption_column] if caption_column else CAPTIONS),
-    )
-    shards = _shards(path)
+    path, columns, left = _split(data, split), _columns(image_column, caption_column), LeftOut()
+    shards = _shards(path, split, left)
     whole = bool(shards) or is_saved(path) or not path.exists()
-    listed = [] if whole else [t for t in _tables(path) if t.suffix == ".parquet"]
+    listed = [] if whole else [t for t in _tables(path, split, left) if t.suffix.lower() == ".parquet"]
     if shards:
 
         def examples(start: int) -> Iterator[Captioned]:
-            every = (member for shard in shards for member in members(shard, columns[1]))
-            return (_example(member) for member in islice(every, start, None))
+            out, count = LeftOut(), 0
+            for member in chain.from_iterable(members(shard, columns[1], out) for shard in shards):
+                count += 1
+                if count > start:
+                    yield _example(member)
+            if not start:
+                out.say(data, count, "pictures")
 
-    elif listed or whole:
+    elif whole or any(not is_of_paths(table, columns) for table in listed):
         table = opened(data, split, files=listed, streaming=True)
         names = table.named(*columns)
 
@@ -266,10 +298,14 @@ def _stream(data: str, split: str, image_column: str | None, caption_column: str
 
     else:
         raise ValueError(
-            f"streaming=true is for shards (.tar), .parquet files and datasets, and data={data} is none; set it to false"
+            f"streaming=true is for shards (.tar), and for .parquet files and datasets with the pictures inside, and data={data} is none; "
+            "set it to false"
         )
-    if next(examples(0), None) is None:
+    first = next(examples(0), None)
+    if first is None:
         raise ValueError(f"data={data} holds no picture with a caption")
+    left.say(data, 0, "pictures")
+    are_whole(data, 1, lambda _: (first.row(), "image"))
     return examples
 
 
@@ -281,39 +317,52 @@ def _split(data: str, split: str) -> Path:
     """
     path = Path(data)
     if path.is_dir() and not is_saved(path):
-        if (path / split).is_dir() and split not in ("", ".", ".."):
+        if split not in ("", ".", "..") and (path / split).is_dir():
             return path / split
-        if split != "train":
+        parquets = path / "data"  # of a dataset of the hub, as it is downloaded
+        if parquets.is_dir() and tables_of(parquets, (".parquet",)) and not tables_of(path, (*TABLES, ".tar")):
+            return parquets
+        if split != "train" and not tables_of(path, (".parquet", ".tar")):
             raise ValueError(
                 f"split={split}, but there is no folder of that name in data={data}; leave split at train for all of it"
             )
     return path
 
 
-def _shards(path: Path) -> list[Path]:
-    return sorted(path.glob("*.tar")) if path.is_dir() else [path] if path.suffix == ".tar" and path.is_file() else []
+def _shards(path: Path, split: str, left: LeftOut) -> list[Path]:
+    if path.is_dir():
+        return of_split(tables_of(path, (".tar",)), split, left)
+    return [path] if path.suffix.lower() == ".tar" and path.is_file() else []
 
 
-def _tables(path: Path) -> list[Path]:
-    """metadata.jsonl or metadata.csv, or whatever tables there are.
+def _tables(path: Path, split: str, left: LeftOut) -> list[Path]:
+    """metadata.jsonl, .csv or .parquet, or whatever tables there are.
 
     Raises:
         ValueError: for a file that is none.
     """
     if path.is_file():
-        if path.suffix not in (".jsonl", ".csv", ".parquet"):
+        if path.suffix.lower() not in (".jsonl", ".csv", ".parquet"):
             raise ValueError(f"data={path} is no .jsonl, .csv, .parquet or .tar file; give one, or a folder")
         return [path]
-    metadata = [path / name for name in ("metadata.jsonl", "metadata.csv") if (path / name).is_file()]
-    return metadata[:1] or tables(path)
+    metadata = metadata_in(path)
+    for other in metadata[1:]:
+        left.note(f"{other.name} is not read, since {metadata[0].name} is there")
+    listed = [table for table in tables(path) if not _is_about_a_folder(table)]
+    return metadata[:1] or of_split(listed, split, left)
+
+
+def _is_about_a_folder(table: Path) -> bool:
+    """Whether it is the 00000.parquet that img2dataset writes beside the folder 00000/, where the pictures and captions are."""
+    return table.suffix == ".parquet" and table.stem.isdigit() and table.with_suffix("").is_dir()
 
 
 def _is_pairs(table: Path) -> bool:
     """By its columns."""
-    if table.suffix == ".jsonl":
+    if table.suffix.lower() == ".jsonl":
         first = next((said for _, said in objects(table)), None)
         return isinstance(first, dict) and {"winner", "loser"} <= first.keys()
-    if table.suffix == ".csv":
+    if table.suffix.lower() == ".csv":
         with table.open(encoding="utf-8-sig", errors="replace", newline="") as file:
             return {*PAIR} <= {*next(csv.reader(file), [])}
     return {*PAIR} <= {*opened(str(table), "train", files=[table], streaming=True).columns}
@@ -326,44 +375,11 @@ def _winners(path: Path) -> Known:
         its, winner, _ = pairs.rows[k]
         return {"image": its[winner], "_table": its["_table"]}
 
-    return Known(captions=pairs.prompts, keys=[f"pair {k}" for k in range(len(pairs))], row=row, ties=pairs.ties)
-
-
-def _rows(table: Path, columns: tuple[Sequence[str], Sequence[str]]) -> Iterator[dict[str, Any]]:
-    """The rows of a .jsonl or .csv table of pictures."""
-    if table.suffix == ".jsonl":
-        found = list(objects(table))
-    else:
-        found = list(enumerate(read_table(str(table), needs="captioned pictures", columns=())))
-    for k, said in found:
-        names = [next((name for name in wanted if isinstance(said, dict) and name in said), None) for wanted in columns]
-        if None in names:
-            missing = columns[names.index(None)]
-            raise ValueError(f"data: row {k + 1} of {table} has no {' or '.join(missing)}; mend or remove it, or name its column")
-        row = {"image": said[names[0]], "caption": said[names[1]], "_table": table}
-        if not isinstance(row["image"], str):
-            raise ValueError(f"data: {names[0]}={row['image']!r} in row {k + 1} of {table} is no path; mend or remove it")
-        caption_of(k, row)
-        are_there(row, ["image"])
-        yield row
-
-
-def _beside(folder: Path) -> Iterator[dict[str, Any]]:
-    """Pictures with a text of the same name."""
-    for picture in sorted(p for p in folder.glob("*") if p.suffix.lower().lstrip(".") in PICTURES):
-        text = picture.with_suffix(".txt")
-        if text.is_file():
-            try:
-                caption = text.read_text(encoding="utf-8-sig").strip()
-            except (OSError, UnicodeDecodeError) as error:
-                raise ValueError(f"data: {text} cannot be read as UTF-8 text: {error}") from None
-            row = {"image": picture.name, "caption": caption, "_table": text}
-            caption_of(0, row)
-            yield row
+    return Known(captions=pairs.prompts, keys=[f"pair {k}" for k in range(len(pairs))], row=row, ties=pairs.ties, looked=True)
 
 
 def _of_rows(rows: list[dict[str, Any]]) -> Known:
-    keys = [row["image"] for row in rows]
+    keys = [row.get("key", row["image"]) for row in rows]
     if len({*keys}) < len(keys):  # a picture with several captions
         keys = [f"{key} {k}" for k, key in enumerate(keys)]
     return Known(captions=[row["caption"] for row in rows], keys=keys, row=lambda k: rows[k])
@@ -375,14 +391,17 @@ def _of_members(found: list[Member]) -> Known:
 
 
 def _example(member: Member) -> Captioned:
-    caption_of(0, {"caption": member.caption, "_table": f"{member.shard} ({member.name})"})
-    key = f"{member.shard.name}:{member.offset}"  # a shard may hold two of one name
-    return Captioned(key, member.caption, lambda: {"image": member.read(), "_table": f"{member.shard} ({member.name})"})
+    picture = member.picture
+    row = {"image": picture, "caption": member.caption, "_table": f"{picture.file} ({picture.name})"}
+    caption_of(0, row)
+    return Captioned(f"{picture.file.name}:{picture.offset}", member.caption, lambda: row)  # a shard may hold two of one name
 
 
-def _of_table(table: Table, columns: tuple[Sequence[str], Sequence[str]]) -> Known:
+def _of_table(table: Table, columns: Columns, left: LeftOut) -> Known:
     names = table.named(*columns)
-    captions = table.captions(names[1])
-    for k, caption in enumerate(captions):
+    captions, filled = table.captions(names[1]), table.filled(names[0])
+    left.add("without a picture", table.name, len(captions) - len(filled))
+    captions = [captions[k] for k in filled]
+    for k, caption in zip(filled, captions, strict=True):
         caption_of(k, {"caption": caption, "_table": table.name})
-    return Known(captions=captions, keys=[str(k) for k in range(len(captions))], row=lambda k: table.row(*names, k))
+    return Known(captions=captions, keys=[str(k) for k in filled], row=lambda k: table.row(*names, filled[k]))

@@ -67,6 +67,14 @@ class Table:
             self.held = self.held.cast_column(picture, Image(decode=False))
         return picture, text
 
+    def filled(self, picture: str) -> list[int]:
+        """The rows of a dataset that have a picture: img2dataset writes a row without one for what it could not download."""
+        if self.held._indices is not None:  # a selection; a row without a picture is refused when it is read
+            return list(range(len(self.held)))
+        column = self.held.data.column(picture)
+        parts = column.flatten() if str(column.type).startswith("struct") else [column]
+        return [k for k, row in enumerate(zip(*(part.is_valid().to_pylist() for part in parts), strict=True)) if any(row)]
+
     def captions(self, column: str) -> list[Any]:
         return list(self.held[column])
 

@@ -55,7 +55,7 @@ class LabelledImages:
                 f"data={data} holds {good} desirable and {len(self) - good} undesirable images, and some of each are needed; add some "
                 "(algo=sft learns from good images alone)"
             )
-        left.add("ties", count=self.ties)
+        left.add("tied", count=self.ties)
         left.say(data, len(self.rows), "images and pairs")
         each_is_whole(data, self.rows)
 

@@ -65,7 +65,7 @@ class Preferences:
         if not self.rows:
             others = f"; left out: {left}" if len(left) else ""
             raise ValueError(f"data={data} holds no pair with a winner ({self.ties} ties{others}); give some")
-        left.add("ties", count=self.ties)
+        left.add("tied", count=self.ties)
         left.say(data, len(self.rows), "pairs")
         each_is_whole(data, [(row, column) for row, *columns in self.rows for column in columns])
 

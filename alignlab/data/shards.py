@@ -1,4 +1,4 @@
-"""Pictures with captions in webdataset shards: .tar files that hold NAME.jpg beside NAME.txt or NAME.json.
+"""Pictures with captions in webdataset shards: .tar files that hold NAME.jpg with NAME.txt or NAME.json, in any order.
 
 Nothing is unpacked to the disk. A shard's table of contents is read once (links, devices and folders in it are passed over), captions
 with it; a picture is read from its place in the shard when it is asked for, by its offset and size. Shards must not be compressed.
@@ -7,10 +7,18 @@ with it; a picture is read from its place in the shard when it is asked for, by 
 import json
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-PICTURES = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "ppm")
+from alignlab.data.left_out import LeftOut, of_the_system
+from alignlab.data.pictures import Span
+
+PICTURES = ("png", "jpg", "jpeg", "jpe", "jfif", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")
+"""Ends of the names of pictures."""
+TEXTS = ("txt", "caption", "json")
+"""Of captions, in the order in which they are looked for."""
+UNREAD = ("avif", "heic", "heif", "jxl", "jp2", "svg", "tga", "exr", "psd", "ico", "dng", "cr2", "nef", "tar", "tgz", "gz", "zip")
+"""Of pictures, and of what may hold some, that are left out."""
 CAPTION = 2**20
 """Bytes of a .txt or .json, at most."""
 PICTURE = 2**28
@@ -21,92 +29,109 @@ PICTURE = 2**28
 class Member:
     """A picture in a shard, with its caption."""
 
-    shard: Path
-    name: str
-    """In the shard."""
+    picture: Span
     caption: str
-    offset: int
-    size: int
-
-    def read(self) -> bytes:
-        """The picture's file.
-
-        Raises:
-            ValueError: if the shard ends before it does, or is gone.
-        """
-        try:
-            with self.shard.open("rb") as file:
-                file.seek(self.offset)
-                found = file.read(self.size)
-        except OSError as error:
-            raise ValueError(f"data: {self.shard} cannot be read ({error.strerror}); mend or remove it") from None
-        if len(found) < self.size:
-            raise ValueError(f"data: {self.shard} ends within {self.name}; copy it again, or remove it")
-        return found
 
 
-def members(shard: Path, columns: Sequence[str]) -> Iterator[Member]:
-    """The pictures of a shard that have a caption, in order. A .txt beside the picture comes before a .json.
+@dataclass
+class _Example:
+    """What a shard has of an example so far."""
+
+    picture: Span | None = None
+    texts: dict[str, str] = field(default_factory=dict)
+
+    def member(self) -> Member | None:
+        caption = next((self.texts[kind] for kind in TEXTS if kind in self.texts), None)
+        return None if self.picture is None or caption is None else Member(self.picture, caption)
+
+
+def members(shard: Path, columns: Sequence[str], left: LeftOut) -> Iterator[Member]:
+    """The pictures of a shard that have a caption, in order. A .txt comes before a .json.
+
+    An example is whole when a file of another name follows; what is not whole by then waits until the shard's end, since some shards
+    have all texts before all pictures.
 
     Args:
         columns: names of the caption in a .json, the first that is there counts.
+        left: counts what has no caption, no picture, or is of another kind.
 
     Raises:
         ValueError: if it is no uncompressed .tar, or a caption cannot be read.
     """
-    picture: tuple[str, int, int] | None = None
-    texts: dict[str, str] = {}
-    before = ""
+    waiting: dict[str, _Example] = {}
+    before, parts = "", _Example()
     try:
         with tarfile.open(shard, mode="r:") as tar:  # ":" takes no compressed one, which could unpack to any size
             whole = shard.stat().st_size
             for entry in tar:
-                stem, kind = _parts(entry.name)
-                if stem != before:
-                    yield from _joined(shard, picture, texts)
-                    picture, texts, before = None, {}, stem
-                if entry.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or entry.issparse():
+                stem, kind = _named(entry.name)
+                if kind not in (*PICTURES, *TEXTS, *UNREAD) or entry.isdir() or (kind in TEXTS and of_the_system(entry.name)):
                     continue
+                if (why := _passed_over(entry, kind)) is not None:
+                    left.add(why, entry.name)
+                    continue
+                if stem != before:
+                    if (member := parts.member()) is not None:
+                        yield member
+                    elif before:
+                        waiting[before] = parts
+                    before, parts = stem, waiting.pop(stem, _Example())
                 if entry.offset_data + entry.size > whole:
                     raise tarfile.ReadError("unexpected end of data")
-                if kind in PICTURES and picture is None:
-                    if entry.size > PICTURE:
-                        raise ValueError(f"data: {entry.name} in {shard} has {entry.size} bytes, more than {PICTURE}; remove it")
-                    picture = entry.name, entry.offset_data, entry.size
-                elif kind in ("txt", "json"):
-                    found = tar.extractfile(entry) if entry.size <= CAPTION else None
-                    text = None if found is None else _caption(found.read(), kind, columns)
-                    if text is None and kind == "txt":
-                        raise ValueError(
-                            f"data: {entry.name} in {shard} is no caption (UTF-8, at most {CAPTION} bytes); mend or remove it"
-                        )
-                    texts |= {} if text is None else {kind: text}
-            yield from _joined(shard, picture, texts)
+                if kind in TEXTS:
+                    parts.texts |= _text(tar, entry, kind, columns, shard)
+                elif parts.picture is not None:
+                    left.add("second pictures of an example", entry.name)
+                elif entry.size > PICTURE:
+                    raise ValueError(f"data: {entry.name} in {shard} has {entry.size} bytes, more than {PICTURE}; remove it")
+                else:
+                    parts.picture = Span(shard, entry.name, entry.offset_data, entry.size)
+            if (member := parts.member()) is not None:
+                yield member
+            else:
+                waiting[before] = parts
     except (tarfile.TarError, OSError, EOFError, UnicodeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"data: {shard} is no uncompressed .tar ({reason}); copy it again, or unpack its compression") from None
+    for stem, one in waiting.items():
+        if one.picture is not None:
+            left.add("without a caption", one.picture.name)
+        elif one.texts:
+            left.add("without a picture", stem)
 
 
-def _parts(name: str) -> tuple[str, str]:
-    """What files of one example share, and what they differ in: a/b.seg.png is a/b and seg.png, as webdataset takes it."""
-    folder, slash, file = name.rpartition("/")
-    stem, _, kind = file.partition(".")
-    return folder + slash + stem, kind.lower()
+def _passed_over(entry: tarfile.TarInfo, kind: str) -> str | None:
+    """Why a member is left out, whatever its example is."""
+    if of_the_system(entry.name):
+        return "put there by a system"
+    if entry.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or entry.issparse():
+        return "that are links or no regular files"
+    return "of a kind that is not read" if kind in UNREAD else None
 
 
-def _caption(text: bytes, kind: str, columns: Sequence[str]) -> str | None:
+def _text(tar: tarfile.TarFile, entry: tarfile.TarInfo, kind: str, columns: Sequence[str], shard: Path) -> dict[str, str]:
+    """The caption of a member under its kind; nothing of a .json without one."""
+    found = tar.extractfile(entry) if entry.size <= CAPTION else None
+    text = None if found is None else caption_in(found.read(), kind, columns)
+    if text is None and kind != "json":
+        raise ValueError(f"data: {entry.name} in {shard} is no caption (UTF-8, at most {CAPTION} bytes); mend or remove it")
+    return {} if text is None else {kind: text}
+
+
+def _named(name: str) -> tuple[str, str]:
+    """What files of one example share, and the end in which they differ: a/b.c.png is a/b.c and png."""
+    stem, _, kind = name.removeprefix("./").rpartition(".")
+    return stem, kind.lower()
+
+
+def caption_in(text: bytes, kind: str, columns: Sequence[str]) -> str | None:
+    """The caption that a file of TEXTS holds; None if it is no UTF-8, or a .json without one."""
     try:
         said = text.decode("utf-8-sig")
-        if kind == "txt":
+        if kind != "json":
             return said.strip()
         its = json.loads(said)
     except (ValueError, RecursionError):
         return None
     found = [its[name] for name in columns if isinstance(its.get(name), str)] if isinstance(its, dict) else []
     return found[0] if found else None
-
-
-def _joined(shard: Path, picture: tuple[str, int, int] | None, texts: dict[str, str]) -> Iterator[Member]:
-    if picture is not None and texts:
-        name, offset, size = picture
-        yield Member(shard=shard, name=name, caption=texts.get("txt", texts.get("json", "")), offset=offset, size=size)
