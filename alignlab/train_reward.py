@@ -24,6 +24,7 @@ from torch.utils.data import Dataset, Subset
 
 from alignlab.config import command, device_of, plain
 from alignlab.data.judgements import Ratings
+from alignlab.data.pictures import colour
 from alignlab.data.preferences import Choices
 from alignlab.nodes import ConfigError
 from alignlab.rewards.clip import Clip, locate
@@ -43,6 +44,8 @@ class TrainRewardConfig:
     held_out: str | None = None
     """Another table, for the held-out numbers; null holds out a share of `data`."""
     held_out_share: float = 0.1
+    background: str | None = None
+    """The colour behind pictures that are transparent in places; null is white."""
     clip: str = "emoji_clip"
     """The CLIP to stand on: a folder in open_clip's format, one shipped, or hf-hub:owner/name."""
     blocks: int = 0
@@ -89,6 +92,10 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
         locate(c["clip"], key="clip")
     except (OSError, ValueError) as error:
         found.append(str(error))
+    try:
+        colour(c["background"])
+    except ValueError as error:
+        found.append(str(error))
     for key in ("data", "held_out"):
         if c[key] is not None and not Path(c[key]).exists():
             found.append(f"{key}={c[key]} does not exist; give a table, or a folder with one")
@@ -119,9 +126,9 @@ def train_reward(c: dict[str, Any], folder: Path) -> dict[str, float]:
     """Fits the reward that a checked configuration describes, writes it to `folder`, and returns the held-out numbers."""
     clip = Clip(c["clip"], key="clip")
     table = Choices if c["kind"] == "preference" else Ratings
-    data: Dataset[Any] = table(c["data"], clip.size)
+    data: Dataset[Any] = table(c["data"], clip.size, c["background"])
     if c["held_out"] is not None:
-        held_out: Dataset[Any] = table(c["held_out"], clip.size)
+        held_out: Dataset[Any] = table(c["held_out"], clip.size, c["background"])
     else:
         n = len(data)  # type: ignore[arg-type]
         order = torch.randperm(n, generator=torch.Generator().manual_seed(c["seed"])).tolist()

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from alignlab.data.left_out import of_the_system
+from alignlab.data.pictures import FORMATS as FORMATS
 from alignlab.data.pictures import PIXELS as PIXELS
 from alignlab.data.pictures import SECONDS, Source, Span, bounded, decoded, look, quiet, reason
 

@@ -94,6 +94,7 @@ class DPO:
 
     Args:
         data: a .jsonl, .csv or .parquet file of pairs, or a folder with some (data/preferences.py).
+        background: the colour behind pictures that are transparent in places (data/pictures.py); None is white.
         loss: "sigmoid", "hinge" or "ipo".
         beta: how strongly to hold on to the reference: large is near.
         mse_reduction: "mean" (published code) or "sum" (the paper's formula) over the D latent dimensions.
@@ -112,6 +113,7 @@ class DPO:
         self,
         *,
         data: str,
+        background: str | None = None,
         loss: Literal["sigmoid", "hinge", "ipo"] = "sigmoid",
         beta: float = 5000.0,
         mse_reduction: Literal["mean", "sum"] = "mean",
@@ -123,7 +125,7 @@ class DPO:
     ) -> None:
         self.of_pairs = PairLoss(loss, beta, mse_reduction, label_smoothing)
         refuse("DPO", prompt_dropout, updates_per_epoch, kl_coeff, why=HELD, pairs=pairs)
-        self.data = preferences(data)
+        self.data = preferences(data, background)
         self.prompt_dropout, self.pairs, self.updates_per_epoch = prompt_dropout, pairs, updates_per_epoch
         self._passes, self._latents = Passes(self.data.examples(), "pairs"), Latents()
 

@@ -55,6 +55,7 @@ class KTO:
 
     Args:
         data: a .jsonl, .csv or .parquet file of labelled images or of pairs, or a folder with some (data/labelled.py).
+        background: the colour behind pictures that are transparent in places (data/pictures.py); None is white.
         beta: how strongly to hold on to the reference: large is near. It stands with the mean over D.
         lambda_d, lambda_u: weights of desirable and undesirable images.
         z0: "balanced" or "clamped".
@@ -72,6 +73,7 @@ class KTO:
         self,
         *,
         data: str,
+        background: str | None = None,
         beta: float = 1000.0,
         lambda_d: float = 1.0,
         lambda_u: float = 1.0,
@@ -88,7 +90,7 @@ class KTO:
             raise ValueError(f"algo.lambda_d={lambda_d} and algo.lambda_u={lambda_u} must not be negative, nor both 0")
         why = "algo.beta holds it to the reference"
         refuse("KTO", prompt_dropout, updates_per_epoch, kl_coeff, why=why, images=images)
-        self.data, self.beta, self.lambda_d, self.lambda_u, self.z0 = labelled(data), beta, lambda_d, lambda_u, z0
+        self.data, self.beta, self.lambda_d, self.lambda_u, self.z0 = labelled(data, background), beta, lambda_d, lambda_u, z0
         self.prompt_dropout, self.images, self.updates_per_epoch = prompt_dropout, images, updates_per_epoch
         self._passes, self._latents = Passes(self.data.examples(), "images"), Latents()
         self._z0: list[float] = []

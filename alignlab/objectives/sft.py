@@ -35,6 +35,7 @@ class SFT:
         image_column, caption_column: of a table or dataset; None looks for the usual names.
         streaming: read shards or a dataset in order, instead of knowing all examples at once; then no latents are kept.
         shuffle_buffer: examples of a stream that are shuffled among themselves.
+        background: the colour behind pictures that are transparent in places (data/pictures.py); None is white.
         min_snr: gamma of the min-SNR weighting; None weighs all timesteps alike.
         prompt_dropout: share of the images whose caption is replaced by the empty one, so that guidance goes on working.
         images: of each epoch, from shuffled passes over the data.
@@ -55,6 +56,7 @@ class SFT:
         caption_column: str | None = None,
         streaming: bool = False,
         shuffle_buffer: int = 1000,
+        background: str | None = None,
         min_snr: float | None = None,
         prompt_dropout: float = 0.0,
         images: int = 16,
@@ -65,8 +67,9 @@ class SFT:
             raise ValueError(f"algo.min_snr={min_snr} must be positive; null weighs all timesteps alike")
         why = "lr and steps bound how far it goes"
         refuse("SFT", prompt_dropout, updates_per_epoch, kl_coeff, why=why, images=images)
-        columns = {"image_column": image_column, "caption_column": caption_column}
-        self.data = captioned(data, split=split, streaming=streaming, shuffle_buffer=shuffle_buffer, **columns)
+        which = {"split": split, "image_column": image_column, "caption_column": caption_column}
+        how = {"streaming": streaming, "shuffle_buffer": shuffle_buffer, "background": background}
+        self.data = captioned(data, **which, **how)
         self.min_snr, self.prompt_dropout = min_snr, prompt_dropout
         self.images, self.updates_per_epoch = images, updates_per_epoch
         self._latents = Latents(keep=self.data.size is not None)
