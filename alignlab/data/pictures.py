@@ -286,9 +286,20 @@ def _ends(source: Source) -> tuple[tuple[int, int], bool]:
         return size, int.from_bytes(head[4:8], "little") + 8 <= length
     if kind == "GIF":
         return size, tail.rstrip(b"\0")[-1:] == b";"
-    if kind in ("JPEG", "MPO"):  # the end of a thumbnail, which lies in the header, comes before the picture's own data
-        return size, tail.rfind(b"\xff\xd9") > tail.rfind(b"\xff\xda")
+    if kind in ("JPEG", "MPO"):
+        if tail.endswith(bytes(16)) and not _has_end(_whole(source)):  # libjpeg takes zeros for data
+            raise ValueError("its end is missing, zeros are in its place; copy it again")
+        return size, _has_end(tail)
     return size, kind == "PNG" and b"IEND\xaeB`\x82" in tail
+
+
+def _has_end(jpeg: bytes) -> bool:
+    """Whether the end of a JPEG is there: that of a thumbnail, which lies in the header, comes before the picture's own data."""
+    return jpeg.rfind(b"\xff\xd9") > jpeg.rfind(b"\xff\xda")
+
+
+def _whole(source: Source) -> bytes:
+    return source if isinstance(source, bytes) else source.read_bytes() if isinstance(source, Path) else source.read()
 
 
 def _edges(source: Source) -> tuple[bytes, bytes, int]:
