@@ -2,7 +2,7 @@
 
     .txt             a prompt a line; so is a file with no end, or with another end of a text file
     .jsonl, .ndjson  an object a line
-    .json, .yaml     a list of texts, or a list of objects
+    .json, .yaml     a list of texts or objects
     .csv, .tsv       a table whose first line names the columns
     .parquet         a table; only the column of the prompts is read
 
@@ -52,7 +52,8 @@ def read(file: str, column: str = "prompt") -> list[Prompt]:
         reason = error.strerror or error
         raise ValueError(f"prompts.file={file} cannot be read: {reason}; give a file that is {TAKEN}") from None
     except ValueError as error:
-        raise ValueError(f"prompts.file={file}: {error}") from None
+        within = str(error).startswith(("line ", "row ", "entry "))
+        raise ValueError(f"prompts.file={file}{',' if within else ':'} {error}") from None
 
 
 def _text(path: Path) -> str:
@@ -137,9 +138,8 @@ def _list(found: Any, column: str) -> list[Prompt]:
     """Of a list of texts, or of objects."""
     if not isinstance(found, list):
         raise ValueError(f"it holds no list but {_kind(found)}; write a list of texts, or of objects with a text {column!r}")
-    if all(isinstance(one, str) for one in found):
-        return [(one.strip(), {}) for one in found if one.strip()]
-    return _objects([(f"entry {number}", one) for number, one in enumerate(found, 1)], column)
+    rows = [(f"entry {k}", {column: one} if isinstance(one, str) else one) for k, one in enumerate(found, 1) if one != ""]
+    return _objects(rows, column)
 
 
 def _objects(rows: list[tuple[str, Any]], column: str) -> list[Prompt]:

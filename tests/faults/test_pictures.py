@@ -173,7 +173,7 @@ def test_half_transparent_is_a_mixture() -> None:
 
 
 def test_gray_with_alpha() -> None:
-    picture, seen = half()
+    picture, _ = half()
     found = shown(file(picture.convert("LA"), "PNG"))
     assert (found[:, 16:] == 255).all() and (found[:, :16] == gray()[:, :16, None]).all()
 
