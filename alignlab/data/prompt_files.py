@@ -20,8 +20,8 @@ from typing import Any
 
 import yaml
 
-Prompt = tuple[str, dict[str, Any]]
-"""A prompt, and what else its object or row says."""
+Prompt = tuple[str, dict[str, Any] | None]
+"""A prompt, and what else its object or row says; None in a file of lines."""
 FOREIGN = frozenset(
     ".gz .zip .bz2 .xz .zst .7z .rar .tar .tgz .xls .xlsx .ods .doc .docx .odt .rtf .pdf .html .htm .xml .toml .ini .sqlite .db "
     ".arrow .feather .npy .npz .pt .pth .pkl .pickle .safetensors .png .jpg .jpeg .webp .gif".split()
@@ -85,7 +85,7 @@ def _lines(text: str, column: str) -> list[Prompt]:
         text = text.replace("\r", "\n")
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     _is_no_json(text, lines)
-    return [(line, {}) for line in lines]
+    return [(line, None) for line in lines]
 
 
 def _is_no_json(text: str, lines: list[str]) -> None:
@@ -144,7 +144,7 @@ def _list(found: Any, column: str) -> list[Prompt]:
 
 def _objects(rows: list[tuple[str, Any]], column: str) -> list[Prompt]:
     """Of objects, each with its place for a sentence."""
-    out = []
+    out: list[Prompt] = []
     for place, one in rows:
         if isinstance(one, (int, float)):
             raise ValueError(f"{place} is {one!r}, which is no text; put it in quotes")
@@ -199,7 +199,7 @@ def _has(names: list[str], column: str) -> None:
 
 def _column(rows: list[dict[str, Any]], column: str) -> list[Prompt]:
     """Of the rows of a table."""
-    out = []
+    out: list[Prompt] = []
     for number, row in enumerate(rows, 1):
         prompt = row[column]
         if not isinstance(prompt, str) or not prompt.strip():

@@ -74,7 +74,7 @@ class Prompts:
             words = _dataset(dataset, split, column or "prompt")
         elif file is not None:
             said = prompt_files.read(file, column or "prompt")
-            self.metadata = dict(said)
+            self.metadata = {prompt: more for prompt, more in said if more is not None}
             words = [prompt for prompt, _ in said]
         else:
             words = prompts or []
@@ -86,8 +86,9 @@ class Prompts:
                 raise ValueError(
                     f"{where}: {word[:40]!r} holds a character that is no text (NUL, or half of a pair); save it as UTF-8"
                 )
-        every = list(dict.fromkeys(p for w in words for p in _filled(template, w, fill or {})))
-        self.unseen = tuple(p for w in unseen or () for p in _filled(template, w, fill or {}))
+        parts = _parts(template, fill or {})
+        every = list(dict.fromkeys(p for w in words for p in _filled(parts, w, fill or {})))
+        self.unseen = tuple(p for w in unseen or () for p in _filled(parts, w, fill or {}))
         if unseen_share:
             self.unseen = tuple(p for p in every if _share_of(p) < unseen_share)
         kept = set(self.unseen)
@@ -145,14 +146,19 @@ def _dataset(name: str, split: str, column: str) -> list[str]:
     return [str(text).strip() for text in table[column] if text is not None and str(text).strip()]
 
 
-def _filled(template: str, word: str, fill: Mapping[str, list[str]]) -> list[str]:
-    """The template with the word, once for each combination of the values."""
+def _parts(template: str, fill: Mapping[str, list[str]]) -> list[str]:
+    """Texts of the template and the names of places between them, in turn."""
+    names = "|".join(re.escape(name) for name in (*fill, "a", ""))
+    return re.split(f"{{({names})}}", template)
+
+
+def _filled(parts: Sequence[str], word: str, fill: Mapping[str, list[str]]) -> list[str]:
+    """A template with the word, once for each combination of the values."""
     article = "an" if word[:1].lower() in set("aeiou") else "a"
-    places = re.compile("|".join(re.escape(f"{{{key}}}") for key in (*fill, "a", "")))
     out = []
     for values in product(*fill.values()):
         said = {"": word, "a": f"{article} {word}", **dict(zip(fill, values, strict=True))}
-        out.append(places.sub(lambda place, said=said: said[place[0][1:-1]], template))  # type: ignore[misc]
+        out.append("".join(said[part] if k % 2 else part for k, part in enumerate(parts)))
     return out
 
 
