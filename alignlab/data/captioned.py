@@ -1,13 +1,14 @@
 """Pictures with captions: what supervised fine-tuning trains on.
 
-    a folder      metadata.jsonl, .csv or .parquet with file_name and text (or caption, prompt), as diffusers and `datasets` take one;
-                  or NAME.png (.jpg, .webp, ...) beside NAME.txt (folders.py)
+    a folder      metadata.jsonl, .csv or .parquet with file_name and text (or caption, prompt), as diffusers and
+                  `datasets` take one; or NAME.png (.jpg, .webp, ...) beside NAME.txt (folders.py)
     .tar          webdataset's shards, or a folder with some (shards.py)
     pairs         .jsonl, .csv or .parquet (preferences.py): the winners; ties are counted and left out
     datasets      owner/name of the Hugging Face hub, a folder of .parquet files, or one that `save_to_disk` wrote (hub.py)
 
-A folder may have its splits as folders within it (train/, test/), or as files (train-00000.parquet). Paths lead to pictures below
-their table's folder. All pictures are looked at before a run (pictures.py), and what is left out is counted and said.
+A folder may have its splits as folders within it (train/, test/), or as files (train-00000.parquet). Paths lead to
+pictures below their table's folder. All pictures are looked at before a run (pictures.py), and what is left out is
+counted and said.
 """
 
 import csv
@@ -298,8 +299,8 @@ def _stream(data: str, split: str, image_column: str | None, caption_column: str
 
     else:
         raise ValueError(
-            f"streaming=true is for shards (.tar), and for .parquet files and datasets with the pictures inside, and data={data} is none; "
-            "set it to false"
+            "streaming=true is for shards (.tar), and for .parquet files and datasets with the pictures inside, and "
+            f"data={data} is none; set it to false"
         )
     first = next(examples(0), None)
     if first is None:
@@ -353,7 +354,7 @@ def _tables(path: Path, split: str, left: LeftOut) -> list[Path]:
 
 
 def _is_about_a_folder(table: Path) -> bool:
-    """Whether it is the 00000.parquet that img2dataset writes beside the folder 00000/, where the pictures and captions are."""
+    """Whether it is the 00000.parquet that img2dataset writes beside the folder 00000/ with pictures and captions."""
     return table.suffix == ".parquet" and table.stem.isdigit() and table.with_suffix("").is_dir()
 
 

@@ -1,11 +1,12 @@
 """Finds captioned pictures in a folder: by a table that names them, or by texts that lie beside them.
 
-    metadata.jsonl, .csv, .parquet   a table of names and captions. It may lie above the folder of the split, whose pictures it then
-                                     names with the split (train/a.png) or without
+    metadata.jsonl, .csv, .parquet   a table of names and captions. It may lie above the folder of the split, and then
+                                     names pictures with the split (train/a.png) or without
     NAME.jpg, NAME.txt               a text beside the picture: .txt, .caption, or .json with a caption
-    00000/, 10_cat/                  the same in folders within, if there is none at the top: what img2dataset and kohya's scripts take
+    00000/, 10_cat/                  the same in folders within, if there is none at the top, as img2dataset and
+                                     kohya's scripts lay them out
 
-Names that macOS, Windows or a notebook left there (._a.png, Thumbs.db) are passed over. What else is left out goes to a `LeftOut`.
+Names that macOS, Windows or a notebook left there (._a.png, Thumbs.db) are passed over. What is left out is counted.
 """
 
 import re
@@ -37,7 +38,9 @@ def metadata_in(folder: Path) -> list[Path]:
 
 
 def of_split(files: list[Path], split: str, left: LeftOut) -> list[Path]:
-    """Of files called train-00000.parquet, test-00000.parquet ... those of the split; all, if their names say nothing of several.
+    """Of files called train-00000.parquet, test-00000.parquet ... those of the split.
+
+    If their names do not speak of several splits, it is all of them.
 
     Raises:
         ValueError: if there is no file of that split.
@@ -88,21 +91,26 @@ def rows_of(table: Path, columns: Columns, left: LeftOut, *, split: str | None =
         ValueError: for the first that is none, or whose picture is not there.
     """
     if table.suffix.lower() == ".jsonl":
-        said: list[tuple[int, Any]] = list(objects(table))
+        every: list[tuple[int, Any]] = list(objects(table))
     else:
-        said = list(enumerate(read_table(str(table), needs="captioned pictures", columns=())))
-    for k, one in said:
+        every = list(enumerate(read_table(str(table), needs="captioned pictures", columns=())))
+    for k, one in every:
         names = [next((name for name in wanted if isinstance(one, dict) and name in one), None) for wanted in columns]
         if None in names:
             missing = " or ".join(columns[names.index(None)])
             known = [name for name in one if name != "_table"] if isinstance(one, dict) else []
             has = f" (it has {', '.join(map(str, known))})" if known else ""
-            raise ValueError(f"data: row {k + 1} of {table} has no {missing}{has}; mend or remove it, or name its column")
+            mend = "mend or remove it, or name its column"
+            raise ValueError(f"data: row {k + 1} of {table} has no {missing}{has}; {mend}")
         row = {"image": one[names[0]], "caption": one[names[1]], "_table": table}
         if not isinstance(row["image"], str):
-            raise ValueError(f"data: {names[0]}={row['image']!r} in row {k + 1} of {table} is no path; mend or remove it")
+            said = f"{names[0]}={row['image']!r} in row {k + 1} of {table}"
+            raise ValueError(f"data: {said} is no path; mend or remove it")
         row["image"] = _meant(row, split)
-        if split is not None and _slashed(row["image"]).split("/")[0] != split:
+        folder = _slashed(row["image"]).split("/")[0]
+        if split is not None and folder != split:
+            if not any(folder in begins for begins in SPLITS.values()):
+                are_there(row, ["image"])
             left.add(f"outside of the split {split}", row["image"])
             continue
         caption_of(k, row)
@@ -111,8 +119,10 @@ def rows_of(table: Path, columns: Columns, left: LeftOut, *, split: str | None =
 
 
 def _meant(row: Row, split: str | None) -> str:
-    """The path of a row's picture from its table. A table above the split's folder may leave the split out, and one within it may
-    have it."""
+    """The path of a row's picture from its table.
+
+    A table above the split's folder may leave the split out, and one within that folder may have it.
+    """
     table, name = row["_table"], row["image"]
     others = [name, _slashed(name).removeprefix(f"{table.parent.name}/")]
     for other in [f"{split}/{_slashed(name)}", *others] if split else others:
@@ -142,7 +152,7 @@ def unnamed(table: Path, rows: Sequence[Row], left: LeftOut, *, split: str | Non
 
 
 def texts_beside(folder: Path, columns: Columns, left: LeftOut) -> list[Row]:
-    """Pictures with a text of the same name: those of the folder, or, if it has none, those of all folders within.
+    """Pictures with a text of the same name: those of the folder, or, if there is none, of all folders within.
 
     Raises:
         ValueError: if a text cannot be read.

@@ -92,8 +92,8 @@ def choice(k: int, row: dict[str, Any]) -> float:
 def unusable(row: dict[str, Any]) -> str | None:
     """Why the label of a pair does not count; None if it does.
 
-    Pick-a-Pic has rows that nobody judged (`has_label` is false, `label_0` is 0 there, or null) and two more columns,
-    `label_1` and `are_different`, which must agree with `label_0`.
+    Pick-a-Pic has rows that nobody judged (`has_label` is false, and `label_0` is 0 or null there) and two more
+    columns, `label_1` and `are_different`, which must agree with `label_0`.
     """
     if _no(row.get("has_label")) or _absent(row["label_0"]):
         return "without a label"
@@ -123,9 +123,7 @@ def caption_of(k: int, row: dict[str, Any]) -> str:
     """
     caption = row["caption"]
     if isinstance(caption, list):
-        raise ValueError(
-            f"data: the caption in row {k + 1} of {row['_table']} is a list of {len(caption)}; write a row for each of them"
-        )
+        raise ValueError(f"data: the caption in row {k + 1} of {row['_table']} is a list of {len(caption)}; write a row for each")
     if not isinstance(caption, str) or "\0" in caption or any("\ud800" <= letter <= "\udfff" for letter in caption):
         raise ValueError(f"data: caption={caption!r} in row {k + 1} of {row['_table']} is no text; mend or remove it")
     return caption
@@ -217,7 +215,7 @@ def are_there(row: dict[str, Any], columns: Sequence[str]) -> None:
 
 
 def image(row: dict[str, Any], column: str, size: tuple[int, int], background: str | None = None) -> Tensor:
-    """[3, height, width] in [0, 1], as a viewer shows it (pictures.py), resized (bicubic, antialiased) and cut to the middle.
+    """[3, height, width] in [0, 1], as a viewer shows it (pictures.py), resized (bicubic, antialiased), cut to the middle.
 
     Args:
         background: the colour behind what is transparent; None is white.
@@ -243,7 +241,7 @@ def image(row: dict[str, Any], column: str, size: tuple[int, int], background: s
 
 
 def are_whole(data: str, count: int, at: Callable[[int], tuple[dict[str, Any], str]]) -> None:
-    """Looks at the pictures of a data set before a run: the run learns of a broken one at its start, not in its third hour.
+    """Looks at the pictures before a run, which so learns of a broken one at its start, not in its third hour.
 
     Args:
         data: what the user calls it.

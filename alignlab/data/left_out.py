@@ -1,10 +1,10 @@
-"""Counts what of a data set is left out, and says it in one line: nobody should train on half of the data without knowing."""
+"""Counts what of a data set is left out, and says it: nobody should train on half of the data without knowing."""
 
 import os
 from pathlib import PurePosixPath
 
 SYSTEM = ("__MACOSX", "Thumbs.db", "desktop.ini")
-"""Names of what systems put beside files. What begins with a dot (._x, .DS_Store, .ipynb_checkpoints) is such a thing too."""
+"""Names of what systems put beside files. Names with a dot in front (._x, .DS_Store) are such names too."""
 
 
 class LeftOut:
@@ -38,7 +38,8 @@ class LeftOut:
         return sum(count for count, _ in self._reasons.values())
 
     def __str__(self) -> str:
-        return ", ".join(f"{count} {why}" + (f" ({name})" if name else "") for why, (count, name) in self._reasons.items())
+        reasons = self._reasons.items()
+        return ", ".join(f"{count} {why}" + (f" ({name})" if name else "") for why, (count, name) in reasons)
 
     def say(self, data: str, kept: int, of: str) -> None:
         """Prints the line and the notes, if there is something to say; of several processes, the first does.
@@ -55,4 +56,5 @@ class LeftOut:
 
 def of_the_system(name: str) -> bool:
     """Whether a path is something that macOS, Windows or a notebook put there."""
-    return any(part in SYSTEM or (part.startswith(".") and part.strip(".")) for part in PurePosixPath(name).parts)
+    parts = PurePosixPath(name).parts
+    return any(part in SYSTEM or (part.startswith(".") and part.strip(".")) for part in parts)

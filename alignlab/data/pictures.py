@@ -2,7 +2,8 @@
 
     turned      upright, by the orientation that EXIF gives (JPEG, PNG, WEBP, TIFF)
     transparent on a background, which is white unless another colour is asked for
-    16 bits     the upper 8 of them (PNG, TIFF, PGM); signed, 32-bit and float ones are refused: nothing says what is white
+    16 bits     the upper 8 of them (PNG, TIFF, PGM)
+    other numbers (signed, 32 bits, float) are refused, since nothing says which one is white
     CMYK        to RGB; JPEGs hold it inverted, as browsers and Pillow take it
     profiles    an embedded ICC profile is applied, unless it is sRGB or cannot be used
     several     the first picture of an animation or of a file with pages
@@ -33,11 +34,11 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 PIXELS = 2**26
 """Of one picture, at most: 8192 x 8192. A file of kilobytes can unpack to gigabytes."""
 DECODED = 2**28
-"""Pixels of one data set that are decoded before a run. Of further pictures only the files' ends are looked at."""
+"""Pixels of one data set that are decoded before a run. Of further pictures the files' ends are looked at."""
 SECONDS = 60.0
 """How long the pictures of one data set are looked at before a run."""
 END = 2**16
-"""Bytes at either end of a file that are looked at: the header, and the end marker, after which cameras append things."""
+"""Bytes at either end of a file that are looked at. Cameras append things after the end marker."""
 THREADS = 8
 EIGHT_BITS = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LA", "PA", "RGBA", "La", "RGBa")
 
@@ -80,8 +81,8 @@ def decoded(source: Source, background: str | None = None) -> Image.Image:
         background: the colour behind what is transparent, by its name or as #rrggbb; None is white.
 
     Raises:
-        ValueError, OSError, SyntaxError: if it is no picture of FORMATS, is broken, has more than PIXELS, or holds numbers of
-            which nothing says what is white. Pillow's readers may raise others.
+        ValueError, OSError, SyntaxError: if it is no picture of FORMATS, is broken, has more than PIXELS, or holds
+            numbers of which nothing says what is white. Pillow's readers may raise others.
     """
     if source == b"" or (isinstance(source, Path) and not source.stat().st_size):
         raise ValueError("the file is empty")
@@ -177,7 +178,7 @@ def _in_8_bits(picture: Image.Image, depth: int, inverted: bool) -> Image.Image:
 
 
 def _as_loaded(key: Any, depth: int) -> list[int]:
-    """The transparent colour in 8 bits, as Pillow loads the pixels; it hands the colour on as it stands in the file."""
+    """The transparent colour in the 8 bits of the loaded pixels. Pillow hands it on in the bits of the file."""
     numbers = key if isinstance(key, tuple) else (key,)
     return [number >> 8 if depth == 16 else number * 255 // (2**depth - 1) for number in numbers]
 
@@ -190,7 +191,7 @@ def _without(picture: Image.Image, transparent: NDArray[np.bool_]) -> Image.Imag
 
 
 def _profiled(shown: Image.Image, profile: bytes | None) -> Image.Image:
-    """In sRGB, if an embedded profile says that the numbers are of another space; as they are if it cannot be used."""
+    """In sRGB, if an embedded profile is of another space; as it is, if the profile cannot be used."""
     bands = shown.mode.removesuffix("A")
     to_srgb = _transform(profile, bands) if profile else None
     if to_srgb is None:
@@ -203,7 +204,7 @@ def _profiled(shown: Image.Image, profile: bytes | None) -> Image.Image:
 
 @lru_cache(maxsize=16)
 def _transform(profile: bytes, bands: str) -> ImageCms.ImageCmsTransform | None:
-    """From the profile's space to sRGB; None if it is sRGB, broken, or of a picture with other bands (L, RGB, CMYK)."""
+    """From the profile's space to sRGB; None if it is sRGB, broken, or not for these bands (L, RGB, CMYK)."""
     try:
         its = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         space = its.profile.xcolor_space.strip()
@@ -239,8 +240,8 @@ class Looked:
 def look(pictures: Iterable[Callable[[], Source]]) -> Looked:
     """Looks for broken pictures, in parallel and for SECONDS at most.
 
-    Pictures are decoded until DECODED pixels are spent. Of every further one, the header and the end of the file are read; it is
-    decoded only if those look wrong, so that what is odd and whole is not refused.
+    Pictures are decoded until DECODED pixels are spent. Of every further one, the header and the end of the file
+    are read; it is decoded only if those look wrong, so that what is odd and whole is not refused.
     """
     found, left, lock, began = Looked(), [DECODED], Lock(), time.monotonic()
 
@@ -275,7 +276,7 @@ def reason(error: Exception) -> str:
 
 
 def _ends(source: Source) -> tuple[tuple[int, int], bool]:
-    """Width and height by the header, and whether the end of the file is that of a whole picture, as far as it has a marker."""
+    """Width and height by the header, and whether the file ends with the marker of its format."""
     head, tail, length = _edges(source)
     try:
         with _opened(head) as picture:
@@ -294,12 +295,14 @@ def _ends(source: Source) -> tuple[tuple[int, int], bool]:
 
 
 def _has_end(jpeg: bytes) -> bool:
-    """Whether the end of a JPEG is there: that of a thumbnail, which lies in the header, comes before the picture's own data."""
+    """Whether the end of a JPEG is there. That of a thumbnail lies in the header, before the picture's own data."""
     return jpeg.rfind(b"\xff\xd9") > jpeg.rfind(b"\xff\xda")
 
 
 def _whole(source: Source) -> bytes:
-    return source if isinstance(source, bytes) else source.read_bytes() if isinstance(source, Path) else source.read()
+    if isinstance(source, bytes):
+        return source
+    return source.read_bytes() if isinstance(source, Path) else source.read()
 
 
 def _edges(source: Source) -> tuple[bytes, bytes, int]:

@@ -6,8 +6,8 @@
     .csv, .tsv       a table whose first line names the columns
     .parquet         a table; only the column of the prompts is read
 
-Objects and rows have the prompt under a key or column, "prompt" unless another is named, and whatever else, which is kept. Texts are
-UTF-8, with a byte-order mark or without. What another program must unpack or draw (.gz, .xlsx, .docx ...) is refused.
+Objects and rows have the prompt under a key or column, "prompt" unless another is named, and whatever else, which is
+kept. Texts are UTF-8, with a byte-order mark or without. What another program must unpack (.gz, .xlsx ...) is refused.
 """
 
 import csv
@@ -23,8 +23,8 @@ import yaml
 Prompt = tuple[str, dict[str, Any] | None]
 """A prompt, and what else its object or row says; None in a file of lines."""
 FOREIGN = frozenset(
-    ".gz .zip .bz2 .xz .zst .7z .rar .tar .tgz .xls .xlsx .ods .doc .docx .odt .rtf .pdf .html .htm .xml .toml .ini .sqlite .db "
-    ".arrow .feather .npy .npz .pt .pth .pkl .pickle .safetensors .png .jpg .jpeg .webp .gif".split()
+    ".gz .zip .bz2 .xz .zst .7z .rar .tar .tgz .xls .xlsx .ods .doc .docx .odt .rtf .pdf .html .htm .xml "
+    ".toml .ini .sqlite .db .arrow .feather .npy .npz .pt .pth .pkl .pickle .safetensors .png .jpg .jpeg .webp .gif".split()
 )
 """Ends of names of what is no text, or not one prompt a line."""
 TAKEN = ".txt, .jsonl, .json, .csv, .tsv, .yaml or .parquet"
@@ -66,13 +66,13 @@ def _text(path: Path) -> str:
     if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise ValueError("it is UTF-16; save it as UTF-8")
     if content[:4] == b"PAR1" or content[:2] in (b"PK", b"\x1f\x8b"):
-        raise ValueError(f"it is no text but parquet or an archive; give one that is {TAKEN}, with the end of its own kind")
+        raise ValueError(f"it is no text but parquet or an archive; give a file that is {TAKEN}, and is called so")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ValueError(
-            f"the byte 0x{content[error.start]:02x} in line {line} is not UTF-8; save it as UTF-8 (it may be Latin-1 or cp1252)"
+            f"the byte 0x{content[error.start]:02x} in line {line} is not UTF-8; save it as UTF-8 (it may be Latin-1)"
         ) from None
 
 
@@ -97,7 +97,8 @@ def _is_no_json(text: str, lines: list[str]) -> None:
             found = json.loads(said)
         except (ValueError, RecursionError):
             continue
-        if (isinstance(found, dict) and found) or (isinstance(found, list) and found and isinstance(found[0], (str, dict))):
+        first = found[0] if isinstance(found, list) and found else None
+        if (isinstance(found, dict) and found) or isinstance(first, (str, dict)):
             raise ValueError(f"it holds JSON, not a prompt a line; give it a name that ends in {kind}")
 
 
@@ -138,8 +139,8 @@ def _list(found: Any, column: str) -> list[Prompt]:
     """Of a list of texts, or of objects."""
     if not isinstance(found, list):
         raise ValueError(f"it holds no list but {_kind(found)}; write a list of texts, or of objects with a text {column!r}")
-    rows = [(f"entry {k}", {column: one} if isinstance(one, str) else one) for k, one in enumerate(found, 1) if one != ""]
-    return _objects(rows, column)
+    objects = [{column: one} if isinstance(one, str) else one for one in found]
+    return _objects([(f"entry {k}", one) for k, one in enumerate(objects, 1) if one != {column: ""}], column)
 
 
 def _objects(rows: list[tuple[str, Any]], column: str) -> list[Prompt]:
@@ -209,7 +210,9 @@ def _column(rows: list[dict[str, Any]], column: str) -> list[Prompt]:
 
 
 def _keys(one: Any) -> str:
-    return f" (its keys are {', '.join(map(str, one))}; prompts.column=NAME names another)" if isinstance(one, dict) else ""
+    if not isinstance(one, dict):
+        return ""
+    return f" (its keys are {', '.join(map(str, one))}; prompts.column=NAME names another)"
 
 
 def _example(column: str) -> str:

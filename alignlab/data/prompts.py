@@ -18,9 +18,9 @@ class Prompts:
 
     Args:
         prompts: the words themselves; or
-        file: a file that prompt_files.py reads by its kind: one prompt a line (.txt), a list (.json, .yaml), objects or a table
-            (.jsonl, .json, .yaml, .csv, .tsv, .parquet) with the prompt under `column`, whose other values are kept as metadata. A
-            prompt that stands there twice counts once; or
+        file: a file that prompt_files.py reads by its kind: one prompt a line (.txt), a list (.json, .yaml), objects
+            or a table (.jsonl, .json, .yaml, .csv, .tsv, .parquet) with the prompt under `column` (None: "prompt").
+            Other values are kept as metadata. A prompt that stands there twice counts once; or
         dataset: a Hugging Face dataset by name or folder, with `split` and `column`; or
         imagenet_animals: the first that many classes of ImageNet (398 are all of its animals).
         template: "{}" is replaced by each word; "{a}" by the word with its article ("a lion", "an ant"); "{key}" by each value

@@ -1,4 +1,4 @@
-"""Pictures with captions in webdataset shards: .tar files that hold NAME.jpg with NAME.txt or NAME.json, in any order.
+"""Pictures with captions in webdataset shards: .tar files with NAME.jpg and NAME.txt or NAME.json, in any order.
 
 Nothing is unpacked to the disk. A shard's table of contents is read once (links, devices and folders in it are passed over), captions
 with it; a picture is read from its place in the shard when it is asked for, by its offset and size. Shards must not be compressed.
@@ -17,7 +17,7 @@ PICTURES = ("png", "jpg", "jpeg", "jpe", "jfif", "webp", "bmp", "gif", "tif", "t
 """Ends of the names of pictures."""
 TEXTS = ("txt", "caption", "json")
 """Of captions, in the order in which they are looked for."""
-UNREAD = ("avif", "heic", "heif", "jxl", "jp2", "svg", "tga", "exr", "psd", "ico", "dng", "cr2", "nef", "tar", "tgz", "gz", "zip")
+UNREAD = frozenset("avif heic heif jxl jp2 svg tga exr psd ico dng cr2 nef tar tgz gz zip".split())
 """Of pictures, and of what may hold some, that are left out."""
 CAPTION = 2**20
 """Bytes of a .txt or .json, at most."""
@@ -48,8 +48,8 @@ class _Example:
 def members(shard: Path, columns: Sequence[str], left: LeftOut) -> Iterator[Member]:
     """The pictures of a shard that have a caption, in order. A .txt comes before a .json.
 
-    An example is whole when a file of another name follows; what is not whole by then waits until the shard's end, since some shards
-    have all texts before all pictures.
+    An example is whole when a file of another name follows. What is not whole by then waits until the shard's end,
+    since some shards have all texts before all pictures.
 
     Args:
         columns: names of the caption in a .json, the first that is there counts.
@@ -65,7 +65,9 @@ def members(shard: Path, columns: Sequence[str], left: LeftOut) -> Iterator[Memb
             whole = shard.stat().st_size
             for entry in tar:
                 stem, kind = _named(entry.name)
-                if kind not in (*PICTURES, *TEXTS, *UNREAD) or entry.isdir() or (kind in TEXTS and of_the_system(entry.name)):
+                if kind not in (*PICTURES, *TEXTS, *UNREAD) or entry.isdir():
+                    continue
+                if kind in TEXTS and of_the_system(entry.name):
                     continue
                 if (why := _passed_over(entry, kind)) is not None:
                     left.add(why, entry.name)
@@ -79,7 +81,7 @@ def members(shard: Path, columns: Sequence[str], left: LeftOut) -> Iterator[Memb
                 if entry.offset_data + entry.size > whole:
                     raise tarfile.ReadError("unexpected end of data")
                 if kind in TEXTS:
-                    parts.texts |= _text(tar, entry, kind, columns, shard)
+                    parts.texts |= _text(tar, entry, columns, shard)
                 elif parts.picture is not None:
                     left.add("second pictures of an example", entry.name)
                 elif entry.size > PICTURE:
@@ -109,8 +111,9 @@ def _passed_over(entry: tarfile.TarInfo, kind: str) -> str | None:
     return "of a kind that is not read" if kind in UNREAD else None
 
 
-def _text(tar: tarfile.TarFile, entry: tarfile.TarInfo, kind: str, columns: Sequence[str], shard: Path) -> dict[str, str]:
+def _text(tar: tarfile.TarFile, entry: tarfile.TarInfo, columns: Sequence[str], shard: Path) -> dict[str, str]:
     """The caption of a member under its kind; nothing of a .json without one."""
+    kind = _named(entry.name)[1]
     found = tar.extractfile(entry) if entry.size <= CAPTION else None
     text = None if found is None else caption_in(found.read(), kind, columns)
     if text is None and kind != "json":
