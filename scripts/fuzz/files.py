@@ -127,7 +127,7 @@ def prompts_tried(pipeline: str, home: Path) -> Iterator[Outcome]:
 
 def pairs_tried(pipeline: str, home: Path) -> Iterator[Outcome]:
     """Each table of pairs with training on them up to its first write, and with the reward's own trainer, which then trains. Broken
-    pictures are met when they are read: a run meets them in its first epochs."""
+    pictures are named at the start."""
     for k, (name, file, content, more) in enumerate(pair_files()):
         folder = home / f"pairs{k}"
         folder.mkdir()
