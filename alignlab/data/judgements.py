@@ -249,12 +249,13 @@ def are_whole(data: str, count: int, at: Callable[[int], tuple[dict[str, Any], s
         at: the row and the column of picture k.
 
     Raises:
-        ValueError: if one is broken; it names the first, and says how many there are.
+        ValueError: if some are broken; it names the first few, and says how many there are.
     """
     looked = look(partial(_kth, at, k) for k in range(count))
     if looked.broken:
-        k, why = looked.broken[0]
-        more = f" ({len(looked.broken)} of its pictures are broken)" if len(looked.broken) > 1 else ""
+        (k, why), *others = looked.broken
+        names = ", ".join(_name(*at(k)) for k, _ in others[:5])
+        more = f" ({len(others)} more broken: {names}{', ...' if len(others) > 5 else ''})" if others else ""
         raise ValueError(f"{_no_image(*at(k), why)}{more}")
     if looked.count < count:
         print(
@@ -278,6 +279,10 @@ def _source(row: dict[str, Any], column: str) -> Source:
     if isinstance(value, dict):  # a `datasets` image
         value = value.get("bytes") or value.get("path")
     return value if isinstance(value, (bytes, Span)) else beside(row["_table"], value)
+
+
+def _name(row: dict[str, Any], column: str) -> str:
+    return row[column] if isinstance(row[column], str) else str(row["_table"])
 
 
 def _no_image(row: dict[str, Any], column: str, why: str) -> str:

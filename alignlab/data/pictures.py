@@ -90,12 +90,18 @@ def decoded(source: Source, background: str | None = None) -> Image.Image:
         bounded(picture.size)
         depth, inverted = _depth(picture), _white_is_zero(picture)
         picture.load()
-        try:
-            ImageOps.exif_transpose(picture, in_place=True)
-        except Exception:  # a broken EXIF block says nothing; the picture is as it is stored
-            pass
+        if picture.format != "TIFF":  # Pillow has turned those, and some versions of it leave the tag there
+            _turn(picture)
         shown = _profiled(_in_8_bits(picture, depth, inverted), picture.info.get("icc_profile"))
         return _on(shown, colour(background))
+
+
+def _turn(picture: Image.Image) -> None:
+    """Turns a picture upright, in place. A broken EXIF block says nothing; the picture is then as it is stored."""
+    try:
+        ImageOps.exif_transpose(picture, in_place=True)
+    except Exception:  # its readers fail in any way
+        pass
 
 
 def bounded(size: tuple[int, int]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image, ImageCms
 
@@ -136,7 +137,6 @@ def test_a_tiff_may_count_from_white_to_black() -> None:
     [
         (of_tiff(gray().astype(np.int32) * 257), "I"),
         (of_tiff(gray().astype(np.float32) / 255), "F"),
-        (b"Pf 32 16 -1.0\n" + gray().astype("<f4").tobytes(), "F"),
         (file(plain().convert("LAB"), "TIFF"), "LAB"),
     ],
 )
@@ -217,7 +217,7 @@ def test_cmyk_jpegs_are_inverted(adobe: bool) -> None:
     assert abs(shown(content) - np.asarray(plain())).max() < 8
 
 
-@pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "RGB", "L", "1"])
+@pytest.mark.parametrize("mode", ["CMYK", "RGB", "L", "1"])
 def test_modes_of_tiff(mode: str) -> None:
     picture = plain().convert(mode)
     assert (shown(file(picture, "TIFF")) == np.asarray(picture.convert("RGB"))).all()
@@ -252,6 +252,8 @@ def test_an_embedded_profile_is_applied() -> None:
     [("GIF", {}), ("WEBP", {"lossless": True}), ("PNG", {}), ("TIFF", {}), ("MPO", {"quality": 100, "subsampling": 0})],
 )
 def test_the_first_of_several_is_shown(kind: str, how: dict) -> None:
+    if kind == "MPO" and PIL.__version__ < "11":
+        pytest.skip("earlier versions of Pillow read such files, and write broken ones")
     content = file(plain(), kind, save_all=True, append_images=[Image.new("RGB", (32, 16), "black")] * 2, **how)
     assert abs(shown(content) - np.asarray(plain())).max() <= (3 if kind == "MPO" else 0)
 
@@ -296,7 +298,7 @@ def test_broken_pictures_are_named_at_the_start(name: str, affordable: bool, tmp
         (tmp_path / f"{k}.jpg").write_bytes(content() if k else photo())
         (tmp_path / f"{k}.txt").write_text("x")
     with pytest.raises(
-        ValueError, match=rf"image of a row of .*1\.txt is no image \(.*({reason}).*\): 1\.jpg; .*\(2 of its pictures"
+        ValueError, match=rf"image of a row of .*1\.txt is no image \(.*({reason}).*\): 1\.jpg; .*\(1 more broken: 2\.jpg\)$"
     ):
         captioned(str(tmp_path))
 
