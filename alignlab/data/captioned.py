@@ -251,8 +251,10 @@ def _examples(data: str, split: str, columns: Columns, left: LeftOut) -> Known:
     listed = _tables(path, split, left)
     if any(map(_is_pairs, listed)):
         return _winners(path)
-    inside = [table for table in listed if table.suffix.lower() == ".parquet" and not is_of_paths(table, columns)]
-    if inside:
+    if inside := _with_pictures_inside(listed, columns):
+        for table in listed:
+            if table not in inside:
+                left.note(f"{table.name} is not read, since {inside[0].name} holds the pictures")
         return _of_table(opened(data, split, files=inside), columns, left)
     if listed:
         rows = [row for table in listed for row in rows_of(table, columns, left)]
@@ -277,7 +279,7 @@ def _stream(data: str, split: str, image_column: str | None, caption_column: str
     path, columns, left = _split(data, split), _columns(image_column, caption_column), LeftOut()
     shards = _shards(path, split, left)
     whole = bool(shards) or is_saved(path) or not path.exists()
-    listed = [] if whole else [t for t in _tables(path, split, left) if t.suffix.lower() == ".parquet"]
+    inside = [] if whole else _with_pictures_inside(_tables(path, split, left), columns)
     if shards:
 
         def examples(start: int) -> Iterator[Captioned]:
@@ -289,8 +291,8 @@ def _stream(data: str, split: str, image_column: str | None, caption_column: str
             if not start:
                 out.say(data, count, "pictures")
 
-    elif whole or any(not is_of_paths(table, columns) for table in listed):
-        table = opened(data, split, files=listed, streaming=True)
+    elif whole or inside:
+        table = opened(data, split, files=inside, streaming=True)
         names = table.named(*columns)
 
         def examples(start: int) -> Iterator[Captioned]:
@@ -351,6 +353,10 @@ def _tables(path: Path, split: str, left: LeftOut) -> list[Path]:
         left.note(f"{other.name} is not read, since {metadata[0].name} is there")
     listed = [table for table in tables(path) if not _is_about_a_folder(table)]
     return metadata[:1] or of_split(listed, split, left)
+
+
+def _with_pictures_inside(listed: list[Path], columns: Columns) -> list[Path]:
+    return [table for table in listed if table.suffix.lower() == ".parquet" and not is_of_paths(table, columns)]
 
 
 def _is_about_a_folder(table: Path) -> bool:

@@ -40,21 +40,20 @@ def metadata_in(folder: Path) -> list[Path]:
 def of_split(files: list[Path], split: str, left: LeftOut) -> list[Path]:
     """Of files called train-00000.parquet, test-00000.parquet ... those of the split.
 
-    If their names do not speak of several splits, it is all of them.
+    If their names do not speak of several splits, all of them are of train. In a folder of the split, all are of it.
 
     Raises:
         ValueError: if there is no file of that split.
     """
     of = {file: _split_of(file) for file in files}
-    known = {name for name in of.values() if name}
+    known = sorted({name for name in of.values() if name})
     wanted = next((name for name, begins in SPLITS.items() if split in begins), split)
-    if len(known) < 2 and (not known or wanted in known or wanted == "train"):
+    if not files or files[0].parent.name == split or (wanted == "train" and len(known) < 2):
         return files
     chosen = [file for file in files if (of[file] or "train") == wanted]
     if not chosen:
-        raise ValueError(
-            f"split={split}, but the files there are of the splits {', '.join(sorted(known))}; set split to one of them"
-        )
+        has = f"are of the splits {', '.join(known)}" if known else "name no split"
+        raise ValueError(f"split={split}, but the files in {files[0].parent} {has}; set split to one that is there")
     for file in files:
         if file not in chosen:
             left.note(f"{file.name} belongs to another split than {split} and is not read")

@@ -256,8 +256,17 @@ def test_files_of_splits(tmp_path: Path, capsys) -> None:
         assert seen(captioned(str(tmp_path / name))) == {"a cat": 60}
         assert "belongs to another split than train and is not read" in capsys.readouterr().out
         assert seen(captioned(str(tmp_path / name), split=other)) == {"a dog": 120}
-        with pytest.raises(ValueError, match="split=x, but the files there are of the splits"):
+        with pytest.raises(ValueError, match=rf"split=x, but the files in .* are of the splits .*{other}"):
             captioned(str(tmp_path / name), split="x")
+    parquet(tmp_path / "four" / "0.parquet", image=cat, text=["a cat"])
+    assert seen(captioned(str(tmp_path / "four"))) == {"a cat": 60}
+    with pytest.raises(ValueError, match=r"split=test, but the files in .*four name no split"):
+        captioned(str(tmp_path / "four"), split="test")
+    parquet(tmp_path / "five" / "validation" / "0.parquet", image=dog, text=["a dog"])
+    (tmp_path / "five" / "test").mkdir()
+    tar(tmp_path / "five" / "test" / "0.tar", ("0.png", PICTURES["a.png"]), ("0.txt", b"a cat"))
+    assert seen(captioned(str(tmp_path / "five"), split="validation")) == {"a dog": 120}
+    assert seen(captioned(str(tmp_path / "five"), split="test")) == {"a cat": 60}
 
 
 def test_rows_without_a_picture(tmp_path: Path, capsys) -> None:
