@@ -259,11 +259,11 @@ def test_a_dataset_starts_no_other_reader(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda name: builder(str(tmp_path / "hub" / name)))
     (tmp_path / "hub" / "mine" / "evil").mkdir(parents=True)
     (tmp_path / "secret.png").write_bytes(b"x")
-    content = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(content, "PNG")
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "PNG")
     shard = tmp_path / "hub" / "mine" / "evil" / "0.tar"
     with tarfile.open(shard, "w") as out:
-        for name, content in (("0.png", content.getvalue()), ("0.txt", b"x"), ("0.pyd", pickle.dumps(Bomb()))):
+        for name, content in (("0.png", picture.getvalue()), ("0.txt", b"x"), ("0.pyd", pickle.dumps(Bomb()))):
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             out.addfile(entry, io.BytesIO(content))

@@ -263,6 +263,8 @@ def _examples(data: str, split: str, columns: Columns, left: LeftOut) -> Known:
         return _of_rows(rows)
     rows = texts_beside(path, columns, left)
     above = metadata_in(Path(data)) if path != Path(data) else []
+    if rows and above:
+        left.note(f"{above[0].name} is not read, since texts lie beside the pictures of {path.name}/")
     if not rows and above:
         left.forget()
         rows = list(rows_of(above[0], columns, left, split=split))

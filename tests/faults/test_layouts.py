@@ -120,6 +120,14 @@ def test_pairs_with_names_from_windows(tmp_path: Path) -> None:
     assert torch.equal((winner[0] * 255).round(), torch.full((8, 8), 60.0)) and loser[0].mean() > winner[0].mean()
 
 
+def test_texts_below_a_table(tmp_path: Path, capsys) -> None:
+    """Texts in the folder of the split come before a table above it, which is named."""
+    rows = jsonl({"file_name": "train/a.png", "text": "above"})
+    data = lay(tmp_path, {"train/a.png": png(60), "train/a.txt": "a cat", "metadata.jsonl": rows})
+    assert seen(captioned(data)) == {"a cat": 60}
+    assert "metadata.jsonl is not read, since texts lie beside the pictures of train/" in capsys.readouterr().out
+
+
 def test_two_tables_of_metadata(tmp_path: Path, capsys) -> None:
     """One is read, and the other named."""
     rows = [{"file_name": "a.png", "text": "a cat"}, {"file_name": "b.png", "text": "a dog"}]
