@@ -4,6 +4,7 @@ What a run learned, in the form that other programs take.
 """
 
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from omegaconf import DictConfig
 from alignlab.card import upload
 from alignlab.checks import bench_problems, is_hub_id
 from alignlab.config import command, opted_in, plain
+from alignlab.models import lora_files
 from alignlab.nodes import ConfigError, build, nearest
 from alignlab.runs import RunError, read_config, run_folders, weights
 from alignlab.start import fused
@@ -45,8 +47,10 @@ def to_kohya(its: dict[str, Any], learned: Path, output: Path) -> None:
 
 
 def to_folder(its: dict[str, Any], learned: Path, output: Path) -> None:
-    """The folder as it is."""
+    """The folder, a LoRA in the form that every reader gets right (lora_files.py)."""
     shutil.copytree(learned, output)
+    if not its.get("policy", {}).get("full"):
+        lora_files.renew(output)
 
 
 def to_pipeline(its: dict[str, Any], learned: Path, output: Path) -> None:
@@ -60,7 +64,16 @@ def to_pipeline(its: dict[str, Any], learned: Path, output: Path) -> None:
 
 def to_hub(its: dict[str, Any], learned: Path, output: Path) -> None:
     """A private repository, unless it is there."""
-    upload(learned, str(output))
+    if its.get("policy", {}).get("full") or not lora_files.outdated(learned):
+        upload(learned, str(output))
+        return
+    with tempfile.TemporaryDirectory() as home:
+        copy = Path(home) / learned.name
+        to_folder(its, learned, copy)
+        try:
+            upload(copy, str(output))
+        except RunError as error:
+            raise RunError(str(error).replace(str(copy), str(learned))) from None
 
 
 FORMS: dict[str, Callable[[dict[str, Any], Path, Path], None]] = {

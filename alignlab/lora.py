@@ -1,5 +1,6 @@
 """Low-rank adapters on a denoiser (Hu et al. 2021, arXiv 2106.09685), through peft."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +13,17 @@ class LoRA:
     """W + (alpha/rank) B A, B = 0 at the start."""
 
     rank: int = 8
-    alpha: int = 8
+    alpha: float = 8
     targets: tuple[str, ...] | None = None
     """Module name endings; None takes the family's attention projections."""
 
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ValueError(f"policy.lora.rank={self.rank} must be at least 1; for no LoRA set policy.full=true")
+        if not math.isfinite(self.alpha) or self.alpha == 0:
+            raise ValueError(
+                f"policy.lora.alpha={self.alpha} must be a number other than 0, which the LoRA is scaled by over its rank"
+            )
 
 
 def adapt(denoiser: nn.Module, lora: LoRA, targets: Sequence[str]) -> Any:
@@ -27,9 +32,8 @@ def adapt(denoiser: nn.Module, lora: LoRA, targets: Sequence[str]) -> Any:
 
     from alignlab.one_product import as_one_product
 
-    config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets or targets), init_lora_weights="gaussian"
-    )
+    alpha: Any = lora.alpha  # peft says int, and takes any number
+    config = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=list(lora.targets or targets), init_lora_weights="gaussian")
     model: Any = denoiser
     model.add_adapter(config)
     for parameter in denoiser.parameters():

@@ -1,16 +1,16 @@
 """Where the trained weights start: init_from= names a run, a LoRA or a pipeline folder. The frozen reference stays model.path_or_id."""
 
 import copy
-import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from alignlab.lora import LoRA
+from alignlab.models import lora_files, lora_keys
 from alignlab.policy import Policy
 from alignlab.runs import RunError, weights
 from alignlab.sharding import unsharded
@@ -85,13 +85,14 @@ def source(init_from: str) -> tuple[Path, bool]:
         path = weights(path)
     if (path / "model_index.json").is_file():
         return path, True
-    if path.is_dir() and any(path.glob("*.safetensors")):
-        return path, False
+    if path.suffix in lora_files.PICKLES or (
+        path.is_dir() and any(f.suffix in (".safetensors", *lora_files.PICKLES) for f in path.iterdir())
+    ):
+        return path, False  # a pickle is refused where a LoRA is read
     if path.is_file() and path.suffix == ".safetensors":
         try:
-            with safe_open(path, "pt") as opened:
-                if any(".lora_" in key for key in opened.keys()):
-                    return path, False
+            if lora_keys.resembles(lora_files.header(path)):
+                return path, False
         except SafetensorError as error:
             raise RunError(f"init_from={init_from} cannot be read as .safetensors ({error})") from None
         raise RunError(f"init_from={init_from} is no LoRA; a whole model is given as model.path_or_id")
@@ -110,7 +111,8 @@ def fused(denoiser: nn.Module, lora: dict[str, Tensor], config: dict[str, Any]) 
     from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 
     merged: Any = copy.deepcopy(denoiser)
-    merged.add_adapter(LoraConfig(r=config["rank"], lora_alpha=config["alpha"], target_modules=sorted(_modules(lora))))
+    targets = sorted(lora_files.modules(lora))
+    merged.add_adapter(LoraConfig(r=config["rank"], lora_alpha=config["alpha"], target_modules=targets))
     if {k: v.shape for k, v in get_peft_model_state_dict(merged).items()} != {k: v.shape for k, v in lora.items()}:
         raise ValueError("the LoRA's shapes are those of another model")
     set_peft_model_state_dict(merged, lora)
@@ -120,17 +122,11 @@ def fused(denoiser: nn.Module, lora: dict[str, Tensor], config: dict[str, Any]) 
 
 
 def _rank_and_alpha(path: Path) -> tuple[int, float] | None:
-    """Of a LoRA in diffusers' format, from its header."""
-    file = path if path.is_file() else min(path.glob("*.safetensors"))
+    """Of a LoRA that says one rank and one alpha for all of it, from its header."""
     try:
-        with safe_open(file, "pt") as opened:
-            about = json.loads((opened.metadata() or {}).get("lora_adapter_metadata", "{}"))
-        if not isinstance(about, dict):
-            raise ValueError("its metadata is no JSON object")
-    except (OSError, ValueError, RecursionError, SafetensorError) as error:
-        raise RunError(f"{file} holds no LoRA that can be read ({str(error)[:200]}); fetch it again") from None
-    found = {key.rpartition(".")[2]: value for key, value in about.items() if key.startswith(("unet.", "transformer."))}
-    return (found["r"], found["lora_alpha"]) if {"r", "lora_alpha"} <= found.keys() else None
+        return lora_files.rank_and_alpha(path)
+    except ValueError as error:
+        raise RunError(str(error)) from None
 
 
 def _whole(init_from: str) -> str:
@@ -147,12 +143,8 @@ def _other_rank(init_from: str, its: tuple[int, float], asked: tuple[int, float]
     )
 
 
-def _modules(lora: Collection[str]) -> set[str]:
-    return {key.partition(".lora_")[0] for key in lora}
-
-
 def _same_targets(init_from: str, policy: Policy, lora: dict[str, Tensor]) -> None:
-    its, ours = _modules(lora), _modules(policy.state_dict())
+    its, ours = lora_files.modules(lora), lora_files.modules(policy.state_dict())
     if its == ours:
         return
     network = {name.removesuffix(".base_layer") for name, _ in policy.family.denoiser.named_modules()}

@@ -157,7 +157,7 @@ def test_mistakes_that_the_model_shows(first: Path, tiny_sd: str, tmp_path: Path
         ((f"init_from={file}",), "has rank 4 and alpha 2, but policy.lora has rank 2 and alpha 8; set policy.lora.rank=4 policy.lora.alpha=2"),
         ((*MOVING, f"init_from={other}"), "which the network has no place for"),
         ((*MOVING, f"init_from={wide}"), "is of another model: "),
-        (("policy.full=true", f"init_from={wide}"), "the LoRA's shapes are those of another model"),
+        (("policy.full=true", f"init_from={wide}"), "is of another model: "),
     ):  # fmt: skip
         typed = tiny(tiny_sd, *words, f"output_dir={tmp_path}/run")
         assert command_line(monkeypatch, *typed) == 2

@@ -3,18 +3,17 @@ implementations, each with its alpha.
 
 Names: kohya-ss/sd-scripts, networks/lora.py (Stable Diffusion 1.x and 2.x keep diffusers' names, XL has those of the LDM), lora_sd3.py,
 lora_flux.py. A layer that diffusers splits (q, k, v) is one there: its LoRA has the ranks of its parts together, up is block-diagonal, and
-alpha grows with the rank, so that alpha/rank is that of the parts (networks/convert_flux_lora.py does the same).
+alpha grows with the rank, so that alpha/rank is that of the parts (networks/convert_flux_lora.py does the same). Such files are read by
+lora_files.py.
 """
 
 import re
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 
@@ -110,12 +109,6 @@ FLUX: Blocks = {
 }
 
 
-def is_kohya(file: Path) -> bool:
-    """Whether a .safetensors file is in this format."""
-    with safe_open(file, "pt") as opened:
-        return any(key.endswith(".lora_down.weight") for key in opened.keys())
-
-
 def write(file: Path, lora: Mapping[str, Tensor], alpha: float, widths: Mapping[str, int], naming: Naming) -> None:
     """One file, float32.
 
@@ -151,45 +144,3 @@ def write(file: Path, lora: Mapping[str, Tensor], alpha: float, widths: Mapping[
         ranks.add(len(like))
     about = {"format": "pt", "ss_network_dim": str(max(ranks)), "ss_network_alpha": str(alpha)}
     save_file({key: value.float().cpu() for key, value in out.items()}, file, metadata=about)
-
-
-def read(file: Path, widths: Mapping[str, int], naming: Naming) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `write` wrote, or sd-scripts: the weights by diffusers' names, and the arguments of `policy.LoRA`.
-
-    Raises:
-        ValueError: if the file holds more than a LoRA of this network, or one of several ranks.
-    """
-    stored = load_file(file)
-    lora: dict[str, Tensor] = {}
-    found: dict[tuple[int, float], list[str]] = defaultdict(list)
-    for layer in dict.fromkeys(naming(module) for module in widths):
-        key = f"lora_unet_{layer.name.replace('.', '_')}" if layer else ""
-        if layer is None or f"{key}.lora_down.weight" not in stored:
-            continue
-        if f"{key}.lora_up.weight" not in stored:
-            raise ValueError(f"{file} has {key}.lora_down.weight without its lora_up; it is damaged")
-        down, up = (stored.pop(f"{key}.lora_{side}.weight").float() for side in ("down", "up"))
-        its = stored.pop(f"{key}.alpha", torch.tensor(len(down)))
-        outputs = sum(widths[part] for part in layer.parts)
-        if its.numel() != 1 or not its.isfinite() or down.dim() < 2 or up.dim() < 2 or up.shape[:2] != (outputs, len(down)):
-            raise ValueError(
-                f"{file} is of another model, or damaged: {key} is {list(up.shape)} x {list(down.shape)}, and this network has {outputs} outputs there"
-            )
-        alpha = float(its)
-        ups, n = up.split([widths[part] for part in layer.parts]), len(layer.parts)
-        own = [range(k * len(down) // n, (k + 1) * len(down) // n) for k in range(n)]
-        others = [u[:, [c for c in range(len(down)) if c not in mine]] for u, mine in zip(ups, own, strict=True)] if n > 1 else []
-        apart = n > 1 and len(down) % n == 0 and not any(tensor.any() for tensor in others)
-        for part, u, mine in zip(layer.parts, ups, own, strict=True):
-            a, b = (down[mine], u[:, mine]) if apart else (down, u)
-            if a.any():  # else a part without LoRA
-                lora |= {f"{part}.lora_A.weight": a.contiguous(), f"{part}.lora_B.weight": b.contiguous()}
-                found[len(a), alpha / n if apart else alpha].append(part)
-    if stored or not lora:
-        first = next(iter(stored), "nothing but zeros")
-        raise ValueError(f"{file} is no LoRA of this model's network alone: it holds {first}, which the network has no place for")
-    if len(found) > 1:
-        several = ", ".join(f"rank {rank} with alpha {alpha:g}" for rank, alpha in sorted(found))
-        raise ValueError(f"{file} has layers of several kinds ({several}); only a LoRA of one rank and alpha is read")
-    ((rank, alpha), modules) = next(iter(found.items()))
-    return lora, {"rank": rank, "alpha": int(alpha) if alpha == int(alpha) else alpha, "targets": tuple(modules)}

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from alignlab.models import kohya
+from alignlab.models import kohya, lora_files, lora_keys
 
 _SHAPES_ONLY = ContextVar("shapes_only", default=False)
 
@@ -62,8 +62,7 @@ class DiffusersPipeline:
         at = Path(locate(path_or_id))
         if at.is_file():
             try:
-                with safe_open(at, "pt") as opened:
-                    a_lora = any(".lora_" in key for key in opened.keys())
+                a_lora = lora_keys.resembles(lora_files.header(at))
             except SafetensorError as error:
                 raise ValueError(f"path_or_id={path_or_id} cannot be read as .safetensors ({error}); fetch it again") from None
             if a_lora:
@@ -191,41 +190,23 @@ class DiffusersPipeline:
         return (z - (config.get("shift_factor") or 0.0)) * config.scaling_factor
 
     def save(self, folder: Path, lora: dict[str, Tensor] | None, config: Any) -> None:
-        """Writes a LoRA in diffusers' format, or the whole pipeline when lora is None."""
+        """Writes a LoRA in diffusers' format with alpha = rank (lora_files.write), or the whole pipeline when lora is None."""
         if lora is None:
             setattr(self.pipe, self.network, self.denoiser)
             self.pipe.save_pretrained(folder)
-        else:  # with the adapter's metadata, without which a reload takes alpha = rank
-            layers = {f"{self.network}_lora_layers": lora, f"{self.network}_lora_adapter_metadata": config.to_dict()}
-            self.pipe.save_lora_weights(folder, **layers)
+        else:
+            targets = config.target_modules
+            lora_files.write(folder / lora_files.WEIGHTS_FILE, self.network, lora, config.r, config.lora_alpha, targets)
 
     def read_lora(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The weights of a LoRA (what `save` or `save_kohya` wrote, a folder or a file), and its rank, alpha and targets."""
-        try:
-            if path.is_file() and kohya.is_kohya(path):
-                return kohya.read(path, self._widths(), self.kohya_layer)
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"{path} holds no LoRA that can be read: {error}") from None
-        try:
-            state, *_, about = self.pipe.lora_state_dict(str(path), return_lora_metadata=True)
-        except Exception as error:  # diffusers' converters fail in any way on what is damaged
-            raise ValueError(f"{path} holds no LoRA that can be read: {reason_of(error)}") from None
-        prefix = f"{self.network}."
-        about = {k.removeprefix(prefix): v for k, v in about.items()} if isinstance(about, dict) else {}
-        if not {"r", "lora_alpha", "target_modules"} <= about.keys():
-            raise ValueError(f"the LoRA in {path} says nothing of its rank and alpha; save it with diffusers 0.36 or later")
-        state = {k.removeprefix(prefix): v.float() for k, v in state.items() if k.startswith(prefix)}
-        rank, alpha, targets = about["r"], about["lora_alpha"], about["target_modules"]
-        downs = {len(v) for k, v in state.items() if ".lora_A" in k}
-        words = isinstance(targets, list) and all(isinstance(word, str) for word in targets)
-        if not (isinstance(rank, int) and isinstance(alpha, (int, float)) and words and downs == {rank}):
-            raise ValueError(
-                f"the LoRA in {path} says rank={rank} and alpha={alpha}, and its tensors have rank {sorted(downs)}; it is damaged"
-            )
-        spoilt = [name for name, tensor in state.items() if not tensor.isfinite().all()]
-        if spoilt:
-            raise ValueError(f"the LoRA in {path} holds numbers that are not finite ({spoilt[0]}); it is damaged")
-        return state, {"rank": rank, "alpha": alpha, "targets": tuple(targets)}
+        """The weights of a LoRA (ours or another's, a folder or a file), and its rank, alpha and targets (lora_files.py)."""
+        return lora_files.read(path, self.network, self._shapes(), self.lora_namings())
+
+    def lora_namings(self) -> tuple[kohya.Naming, ...]:
+        """The names that layers of the network have in LoRAs of others: diffusers', kohya's and, of a UNet, the LDM's."""
+        config = self.denoiser.config
+        ldm = (lambda module: kohya.ldm(module, config),) if self.network == "unet" else ()
+        return kohya.same, self.kohya_layer, *ldm
 
     def save_kohya(self, file: Path, lora: dict[str, Tensor], alpha: float) -> None:
         """Writes a LoRA as one file for ComfyUI and its like (kohya.py)."""
@@ -235,10 +216,18 @@ class DiffusersPipeline:
         """What a module of the network is called there."""
         return kohya.same(module)
 
+    def _shapes(self) -> dict[str, torch.Size]:
+        """Of the weights of every module of the network that a LoRA can adapt, adapted or not."""
+        weights = {
+            key.removesuffix(".weight").removesuffix(".base_layer"): value
+            for key, value in self.denoiser.state_dict().items()
+            if key.endswith(".weight")
+        }
+        return {name: value.shape for name, value in weights.items() if value.dim() > 1 and ".lora_" not in name}
+
     def _widths(self) -> dict[str, int]:
-        """The outputs of every module of the network that a LoRA can adapt, adapted or not."""
-        weights = {k.removesuffix(".weight").removesuffix(".base_layer"): v for k, v in self.denoiser.state_dict().items()}
-        return {k: len(v) for k, v in weights.items() if v.dim() > 1 and ".lora_" not in k}
+        """Their outputs."""
+        return {name: shape[0] for name, shape in self._shapes().items()}
 
     def read_full(self, folder: Path) -> dict[str, Tensor]:
         """The network's weights in a pipeline folder, float32."""

@@ -177,8 +177,8 @@ def lora_damages(file: str) -> Iterator[tuple[str, Damage]]:
     yield "empty", tensors(file, dict.clear)
     yield "not a number", tensors(file, poisoned)
     for name, about in {
-        "no metadata": {}, "broken metadata": {"lora_adapter_metadata": "{broken"}, "metadata that is a list": {"lora_adapter_metadata": "[1]"},
-        "metadata without rank": {"lora_adapter_metadata": "{}"}, "metadata with a text for a rank": {"lora_adapter_metadata": '{"unet.r": "x", "unet.lora_alpha": "y", "unet.target_modules": 5}'},
+        "broken metadata": {"lora_adapter_metadata": "{broken"}, "metadata that is a list": {"lora_adapter_metadata": "[1]"},
+        "metadata without rank": {"lora_adapter_metadata": '{"unet.lora_alpha": 8}'}, "metadata with a text for a rank": {"lora_adapter_metadata": '{"unet.r": "x", "unet.lora_alpha": "y", "unet.target_modules": 5}'},
         "metadata of another rank": {"lora_adapter_metadata": '{"unet.r": 3, "unet.lora_alpha": 1, "unet.target_modules": ["to_q"]}'},
         "metadata with strange targets": {"lora_adapter_metadata": '{"unet.r": 2, "unet.lora_alpha": 8, "unet.target_modules": [".*", 5]}'},
         "metadata nested deeply": {"lora_adapter_metadata": "[" * 50_000},

@@ -152,7 +152,7 @@ def test_a_shared_down_is_read(folders: dict[str, Path], tmp_path: Path) -> None
 
 
 def test_what_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
-    """A module without a name there, a text encoder's LoRA, several ranks in one file: a sentence each."""
+    """A module without a name there, a text encoder's LoRA, a sentence each."""
     file = tmp_path / "lora.safetensors"
     policy = policy_on(folders["flux"], "flux", ("x_embedder",))
     with pytest.raises(ValueError, match="kohya's format has no place for a LoRA of x_embedder; use to=diffusers or to=pipeline"):
@@ -160,10 +160,6 @@ def test_what_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     policy = policy_on(folders["sd"], "sd", ("to_q",))
     policy.family.save_kohya(file, policy.state_dict(), 2)
     stored = load_file(file)
-    first = next(k.partition(".")[0] for k in stored)
     save_file(stored | {"lora_te_text_model_q.lora_down.weight": torch.zeros(4, 4)}, file)
-    with pytest.raises(ValueError, match=r"it holds lora_te_text_model_q\.lora_down\.weight, which the network has no place for"):
-        policy.family.read_lora(file)
-    save_file(stored | {f"{first}.alpha": torch.tensor(4.0)}, file)
-    with pytest.raises(ValueError, match=r"several kinds \(rank 4 with alpha 2, rank 4 with alpha 4\)"):
+    with pytest.raises(ValueError, match=r"holds a LoRA of a text encoder \(lora_te_text_model_q\.lora_down\.weight"):
         policy.family.read_lora(file)
