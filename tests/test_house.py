@@ -76,6 +76,7 @@ MAY = {
     "secrecy": set(),
     "foreign": {"servers"},
     "servers": set(),
+    "spinning": set(),
     "checks": {"nodes", "ranks", "rewards", "runs", "secrecy", "start"},
     "config": {"checks", "foreign", "nodes", "ranks", "runs", "secrecy", "servers"},
     "lab": {
