@@ -3,7 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from alignlab.spinning import spin_shortly
+
 __version__ = "0.1.0"
+
+spin_shortly()  # before torch is loaded
 
 
 def load(run: str | Path) -> Any:

@@ -14,6 +14,7 @@ import tempfile
 import traceback
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from datetime import datetime
@@ -37,6 +38,7 @@ from alignlab.nodes import ConfigError, nearest, resolve, words
 from alignlab.ranks import launched, shared
 from alignlab.runs import GUARDS, KEPT_CHECKPOINTS, NOT_SCIENCE, RunError, read_config
 from alignlab.secrecy import masked
+from alignlab.servers import in_a_command, naming
 
 HERE = Path(__file__).resolve().parent
 CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"  # in a wheel, or in a checkout
@@ -116,6 +118,8 @@ class TrainConfig:
     """A try in seconds instead of a result: the sizes of QUICK, at most."""
     allow_targets: list[str] = field(default_factory=list)
     """Modules of your own that _target_ may name."""
+    allow_servers: list[str] = field(default_factory=list)
+    """Addresses of reward servers that only a file names, and that images and prompts may be sent to."""
     evaluation: Evaluation = field(default_factory=Evaluation)
     algo: Any = None
     optimizer: Any = None
@@ -162,6 +166,12 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
         if isinstance(node, dict) and isinstance(node.get(name), int):
             node[name] = min(node[name], most)
     found = list(dict.fromkeys(problems({**c, "allow_targets": allowed} if "allow_targets" in c else c, KEYS)))
+    upload = c.get("push_to_hub")
+    if upload is not None and not typed("push_to_hub"):
+        found.append(
+            f"push_to_hub={upload} stands in a file, and the model would be uploaded there; if you want that, type push_to_hub={upload}, "
+            "and push_to_hub=null if not"
+        )
     if found:
         raise ConfigError("\n".join(found))
     if c["quick"] and groupwise(c["reward"]) + groupwise(c["eval_rewards"]):
@@ -214,11 +224,16 @@ def asked() -> set[str]:
 def opted_in(c: dict[str, Any]) -> list[str]:
     """allow_targets, if the user typed it: a file, of --config-dir or of a run folder, cannot open the door to itself. Outside of a
     command the configuration is the calling program's own."""
-    words, given = _TYPED.get(), c.get("allow_targets")
+    given = c.get("allow_targets")
+    return list(given) if typed("allow_targets") and isinstance(given, list) else []
+
+
+def typed(key: str) -> bool:
+    """Whether the user typed the key for the command that runs. Outside of a command everything is the calling program's own."""
+    words = _TYPED.get()
     if words is None and HydraConfig.initialized():  # a launcher's process
         words = list(HydraConfig.get().overrides.task)
-    typed = words is None or any(word.lstrip("+").startswith("allow_targets") for word in words)
-    return list(given) if typed and isinstance(given, list) else []
+    return words is None or any(word.lstrip("+").startswith(key) for word in words)
 
 
 def device_of(name: str) -> torch.device:
@@ -260,7 +275,8 @@ def command(
                 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a kernel that nothing here calls
                 try:
                     refuse_deleted(cfg, schema)
-                    return function(cfg)
+                    with nullcontext() if in_a_command() else naming(HydraConfig.get().overrides.task):  # a launcher's process
+                        return function(cfg)
                 except ConfigError as error:
                     at = HydraConfig.get()
                     if (
@@ -286,7 +302,8 @@ def command(
             parser.error = lambda message: sys.exit(_say(f"{message}; --help shows how to call this"))
             arguments = parser.parse_args()
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing
-            before = _TYPED.set(list(arguments.overrides))
+            before, scope = _TYPED.set(list(arguments.overrides)), ExitStack()
+            scope.enter_context(naming(arguments.overrides))
             try:
                 foreign = _foreign(name, arguments)
                 if foreign:
@@ -304,6 +321,7 @@ def command(
                 sys.exit(_say(_diagnosis(name, arguments, schema, check) or _first_line(error)))
             finally:
                 _TYPED.reset(before)
+                scope.close()
 
         return run
 

@@ -48,6 +48,8 @@ class FigureConfig:
     """Draw what is finished; run nothing."""
     home: str = "results"
     """Runs are kept in HOME/runs, figures in HOME/paper; runs/quick when quick."""
+    allow_servers: list[str] | None = None
+    """Addresses of reward servers that only a file names, and that images and prompts may be sent to."""
 
 
 ConfigStore.instance().store(name="figure_schema", node=FigureConfig)

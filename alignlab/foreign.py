@@ -3,6 +3,8 @@
 from collections.abc import Collection, Iterator
 from typing import Any
 
+from alignlab.servers import bound, named_by
+
 KEPT = (
     "callbacks",
     "hydra_logging",
@@ -16,6 +18,8 @@ KEPT = (
     "launcher",
 )
 """Keys of hydra that name code, environment or folders: only the command line may change them."""
+DOORS = ("allow_targets", "allow_servers", "push_to_hub")
+"""Keys that say whom the user trusts: only the command line may set them."""
 SWEEPERS = ("hydra._internal.core_plugins.", "hydra_plugins.")
 
 
@@ -34,8 +38,26 @@ def hydra_problems(found: dict[str, Any], plain: dict[str, Any], typed: Collecti
     sweeper = found.get("sweeper") or {}
     if not str(sweeper.get("_target_")).startswith(SWEEPERS):
         yield f"hydra.sweeper._target_={sweeper.get('_target_')} is no sweeper of Hydra's or of its plugins"
-    if any(str(key).lstrip("+").startswith("allow_targets") for key in sweeper.get("params") or {}):
-        yield "allow_targets is set by a file of --config-dir (hydra.sweeper.params), which may not; type it on the command line if you trust it"
+    for key, value in _leaves(sweeper):
+        door = next((door for door in DOORS if key.startswith(door)), None)
+        if door is None and named_by([f"reward={value}"]) - bound():
+            door = f"{key}={value}"
+        if door is not None:
+            yield (
+                f"{door} is set by a file of --config-dir (hydra.sweeper), which may not; type it on the command line if you trust it"
+            )
+
+
+def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value that a sweeper may hand to a job as if it were typed, with the key that it stands at."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from _leaves(value, str(name).lstrip("+~"))
+    elif isinstance(node, list):
+        for value in node:
+            yield from _leaves(value, key)
+    else:
+        yield key, node
 
 
 def _at(node: Any, key: str) -> Any:

@@ -36,7 +36,7 @@ from alignlab.sealed import digest_of
 from alignlab.tuned import TunedConfig, dialled, of_run, policy_of
 
 GROUPS = ("model", "reward", "prompts", "eval_sampler")
-CHANGEABLE = ("again", "batch", "device", "output_dir", "allow_targets", "pairing")
+CHANGEABLE = ("again", "batch", "device", "output_dir", "allow_targets", "allow_servers", "pairing")
 """Keys on which the candidates do not depend."""
 
 

@@ -35,12 +35,14 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says of a disk that takes no more."""
 KEPT_CHECKPOINTS = 2
 GUARDS = ("on_nonfinite", "max_ratio", "max_kl")
-NOT_SCIENCE = ("output_dir", "resume", "device", "tracker", "checkpoint_every", "keep", *GUARDS, "offload", "push_to_hub")
+NOT_SCIENCE = (
+    "output_dir", "resume", "device", "tracker", "checkpoint_every", "keep", *GUARDS, "offload", "push_to_hub", "allow_servers",
+)  # fmt: skip
 """Keys in which a resumed run may differ."""
 LATER_KEYS = {
     "quick": False, "lr_schedule": "constant", "lr_warmup": 0, "ema": 0.0, "select": "last", "compile": False,
     "init_from": None, "push_to_hub": None, "keep": KEPT_CHECKPOINTS, "on_nonfinite": "stop", "max_ratio": None, "max_kl": None, "combine": "sum",
-    "eval_rewards": {},
+    "eval_rewards": {}, "allow_servers": [],
 }  # fmt: skip
 LATER_POLICY_KEYS = {"decode_batch": None, "text_on_host": False, "channels_last": False, "shard": False}
 

@@ -15,9 +15,9 @@ from omegaconf import DictConfig
 from alignlab.checks import bench_problems, declared, weighed, without_weighing
 from alignlab.config import command, device_of, opted_in, plain
 from alignlab.nodes import ConfigError, build
-from alignlab.rewards.remote import TOKEN, token
 from alignlab.rewards.server import RewardServer
 from alignlab.rewards.wire import Limits
+from alignlab.servers import TOKEN, token
 
 
 @dataclass
@@ -33,9 +33,13 @@ class ServeRewardConfig:
     max_megabytes: float = 64.0
     """The longest body of a request, in MiB."""
     max_megapixels: float = 64.0
-    """The most pixels of a request's images together, in units of 2^20: 64 images of 1024 px."""
+    """The most pixels of a request's images together, in units of 2^20: 64 images of 1024 px. They count as the reward resizes them."""
+    max_images: int = 64
+    """The most images of a request, however small; runs ask for no more at once."""
     allow_targets: list[str] | None = None
     """Modules of your own that _target_ may name."""
+    allow_servers: list[str] | None = None
+    """Addresses of reward servers that only a file names, and that images and prompts may be sent to."""
     reward: Any = None
 
 
@@ -65,7 +69,7 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
             )
     if not 0 <= c["port"] <= 65535:
         found.append(f"port={c['port']} is outside 0..65535")
-    found += [f"{key}={c[key]} must be positive" for key in ("max_megabytes", "max_megapixels") if not c[key] > 0]
+    found += [f"{key}={c[key]} must be positive" for key in ("max_megabytes", "max_megapixels", "max_images") if not c[key] > 0]
     if c["device"] not in ("auto", "cpu", "cuda", "mps"):
         found.append(f"device={c['device']} is not one of auto, cpu, cuda, mps")
     try:
@@ -98,7 +102,7 @@ def server(c: dict[str, Any]) -> RewardServer:
     ((name, node),) = c["reward"].items()
     node = without_weighing(node)
     digest = hashlib.blake2b(json.dumps(node, sort_keys=True).encode(), digest_size=6).hexdigest()
-    limits = Limits(megabytes=c["max_megabytes"], megapixels=c["max_megapixels"])
+    limits = Limits(megabytes=c["max_megabytes"], megapixels=c["max_megapixels"], images=c["max_images"])
     reward, device = build(node), device_of(c["device"])
     try:
         return RewardServer((c["host"], c["port"]), name, reward, digest=digest, device=device, token=token(), limits=limits)

@@ -23,8 +23,10 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from alignlab.config import asked, command, plain
+from alignlab.foreign import DOORS
 from alignlab.nodes import ConfigError, nearest
 from alignlab.runs import first_difference, write_aside
+from alignlab.servers import bound, named_by
 
 PASSED_ON = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 COMMANDS = ("train", "train_reward", "make_pairs")
@@ -63,7 +65,7 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     if not isinstance(stages, dict) or not stages:
         raise ConfigError("recipe has no stages; choose a file of conf/recipe with recipe=NAME (--help lists them)")
     for name, stage in stages.items():
-        found += _stage_problems(name, stage)
+        found += _stage_problems(name, stage, _typed_words(c["more"].get(name, ""), name))
     for key in ("given", "more"):
         found += [
             f"{key}.{name} is no stage of the recipe; {nearest(name, stages, f'{key}.')}" for name in c[key] if name not in stages
@@ -84,20 +86,30 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     return c
 
 
-def _stage_problems(name: str, stage: Any) -> Iterator[str]:
+def _typed_words(more: str, name: str) -> list[str]:
+    """The words that the command line adds to a stage; those that a file adds are none of them."""
+    try:
+        return shlex.split(more) if f"more.{name}" in asked() else []
+    except ValueError:  # which has a sentence of its own
+        return []
+
+
+def _stage_problems(name: str, stage: Any, typed: Sequence[str]) -> Iterator[str]:
     its = stage if isinstance(stage, dict) and {*stage} <= {"command", "words", "quick"} else {}
     lists = [its.get("words"), its.get("quick", [])]
     words = [word for some in lists for word in (some if isinstance(some, list) else [None])]
     if its.get("command") not in COMMANDS or not all(isinstance(word, str) for word in words):
         yield f"recipe.{name} is no stage; give it command (one of {', '.join(COMMANDS)}), words and, if you like, quick: lists of texts"
     else:
-        yield from _foreign_problems(name, [str(word) for word in words])
+        yield from _foreign_problems(name, [str(word) for word in words], typed)
 
 
-def _foreign_problems(name: str, words: Sequence[str]) -> Iterator[str]:
-    """What a file may not say, because for the stage's command it would be typed: a recipe may be somebody else's."""
+def _foreign_problems(name: str, words: Sequence[str], typed: Sequence[str] = ()) -> Iterator[str]:
+    """What a file may not say, because for the stage's command it would be typed: a recipe may be somebody else's. An address that
+    the user types too may stand there."""
+    known = named_by(typed) | bound()
     for word in words:
-        if re.match(r"-|[+~]*(allow_targets|hydra)\b", word):
+        if re.match(rf"-|[+~]*({'|'.join(DOORS)}|hydra)\b", word) or named_by([word]) - known:
             yield f"recipe.{name}: {word} may not stand in a file; if you trust it, type +more.{name}='{word}'"
 
 

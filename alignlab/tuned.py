@@ -37,6 +37,8 @@ class TunedConfig:
     """Of the denoiser. A run has its own, unless it is named."""
     device: str = "auto"
     allow_targets: list[str] | None = None
+    allow_servers: list[str] | None = None
+    """Addresses of reward servers that only a file names, and that images and prompts may be sent to."""
     model: Any = None
     eval_sampler: Any = None
 

@@ -24,7 +24,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from benchmarks import growth, ideas, limit, peer  # noqa: E402
+from benchmarks import beside, growth, ideas, limit, peer  # noqa: E402
 from benchmarks.clock import Onlooker  # noqa: E402
 from benchmarks.items import Item, Setting  # noqa: E402
 from benchmarks.page import page  # noqa: E402
@@ -53,7 +53,7 @@ def options() -> argparse.Namespace:
 
 def items() -> list[Item]:
     """All of them, the cheap ones first."""
-    return [*limit.items(), *growth.ITEMS, *ideas.ITEMS, *peer.ITEMS]
+    return [*limit.items(), *growth.ITEMS, *ideas.ITEMS, *beside.ITEMS, *peer.ITEMS]
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -7,11 +7,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 import bench
-from benchmarks import ideas, limit
+from benchmarks import beside, ideas, limit
 from benchmarks.clock import Timers, seconds
 from benchmarks.items import Item, Setting, alternated
 from benchmarks.page import LIMIT, PEER, page
@@ -109,6 +110,13 @@ def everything() -> dict[str, Any]:
                 sides = {"stacks": {"sampling": 1.0, "parts": 2.0, "training": 1.0}, "K=1": {"mb": 100.0}, "K=20": {"mb": 108.0}}
             elif item.name in ("growth/images", "growth/steps", "growth/prompts"):
                 sides = {str(k): {"cpu": 0.002 * k, "wall": 0.003 * k, "read": 0.001 * k, "mb": k} for k in (1, 10, 100)}
+            elif item.name == "beside/draftp":
+                speeds = {"as shipped": {0: 5.0, 2: 2.4, 8: 1.0}, "spinning": {0: 5.0, 2: 1.6, 8: 0.1}}
+                sides = {
+                    f"{how}, {load}": {"speed": speed, "load": float(load), "cores": 2.0}
+                    for how, its in speeds.items()
+                    for load, speed in its.items()
+                }
             elif item.name == "ideas/ddpo":
                 sides = {"without": {"cpu": 2.0, "wall": 2.0}, "an idea": {"cpu": 3.0, "wall": 4.0}}
             elif item.name == "ideas/learning":
@@ -138,7 +146,10 @@ def test_the_page_is_written_from_the_numbers():
         and "| the same, while sampling, an epoch in four | 2.00 | 1 | **no** | 1 (0) |" in text
         and "K=20: 108 MiB), over K=1 | 1.08 | ≤ 1.15 | yes | 1 (0) |" in text
     )
-    assert "| an idea | 1.50 (1.50 to 1.50) | 2.00 (2.00 to 2.00) | 1 (0) |" in text and "here 18 of 34." in text
+    assert "| an idea | 1.50 (1.50 to 1.50) | 2.00 (2.00 to 2.00) | 1 (0) |" in text and "here 18 of 35." in text
+    assert "| 0 | 1.00 | 1.00 (1.00 to 1.00) | 1.00 (1.00 to 1.00) | 1.00 (1.00 to 1.00) | 1 |" in text
+    assert "| 2 | 0.50 | 0.48 (0.48 to 0.48) | 0.32 (0.32 to 0.32) | 1.50 (1.50 to 1.50) | 1 |" in text
+    assert "| 8 | 0.20 | 0.20 (0.20 to 0.20) | 0.02 (0.02 to 0.02) | 10.00 (10.00 to 10.00) | 1 |" in text
     assert "| all steps | 32 | +0.125 (+0.125 to +0.125) | 1 |" in text and "| some | 64 | -0.250 (" in text
     for its in results["items"]["peer/ddpo, 1 thread"]["rounds"]:
         its["sides"]["alignlab"]["rollout"] = 4.0
@@ -218,6 +229,39 @@ def test_ideas_learn_with_as_many_passes(monkeypatch):
     assert every["epochs"] == 3 and done == 3 * (2 * 2 * 2 + 3 * 2 * 2 * 2)
     assert some["epochs"] == 5 and done <= more < done + 2 * 2 * (2 + 3)  # one step of two is trained on
     assert (every["gain"], some["gain"]) == (2.0, 1.0)  # here brightness counts the steps with noise
+
+
+STAND_IN = """
+import json, os, sys
+print("RESULT " + json.dumps({"rollout_s": 1.0, "reward_s": 0.5, "train_s": 0.5 + ("GOMP_SPINCOUNT" not in os.environ)}))
+print(sys.argv, os.environ.get("OMP_WAIT_POLICY"), file=open(os.environ["SAID"], "a"))
+"""
+
+
+def test_a_run_is_measured_beside_busy_processes(monkeypatch, tmp_path):
+    """Each load with the setting and without, in processes of their own; busy ones end with the run; what the user chose is left out."""
+    (tmp_path / "own.py").write_text(STAND_IN)
+    monkeypatch.setattr(beside, "LOADS", (0, 2))
+    monkeypatch.setattr(beside, "OWN", tmp_path / "own.py")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    monkeypatch.setenv("SAID", str(tmp_path / "said"))
+    counted: list[int] = []
+    real = subprocess.run
+
+    def run(*words: Any, **more: Any) -> Any:
+        counted.append(len([child for child in psutil.Process().children() if beside.BUSY in child.cmdline()]))
+        return real(*words, **more)
+
+    monkeypatch.setattr(beside.subprocess, "run", run)
+    sides = beside.draftp(Setting(peer=tmp_path, peer_python=tmp_path, work=tmp_path), 0)
+    images = beside.EPOCHS * 8
+    assert {side: numbers["speed"] for side, numbers in sides.items()} == {
+        f"{how}, {load}": images / seconds for load in (0, 2) for how, seconds in (("as shipped", 2.0), ("spinning", 3.0))
+    }
+    assert counted == [0, 0, 2, 2]
+    assert not [child for child in psutil.Process().children() if beside.BUSY in child.cmdline()]
+    said = (tmp_path / "said").read_text().splitlines()
+    assert len(said) == 4 and all("algo=draftp" in line and line.endswith("None") for line in said)
 
 
 def test_a_list_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):

@@ -7,9 +7,13 @@ import os
 import pickle
 import re
 import shutil
+import socket
 import tarfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +21,7 @@ import yaml
 from PIL import Image
 
 import alignlab
-from alignlab import evaluate, export, secrecy, train
+from alignlab import evaluate, export, make_pairs, plan, secrecy, servers, stages, train
 from alignlab import report as report_command
 from alignlab import sample as sample_command
 from alignlab.checks import leaf_problems
@@ -29,10 +33,12 @@ from alignlab.models.sd import StableDiffusion
 from alignlab.nodes import node_problems
 from alignlab.report import report
 from alignlab.rewards.clip import Clip
+from alignlab.rewards.compose import RewardError
+from alignlab.rewards.remote import Remote
 from alignlab.runs import RunError
 from scripts.fuzz.files import bomb
 from scripts.fuzz.folders import Bomb
-from tests.running import command_line, configured
+from tests.running import command_line, configured, tiny
 from tests.runs_on_disk import made_run
 from tests.test_report import NASTY, browser, in_browser
 
@@ -194,6 +200,216 @@ def test_a_run_of_somebody_else_builds_nothing(tmp_path: Path, monkeypatch, caps
     with pytest.raises(RunError, match="cannot be read as YAML"):
         alignlab.load(run)
     assert not (tmp_path / "ran").exists()
+
+
+# -- whom a command speaks to
+
+
+class Spy:
+    """A server that remembers the requests that it gets, and answers each with the same bytes."""
+
+    def __init__(self, answer: bytes = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n") -> None:
+        self.requests: list[str] = []
+        self.listening = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listening.getsockname()[1]}"
+        self.answer = answer
+        self.thread = Thread(target=self.serve)
+
+    def serve(self) -> None:
+        while True:
+            connection, _ = self.listening.accept()
+            with connection:
+                head = connection.recv(2**16).decode("latin-1")
+                if head.startswith("END"):
+                    return
+                self.requests.append(head)
+                connection.sendall(self.answer)
+
+    def __enter__(self) -> "Spy":
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with socket.create_connection(self.listening.getsockname()) as last:
+            last.sendall(b"END")
+        self.thread.join()
+        self.listening.close()
+
+
+def far(url: str) -> dict[str, Any]:
+    """The node of a reward on a server."""
+    return {"_target_": "alignlab.rewards.remote.Remote", "url": url, "retries": 0, "weight": 1.0, "normalize": False}
+
+
+class Within:
+    """A reward of the user's own that holds another one."""
+
+    differentiable, unit = False, "points"
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def __call__(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        scores: torch.Tensor = self.inner(images, prompts)
+        return scores
+
+
+def test_nothing_goes_to_an_address_that_only_a_file_names(tmp_path: Path, tiny_sd: str, monkeypatch, capsys) -> None:
+    """Somebody else's run names a server: neither the secret nor an image nor a prompt goes there, whatever the command and wherever in the
+    configuration, until the address is typed as the sentence shows."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ALIGNLAB_REWARD_TOKEN", "sesame-sesame")
+    within = {"_target_": "tests.test_security.Within", "weight": 1.0, "normalize": False}
+    with Spy() as spy:
+        node = far(spy.url)
+        c = configured(*tiny(tiny_sd, "algo=ddpo"))
+        stored = {
+            "trained": {**c, "reward": {"far": node}},
+            "beside": {**c, "reward": {**c["reward"], "far": node}},
+            "watched": {**c, "eval_rewards": {"far": node}},
+            "nested": {**c, "reward": {"mine": {**within, "inner": {k: node[k] for k in ("_target_", "url", "retries")}}}},
+        }
+        for name, config in stored.items():
+            made_run(tmp_path / name)
+            (tmp_path / name / "config.yaml").write_text(yaml.safe_dump({**config, "allow_servers": [spy.url]}))
+            (tmp_path / name / "summary.json").unlink()
+            commands: list[tuple[Any, list[str]]] = [
+                (train, [f"resume={name}"]), (plan, [f"resume={name}"]), (evaluate, [f"run={name}"]), (make_pairs, [f"run={name}"]),
+            ]  # fmt: skip
+            for command, words in commands[: 3 if name == "watched" else 4]:
+                assert command_line(monkeypatch, *words, "allow_targets=[tests]", command=command) == 2, (name, command)
+                said = [line for line in capsys.readouterr().err.splitlines() if "stands in a file" in line]
+                assert len(said) == 1 and f"url={spy.url} stands in a file, and images, prompts and the secret in" in said[0]
+                assert said[0].endswith(f"if you trust it, type 'allow_servers=[{spy.url}]'")
+        (tmp_path / "conf" / "experiment").mkdir(parents=True)
+        experiment = {"reward": {"far": node}, "allow_servers": [spy.url]}
+        (tmp_path / "conf" / "experiment" / "theirs.yaml").write_text("# @package _global_\n" + yaml.safe_dump(experiment))
+        assert command_line(monkeypatch, "--config-dir", "conf", "experiment=theirs", "algo=ddpo") == 2
+        assert f"reward.far.url={spy.url} stands in a file" in capsys.readouterr().err
+        assert command_line(monkeypatch, "--config-dir", "conf", "experiment=theirs", "algo=ddpo", "lr=x") == 2  # its diagnosis
+        assert not spy.requests
+        assert command_line(monkeypatch, "resume=trained", f"allow_servers=[{spy.url}]") == 2
+        assert f"the reward server {spy.url} refused: HTTP 404" in capsys.readouterr().err
+        assert len(spy.requests) == 1 and "Authorization: Bearer sesame-sesame" in spy.requests[0]
+
+
+def test_the_secret_is_bound_to_an_address(monkeypatch) -> None:
+    """With ALIGNLAB_REWARD_URL the secret goes to those addresses alone, and they need not be typed; another one that is typed gets
+    images, but no secret. Outside of a command a program's address is its own."""
+    monkeypatch.setenv("ALIGNLAB_REWARD_TOKEN", "sesame")
+    assert servers.token_for("http://a:1") == "sesame"
+    with servers.naming(["reward.remote.url=http://a:1"]):
+        assert servers.token_for("http://A:1/") == "sesame"
+        with pytest.raises(
+            ValueError, match=r"url=http://b:1 stands in a file, and images, prompts and the secret in ALIGNLAB_REWARD_TOKEN"
+        ):
+            servers.token_for("http://b:1")
+        monkeypatch.setenv("ALIGNLAB_REWARD_URL", "https://gate/team, http://b:1")
+        assert servers.token_for("http://a:1") is None
+        assert servers.token_for("http://b:1") == servers.token_for("https://gate:443/team/") == "sesame"
+        for other in ("https://gate/other", "https://gate", "http://gate/team", "http://b:2", "http://b", "http://b.:1"):
+            with pytest.raises(ValueError, match="stands in a file, and images and prompts would go there"):
+                servers.token_for(other)
+        monkeypatch.setenv("ALIGNLAB_REWARD_URL", "gate")
+        with pytest.raises(ValueError, match="the environment variable ALIGNLAB_REWARD_URL names servers, and gate is no server"):
+            servers.token_for("http://a:1")
+
+
+@pytest.mark.parametrize(
+    ("word", "named"),
+    [
+        ("reward.remote.url=http://h:8000", {"http://h:8000"}),
+        ("reward.remote.url='HTTPS://H/a/'", {"https://h:443/a"}),
+        ("reward.remote.url=http://a:1,http://b:2", {"http://a:1", "http://b:2"}),
+        ('reward.remote.url=choice("http://a:1","http://b:2")', {"http://a:1", "http://b:2"}),
+        ('+reward.second={_target_: x, url: "http://h:8001", weight: 1.0}', {"http://h:8001"}),
+        ("allow_servers=[http://h:8000,http://[::1]:9]", {"http://h:8000", "http://[::1]:9"}),
+        ("+eval_rewards.far.url=http://10.0.0.1:80", {"http://10.0.0.1:80"}),
+        ("+algo.judge.url=http://h", {"http://h:80"}),
+        ("reward.remote.url=http://${oc.env:NODE}:8000", {"http://n17:8000"}),
+        (r"reward.remote.url=http\://h\:8000", {"http://h:8000"}),
+        ("reward=remote", {"http://127.0.0.1:8000"}),
+        ("eval_rewards=[clip,remote]", {"http://127.0.0.1:8000"}),
+        ("reward@eval_rewards=remote", {"http://127.0.0.1:8000"}),
+        ("reward=clip", set()),
+        ("reward.remote.weight=2", set()),
+        ("prompt=see http://h:8000", set()),
+        ("resume=http://h:8000/run", set()),
+        ("reward.remote.url=http://good@evil:1", set()),
+        ("reward.remote.url=http://good\\\\@evil", set()),
+        ("reward.remote.url=http://good:800001", set()),
+        ("reward.remote.url=http://good:70000", set()),
+        ("reward.remote.url=http://good?x", set()),
+        ("reward.remote.url=${algo.url}", set()),
+        ("reward.remote.url=ftp://h", set()),
+    ],
+)
+def test_what_counts_as_typed(word: str, named: set[str], monkeypatch) -> None:
+    monkeypatch.setenv("NODE", "n17")
+    assert servers.named_by([word]) == named
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://u@h", "http://h#x", "http://h?x", "http://h:99999", "http://h\\@e", "http://h x", "http://h/ä", "http:h", "//h", 5],
+)
+def test_an_address_is_read_in_one_way(url: Any) -> None:
+    """What one reader of urls takes for another server than the next one does is none."""
+    with pytest.raises(ValueError, match=r"is no server; write http://127\.0\.0\.1:8000"):
+        servers.address(url)
+
+
+def test_the_shipped_address_is_the_files() -> None:
+    """Who types reward=remote has named the address in conf/reward/remote.yaml."""
+    node = yaml.safe_load((ROOT / "conf" / "reward" / "remote.yaml").read_text())["remote"]
+    assert node["url"] == servers.SHIPPED
+
+
+@pytest.mark.parametrize("status", ["301 Moved Permanently", "302 Found", "307 Temporary Redirect", "308 Permanent Redirect"])
+def test_a_redirect_takes_the_secret_nowhere(status: str, monkeypatch) -> None:
+    monkeypatch.setenv("ALIGNLAB_REWARD_TOKEN", "sesame")
+    with Spy() as other:
+        answer = f"HTTP/1.1 {status}\r\nLocation: {other.url}/health\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        with Spy(answer.encode()) as first:
+            with pytest.raises(RewardError, match=f"refused: HTTP {status[:3]}"):
+                Remote(first.url, retries=0)
+            assert len(first.requests) == 1
+        assert not other.requests
+
+
+def test_a_file_does_not_name_servers_for_a_stage_or_a_sweep(tmp_path: Path, monkeypatch, capsys) -> None:
+    """Words of a recipe and of a sweeper's parameters would count as typed, so an address may not stand there either."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stages, "run", lambda *_, **__: 0)
+    (tmp_path / "conf" / "recipe").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment").mkdir()
+    for word in ("reward.remote.url=http://evil:1", "allow_servers=[http://evil:1]", "reward=remote", "push_to_hub=evil/x"):
+        recipe = {"recipe": {"a": {"command": "train", "words": ["algo=ddpo", word]}}}
+        (tmp_path / "conf" / "recipe" / "theirs.yaml").write_text("# @package _global_\n" + yaml.safe_dump(recipe))
+        assert command_line(monkeypatch, "--config-dir", "conf", "recipe=theirs", command=stages) == 2
+        assert f"recipe.a: {word} may not stand in a file; if you trust it, type +more.a='{word}'" in capsys.readouterr().err
+        key, _, value = word.partition("=")
+        sweep = {"hydra": {"sweeper": {"params": {key: value}}}}
+        (tmp_path / "conf" / "experiment" / "theirs.yaml").write_text("# @package _global_\n" + yaml.safe_dump(sweep))
+        assert command_line(monkeypatch, "-m", "--config-dir", "conf", "experiment=theirs", "algo=ddpo") == 2
+        assert "is set by a file of --config-dir (hydra.sweeper), which may not" in capsys.readouterr().err
+    recipe = {"recipe": {"a": {"command": "train", "words": ["reward.remote.url=http://mine:1"]}}}
+    (tmp_path / "conf" / "recipe" / "theirs.yaml").write_text("# @package _global_\n" + yaml.safe_dump(recipe))
+    typed = ["recipe=theirs", "+more.a='reward.remote.url=http://mine:1'", "output_dir=out"]
+    assert command_line(monkeypatch, "--config-dir", "conf", *typed, command=stages) == 0
+
+
+def test_nothing_is_uploaded_because_a_file_says_so(tmp_path: Path, monkeypatch, capsys) -> None:
+    """push_to_hub in a file of somebody else would put a model into a repository of the user's: it must be typed."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "theirs.yaml").write_text("# @package _global_\npush_to_hub: me/good-model\n")
+    said = "push_to_hub=me/good-model stands in a file, and the model would be uploaded there; if you want that, type push_to_hub=me/good-model"
+    assert command_line(monkeypatch, "--config-dir", "conf", "experiment=theirs") == 2
+    assert said in capsys.readouterr().err
+    for typed in ("push_to_hub=me/good-model", "push_to_hub=null"):
+        assert command_line(monkeypatch, "--config-dir", "conf", "experiment=theirs", typed, "lr=-1") == 2
+        assert capsys.readouterr().err == "error: lr=-1.0 must be positive\n"
 
 
 # -- secrets
@@ -379,4 +595,5 @@ def test_hydra_is_one_without_known_holes() -> None:
 def test_every_promise_has_its_test() -> None:
     """SECURITY.md names tests that are there."""
     named = re.findall(r"`(test_\w+)`", (ROOT / "SECURITY.md").read_text())
-    assert len(named) >= 10 and {*named} <= {name for name in globals() if name.startswith("test_")}
+    there = {name for path in (ROOT / "tests").rglob("test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())}
+    assert len(named) >= 10 and {*named} <= there

@@ -249,6 +249,19 @@ HOSTILE: dict[str, tuple[bytes, str, str]] = {
     "one channel": (tensors(torch.rand(1, 1, 8, 8)), "safetensors", "images are torch.float32 (1, 1, 8, 8)"),
     "no pixel": (tensors(torch.rand(1, 3, 0, 8)), "safetensors", "images are torch.float32 (1, 3, 0, 8)"),
     "not a number": (tensors(torch.full((1, 3, 8, 8), float("nan"))), "safetensors", "outside [0, 1]"),
+    "a key twice": (b'{"images": ["' + GOOD.encode() + b'"], "prompts": ["a"], "prompts": ["b"]}', "json", "a key stands twice"),
+    "NaN": (b'{"images": ["' + GOOD.encode() + b'"], "prompts": ["a"], "more": NaN}', "json", "NaN is no JSON"),
+    "infinity": (b'{"images": ["' + GOOD.encode() + b'"], "prompts": ["a"], "more": -Infinity}', "json", "-Infinity is no JSON"),
+    "no UTF-8": (b'{"images": ["' + GOOD.encode() + b'"], "prompts": ["\xff"]}', "json", "no JSON object"),
+    "UTF-16": (message([GOOD]).decode().encode("utf-16"), "json", "no JSON object"),
+    "half of a pair": (b'{"images": ["' + GOOD.encode() + b'"], "prompts": ["\\ud800"]}', "json", "half of a pair"),
+    "a number of many digits": (b'{"images": 1' + b"0" * 10_000 + b"}", "json", "no JSON object"),
+    "a long prompt": (message([GOOD], ["a" * 10_000]), "json", "prompt 0 has 10000 letters; 8192 are taken"),
+    "many tiny images": (message([png(1, 1)] * 65, ["a"] * 65), "json", "65 images are more than the 64 that are taken"),
+    "a narrow image": (message([png(1, 33)]), "json", "an image of 1 x 33 pixels is too narrow"),
+    "tensors of many tiny images": (save({"images": torch.rand(65, 3, 1, 1), "prompts": torch.frombuffer(bytearray(json.dumps(["a"] * 65).encode()), dtype=torch.uint8)}), "safetensors", "65 images are more than"),
+    "a narrow tensor": (tensors(torch.rand(1, 3, 33, 1)), "safetensors", "an image of 1 x 33 pixels is too narrow"),
+    "prompts in tensors that are no JSON": (tensors(torch.rand(1, 3, 8, 8), b"[NaN]"), "safetensors", "NaN is no JSON"),
     "255": (tensors(255 * torch.ones(1, 3, 8, 8)), "safetensors", "outside [0, 1]"),
 }  # fmt: skip
 
@@ -275,12 +288,81 @@ def test_what_lies_beside_the_two_paths(url: str) -> None:
     assert urllib3.request("GET", f"{url}/score", retries=False).status == 404
     assert urllib3.request("DELETE", f"{url}/score", retries=False).status == 501
     assert post(url, message([GOOD]) + b" " * 2**18)[0] == 413
+    assert post(url, b"", path="/nowhere", **{"Content-Type": "multipart/mixed; boundary=x"})[0] in (400, 404)
     chunked = urllib3.request(
         "POST", f"{url}/score", body=iter([message([GOOD])]), headers={"Transfer-Encoding": "chunked"}, retries=False
     )
     assert chunked.status == 411
     answer = urllib3.request("GET", f"{url}/health", retries=False)
     assert answer.json()["reward"] == "brightness" and "Python" not in answer.headers["Server"]
+
+
+# -- what two readers could read in two ways
+
+
+def raw(url: str, *parts: bytes, seconds: float = 5) -> tuple[bytes, dict[str, Any]]:
+    """Sends bytes as they are; the status line and the JSON of all that comes back until the server hangs up."""
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=seconds) as connection:
+        for part in parts:
+            connection.sendall(part)
+        found = b""
+        while chunk := connection.recv(2**16):
+            found += chunk
+    head, _, body = found.partition(b"\r\n\r\n")
+    assert found.count(b"HTTP/1.1") == 1, found  # one request, one answer
+    return head.splitlines()[0], json.loads(body)
+
+
+POST, GET, HOST = b"POST /score HTTP/1.1\r\n", b"GET /health HTTP/1.1\r\n", b"Host: x\r\n"
+HIDDEN = b"GET /health HTTP/1.1\r\n\r\n"
+"""A second request, for those who take it for one."""
+AMBIGUOUS: dict[str, tuple[bytes, int, str]] = {
+    "two lengths": (POST + b"Content-Length: 5\r\nContent-Length: 32\r\n\r\n" + HIDDEN, 400, "Content-Length twice"),
+    "two lengths that agree": (POST + b"Content-Length: 2\r\ncontent-length: 2\r\n\r\n{}", 400, "Content-Length twice"),
+    "a list of lengths": (POST + b"Content-Length: 2, 2\r\n\r\n{}", 400, "one whole number"),
+    "a negative length": (POST + b"Content-Length: -5\r\n\r\n", 400, "one whole number"),
+    "a signed length": (POST + b"Content-Length: +2\r\n\r\n{}", 400, "one whole number"),
+    "a length in hex": (POST + b"Content-Length: 0x2\r\n\r\n{}", 400, "one whole number"),
+    "an empty length": (POST + b"Content-Length:\r\n\r\n", 400, "one whole number"),
+    "digits of another script": (POST + "Content-Length: ٣\r\n\r\n".encode() + b"{} ", 400, "one whole number"),
+    "a length of 5000 digits": (POST + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n", 413, "longer than 0.25 MiB"),
+    "a length beyond the limit": (POST + b"Content-Length: 99999999999\r\n\r\n", 413, "longer than 0.25 MiB"),
+    "a length and chunks": (POST + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + HIDDEN, 400, "without a Transfer-Encoding"),
+    "chunks and a length": (POST + b"Transfer-Encoding: identity\r\nContent-Length: 4\r\n\r\n    ", 400, "without a Transfer-Encoding"),
+    "chunks": (POST + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 411, "Content-Length"),
+    "two encodings": (POST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n", 400, "Transfer-Encoding twice"),
+    "no length": (POST + b"\r\n", 411, "Content-Length"),
+    "a GET with a body": (GET + b"Content-Length: 32\r\n\r\n" + HIDDEN, 400, "a GET has no body"),
+    "a GET in chunks": (GET + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400, "a GET has no body"),
+    "a blank before the colon": (POST + b"Content-Length : 32\r\n\r\n" + HIDDEN, 400, "no list of headers"),
+    "a line that is no header": (POST + b"nonsense\r\nContent-Length: 32\r\n\r\n" + HIDDEN, 400, "no list of headers"),
+    "a continued first line": (POST + b" Content-Length: 32\r\n\r\n" + HIDDEN, 400, "no list of headers"),
+    "a carriage return alone": (POST + b"X: a\rContent-Length: 32\r\n\r\n" + HIDDEN, 400, "carriage return or a NUL"),
+    "a NUL": (POST + b"Content-Length: 2\0\r\n\r\n{}", 400, "carriage return or a NUL"),
+    "two secrets": (POST + b"Authorization: Bearer a\r\nAuthorization: Bearer b\r\nContent-Length: 2\r\n\r\n{}", 400, "Authorization twice"),
+    "two hosts": (POST + HOST + HOST + b"Content-Length: 2\r\n\r\n{}", 400, "Host twice"),
+    "a long line": (GET + b"X: " + b"x" * 2**17 + b"\r\n\r\n", 431, "too long"),
+    "a long first line": (b"GET /" + b"x" * 2**17 + b" HTTP/1.1\r\n\r\n", 431, "too long"),
+    "a line without an end": (GET + b"X: " + b"x" * 2**17, 431, "too long"),
+    "many headers": (GET + b"X: 1\r\n" * 5000 + b"\r\n", 431, ""),
+    "many long headers": (GET + (b"X: " + b"x" * 2000 + b"\r\n") * 50 + b"\r\n", 431, "too long"),
+    "no HTTP": (b"\x16\x03\x01\x02\x00\x01\xfc\r\n\r\n", 400, ""),
+    "another version": (b"GET /health HTTP/9.9\r\n\r\n", 505, ""),
+    "another method": (b"BREW /score HTTP/1.1\r\n\r\n", 501, ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AMBIGUOUS)
+def test_a_head_that_can_be_read_in_two_ways_is_refused(name: str, url: str) -> None:
+    """One answer, then the server hangs up: what follows is no second request. It lives on."""
+    request, status, said = AMBIGUOUS[name]
+    try:
+        line, answer = raw(url, request)
+    except ConnectionError:  # it hung up while the rest of a long head was being sent
+        assert len(request) > 2**16
+    else:
+        assert line.split()[1] == str(status).encode() and said in answer["error"], (line, answer)
+    assert urllib3.request("GET", f"{url}/health", headers={"Content-Length": "0"}, retries=False).status == 200
 
 
 def test_a_limit_is_told_to_the_run(url: str) -> None:
@@ -300,6 +382,170 @@ def test_a_body_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
             connection.sendall(b" ")
             time.sleep(0.05)
         assert connection.recv(100).startswith(b"HTTP/1.1 408")
+
+
+def test_pixels_count_after_the_rewards_own_resize() -> None:
+    """A request of 7 kB whose images the reward makes 224 pixels wide: what it would cost is refused before it is decoded. What the
+    reward sees is bounded, however small the images were."""
+    seen: list[int] = []
+
+    class Looks(Brightness):
+        input_size = 224
+
+        def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+            seen.append(len(images))
+            return super().__call__(images, prompts)
+
+    limits = Limits(megapixels=0.5)  # ten images of 224 pixels
+    with running(small(Looks(), limits=limits)) as url:
+        assert post(url, message([png(1, 1)] * 10, ["a"] * 10))[0] == 200
+        status, answer = post(url, message([png(1, 1)] * 11, ["a"] * 11))
+        assert status == 400 and "more than 0.5 megapixels together once the reward has resized them to 224 px" in answer["error"]
+        status, answer = post(url, tensors(torch.rand(11, 3, 1, 1), json.dumps(["a"] * 11).encode()), TYPES["safetensors"])
+        assert status == 400 and "resized them to 224 px" in answer["error"]
+        status, answer = post(url, message([png(1, 20)]))  # its short side becomes 224, its long one 4480
+        assert status == 400 and "resized them to 224 px" in answer["error"]
+    assert seen == [10]
+
+
+def test_runs_ask_for_no_more_than_the_server_takes() -> None:
+    """A run with a larger batch_size sends smaller requests, since /health says how many images one may have."""
+    sizes: list[int] = []
+
+    class Counts(Brightness):
+        def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+            sizes.append(len(images))
+            return super().__call__(images, prompts)
+
+    images = torch.rand(7, 3, 8, 8)
+    with running(small(Counts(), limits=Limits(images=3))) as url:
+        assert torch.equal(Remote(url, form="safetensors", batch_size=100)(images, [""] * 7), images.mean((1, 2, 3)))
+    assert sizes == [3, 3, 1]
+
+
+# -- senders that are slow, idle, or many
+
+
+def test_a_head_that_drips_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time counts from the first byte of a request, not from the last one."""
+    monkeypatch.setattr(server_module, "SECONDS", 0.2)
+    with running(small()) as url, socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=5) as connection:
+        began = time.monotonic()
+        connection.sendall(b"GET /health HTTP/1.1\r\nX: ")
+        with pytest.raises(OSError):  # a reset, or a broken pipe
+            while time.monotonic() < began + 5:
+                connection.sendall(b"x")
+                time.sleep(0.02)
+        assert time.monotonic() - began < 2
+
+
+def test_idle_connections_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of too many connections the one that has kept the server waiting longest is closed: silent ones, ones that drip a head or a
+    body. A request that is being scored is not."""
+    monkeypatch.setattr(server_module, "CONNECTIONS", 8)
+    go, asked = Event(), Event()
+
+    class Waits(Brightness):
+        def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+            asked.set()
+            assert go.wait(10)
+            return super().__call__(images, prompts)
+
+    with running(small(Waits())) as url:
+        scored = Remote(url, form="safetensors", retries=0).submit(torch.ones(1, 3, 8, 8), [""])
+        assert asked.wait(5)
+        port = int(url.rpartition(":")[2])
+        idle = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(40)]
+        for number, connection in enumerate(idle):
+            try:
+                connection.sendall([b"", b"GET /hea", POST + b"Content-Length: 9\r\n\r\n{"][number % 3])
+            except OSError:  # closed already
+                continue
+        assert urllib3.request("GET", f"{url}/health", retries=False, timeout=5).status == 200
+        go.set()
+        assert scored.result(5).item() == 1
+        for connection in idle:
+            connection.close()
+
+
+def test_health_answers_while_a_batch_is_scored() -> None:
+    """Also while as many requests wait as may, and while bodies arrive slowly."""
+    go, asked = Event(), Event()
+
+    class Waits(Brightness):
+        def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+            asked.set()
+            assert go.wait(20)
+            return super().__call__(images, prompts)
+
+    with running(small(Waits())) as url:
+        remote = Remote(url, form="safetensors")
+        waiting = [remote.submit(torch.full((1, 3, 8, 8), k / 16), [""]) for k in range(12)]
+        assert asked.wait(5)
+        slow = [socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=5) for _ in range(12)]
+        for connection in slow:
+            connection.sendall(POST + b"Content-Length: 100\r\n\r\n{")
+        time.sleep(0.1)
+        began = time.monotonic()
+        for _ in range(3):
+            assert urllib3.request("GET", f"{url}/health", retries=False, timeout=5).json()["reward"] == "brightness"
+        assert time.monotonic() - began < 2
+        go.set()
+        assert [answer.result(10).item() for answer in waiting] == [k / 16 for k in range(12)]
+        for connection in slow:
+            connection.close()
+
+
+def test_slow_bodies_hold_up_no_other() -> None:
+    """As many slow senders as there are places, and one more request: scored at once."""
+    with running(small()) as url:
+        slow = [socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=5) for _ in range(16)]
+        for connection in slow:
+            connection.sendall(POST + b"Content-Length: 100000\r\n\r\n{")
+        began = time.monotonic()
+        assert post(url, message([GOOD]))[0] == 200
+        assert time.monotonic() - began < 5
+        for connection in slow:
+            connection.close()
+
+
+def test_bodies_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the bodies that are in memory take all that they may, a further one is told to come again, and room is given back."""
+    monkeypatch.setattr(server_module, "AT_ONCE", 1)
+    monkeypatch.setattr(server_module, "PATIENCE", 0.1)
+    serving = small()
+    with running(serving) as url:
+        port, body = int(url.rpartition(":")[2]), b" " * 200_000
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as slow:
+            slow.sendall(POST + b"Content-Length: 250000\r\n\r\n" + body)
+            deadline = time.monotonic() + 5
+            while serving.room.free > 2**18 - 200_000:  # until it has arrived
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            assert post(url, body)[0] == 503
+        deadline = time.monotonic() + 5
+        while serving.room.free < 2**18:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert post(url, message([GOOD]))[0] == 200
+
+
+def test_many_connect_at_once() -> None:
+    """128 connections that come before the first one is accepted are all answered."""
+    serving = small()
+    assert serving.request_queue_size >= 128
+    with serving:
+        port = serving.server_port
+        many = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(128)]
+        for connection in many:
+            connection.sendall(b"GET /health HTTP/1.1\r\nConnection: close\r\n\r\n")
+        thread = Thread(target=serving.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        assert all(connection.recv(100).startswith(b"HTTP/1.1 200") for connection in many)
+        serving.shutdown()
+        thread.join()
+        for connection in many:
+            connection.close()
 
 
 # -- the reward behind it

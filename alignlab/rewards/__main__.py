@@ -20,6 +20,7 @@ from alignlab.config import command, opted_in, plain
 from alignlab.nodes import ConfigError, node_problems, resolve
 from alignlab.rewards import Declared
 from alignlab.rewards.clip import open_clip_weights
+from alignlab.servers import MEND
 
 FORMATS = ("table", "markdown")
 HEADINGS = ("name", "what", "unit", "typical range", "gradient", "prompt", "pixels", "licence", "weights", "revision", "offline")
@@ -66,7 +67,7 @@ def _rows(path: Path, allowed: Sequence[str]) -> Iterator[Row]:
     what = comment.partition(". ")[0].rstrip(".")
     for name, node in (yaml.safe_load(text) or {}).items():
         own = without_weighing(node)
-        found = [s for s in node_problems(f"reward.{name}", own, allowed=allowed) if "has no value" not in s]
+        found = [s for s in node_problems(f"reward.{name}", own, allowed=allowed) if "has no value" not in s and MEND not in s]
         try:
             said = declared(node) if not any("._target_" in s or ".function" in s for s in found) else None
         except (ValueError, ConfigError) as error:

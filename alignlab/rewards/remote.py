@@ -7,40 +7,27 @@ start) is a RewardError at once. A null is a score that was not finite there, an
 
 import json
 import math
-import os
 import random
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from threading import Thread
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor
+from urllib3.exceptions import HTTPError, NewConnectionError, TimeoutError
 
 from alignlab.rewards.compose import RewardError
+from alignlab.rewards.exchange import Answer, Endless, Late, connections, exchange
 from alignlab.rewards.wire import TYPES, pack
+from alignlab.servers import BOUND, TOKEN, address, refuse_unnamed, token, token_for
 
-TOKEN = "ALIGNLAB_REWARD_TOKEN"
-"""The environment variable that holds the secret of a server, if it asks for one. It stands in no configuration and no log."""
 PROTOCOL = 1
 LONGEST_WAIT = 30.0
 """Seconds between two attempts, at most."""
 AGAIN = (408, 429)
 """Refusals that may pass, beside every 5xx."""
-
-
-def token() -> str | None:
-    """The secret in the environment, if there is one.
-
-    Raises:
-        ValueError: if it cannot stand in a header.
-    """
-    secret = os.environ.get(TOKEN) or None
-    if secret is not None and not (secret.isascii() and secret.isprintable() and " " not in secret):
-        raise ValueError(f"the environment variable {TOKEN} holds something else than ASCII letters, digits and signs")
-    return secret
 
 
 class Trouble(Exception):
@@ -51,7 +38,7 @@ class Remote:
     """What a reward server says of the images. Not differentiable. Unit, range and the rest are the server's own.
 
     Args:
-        url: of the server, http:// or https://.
+        url: of the server, http:// or https://. Within a command it must be one that the user named (alignlab/servers.py).
         name: the reward that it must hold; None takes any. The one that it held at the start it must hold to the end.
         form: "png" (8 bits a channel, small) or "safetensors" (float32, exact).
         batch_size: images of one request.
@@ -77,9 +64,11 @@ class Remote:
         url: str, *, form: str = "png", batch_size: int = 16, ahead: int = 1, retries: int = 8, backoff: float = 0.5,
         timeout: float = 120.0, **_: Any,
     ) -> None:  # fmt: skip
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
-            raise ValueError(f"url={url} is no server; write http://127.0.0.1:8000 (a secret goes into the variable {TOKEN})")
+        try:
+            address(url)
+        except ValueError as error:
+            raise ValueError(f"url={error}") from None
+        refuse_unnamed(url)
         if form not in TYPES:
             raise ValueError(f"form={form} is not one of {', '.join(TYPES)}")
         if batch_size < 1 or ahead < 0 or retries < 0 or backoff < 0 or not timeout > 0:
@@ -100,13 +89,11 @@ class Remote:
         backoff: float = 0.5,
         timeout: float = 120.0,
     ) -> None:
-        import urllib3
-
         self.check(url, form=form, batch_size=batch_size, ahead=ahead, retries=retries, backoff=backoff, timeout=timeout)
         self.url, self.form, self.batch_size, self.ahead = url.rstrip("/"), form, batch_size, ahead
         self.retries, self.backoff, self.timeout = retries, backoff, timeout
-        self._token = token()
-        self._http = urllib3.PoolManager(maxsize=ahead + 1)
+        self._token = token_for(url)
+        self._http = connections(ahead + 1)
         self._jitter = random.Random()  # a stream of its own: the run's draws are the same however often a server fails
         said = self._declaration(self._ask("GET", "/health", None))
         if name is not None and said["reward"] != name:
@@ -117,7 +104,8 @@ class Remote:
         low, high = said["typical_range"]
         self.typical_range = (-math.inf if low is None else float(low), math.inf if high is None else float(high))
         self.needs_prompt = bool(said.get("needs_prompt", True))
-        self.input_size, self.licence = said.get("input_size"), str(said.get("licence", "unstated"))
+        self.input_size, self.licence = _count(said.get("input_size")), plain(said.get("licence", "unstated"))
+        self.batch_size = min(batch_size, _count(said.get("max_images")) or batch_size)
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         return self.submit(images, prompts).result().to(images.device)
@@ -150,7 +138,7 @@ class Remote:
         if (answer.get("reward"), answer.get("digest")) != (self.held, self.digest):
             raise RewardError(
                 f"the reward server {self.url} holds {plain(answer.get('reward'))} ({plain(answer.get('digest'))}) now, and held "
-                f"{plain(self.held)} ({plain(self.digest)}) when this run asked first; start it as it was, and go on with resume=RUN"
+                f"{plain(self.held)} ({plain(self.digest)}) when this run asked first; start it as it was, and go on with {self._resume}"
             )
         scores = answer["scores"]
         if len(scores) != n:
@@ -161,6 +149,10 @@ class Remote:
                 f"the reward server {self.url} gave the score {plain(wrong[0], 40)} ({len(wrong)} of {n} are no finite numbers)"
             )
         return [math.nan if s is None else float(s) for s in scores]
+
+    @property
+    def _resume(self) -> str:
+        return f"resume=RUN 'allow_servers=[{self.url}]'"
 
     def _declaration(self, answer: Any) -> dict[str, Any]:
         good = (
@@ -189,7 +181,7 @@ class Remote:
         mend = (
             f"start it ({_START})"
             if path == "/health"
-            else f"start it again ({_START}), then go on with resume=RUN, which is intact"
+            else f"start it again ({_START}), then go on with {self._resume}: the run is intact"
         )
         raise RewardError(
             f"the reward server {self.url} gave no answer in {1 + self.retries} attempts over {time.monotonic() - began:.0f} s "
@@ -203,35 +195,25 @@ class Remote:
             Trouble: if the next attempt may do better.
             RewardError: if it would not.
         """
-        import urllib3
-
         headers = {"Content-Type": TYPES[self.form]} if body is not None else {}
         if self._token is not None:
             headers["Authorization"] = f"Bearer {self._token}"
-        deadline, most, text = time.monotonic() + self.timeout, 2**16 + 64 * self.batch_size, bytearray()
+        most = 2**16 + 64 * self.batch_size
         try:
-            response = self._http.request(
-                method, self.url + path, body=body, headers=headers, timeout=urllib3.Timeout(total=self.timeout), retries=False,
-                redirect=False, preload_content=False, decode_content=False,
-            )  # fmt: skip
-            try:
-                while chunk := response.read1(2**16):
-                    text += chunk
-                    if len(text) > most:
-                        raise RewardError(f"the reward server {self.url} answered with more than {most} bytes; is it {_START}?")
-                    if time.monotonic() > deadline:
-                        raise Trouble(f"no whole answer within timeout={self.timeout:g} s")
-            except BaseException:
-                response.close()
-                raise
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            refused = isinstance(error, urllib3.exceptions.NewConnectionError)  # among urllib3's timeouts
-            if isinstance(error, urllib3.exceptions.TimeoutError) and not refused:
+            answer = exchange(self._http, method, self.url + path, body=body, headers=headers, timeout=self.timeout, most=most)
+        except Endless:
+            raise RewardError(f"the reward server {self.url} answered with more than {most} bytes; is it {_START}?") from None
+        except Late:
+            raise Trouble(f"no whole answer within timeout={self.timeout:g} s") from None
+        except (HTTPError, OSError) as error:
+            refused = isinstance(error, NewConnectionError)  # among urllib3's timeouts
+            if isinstance(error, TimeoutError) and not refused:
                 raise Trouble(f"no answer within timeout={self.timeout:g} s") from None
             raise Trouble(_reason(error)) from None
-        return self._read(response.status, str(response.headers.get("Content-Type", "")), bytes(text))
+        return self._read(answer)
 
-    def _read(self, status: int, kind: str, text: bytes) -> Any:
+    def _read(self, received: Answer) -> Any:
+        status, kind, text = received.status, received.kind, received.body
         try:
             answer = json.loads(text) if kind.startswith("application/json") else None
         except (ValueError, RecursionError):
@@ -240,8 +222,9 @@ class Remote:
         if status in AGAIN or status >= 500:
             raise Trouble(f"HTTP {status} {said}".strip())
         if status in (401, 403):
+            why = "" if self._token is not None or token() is None else f", and add {self.url} to {BOUND}"
             raise RewardError(
-                f"the reward server {self.url} wants a secret; set the environment variable {TOKEN} to the one that it has"
+                f"the reward server {self.url} wants a secret; set the environment variable {TOKEN} to the one that it has{why}"
             )
         if status != 200:
             raise RewardError(f"the reward server {self.url} refused: HTTP {status} {said}".strip())
@@ -256,6 +239,11 @@ def _is_finite(number: Any) -> bool:
         return isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number)
     except OverflowError:  # an integer of hundreds of digits
         return False
+
+
+def _count(number: Any) -> int | None:
+    """What a stranger gave as a number of pixels or images, if it is one."""
+    return number if isinstance(number, int) and not isinstance(number, bool) and number > 0 else None
 
 
 _START = "python -m alignlab.serve_reward reward=NAME"

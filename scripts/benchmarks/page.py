@@ -98,6 +98,7 @@ def _lines(results: Mapping[str, Any]) -> Iterator[str]:
     yield from _parts(items)
     yield from ("", "## Growth", "")
     yield from _growth(items)
+    yield from _beside(items.get("beside/draftp", ()))
     if {"ideas/ddpo", "ideas/learning"} & set(items):
         yield from ("", "## Ideas")
     if "ideas/ddpo" in items:
@@ -235,6 +236,28 @@ def _growth(items: Mapping[str, Sequence[Any]]) -> Iterator[str]:
         if rounds := items.get(f"growth/{name}"):
             cpu, wall = (median(rounds, quantity, side) or 0.0 for quantity in ("cpu", "wall"))
             yield f"| {what} | {cpu:.1f} CPU s, {wall:.1f} s | < {most} s | {_yes(max(cpu, wall) < most)} | {_rounds(rounds)} |"
+
+
+def _beside(rounds: Sequence[Any]) -> Iterator[str]:
+    """What is left of a run's speed beside other programs, with and without what alignlab/spinning.py sets."""
+    if not rounds:
+        return
+    yield from (
+        "",
+        "## Beside other programs",
+        "",
+        "Images a second of draftp on the embedded model, a thread a core, beside busy processes of one thread each. The fair share is that of its "
+        "threads among all. *as shipped*: what alignlab sets (`alignlab/spinning.py`); *spinning*: OpenMP's own default.",
+        "",
+        "| busy processes | fair share | as shipped, over alone | spinning, over alone as shipped | as shipped over spinning | rounds |",
+        "|---|---|---|---|---|---|",
+    )
+    for load in sorted({int(numbers["load"]) for numbers in rounds[0]["sides"].values()}):
+        ours, theirs = f"as shipped, {load}", f"spinning, {load}"
+        cores = median(rounds, "cores", ours) or 1.0
+        shares = [_range(ratio(rounds, "speed", side, "as shipped, 0")) for side in (ours, theirs)]
+        gain = _range(ratio(rounds, "speed", ours, theirs))
+        yield f"| {load} | {cores / (cores + load):.2f} | {shares[0]} | {shares[1]} | {gain} | {len(rounds)} |"
 
 
 def _range(found: Ratio | None) -> str:

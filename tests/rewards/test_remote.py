@@ -3,6 +3,7 @@
 import json
 import math
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -257,10 +258,12 @@ def test_a_dead_server_ends_the_run_and_resume_goes_on(local, tiny_sd, tmp_path,
     assert len(said) == 1 and "in 2 attempts" in said[0] and "HTTP 500 jpeg failed: MemoryError" in said[0]
     assert "start it again" in said[0] and "resume=RUN" in said[0]
     assert len(lines(run)) >= 1 and not (run / "summary.json").exists()
-    assert command_line(monkeypatch, f"resume={run}") == 2  # nobody there
+    named = f"allow_servers=[http://127.0.0.1:{port}]"
+    assert f"then go on with resume=RUN '{named}'" in said[0]
+    assert command_line(monkeypatch, f"resume={run}", named) == 2  # nobody there
     assert "reward server" in capsys.readouterr().err
     with serving(JpegSize(), "jpeg", port):
-        assert command_line(monkeypatch, f"resume={run}") == 0
+        assert command_line(monkeypatch, f"resume={run}", named) == 0
     check_equal(local, run)
     assert json.loads((run / "summary.json").read_text())["reward_unit"] == "kB"
 
@@ -341,6 +344,109 @@ def test_what_may_pass_is_asked_again(mood: str, server: Moody) -> None:
     before = server.connections
     assert torch.equal(remote(pictures(), PROMPTS), JpegSize()((pictures() * 255).round() / 255, PROMPTS))
     assert server.connections == before + 2 and not server.moods
+
+
+# -- an answer that comes byte by byte
+
+
+def dripping(at_once: bytes, drips: bytes) -> Mood:
+    """Sends the first part at once and then the second one again and again, a byte every 20 ms, until the client hangs up."""
+
+    def mood(connection: socket.socket) -> None:
+        heard(connection)
+        end = time.monotonic() + 10
+        try:
+            connection.sendall(at_once)
+            while time.monotonic() < end:
+                for byte in drips:
+                    connection.sendall(bytes([byte]))
+                    time.sleep(0.02)
+        except OSError:
+            return
+
+    return mood
+
+
+STATUS, KIND = b"HTTP/1.1 200 OK\r\n", b"Content-Type: application/json\r\n"
+CHUNKED = STATUS + KIND + b"Transfer-Encoding: chunked\r\n\r\n"
+WHOLE = b'{"reward": "jpeg", "digest": "d1", "scores": [1, 2, 3, 4, 5]}'
+DRIPPED = {
+    "a status line": (b"HTTP/1.1 200 ", b"O"),
+    "headers": (STATUS + KIND, b"X-More: 1\r\n"),
+    "one header": (STATUS + KIND + b"X-More: ", b"x"),
+    "100 Continue": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "a body": (STATUS + KIND + b"Content-Length: 60000\r\n\r\n", b" "),
+    "a body without an end": (STATUS + KIND + b"\r\n", b" "),
+    "a chunk size": (CHUNKED, b"0"),
+    "an extension of a chunk": (CHUNKED + b"1;", b"x"),
+    "small chunks": (CHUNKED, b"1\r\n \r\n"),
+    "trailers": (CHUNKED + b"%x\r\n%s\r\n0\r\n" % (len(WHOLE), WHOLE), b"X-More: 1\r\n"),
+}
+
+
+@pytest.mark.parametrize("what", DRIPPED)
+def test_the_timeout_is_a_deadline_over_the_whole_answer(what: str, server: Moody) -> None:
+    """Each byte comes in time, and the answer never does: given up at the deadline, and the connection is cut, so no thread stays."""
+    remote = client(server, timeout=0.3, retries=0)
+    server.moods = [dripping(*DRIPPED[what])]
+    began = time.monotonic()
+    with pytest.raises(RewardError, match=r"no whole answer within timeout=0.3 s"):
+        remote(pictures(), PROMPTS)
+    assert 0.25 < time.monotonic() - began < 1.5
+    for thread in threading.enumerate():
+        if thread.name.startswith("POST http"):
+            thread.join(5)
+            assert not thread.is_alive()
+    assert torch.equal(remote(pictures(), PROMPTS), JpegSize()((pictures() * 255).round() / 255, PROMPTS))
+
+
+def test_the_deadline_holds_within_tls() -> None:
+    """A handshake that drips is within it too, and is cut."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def drip() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                try:
+                    connection.sendall(b"\x16\x03\x03\x40\x00")  # a record of 16 KiB begins
+                    while True:
+                        connection.sendall(b"\x02")
+                        time.sleep(0.02)
+                except OSError:
+                    return
+
+        thread, began = Thread(target=drip), time.monotonic()
+        thread.start()
+        with pytest.raises(RewardError, match=r"no whole answer within timeout=0\.3 s"):
+            Remote(f"https://127.0.0.1:{listening.getsockname()[1]}", timeout=0.3, retries=0)
+        assert time.monotonic() - began < 1.5
+        thread.join(5)
+        assert not thread.is_alive()
+
+
+def test_a_long_request_is_within_the_deadline(server: Moody) -> None:
+    """A server that reads nothing: the socket's buffers fill up, and sending waits."""
+    remote = client(server, timeout=0.3, retries=0, form="safetensors")
+    server.moods = [lambda connection: time.sleep(1)]
+    began = time.monotonic()
+    with pytest.raises(RewardError, match=r"timeout=0.3 s"):
+        remote(torch.rand(16, 3, 512, 512), [""] * 16)
+    assert time.monotonic() - began < 3  # with the packing
+
+
+def test_endless_trailers_and_chunks_take_no_memory(server: Moody) -> None:
+    """As fast as they come, they are not kept: a size of a chunk without an end, trailers without an end, a body without an end."""
+    for what, said in (
+        (CHUNKED + b"0" * 2**20, "got more than"),
+        (CHUNKED + b"100000\r\n" + b" " * 2**20, "answered with more than"),
+        (CHUNKED + b"0\r\n" + b"x" * 2**20, "got more than"),
+        (STATUS + b"X: " + b"x" * 2**20, "got more than"),
+        (STATUS + b"X: 1\r\n" * 2**16, "got more than 100 headers"),
+    ):
+        remote = client(server, retries=0, timeout=5)
+        server.moods = [dripping(what, b"")]
+        with pytest.raises(RewardError, match=said):
+            remote(pictures(), PROMPTS)
 
 
 @pytest.mark.parametrize("mood", ["answers late", "garbage", "half an answer", "another page", "overloaded"])
