@@ -16,7 +16,6 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from torch import Tensor
 from alignlab.data.judgements import beside, caption_of
 from alignlab.data.pairing import Paired
 from alignlab.data.preferences import objects
-from alignlab.runs import RunError, aside_of, first_difference, unwritten, write_aside
+from alignlab.runs import RunError, aside_of, first_difference, is_stray, room_for, write_aside
 
 ABOUT, CANDIDATES, PAIRS, LABELS = "make_pairs.yaml", "candidates.jsonl", "pairs.jsonl", "labels.jsonl"
 
@@ -293,25 +292,8 @@ def copy(source: Path, folder: Path, rows: Sequence[Candidate]) -> None:
             shutil.rmtree(aside, ignore_errors=True)
 
 
-@contextmanager
-def room_for(path: Path) -> Iterator[None]:
-    """Inside, `path` is written.
-
-    Raises:
-        RunError: in place of the system's own error.
-    """
-    try:
-        yield
-    except OSError as error:
-        reason, full = unwritten(error) or (str(error), False)
-        mend = "make room" if full else "mend that, or choose another output_dir"
-        raise RunError(
-            f"{path} cannot be written ({reason}); {mend}, and type the command again: what was written is intact"
-        ) from None
-
-
 def _begun(path: Path) -> bool:
     """Whether a process that was killed before it had a make_pairs.yaml may have left this in its folder, or its sweep."""
-    return path.name in (".lock", f".new_{ABOUT}", "multirun.yaml") or (
-        path.name == "images" and path.is_dir() and not any(path.iterdir())
-    )
+    if path.name == "images":
+        return path.is_dir() and all(map(is_stray, path.iterdir()))
+    return is_stray(path) or path.name in (".lock", f".new_{ABOUT}", "multirun.yaml")

@@ -123,7 +123,7 @@ MAY = {
     "dry": set(),
     "footprint": {"dry", "lab", "measure", "models", "nodes", "objectives", "rollout"},
     "plan": {"checks", "config", "footprint", "lab", "memory", "nodes", "rewards", "rollout", "train"},
-    "card": {"checks", "config", "lab", "nodes", "runs"},
+    "card": {"checks", "config", "lab", "nodes", "ranks", "runs"},
     "export": {"card", "checks", "config", "nodes", "runs", "start"},
     "evaluate": {"config", "data", "nodes", "lab", "measure", "metrics", "runs", "checks", "rewards", "tuned", "images"},
     "sample": {"checks", "config", "nodes", "runs", "tuned"},
