@@ -36,9 +36,10 @@ from alignlab.config import command, plain
 from alignlab.metrics.pareto import hypervolume
 from alignlab.nodes import ConfigError
 from alignlab.outcomes import base_point, contrasts, evaluated, outcomes
-from alignlab.runs import write_aside
+from alignlab.runs import RunError, all_aside, refuse_unwritable, room_for
 from alignlab.tables import interval_text, write_table
 
+PAGE = "report.html"
 TEMPLATES = Path(__file__).parent / "assets"
 PICTURE = 420
 """Largest side of a grid of samples in the page, in pixels."""
@@ -111,13 +112,12 @@ def report(runs: Sequence[Finished], folder: Path, title: str) -> Path:
         palette=palette, trained=list(found[0].trained), held_out=list(found[0].held_out),
         units=(first.evaluation or first.summary).get("units", {}),
     )  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    write_table(
-        folder / "variants.csv", [flat(asdict(o)) | {"diversity metric": first.summary["diversity_metric"]} for o in found]
-    )
-    write_table(folder / "runs.csv", rows)
-    write_aside(folder / "report.html", page)
-    return folder / "report.html"
+    with room_for(folder), all_aside(folder, last=PAGE) as aside:
+        metric = {"diversity metric": first.summary["diversity_metric"]}
+        write_table(aside / "variants.csv", [flat(asdict(o)) | metric for o in found])
+        write_table(aside / "runs.csv", rows)
+        (aside / PAGE).write_text(page, encoding="utf-8")
+    return folder / PAGE
 
 
 def run_row(variant: Variant, run: Finished) -> dict[str, Any]:
@@ -177,8 +177,9 @@ def main(cfg: DictConfig) -> None:
     """Hydra's task."""
     c = checked(cfg)
     try:
+        refuse_unwritable(Path(c["output_dir"]), "output_dir", "variants.csv", "runs.csv", PAGE)
         page = report(read_runs(c["runs"]), Path(c["output_dir"]), c["title"])
-    except CompareError as error:
+    except (CompareError, RunError) as error:
         raise ConfigError(str(error)) from None
     print(f"written: {page}")
 

@@ -293,7 +293,7 @@ class Run:
         Raises:
             Damaged: if they are neither there nor kept.
         """
-        path, kept = self.folder / METRICS, checkpoint and _kept(checkpoint, count)
+        path, kept = self.folder / METRICS, None if checkpoint is None else _kept(checkpoint, count)
         lines = [line for line in (path.read_bytes().splitlines(keepends=True) if path.is_file() else []) if line.strip()]
         if checkpoint is not None and kept is not None and lines[:count] != kept:
             self._put_back(checkpoint / METRICS, kept)
@@ -623,7 +623,7 @@ def try_to_write(folder: Path) -> None:
 
 
 def refuse_unwritable(folder: Path, key: str, *names: str) -> None:
-    """Makes the folder that results go to, and tries to write there, before hours are spent on them.
+    """Tries to write where results will go, before hours are spent on them. Makes no folder.
 
     Args:
         key: the key that chooses the folder, for the sentence.
@@ -632,11 +632,16 @@ def refuse_unwritable(folder: Path, key: str, *names: str) -> None:
     Raises:
         RunError: if one of them could not be.
     """
+    place = folder
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        try_to_write(folder)
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        if place.is_dir():
+            try_to_write(place)
+        else:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
     except OSError as error:
-        raise RunError(f"{folder} cannot be written ({error.strerror}); mend that, or choose another {key}") from None
+        raise RunError(f"{place} cannot be written ({error.strerror}); mend that, or choose another {key}") from None
     for path in (folder / name for name in names):
         if path.is_dir():
             raise RunError(f"{path} is a folder, and a file of that name is to be written; move it, or choose another {key}")

@@ -19,7 +19,7 @@ class Damaged(Exception):
 
 def seal(folder: Path) -> None:
     """Writes the checksums of a folder's files, and brings all of it to the disk."""
-    sums = {path.name: {"bytes": path.stat().st_size, "blake2b": _digest(path)} for path in sorted(folder.iterdir())}
+    sums = {path.name: {"bytes": path.stat().st_size, "blake2b": digest_of_file(path)} for path in sorted(folder.iterdir())}
     (folder / MANIFEST).write_text(json.dumps(sums, indent=2) + "\n")
     for path in (*folder.iterdir(), folder):
         sync(path)
@@ -45,7 +45,7 @@ def check(folder: Path, *, spare: str = "") -> None:
         try:
             if path.stat().st_size != size:
                 raise Damaged(f"{name} has {path.stat().st_size} of its {size} bytes")
-            if _digest(path) != digest:
+            if digest_of_file(path) != digest:
                 raise Damaged(f"the checksum of {name} is wrong")
         except OSError as error:
             raise Damaged(f"{name}: {error.strerror}") from None
@@ -79,6 +79,7 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def _digest(path: Path) -> str:
+def digest_of_file(path: Path) -> str:
+    """BLAKE2b of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
