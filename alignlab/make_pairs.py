@@ -157,7 +157,7 @@ def fill(c: dict[str, Any], folder: Path) -> None:
     out = Candidates(folder, {key: value for key, value in c.items() if key not in CHANGEABLE}, prompts, each)
     at_once = max(1, c["batch"] // each)
     done = out.done(at_once)
-    if done == len(prompts):
+    if done == len(prompts) and not out.damaged:
         return
     print(
         f"{len(prompts) - done} of {len(prompts)} prompts are to be sampled into {folder} (the same command, with output_dir={folder}, goes on there)"
@@ -178,6 +178,10 @@ def fill(c: dict[str, Any], folder: Path) -> None:
         task = progress.add_task("images", total=each * len(prompts), completed=each * done)
         for first in range(done, len(prompts), at_once):
             some = prompts[first : first + at_once]
+            if known := out.scores(first, len(some)):
+                out.log(first, len(some), c["seed"], known)
+                progress.advance(task, each * len(some))
+                continue
             if out.missing(first, len(some)):
                 key = noise_key(
                     [p for p in some for _ in range(each)], seed=c["seed"], stream="pairs", shared_first=c["shared_latent"]
