@@ -671,12 +671,13 @@ def room_for(path: Path, key: str = "output_dir") -> Iterator[None]:
 
 
 def unwritten(error: BaseException) -> tuple[str, bool] | None:
-    """Why the disk did not take something, and whether it is full; None if the error is of another kind. safetensors and torch.save have
-    errors of their own."""
-    if isinstance(error, SafetensorError):
-        reason = str(error).rpartition("I/O error: ")[2]
-        number = re.search(r"\(os error (\d+)\)", reason)
-        return reason, number is not None and int(number[1]) in FULL
+    """Why the disk did not take something, and whether it is full; None if the error is of another kind. safetensors, torch.save and
+    shutil.copytree have errors of their own."""
+    if isinstance(error, (SafetensorError, shutil.Error)):
+        said = str(error).rpartition("I/O error: ")[2] if isinstance(error, SafetensorError) else str(error.args[0][0][2])
+        number = re.search(r"\(os error (\d+)\)|\[Errno (\d+)\]", said)
+        code = int(number[1] or number[2]) if number else 0
+        return os.strerror(code) if code else said, code in FULL
     if isinstance(error, RuntimeError):  # torch.save's, raised while it handled the one of the system
         return unwritten(error.__context__) if isinstance(error.__context__, OSError) else None
     return (error.strerror or str(error), error.errno in FULL) if isinstance(error, OSError) else None
