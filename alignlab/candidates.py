@@ -150,7 +150,9 @@ class Candidates:
             if row is not None:
                 rows.append(row)
         names = {tuple(row.rewards) for row in rows[:1]}
-        return [row for row in rows if tuple(row.rewards) in names], damaged + sum(tuple(row.rewards) not in names for row in rows)
+        return [row for row in rows if tuple(row.rewards) in names], damaged + sum(
+            tuple(row.rewards) not in names for row in rows
+        )
 
     def scores(self, first: int, n: int) -> dict[str, list[float]] | None:
         """The scores of n prompts by reward, which stood after damaged lines; None if one of them is not known."""

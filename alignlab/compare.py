@@ -27,7 +27,7 @@ from alignlab.runs import (
     read_metrics,
     run_folders,
 )
-from alignlab.sealed import digest_of_file
+from alignlab.sealed import digest_of_file, digest_of_json
 
 BUDGETS = {
     "epochs": "step",
@@ -166,6 +166,8 @@ def _read(folder: Path) -> Finished:
             lines=read_metrics(folder),
             evaluation=_evaluation(folder),
         )
+    except CompareError:
+        raise
     except RunError as error:
         raise CompareError(str(error)) from None
     except OSError as error:
@@ -192,7 +194,8 @@ def _evaluation(folder: Path) -> dict[str, Any] | None:
         said = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         said = None
-    if not _tables(said, "protocol", "units", "drift") or not _numbers(said["drift"], "lpips_to_base"):
+    right = _tables(said, "protocol", "units", "drift") and _numbers(said["drift"], "lpips_to_base")
+    if not right or said.pop("digest", None) not in (None, digest_of_json(said)):
         raise CompareError(f"{path} was damaged; {_again(folder)}")
     return dict(said)
 

@@ -38,12 +38,12 @@ from alignlab.nodes import ConfigError
 from alignlab.rewards.clip import Clip, locate
 from alignlab.rewards.compose import RewardError
 from alignlab.runs import RunError, all_aside, provenance, read_config, refuse_unwritable, room_for, run_folders
-from alignlab.sealed import Damaged, check, digest_of_file, seal
+from alignlab.sealed import Damaged, check, digest_of_file, digest_of_json, seal
 from alignlab.tuned import TunedConfig, dialled, of_run, policy_of
 
 GROUPS = ("model", "reward", "prompts", "eval_sampler", "diversity")
 RESULT = "evaluation.json"
-"""It has the digests of the tables beside it, so that a table that was damaged, or is of another evaluation, is told from a whole one."""
+"""It has its own digest and those of the tables beside it: what was damaged, or is of another evaluation, is told from what is whole."""
 
 
 @dataclass
@@ -309,6 +309,7 @@ def run_evaluation(c: dict[str, Any], folder: Path) -> dict[str, Any]:
         write_images(aside, mine)
         write_images(aside, base, name="base")
         result["tables"] = {name: digest_of_file(aside / name) for name in TABLES}
+        result["digest"] = digest_of_json(result)
         (aside / RESULT).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result
 

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,6 +69,12 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
         seen.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         seen.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return seen.hexdigest()
+
+
+def digest_of_json(node: Any) -> str:
+    """BLAKE2b of what a JSON file holds, however it is written."""
+    plain = json.loads(json.dumps(node))
+    return hashlib.blake2b(json.dumps(plain, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def sync(path: Path) -> None:

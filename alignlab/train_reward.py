@@ -117,6 +117,8 @@ def _taken(c: dict[str, Any], folder: Path) -> Iterator[str]:
 
 def train_reward(c: dict[str, Any], folder: Path) -> dict[str, float]:
     """Fits the reward that a checked configuration describes, writes it to `folder`, and returns the held-out numbers."""
+    written = ("config.yaml", "metrics.jsonl", "head.safetensors", "clip.safetensors", "reward.json")
+    refuse_unwritable(folder, "output_dir", *written)
     clip = Clip(c["clip"], key="clip")
     table = Choices if c["kind"] == "preference" else Ratings
     data: Dataset[Any] = table(c["data"], clip.size)
@@ -131,7 +133,6 @@ def train_reward(c: dict[str, Any], folder: Path) -> dict[str, float]:
         data, held_out = Subset(data, order[cut:]), Subset(data, order[:cut])
     fit = Fit(c["kind"], clip, blocks=c["blocks"], hidden=tuple(c["hidden"]), relu=c["relu"], seed=c["seed"])
     new = not folder.exists()
-    refuse_unwritable(folder, "output_dir", "config.yaml", "metrics.jsonl", "head.safetensors", "clip.safetensors", "reward.json")
     with room_for(folder / "config.yaml"):
         folder.mkdir(parents=True, exist_ok=True)
         write_aside(folder / "config.yaml", yaml.safe_dump(c, sort_keys=False))
