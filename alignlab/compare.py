@@ -274,9 +274,9 @@ def variants(runs: Sequence[Finished]) -> list[Variant]:
     names = [algorithm(run.config) for run in runs]
     groups: dict[str, list[Finished]] = {}
     differences: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in names}
+    apart = {name: _apart([keys for keys, its in zip(plain, names, strict=True) if its == name]) for name in differences}
     for run, keys, name in zip(runs, plain, names, strict=True):
-        rivals = [other for other, its in zip(plain, names, strict=True) if its == name]
-        differing = [k for k in keys if any(other.get(k) != keys[k] for other in rivals) or (k == "kl_coeff" and keys[k])]
+        differing = [k for k in keys if k in apart[name] or (k == "kl_coeff" and keys[k])]
         shown = {k: keys[k] for k in differing if k not in REPEATED or k.rpartition(".")[2] not in differing}
         label = _label(name, shown)
         groups.setdefault(label, []).append(run)
@@ -293,6 +293,12 @@ def variants(runs: Sequence[Finished]) -> list[Variant]:
         few = _telling(list(those.values()))
         short |= {label: _label(name, {k: its[k] for k in few if k in its}) for label, its in those.items()}
     return [Variant(label, short[label], sorted(group, key=lambda run: run.seed)) for label, group in groups.items()]
+
+
+def _apart(rivals: Sequence[dict[str, Any]]) -> set[str]:
+    """The keys that do not have the same value in all of these."""
+    first = rivals[0]
+    return {k for k in {k for keys in rivals for k in keys} if any(keys.get(k) != first.get(k) for keys in rivals)}
 
 
 def _label(name: str, keys: dict[str, Any]) -> str:
