@@ -16,7 +16,6 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from torch import Tensor
 from alignlab.data.judgements import beside, caption_of
 from alignlab.data.pairing import Paired
 from alignlab.data.preferences import objects
-from alignlab.runs import RunError, aside_of, first_difference, unwritten, write_aside
+from alignlab.runs import RunError, aside_of, first_difference, is_stray, room_for, write_aside
 
 ABOUT, CANDIDATES, PAIRS, LABELS = "make_pairs.yaml", "candidates.jsonl", "pairs.jsonl", "labels.jsonl"
 
@@ -66,6 +65,10 @@ class Candidates:
         self.folder, self.config, self.prompts, self.each = folder, config, prompts, each
         self.about: dict[str, Any] = {}
         """What make_pairs.yaml says; nothing in a new folder."""
+        self.damaged = 0
+        """Lines of candidates.jsonl, once `done` has read them."""
+        self._scored: dict[str, Candidate] = {}
+        """By image."""
         if (folder / ABOUT).is_file():
             self.about = read_about(folder)
             difference = first_difference(self.about["config"], config)
@@ -103,6 +106,8 @@ class Candidates:
             ) from None
         for left in (*self.folder.glob("images/.new_*"), *self.folder.glob(".new_*")):
             left.unlink(missing_ok=True)
+        if self.damaged:
+            print(f"warning: {self.damaged} lines of {self.folder / CANDIDATES} were damaged; these images are scored again")
         if not self.about:
             self.about = {"config": self.config, **about}
             with room_for(self.folder / ABOUT):
@@ -110,31 +115,60 @@ class Candidates:
 
     def done(self, at_once: int) -> int:
         """How many prompts have all their scores, as a multiple of `at_once` (or all): where sampling begins again, with the same batches
-        as the first time.
+        as the first time. Scores that stand after damaged or lost lines are kept for `scores`.
 
         Raises:
-            RunError: if a line is not that of its image.
+            RunError: if there are candidates of more prompts than these.
         """
-        rows = read_candidates(self.folder) if (self.folder / CANDIDATES).is_file() else []
-        for number, (row, place) in enumerate(zip(rows, self._places(), strict=False), 1):
-            if (row.prompt, row.image, row.replica) != place:
-                raise RunError(
-                    f"line {number} of {self.folder / CANDIDATES} is not {place[1]} of {place[0]!r}; remove it, and those after it"
-                )
-        whole = len(rows) // self.each
-        if whole > len(self.prompts):
+        rows, self.damaged = self._whole_lines()
+        self._scored = {row.image: row for row in rows}
+        places = [*self._places()]
+        known = {image for _, image, _ in places}
+        if any(row.image not in known for row in rows):
             raise RunError(
-                f"{self.folder} holds candidates of {whole} prompts, but of {len(self.prompts)} were asked for; choose another output_dir"
+                f"{self.folder} holds candidates of {len({row.prompt for row in rows})} prompts, but of {len(self.prompts)} were asked for; "
+                "choose another output_dir"
             )
-        return whole if whole == len(self.prompts) else whole // at_once * at_once
+        for prompt, image, replica in places:
+            row = self._scored.get(image)
+            if row is not None and (row.prompt, row.replica) != (prompt, replica):
+                self._scored.pop(image)
+                self.damaged += 1
+        first = next((k for k, (_, image, _) in enumerate(places) if image not in self._scored), len(places)) // self.each
+        return first if first == len(self.prompts) else first // at_once * at_once
+
+    def _whole_lines(self) -> tuple[list[Candidate], int]:
+        """The lines that are whole, and how many are not; a last line that a killed process was writing counts as neither."""
+        path, rows, damaged = self.folder / CANDIDATES, [], 0
+        lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+        for k, line in enumerate(lines):
+            try:
+                row = _candidate(path, k, json.loads(line)) if line.strip() else None
+            except (ValueError, RecursionError):
+                damaged += 1
+                continue
+            if row is not None:
+                rows.append(row)
+        names = {tuple(row.rewards) for row in rows[:1]}
+        return [row for row in rows if tuple(row.rewards) in names], damaged + sum(
+            tuple(row.rewards) not in names for row in rows
+        )
+
+    def scores(self, first: int, n: int) -> dict[str, list[float]] | None:
+        """The scores of n prompts by reward, which stood after damaged lines; None if one of them is not known."""
+        rows = [self._scored.get(image) for _, image, _ in self._places(first, n)]
+        whole = [row for row in rows if row is not None]
+        if not whole or len(whole) < len(rows):
+            return None
+        return {name: [row.rewards[name] for row in whole] for name in whole[0].rewards}
 
     def cut_back(self, prompts: int) -> None:
         """Leaves the lines of the first prompts."""
         path = self.folder / CANDIDATES
         if path.is_file():
-            kept = [line for line in path.read_bytes().splitlines(keepends=True) if line.strip()][: prompts * self.each]
+            kept = [self._scored[image] for _, image, _ in self._places(0, prompts)]
             with room_for(path):
-                write_aside(path, b"".join(kept).decode())
+                write_aside(path, "".join(json.dumps(asdict(row)) + "\n" for row in kept))
 
     def missing(self, first: int, n: int) -> bool:
         """Whether one of the images of n prompts is not there."""
@@ -212,29 +246,31 @@ def read_candidates(folder: Path) -> list[Candidate]:
         RunError: for the first line that is none.
     """
     path = folder / CANDIDATES
+    again = f"the command that made it, typed again with output_dir={folder}, scores its image again"
     try:
         rows = [_candidate(path, k, said) for k, said in objects(path, torn=True)]
     except ValueError as error:
-        raise RunError(str(error)) from None
+        reason = str(error).removeprefix("data: ").removesuffix("; mend or remove it")
+        raise RunError(f"{reason}; {again}") from None
     names = [*rows[0].rewards] if rows else []
     for k, row in enumerate(rows):
         if [*row.rewards] != names:
-            raise RunError(f"line {k + 1} of {path} has other rewards than the first ({', '.join(names)}); remove it")
+            raise RunError(f"line {k + 1} of {path} has other rewards than the first ({', '.join(names)}); {again}")
     return rows
 
 
 def _candidate(path: Path, k: int, said: Any) -> Candidate:
     kinds = {"prompt": str, "image": str, "seed": int, "replica": int, "rewards": dict}
     if not isinstance(said, dict) or not all(type(said.get(key)) is kind for key, kind in kinds.items()):
-        raise ValueError(f"line {k + 1} of {path} is no candidate ({', '.join(kinds)}); mend or remove it")
+        raise ValueError(f"line {k + 1} of {path} is no candidate ({', '.join(kinds)})")
     rewards = said["rewards"]
     if not rewards or not all(type(v) in (int, float) and math.isfinite(v) for v in rewards.values()):
-        raise ValueError(f"line {k + 1} of {path} has no finite rewards by name; mend or remove it")
+        raise ValueError(f"line {k + 1} of {path} has no finite rewards by name")
     caption_of(k, {"caption": said["prompt"], "_table": path})
     try:
         beside(path, said["image"])
     except ValueError as error:
-        raise ValueError(f"line {k + 1} of {path}: {error}; mend or remove it") from None
+        raise ValueError(f"line {k + 1} of {path}: {error}") from None
     return Candidate(**{key: said[key] for key in kinds})
 
 
@@ -293,25 +329,8 @@ def copy(source: Path, folder: Path, rows: Sequence[Candidate]) -> None:
             shutil.rmtree(aside, ignore_errors=True)
 
 
-@contextmanager
-def room_for(path: Path) -> Iterator[None]:
-    """Inside, `path` is written.
-
-    Raises:
-        RunError: in place of the system's own error.
-    """
-    try:
-        yield
-    except OSError as error:
-        reason, full = unwritten(error) or (str(error), False)
-        mend = "make room" if full else "mend that, or choose another output_dir"
-        raise RunError(
-            f"{path} cannot be written ({reason}); {mend}, and type the command again: what was written is intact"
-        ) from None
-
-
 def _begun(path: Path) -> bool:
     """Whether a process that was killed before it had a make_pairs.yaml may have left this in its folder, or its sweep."""
-    return path.name in (".lock", f".new_{ABOUT}", "multirun.yaml") or (
-        path.name == "images" and path.is_dir() and not any(path.iterdir())
-    )
+    if path.name == "images":
+        return path.is_dir() and all(map(is_stray, path.iterdir()))
+    return is_stray(path) or path.name in (".lock", f".new_{ABOUT}", "multirun.yaml")

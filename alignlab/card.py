@@ -10,6 +10,7 @@ import yaml
 from alignlab.checks import COUNTED, is_hub_id
 from alignlab.lab import Lab
 from alignlab.nodes import resolve
+from alignlab.ranks import rank
 from alignlab.runs import NOT_SCIENCE, RunError, write_aside
 
 LICENCES: dict[str, tuple[str, str | None]] = {
@@ -25,6 +26,26 @@ LICENCES: dict[str, tuple[str, str | None]] = {
 }
 """Of base models, as the hub writes them: a licence, and its name if it is other."""
 HERE = 'learned = "."  # this folder'
+
+
+def look_ahead(c: dict[str, Any]) -> None:
+    """Looks at what the end of a run needs, before it begins: a token for push_to_hub, and the base model's licence for the card. A card
+    without a licence is no reason not to train, so a README that cannot be read is told in a line.
+
+    Raises:
+        RunError: if there is no token.
+    """
+    from huggingface_hub import get_token
+
+    if c["push_to_hub"] is not None and not get_token():
+        raise RunError(
+            f"push_to_hub={c['push_to_hub']} needs a token of the Hugging Face hub, and none is found here; type hf auth login or set "
+            "HF_TOKEN, or leave push_to_hub out and upload the finished run with python -m alignlab.export to=hub"
+        )
+    reason = _read_card(base_of(c))[1]
+    if reason and rank() == 0:
+        readme = Path(base_of(c)) / "README.md"
+        print(f"warning: {readme} cannot be read ({reason}), so the model card will name no licence", file=sys.stderr)
 
 
 def write_card(lab: Lab, c: dict[str, Any], folder: Path, summary: dict[str, Any]) -> None:
@@ -128,16 +149,24 @@ def usage(c: dict[str, Any], full: bool, prompt: str) -> str:
 
 def licence_of(base: str) -> tuple[str | None, str | None]:
     """The base model's licence and its name if it is other: from the card in its folder, or of a known model; else None."""
+    data, _ = _read_card(base)
+    if data is None:
+        return LICENCES.get(base, (None, None))
+    licence, name = (value if isinstance(value := data.get(key), str) else None for key in ("license", "license_name"))
+    return licence, name
+
+
+def _read_card(base: str) -> tuple[dict[str, Any] | None, str]:
+    """What the card in the base model's folder says of it, None if there is no card; and why it cannot be read, "" if it can."""
     from huggingface_hub import ModelCard
 
     card = Path(base) / "README.md"
-    if card.is_file():
-        try:
-            data = ModelCard.load(card).data
-        except ValueError:  # a README that is no card
-            return None, None
-        return data.get("license"), data.get("license_name")
-    return LICENCES.get(base, (None, None))
+    if not card.is_file():
+        return None, ""
+    try:
+        return ModelCard.load(card).data.to_dict(), ""
+    except Exception as error:  # YAML, encodings and the hub's own rules: each has errors of its own
+        return {}, next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
 def push(folder: Path, repository: str | None) -> None:

@@ -13,12 +13,21 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 
 from alignlab.images import Images, read_images
 from alignlab.metrics.hacking import hacking_flags
 from alignlab.metrics.pareto import at_matched_reward
-from alignlab.runs import NOT_SCIENCE, RunError, first_difference, read_config, run_folders
+from alignlab.runs import (
+    METRICS,
+    NOT_SCIENCE,
+    RunError,
+    changed_metrics,
+    first_difference,
+    read_config,
+    read_metrics,
+    run_folders,
+)
+from alignlab.sealed import digest_of_file, digest_of_json
 
 BUDGETS = {
     "epochs": "step",
@@ -92,12 +101,19 @@ class Finished:
     def _measured(self, name: str) -> Images | None:
         if not self.evaluation:
             return None
+        home, again = self.folder / "evaluation", _again(self.folder)
         try:
-            return read_images(self.folder / "evaluation", name)
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise CompareError(
-                f"{self.folder / 'evaluation' / name}.csv cannot be read ({error}); evaluate the run again"
-            ) from None
+            images = read_images(home, name)
+            for file, digest in (self.evaluation.get("tables") or {}).items():
+                if file.startswith(name) and digest_of_file(home / file) != digest:
+                    raise ValueError(f"{home / file} is not what the evaluation wrote")
+        except ValueError as error:
+            raise CompareError(f"{error}; {again}") from None
+        lacks = [unit for unit in self.evaluation["units"] if unit not in images.columns]
+        if lacks or "train" not in images.sets:
+            what = f"the column {lacks[0]}" if lacks else "images of the training prompts"
+            raise CompareError(f"{home / name}.csv lacks {what}; {again}")
+        return images
 
 
 @dataclass(frozen=True)
@@ -143,20 +159,49 @@ def read_runs(patterns: Sequence[str]) -> list[Finished]:
 
 def _read(folder: Path) -> Finished:
     try:
-        path = folder / "evaluation" / "evaluation.json"
         run = Finished(
             folder=folder,
             config=read_config(folder),
-            summary=json.loads((folder / "summary.json").read_text()),
-            lines=[json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()],
-            evaluation=json.loads(path.read_text()) if path.is_file() else None,
+            summary=json.loads((folder / "summary.json").read_text(encoding="utf-8")),
+            lines=read_metrics(folder),
+            evaluation=_evaluation(folder),
         )
-    except (OSError, ValueError, RecursionError, RunError) as error:
-        raise CompareError(f"{folder} cannot be read: {error}") from None
+    except CompareError:
+        raise
+    except RunError as error:
+        raise CompareError(str(error)) from None
+    except OSError as error:
+        raise CompareError(f"{folder} cannot be read ({error.strerror}); leave it out") from None
+    except (ValueError, RecursionError) as error:
+        raise CompareError(f"{folder} cannot be read: its summary.json was damaged ({error}); leave it out") from None
+    changed = changed_metrics(folder)
+    if changed is not None:
+        state = "is not what the run wrote" if (folder / METRICS).is_file() else "was lost"
+        mend = f"python -m alignlab.train resume={folder} puts it back from {changed[0]}"
+        raise CompareError(f"{folder / METRICS} {state}; {mend}")
     strange = next((file for file, holds in _WRITTEN.items() if not holds(run)), None)
     if strange:
         raise CompareError(f"{folder} cannot be read: its {strange} holds something else than a run writes; leave it out")
     return run
+
+
+def _evaluation(folder: Path) -> dict[str, Any] | None:
+    """evaluation.json of a run; None if it was not evaluated."""
+    path = folder / "evaluation" / "evaluation.json"
+    if not path.is_file():
+        return None
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        said = None
+    right = _tables(said, "protocol", "units", "drift") and _numbers(said["drift"], "lpips_to_base")
+    if not right or said.pop("digest", None) not in (None, digest_of_json(said)):
+        raise CompareError(f"{path} was damaged; {_again(folder)}")
+    return dict(said)
+
+
+def _again(folder: Path) -> str:
+    return f"evaluate the run again: python -m alignlab.evaluate run={folder}"
 
 
 def _numbers(node: Any, *keys: str) -> bool:
@@ -187,7 +232,6 @@ _WRITTEN: dict[str, Callable[[Finished], bool]] = {
         and sum(_numbers(line, "eval/reward", "eval/reward_std", "eval/lpips") for line in run.lines) > 1
         and all(_numbers(line, "eval/reward", "eval/lpips") for line in run.lines if "eval/reward" in line)
     ),
-    "evaluation/evaluation.json": lambda run: run.evaluation is None or _tables(run.evaluation, "protocol", "units", "drift"),
 }
 """What the page reads of each file: a folder may be somebody else's."""
 
@@ -230,9 +274,9 @@ def variants(runs: Sequence[Finished]) -> list[Variant]:
     names = [algorithm(run.config) for run in runs]
     groups: dict[str, list[Finished]] = {}
     differences: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in names}
+    apart = {name: _apart([keys for keys, its in zip(plain, names, strict=True) if its == name]) for name in differences}
     for run, keys, name in zip(runs, plain, names, strict=True):
-        rivals = [other for other, its in zip(plain, names, strict=True) if its == name]
-        differing = [k for k in keys if any(other.get(k) != keys[k] for other in rivals) or (k == "kl_coeff" and keys[k])]
+        differing = [k for k in keys if k in apart[name] or (k == "kl_coeff" and keys[k])]
         shown = {k: keys[k] for k in differing if k not in REPEATED or k.rpartition(".")[2] not in differing}
         label = _label(name, shown)
         groups.setdefault(label, []).append(run)
@@ -249,6 +293,12 @@ def variants(runs: Sequence[Finished]) -> list[Variant]:
         few = _telling(list(those.values()))
         short |= {label: _label(name, {k: its[k] for k in few if k in its}) for label, its in those.items()}
     return [Variant(label, short[label], sorted(group, key=lambda run: run.seed)) for label, group in groups.items()]
+
+
+def _apart(rivals: Sequence[dict[str, Any]]) -> set[str]:
+    """The keys that do not have the same value in all of these."""
+    first = rivals[0]
+    return {k for k in {k for keys in rivals for k in keys} if any(keys.get(k) != first.get(k) for keys in rivals)}
 
 
 def _label(name: str, keys: dict[str, Any]) -> str:

@@ -29,7 +29,7 @@ from torch import Tensor
 from alignlab.checks import bench_problems, choice_problems, tuned_problems, weighed, without_weighing
 from alignlab.config import command, opted_in, plain
 from alignlab.data.prompts import thinned
-from alignlab.images import Images, read_images, six_digits, write_images
+from alignlab.images import TABLES, Images, read_images, six_digits, write_images
 from alignlab.lab import Bench
 from alignlab.measure import distance_to_base, evaluate
 from alignlab.metrics.statistics import Interval, bootstrap, win_rate
@@ -37,10 +37,13 @@ from alignlab.metrics.vendi import vendi_score
 from alignlab.nodes import ConfigError
 from alignlab.rewards.clip import Clip, locate
 from alignlab.rewards.compose import RewardError
-from alignlab.runs import RunError, provenance, read_config, run_folders, write_aside
+from alignlab.runs import RunError, all_aside, provenance, read_config, refuse_unwritable, room_for, run_folders
+from alignlab.sealed import Damaged, check, digest_of_file, digest_of_json, seal
 from alignlab.tuned import TunedConfig, dialled, of_run, policy_of
 
 GROUPS = ("model", "reward", "prompts", "eval_sampler", "diversity")
+RESULT = "evaluation.json"
+"""It has its own digest and those of the tables beside it: what was damaged, or is of another evaluation, is told from what is whole."""
 
 
 @dataclass
@@ -167,9 +170,17 @@ class Evaluation:
     def base(self, progress: Progress) -> Images:
         """The base model's, from the cache if these weights were ever measured in this way."""
         path = Path(self.c["cache"]).expanduser() / self.key
-        if not (path / "images.csv").is_file():
-            with self.policy.reference():
-                write_images(path, self.images(progress, "base model"), pictures=True)
+        if (path / "images.csv").is_file():
+            try:
+                check(path)
+                return read_images(path)
+            except (Damaged, ValueError) as damage:
+                progress.print(f"warning: {path} was damaged ({damage}); the base model is measured again")
+        with self.policy.reference():
+            measured = self.images(progress, "base model")
+        with room_for(path, "cache"), all_aside(path, last="images.csv") as aside:
+            write_images(aside, measured, pictures=True)
+            seal(aside)
         return read_images(path)
 
     @cached_property
@@ -264,6 +275,8 @@ def shifts(mine: Images, base: Images) -> dict[str, Any]:
 def run_evaluation(c: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Measures, writes `folder`, and returns what evaluation.json holds."""
     began = time.perf_counter()
+    refuse_unwritable(folder, "name", RESULT, *TABLES)
+    refuse_unwritable(Path(c["cache"]).expanduser(), "cache")
     this = Evaluation(c)
     with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as progress:
         base = this.base(progress)
@@ -292,9 +305,12 @@ def run_evaluation(c: dict[str, Any], folder: Path) -> dict[str, Any]:
         "seconds": {"base": cached - began, "tuned": time.perf_counter() - cached},
         **provenance(this.policy.device),
     }
-    write_images(folder, mine)
-    write_images(folder, base, name="base")
-    write_aside(folder / "evaluation.json", json.dumps(result, indent=2) + "\n")
+    with room_for(folder, "name"), all_aside(folder, last=RESULT) as aside:
+        write_images(aside, mine)
+        write_images(aside, base, name="base")
+        result["tables"] = {name: digest_of_file(aside / name) for name in TABLES}
+        result["digest"] = digest_of_json(result)
+        (aside / RESULT).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result
 
 

@@ -18,7 +18,16 @@ from alignlab.checks import bench_problems, is_hub_id
 from alignlab.config import command, opted_in, plain
 from alignlab.models import lora_files
 from alignlab.nodes import ConfigError, build, nearest
-from alignlab.runs import RunError, read_config, run_folders, weights
+from alignlab.runs import (
+    RunError,
+    aside_of,
+    folder_aside_of,
+    read_config,
+    refuse_unwritable,
+    room_for,
+    run_folders,
+    weights,
+)
 from alignlab.start import fused
 
 
@@ -43,14 +52,16 @@ def to_kohya(its: dict[str, Any], learned: Path, output: Path) -> None:
     """A LoRA as one file."""
     family: Any = build(its["model"])
     lora, config = family.read_lora(learned)
-    family.save_kohya(output, lora, config["alpha"])
+    with room_for(output, "output"), aside_of(output) as aside:
+        family.save_kohya(aside, lora, config["alpha"])
 
 
 def to_folder(its: dict[str, Any], learned: Path, output: Path) -> None:
     """The folder, a LoRA in the form that every reader gets right (lora_files.py)."""
-    shutil.copytree(learned, output)
-    if not its.get("policy", {}).get("full"):
-        lora_files.renew(output)
+    with room_for(output, "output"), folder_aside_of(output) as aside:
+        shutil.copytree(learned, aside)
+        if not its.get("policy", {}).get("full"):
+            lora_files.renew(aside)
 
 
 def to_pipeline(its: dict[str, Any], learned: Path, output: Path) -> None:
@@ -59,7 +70,8 @@ def to_pipeline(its: dict[str, Any], learned: Path, output: Path) -> None:
         return to_folder(its, learned, output)
     family: Any = build(its["model"])
     family.denoiser.load_state_dict(fused(family.denoiser, *family.read_lora(learned)))
-    return family.save(output, None, None)
+    with room_for(output, "output"), folder_aside_of(output) as aside:
+        family.save(aside, None, None)
 
 
 def to_hub(its: dict[str, Any], learned: Path, output: Path) -> None:
@@ -126,10 +138,10 @@ def main(cfg: DictConfig) -> None:
     try:
         learned = weights(run)
         if c["to"] != "hub":
-            output.parent.mkdir(parents=True, exist_ok=True)
+            refuse_unwritable(output.parent, "output", *([output.name] if c["to"] == "kohya" else []))
+            with room_for(output.parent, "output"):
+                output.parent.mkdir(parents=True, exist_ok=True)
         FORMS[c["to"]](read_config(run), learned, output)
-    except OSError as error:
-        raise ConfigError(f"output={output} cannot be written ({error.strerror or error}); choose another") from None
     except (RunError, ValueError) as error:
         raise ConfigError(str(error)) from None
     print(f"{'uploaded' if c['to'] == 'hub' else 'written'}: {output}")

@@ -30,7 +30,7 @@ from alignlab.nodes import ConfigError, nearest
 from alignlab.paper import FIGURES, STYLE, PaperFigure, Rows
 from alignlab.probes import probe
 from alignlab.rewards.compose import RewardError
-from alignlab.runs import RunError
+from alignlab.runs import RunError, all_aside, refuse_unwritable, room_for
 from alignlab.tables import interval_text, write_table
 
 
@@ -146,13 +146,13 @@ def make(name: str, figure: PaperFigure, c: dict[str, Any]) -> Path:
         drawn, rows = figure.draw({experiment: there for experiment, there in runs.items() if there})
         if c["quick"]:
             drawn.text(0.5, 0.5, "quick", fontsize=64, color="#d1495b", alpha=0.25, ha="center", va="center", rotation=20)
-        folder.mkdir(parents=True, exist_ok=True)
-        drawn.savefig(folder / "figure.png", dpi=130)
-        if not any(axes.images for axes in drawn.axes):
-            drawn.savefig(folder / "figure.svg", metadata={"Date": None})
+        with room_for(folder, "home"), all_aside(folder, last="README.md") as aside:
+            drawn.savefig(aside / "figure.png", dpi=130)
+            if not any(axes.images for axes in drawn.axes):
+                drawn.savefig(aside / "figure.svg", metadata={"Date": None})
+            write_table(aside / "table.csv", [spread_out(row) for row in rows])
+            (aside / "README.md").write_text(page(name, figure, runs, rows, c["quick"]))
     plt.close(drawn)
-    write_table(folder / "table.csv", [spread_out(row) for row in rows])
-    (folder / "README.md").write_text(page(name, figure, runs, rows, c["quick"]))
     return folder
 
 
@@ -215,6 +215,11 @@ def main(cfg: DictConfig) -> None:
     c = checked(cfg)
     matplotlib.use("Agg")
     names = list(FIGURES) if c["name"] == "all" else [c["name"]]
+    try:
+        for name in names:
+            refuse_unwritable(home(c) / "paper" / name, "home", "figure.png", "table.csv", "README.md")
+    except RunError as error:
+        raise ConfigError(str(error)) from None
     failed: list[str] = []
     tried: set[str] = set()
     for batch in [names] if c["quick"] else [[name] for name in names]:

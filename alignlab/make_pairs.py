@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from alignlab.candidates import Candidates, copy, read_about, read_candidates, write_pairs
+from alignlab.candidates import ABOUT, CANDIDATES, LABELS, PAIRS, Candidates, copy, read_about, read_candidates, write_pairs
 from alignlab.checks import bench_problems, choice_problems, sampler_problems, tuned_problems, weighed
 from alignlab.config import asked, command, opted_in, plain
 from alignlab.data.pairing import Paired
@@ -31,7 +31,7 @@ from alignlab.nodes import ConfigError, build, node_problems
 from alignlab.noise import noise_key
 from alignlab.rewards.compose import RewardError
 from alignlab.rollout import rollout
-from alignlab.runs import RunError, provenance, run_folders
+from alignlab.runs import RunError, provenance, refuse_unwritable, run_folders
 from alignlab.sealed import digest_of
 from alignlab.tuned import TunedConfig, dialled, of_run, policy_of
 
@@ -157,7 +157,7 @@ def fill(c: dict[str, Any], folder: Path) -> None:
     out = Candidates(folder, {key: value for key, value in c.items() if key not in CHANGEABLE}, prompts, each)
     at_once = max(1, c["batch"] // each)
     done = out.done(at_once)
-    if done == len(prompts):
+    if done == len(prompts) and not out.damaged:
         return
     print(
         f"{len(prompts) - done} of {len(prompts)} prompts are to be sampled into {folder} (the same command, with output_dir={folder}, goes on there)"
@@ -178,6 +178,10 @@ def fill(c: dict[str, Any], folder: Path) -> None:
         task = progress.add_task("images", total=each * len(prompts), completed=each * done)
         for first in range(done, len(prompts), at_once):
             some = prompts[first : first + at_once]
+            if known := out.scores(first, len(some)):
+                out.log(first, len(some), c["seed"], known)
+                progress.advance(task, each * len(some))
+                continue
             if out.missing(first, len(some)):
                 key = noise_key(
                     [p for p in some for _ in range(each)], seed=c["seed"], stream="pairs", shared_first=c["shared_latent"]
@@ -227,6 +231,7 @@ def main(cfg: DictConfig) -> float:
     given = at.runtime.output_dir if at.mode == RunMode.MULTIRUN else c["output_dir"] or c["again"]
     folder = Path(given or f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}-pairs")
     try:
+        refuse_unwritable(folder, "output_dir", ABOUT, CANDIDATES, PAIRS, LABELS)
         if c["again"] is None:
             fill(c, folder)
         paired, prompts = pair(c, folder)

@@ -56,7 +56,7 @@ def measure(lab: Lab, c: dict[str, Any], run: Run, step: int) -> dict[str, float
         seen = evaluate(lab, chosen, images=images, stream="eval", batch=c["evaluation"]["batch"])
         numbers = seen.numbers(lab.reward.combine) | distance_to_base(lab.policy, lab.sampler, chosen)
         value: Any = numbers.get(c["select"])  # None where the last is taken
-        if shared(value is not None and value > max(_earlier(run, c["select"], step).values(), default=-math.inf)):
+        if shared(value is not None and value > max(run.evaluated(c["select"], before=step).values(), default=-math.inf)):
             run.save_best(step, lab.policy.state_dict())
     run.save_samples(step, seen.images, columns=images)
     return {f"eval/{name}": value for name, value in numbers.items()}
@@ -66,19 +66,13 @@ def settle(lab: Lab, c: dict[str, Any], run: Run) -> int:
     """Gives the policy the weights that the run is known by: the best in an evaluation (select), or the last, or their average (ema).
     Returns the epoch that they are from."""
     if c["select"] != "last":
-        values = _earlier(run, c["select"])
+        values = run.evaluated(c["select"])
         best = max(values, key=values.__getitem__)
         lab.policy.load_state_dict(run.load_best(best))
         return best
     if lab.ema is not None:
         lab.ema.copy_to(lab.policy.parameters())
     return int(c["steps"])
-
-
-def _earlier(run: Run, name: str, before: int | None = None) -> dict[int, float]:
-    """What the evaluations before an epoch measured, by epoch."""
-    seen = {line["step"]: line[f"eval/{name}"] for line in run.metrics() if f"eval/{name}" in line}
-    return {step: value for step, value in seen.items() if before is None or step < before}
 
 
 def measure_all(lab: Lab, c: dict[str, Any]) -> Measured:

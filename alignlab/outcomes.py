@@ -13,6 +13,8 @@ from alignlab.images import Images
 from alignlab.metrics.statistics import Interval, bootstrap, holm, interquartile_mean, over_seeds, paired_p, win_rate
 
 Values = NDArray[np.float64]
+PAIRED = 24
+"""Variants of which every pair is compared; of more, each is compared with the best one, for pairs grow with their square."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +161,8 @@ def _gain(variant: Variant, name: str) -> Values:
 
 
 def contrasts(those: Sequence[Variant]) -> dict[str, list[Contrast]]:
-    """Every pair of evaluated variants with equally many seeds, for the training reward and for diversity."""
+    """Every pair of evaluated variants with equally many seeds, for the training reward and for diversity; of more than PAIRED
+    variants, the pairs of the best one."""
     out: dict[str, list[Contrast]] = {}
     if not evaluated(those):
         return out
@@ -170,7 +173,9 @@ def contrasts(those: Sequence[Variant]) -> dict[str, list[Contrast]]:
             found = both and both[0] if what == "reward" else variant.spread("lpips")
             if found is not None:
                 values[variant.label] = found
-        pairs = [(a, b) for a, b in combinations(values, 2) if values[a].shape == values[b].shape]
+        best = max(values, key=lambda label: float(values[label].mean()), default="")
+        wanted = combinations(values, 2) if len(values) <= PAIRED else ((best, other) for other in values if other != best)
+        pairs = [(a, b) for a, b in wanted if values[a].shape == values[b].shape]
         p = holm({f"{a}\0{b}": paired_p(values[a], values[b]) for a, b in pairs})
         out[what] = [Contrast(first=a, second=b, difference=bootstrap(values[a] - values[b]), p=p[f"{a}\0{b}"]) for a, b in pairs]
     return {what: rows for what, rows in out.items() if rows}

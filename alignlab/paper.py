@@ -239,7 +239,10 @@ def draftp_fig3(runs: Runs) -> tuple[Figure, Rows]:
 def answer(run: Finished, question: str) -> Any:
     """What its weights said (probes.py); None if they were not asked."""
     path = run.folder / "probes" / question / "answer.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (OSError, ValueError, RecursionError):
+        raise CompareError(f"{path} was damaged; remove it, and it is asked again where the weights are") from None
 
 
 def strip(run: Finished, name: str, who: str = "tuned") -> NDArray[np.uint8] | None:

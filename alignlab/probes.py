@@ -19,9 +19,10 @@ from alignlab.dials import scale_lora
 from alignlab.lab import Bench, weighted_sum
 from alignlab.measure import evaluate
 from alignlab.nodes import build
-from alignlab.runs import RunError, read_config, save_grid, write_aside
+from alignlab.runs import RunError, all_aside, read_config, refuse_unwritable, room_for, save_grid
 from alignlab.tuned import dialled, pictures, policy_of
 
+ANSWER = "answer.json"
 LORA_SCALES = (0.25, 0.5, 0.75)
 ANNEALING = (0.5, 1.0, 2.0, 4.0)
 SETS = ("animals_45", "other_animals", "objects", "animals_activities", "animals_colours")
@@ -99,7 +100,7 @@ PROBES: dict[str, Callable[[Bench, dict[str, Any], Path], Any]] = {
 def probe(run: Path, name: str) -> bool:
     """Asks, unless it was asked before; whether there is an answer. There is none where the run's weights are not at hand."""
     folder = run / "probes" / name
-    if (folder / "answer.json").is_file():
+    if (folder / ANSWER).is_file():
         return True
     if not any((run / "model").rglob("*.safetensors")):
         return False
@@ -108,6 +109,7 @@ def probe(run: Path, name: str) -> bool:
     if wrong:
         raise RunError(f"run={run}: {wrong[0]}")
     bench = Bench.of(c, policy_of({**c, "run": str(run), "lora": None, "device": "auto"}))
-    folder.mkdir(parents=True, exist_ok=True)
-    write_aside(folder / "answer.json", json.dumps(PROBES[name](bench, c, folder), indent=1) + "\n")
+    refuse_unwritable(folder, "home", ANSWER)
+    with room_for(folder, "home"), all_aside(folder, last=ANSWER) as aside:
+        (aside / ANSWER).write_text(json.dumps(PROBES[name](bench, c, aside), indent=1) + "\n", encoding="utf-8")
     return True

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from hydra.core.config_store import ConfigStore
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 from markupsafe import Markup
@@ -35,13 +36,16 @@ from alignlab.compare import (
 from alignlab.config import command, plain
 from alignlab.metrics.pareto import hypervolume
 from alignlab.nodes import ConfigError
-from alignlab.outcomes import base_point, contrasts, evaluated, outcomes
-from alignlab.runs import write_aside
+from alignlab.outcomes import PAIRED, base_point, contrasts, evaluated, outcomes
+from alignlab.runs import RunError, all_aside, numbered, refuse_unwritable, room_for
 from alignlab.tables import interval_text, write_table
 
+PAGE = "report.html"
 TEMPLATES = Path(__file__).parent / "assets"
 PICTURE = 420
 """Largest side of a grid of samples in the page, in pixels."""
+PICTURES = 600
+"""Grids of samples in the page, at most: with many variants, fewer epochs of each."""
 PIXELS = 2**27
 """Of a grid on the disk, at most."""
 
@@ -109,15 +113,15 @@ def report(runs: Sequence[Finished], folder: Path, title: str) -> Path:
         base=base, area=hypervolume([(r.value, d.value) for r, d in points.values()], (base[0], 0.0)), level=level,
         budget=equal_budget(those, "samples_seen"), contrasts=contrasts(those), strips=strips(those), rows=rows,
         palette=palette, trained=list(found[0].trained), held_out=list(found[0].held_out),
-        units=(first.evaluation or first.summary).get("units", {}),
+        units=(first.evaluation or first.summary).get("units", {}), listed=len(those) <= figures.LEGEND, legend=figures.LEGEND,
+        panels=min(len(those), figures.PANELS), paired=PAIRED,
     )  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    write_table(
-        folder / "variants.csv", [flat(asdict(o)) | {"diversity metric": first.summary["diversity_metric"]} for o in found]
-    )
-    write_table(folder / "runs.csv", rows)
-    write_aside(folder / "report.html", page)
-    return folder / "report.html"
+    with room_for(folder), all_aside(folder, last=PAGE) as aside:
+        metric = {"diversity metric": first.summary["diversity_metric"]}
+        write_table(aside / "variants.csv", [flat(asdict(o)) | metric for o in found])
+        write_table(aside / "runs.csv", rows)
+        (aside / PAGE).write_text(page, encoding="utf-8")
+    return folder / PAGE
 
 
 def run_row(variant: Variant, run: Finished) -> dict[str, Any]:
@@ -135,9 +139,11 @@ def run_row(variant: Variant, run: Finished) -> dict[str, Any]:
 
 def strips(those: Sequence[Variant]) -> list[dict[str, Any]]:
     """For each variant the grids of its first seed over training, as data URIs, the base model's first."""
-    out = []
+    out, most = [], max(2, PICTURES // len(those))
     for variant in those:
-        pictures = sorted(p for p in (variant.runs[0].folder / "samples").glob("step_*.png") if p.stem[5:].isdecimal())
+        pictures = numbered(variant.runs[0].folder / "samples", "step", ".png")
+        if len(pictures) > most:
+            pictures = [pictures[round(k)] for k in np.linspace(0, len(pictures) - 1, most)]
         if pictures:
             out.append({
                 "label": variant.label, "seed": variant.runs[0].seed, "steps": [int(p.stem.removeprefix("step_")) for p in pictures],
@@ -177,8 +183,9 @@ def main(cfg: DictConfig) -> None:
     """Hydra's task."""
     c = checked(cfg)
     try:
+        refuse_unwritable(Path(c["output_dir"]), "output_dir", "variants.csv", "runs.csv", PAGE)
         page = report(read_runs(c["runs"]), Path(c["output_dir"]), c["title"])
-    except CompareError as error:
+    except (CompareError, RunError) as error:
         raise ConfigError(str(error)) from None
     print(f"written: {page}")
 

@@ -5,6 +5,9 @@
 A checkpoint is written aside with its checksums, synced and renamed, so a killed run never leaves half a one that counts, and one
 that went bad on the disk is known from a good one (sealed.py): the one before is used. A disk that takes no more ends a run with one
 sentence, and leaves what was there before as it was.
+
+Each checkpoint keeps the lines of metrics.jsonl so far, under its checksums: a metrics.jsonl that was damaged or lost is put back from
+there. They are about a kilobyte an epoch, beside the megabytes of the weights.
 """
 
 import errno
@@ -16,8 +19,9 @@ import os
 import platform
 import re
 import shutil
+import stat
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -29,10 +33,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from alignlab.sealed import Damaged, check, digest_of, seal, sync
+from alignlab.sealed import MANIFEST, Damaged, check, digest_of, seal, sync, whole
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says of a disk that takes no more."""
+METRICS = "metrics.jsonl"
+FOLDERS = ("samples", "checkpoints", "collected", "tensorboard", "model")
+FILES = ("config.yaml", METRICS, "summary.json", ".lock")
+"""What a run makes in its folder."""
+STRAY = re.compile(r"\.DS_Store|\._.*|Thumbs\.db|desktop\.ini|\.directory|\.nfs.*|.*~|\..*\.sw[a-p]")
+"""Files that file managers, editors and network file systems leave anywhere. They count as nothing, and stay."""
 KEPT_CHECKPOINTS = 2
 GUARDS = ("on_nonfinite", "max_ratio", "max_kl")
 NOT_SCIENCE = (
@@ -67,6 +77,8 @@ class Run:
         self.folder, self.config, self.keep = folder, config, config.get("keep", KEPT_CHECKPOINTS)
         self._damaged: list[Path] = []
         """Checkpoints found bad: they stay until there is another one."""
+        self._known: list[bytes] | None = None
+        """The lines of metrics.jsonl, whatever becomes of the file; None before they were read."""
         stored = folder / "config.yaml"
         if stored.is_file():
             old = read_config(folder)
@@ -79,6 +91,10 @@ class Run:
                 )
         elif folder.is_dir() and not all(map(_begun, folder.iterdir())):
             raise RunError(f"{folder} is not empty and holds no run (no config.yaml); choose another output_dir")
+        for path in (folder / name for name in (*FOLDERS, *FILES)):
+            if path.exists() and path.is_dir() != (path.name in FOLDERS):
+                is_one, needs = ("a folder", "a file") if path.is_dir() else ("a file", "a folder")
+                raise RunError(f"{path} is {is_one}, and a run needs {needs} of that name; move it, or choose another output_dir")
 
     def begin(self) -> None:
         """Creates the folder, and keeps other processes out of it until this one ends.
@@ -98,8 +114,9 @@ class Run:
             raise RunError(
                 f"{self.folder} is being trained by another process; wait for it, or choose another output_dir"
             ) from None
+        self._try_all()
         for left in (
-            *self.folder.glob("checkpoints/.*"),
+            *(path for name in (".step_*", ".new_*", ".tmp*") for path in self.folder.glob(f"checkpoints/{name}")),
             *self.folder.glob("samples/.new_*"),
             *self.folder.glob(".new_*"),
             self.folder / ".model",
@@ -107,6 +124,23 @@ class Run:
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)  # what a killed run was writing
         with self.room_for("config.yaml"):
             write_aside(self.folder / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
+
+    def _try_all(self) -> None:
+        """Writes into every folder, and to the end of metrics.jsonl, what is needed hours later too.
+
+        Raises:
+            RunError: for the first that cannot be written.
+        """
+        folders = [self.folder, *(path for name in FOLDERS if (path := self.folder / name).is_dir()), *self._checkpoints()]
+        place = self.folder
+        try:
+            for place in folders:
+                try_to_write(place)
+            place = self.folder / METRICS
+            if place.is_file():
+                place.open("ab").close()
+        except OSError as error:
+            raise RunError(f"{place} cannot be written ({error.strerror}); mend that, or choose another output_dir") from None
 
     @contextmanager
     def room_for(self, what: str) -> Iterator[None]:
@@ -147,6 +181,12 @@ class Run:
             ) from None
         return dict(its)
 
+    def mend(self) -> None:
+        """Puts the metrics.jsonl of a finished run back, if it is not what its last checkpoint keeps."""
+        changed = changed_metrics(self.folder)
+        if changed is not None:
+            self._put_back(*changed)
+
     def finish(self, summary: dict[str, Any]) -> None:
         with self.room_for("summary.json"):
             write_aside(self.folder / "summary.json", json.dumps(_finite(summary), indent=2) + "\n")
@@ -156,17 +196,19 @@ class Run:
 
     def log(self, line: dict[str, Any]) -> None:
         """Appends one JSON object to metrics.jsonl, to the disk; a line that does not fit is taken back."""
-        path = self.folder / "metrics.jsonl"
+        path, known = self.folder / METRICS, self._lines()
+        written = (json.dumps(_finite(line)) + "\n").encode()
         with self.room_for(path.name), path.open("ab", buffering=0) as file:
-            whole = file.tell()
+            before = file.tell()
             try:
-                text = memoryview((json.dumps(_finite(line)) + "\n").encode())
+                text = memoryview(written)
                 while text:
                     text = text[file.write(text) :]
                 os.fsync(file.fileno())
             except OSError:
-                file.truncate(whole)
+                file.truncate(before)
                 raise
+        known.append(written)
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl.
@@ -174,15 +216,20 @@ class Run:
         Raises:
             RunError: if one of them was damaged.
         """
-        path, lines = self.folder / "metrics.jsonl", []
-        for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else (), 1):
-            try:
-                lines.append(json.loads(line))
-            except ValueError:
-                raise RunError(
-                    f"line {number} of {path} cannot be read; resume={self.folder} cuts it back to a checkpoint"
-                ) from None
-        return lines
+        return read_metrics(self.folder)
+
+    def evaluated(self, name: str, before: int | None = None) -> dict[int, float]:
+        """What the evaluations during training measured, by epoch; only those before an epoch, if one is given."""
+        seen = _evaluated(self.metrics(), name)
+        return {step: value for step, value in seen.items() if before is None or step < before}
+
+    def _lines(self) -> list[bytes]:
+        """The whole lines of metrics.jsonl as they were when this process first looked, and those that it wrote."""
+        if self._known is None:
+            path = self.folder / METRICS
+            lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+            self._known = [line for line in lines if line.endswith(b"\n") and line.strip()]
+        return self._known
 
     # -- checkpoints
 
@@ -198,7 +245,9 @@ class Run:
                 aside.mkdir(parents=True)
                 save_file({k: v.contiguous() for k, v in policy.items()}, aside / "policy.safetensors")
                 with (aside / "state.pt").open("wb") as file:
-                    torch.save({"step": step, "metrics_lines": len(self.metrics()), **state}, file)
+                    torch.save({"step": step, "metrics_lines": len(self._lines()), **state}, file)
+                (aside / METRICS).write_bytes(b"".join(self._lines()))
+                with_usual_permissions(aside)
                 seal(aside)
                 shutil.rmtree(final, ignore_errors=True)
                 aside.rename(final)
@@ -208,45 +257,60 @@ class Run:
         good = [path for path in self._checkpoints() if path == final or path not in self._damaged]
         for old in self._checkpoints():
             if old not in good[-self.keep :]:
-                shutil.rmtree(old)
+                with self.room_for(f"checkpoints/{old.name}"):
+                    shutil.rmtree(old)
         self._damaged = []
 
     def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The newest intact one, with metrics.jsonl cut back to it; None if there is none.
 
         Raises:
-            RunError: if there are some, and none is intact.
+            RunError: if there are some, and none is intact; or if the best weights so far, which `select` asks for, are not.
         """
         found = self._checkpoints()
         for path in reversed(found):
             try:
                 policy, state = _opened(path)
-                self._cut_back(state["metrics_lines"])
+                self._cut_back(state["metrics_lines"], path)
             except Damaged as damage:
                 self._damaged.append(path)
                 self._tell(f"warning: {path} is damaged ({damage}); the one before it is used, if there is one")
                 continue
+            seen = _evaluated(map(json.loads, self._lines()), self.config.get("select", "last"))
+            if seen:
+                self.load_best(max(seen, key=seen.__getitem__))  # the end of the run may need it
             return policy, state
         if found:
             raise RunError(
                 f"{self.folder / 'checkpoints'} holds no intact checkpoint ({', '.join(path.name for path in found)}); "
-                f"start again in another output_dir, or delete {self.folder}"
+                "start again in another output_dir, or put one of them back from a copy of the folder"
             )
         self._cut_back(0)
         return None
 
-    def _cut_back(self, lines: int) -> None:
-        """Leaves the first lines of metrics.jsonl, which must be there and whole."""
-        path = self.folder / "metrics.jsonl"
-        kept = path.read_bytes().splitlines(keepends=True)[:lines] if path.is_file() else []
-        try:
-            whole = [json.loads(line) for line in kept if line.endswith(b"\n")]
-        except ValueError:
-            whole = []
-        if len(whole) < lines:
-            raise Damaged(f"{path.name} lacks some of its {lines} lines, or has bad ones")
-        if path.is_file():
-            self._replace(path, b"".join(kept).decode())
+    def _cut_back(self, count: int, checkpoint: Path | None = None) -> None:
+        """Leaves the first `count` lines of metrics.jsonl. What a checkpoint keeps of them decides what they are; where it keeps none (one of
+        an earlier version), they must be there and whole.
+
+        Raises:
+            Damaged: if they are neither there nor kept.
+        """
+        path, kept = self.folder / METRICS, None if checkpoint is None else _kept(checkpoint, count)
+        lines = [line for line in (path.read_bytes().splitlines(keepends=True) if path.is_file() else []) if line.strip()]
+        if checkpoint is not None and kept is not None and lines[:count] != kept:
+            self._put_back(checkpoint / METRICS, kept)
+            lines = kept
+        if len(lines) < count or not all(map(_is_line, lines[:count])):
+            raise Damaged(f"{path.name} lacks some of its {count} lines, or has bad ones")
+        self._known = lines[:count]
+        if path.is_file() and path.read_bytes() != b"".join(self._known):
+            self._replace(path, b"".join(self._known).decode())
+
+    def _put_back(self, kept: Path, lines: list[bytes]) -> None:
+        path = self.folder / METRICS
+        state = "was damaged" if path.is_file() else "was lost"
+        self._replace(path, b"".join(lines).decode())
+        self._tell(f"warning: {path} {state}; it is put back from {kept}")
 
     def _replace(self, path: Path, text: str) -> None:
         with self.room_for(path.name):
@@ -256,14 +320,14 @@ class Run:
         print(sentence)
 
     def _checkpoints(self) -> list[Path]:
-        return sorted((self.folder / "checkpoints").glob("step_*"))
+        return numbered(self.folder / "checkpoints", "step")
 
     def save_best(self, step: int, policy: dict[str, Tensor]) -> None:
         """Keeps the weights that did best so far in an evaluation, and those before, which a resumed run may come back to."""
         final, tensors = self._best(step), {k: v.contiguous() for k, v in policy.items()}
         with self.room_for(f"checkpoints/{final.name}"), aside_of(final) as aside:
             save_file(tensors, aside, metadata={"blake2b": digest_of(tensors)})
-        for old in sorted(final.parent.glob("best_*"))[: -self.keep]:
+        for old in numbered(final.parent, "best", ".safetensors")[: -self.keep]:
             old.unlink()
 
     def load_best(self, step: int) -> dict[str, Tensor]:
@@ -295,6 +359,7 @@ class Run:
         with self.room_for("model"):
             try:
                 save(aside)
+                with_usual_permissions(aside)
                 for path in (*aside.rglob("*"), aside):
                     sync(path)
                 shutil.rmtree(final, ignore_errors=True)  # of an earlier attempt: this run is not finished
@@ -340,8 +405,69 @@ class Onlooker(Run):
 def _begun(path: Path) -> bool:
     """Whether a run that was killed before it had a config.yaml may have left this in its folder, or its sweep."""
     if path.name in ("samples", "checkpoints"):
-        return path.is_dir() and not any(path.iterdir())
-    return path.name in ("tensorboard", "multirun.yaml", ".lock", ".new_config.yaml")
+        return path.is_dir() and all(map(is_stray, path.iterdir()))
+    return is_stray(path) or path.name in ("tensorboard", "multirun.yaml", ".lock", ".new_config.yaml")
+
+
+def is_stray(path: Path) -> bool:
+    """Whether it is a file that a file manager, an editor or a network file system left, and nobody's work."""
+    return STRAY.fullmatch(path.name) is not None and path.is_file()
+
+
+def numbered(folder: Path, kind: str, ending: str = "") -> list[Path]:
+    """What a run numbered by its epochs, in their order: step_000002, but not step_x or step_000002.bak, which are somebody else's."""
+    name = re.compile(rf"{kind}_([0-9]{{6,}}){re.escape(ending)}")
+    named = {path: match for path in folder.glob(f"{kind}_*") if (match := name.fullmatch(path.name))}
+    return sorted(named, key=lambda path: int(named[path][1]))
+
+
+def _kept(checkpoint: Path, count: int) -> list[bytes] | None:
+    """The lines of metrics.jsonl that a checkpoint keeps; None if it keeps none, or damaged ones."""
+    path = checkpoint / METRICS
+    if not path.is_file():
+        return None
+    content = whole(checkpoint, METRICS) if (checkpoint / MANIFEST).is_file() else path.read_bytes()
+    lines = [] if content is None else content.splitlines(keepends=True)
+    return lines if len(lines) == count and all(map(_is_line, lines)) else None
+
+
+def _is_line(text: bytes) -> bool:
+    """Whether it is a whole line of metrics.jsonl."""
+    try:
+        return text.endswith(b"\n") and "step" in dict(json.loads(text))
+    except (ValueError, TypeError, RecursionError):
+        return False
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of RUN/metrics.jsonl; none if it is not there.
+
+    Raises:
+        RunError: if one of them was damaged.
+    """
+    path = run / METRICS
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    for number, line in enumerate(lines, 1):
+        if line.strip() and not _is_line(line + b"\n"):
+            raise RunError(f"line {number} of {path} cannot be read; resume={run} mends it from a checkpoint")
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+def _evaluated(lines: Iterable[dict[str, Any]], name: str) -> dict[int, float]:
+    return {line["step"]: line[f"eval/{name}"] for line in lines if line.get(f"eval/{name}") is not None}
+
+
+def changed_metrics(run: Path) -> tuple[Path, list[bytes]] | None:
+    """What the newest checkpoint of a finished run keeps of metrics.jsonl, and where, if the file is not that; None if it is, and for runs
+    of earlier versions, whose checkpoints keep nothing."""
+    path = run / METRICS
+    for checkpoint in reversed(numbered(run / "checkpoints", "step")):
+        content = whole(checkpoint, METRICS)
+        if content is not None:
+            kept = content.splitlines(keepends=True)
+            there = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+            return None if [line for line in there if line.strip()] == kept else (checkpoint / METRICS, kept)
+    return None
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -427,6 +553,7 @@ def aside_of(path: Path) -> Iterator[Path]:
     aside = path.with_name(f".new_{path.name}")
     try:
         yield aside
+        with_usual_permissions(aside)
         sync(aside)
         aside.replace(path)
         sync(path.parent)
@@ -434,13 +561,125 @@ def aside_of(path: Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
+@contextmanager
+def folder_aside_of(path: Path) -> Iterator[Path]:
+    """The same for a new folder: a name that is not there yet, to write a folder under."""
+    aside = path.with_name(f".new_{path.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        yield aside
+        with_usual_permissions(aside)
+        for part in (*aside.rglob("*"), aside):
+            sync(part)
+        aside.replace(path)
+        sync(path.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def all_aside(folder: Path, last: str) -> Iterator[Path]:
+    """A folder to write files in that then take the places of those of the same names in `folder`, the file `last` after the others.
+    Nothing is changed in `folder` if one of them cannot be written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / ".new_files"
+    shutil.rmtree(aside, ignore_errors=True)  # what a killed command was writing
+    aside.mkdir()
+    try:
+        yield aside
+        with_usual_permissions(aside)
+        files = sorted(aside.iterdir(), key=lambda path: path.name == last)
+        for path in files:
+            sync(path)
+        for path in files:
+            path.replace(folder / path.name)
+        sync(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def with_usual_permissions(path: Path) -> None:
+    """Gives a file, or all files in a folder, the permissions of one that a program makes here: safetensors makes its own for the owner
+    alone, and other members of a group could not read what a run leaves."""
+    folder = path if path.is_dir() else path.parent
+    usual = folder / f".new_{os.getpid()}"
+    try:
+        usual.touch()
+        mode = stat.S_IMODE(usual.stat().st_mode)
+    finally:
+        usual.unlink(missing_ok=True)
+    for file in path.rglob("*") if path.is_dir() else (path,):
+        if file.is_file() and not file.is_symlink():
+            file.chmod(mode)
+
+
+def try_to_write(folder: Path) -> None:
+    """Makes a file in a folder, and removes it.
+
+    Raises:
+        OSError: if that cannot be done.
+    """
+    trial = folder / f".new_{os.getpid()}"
+    trial.touch()
+    trial.unlink()
+
+
+def refuse_unwritable(folder: Path, key: str, *names: str) -> None:
+    """Tries to write where results will go, before hours are spent on them. Makes no folder.
+
+    Args:
+        key: the key that chooses the folder, for the sentence.
+        names: of the files that will be written there.
+
+    Raises:
+        RunError: if one of them could not be.
+    """
+    place = folder
+    try:
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        if place.is_dir():
+            try_to_write(place)
+        else:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    except OSError as error:
+        raise RunError(f"{place} cannot be written ({error.strerror}); mend that, or choose another {key}") from None
+    for path in (folder / name for name in names):
+        if path.is_dir():
+            raise RunError(f"{path} is a folder, and a file of that name is to be written; move it, or choose another {key}")
+
+
+@contextmanager
+def room_for(path: Path, key: str = "output_dir") -> Iterator[None]:
+    """Inside, `path` is written by a command that can be typed again.
+
+    Args:
+        key: the key that chooses another place.
+
+    Raises:
+        RunError: in place of the library's own error.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        found = unwritten(error)
+        if found is None:
+            raise
+        reason, full = found
+        mend = "make room" if full else f"mend that, or choose another {key}"
+        raise RunError(
+            f"{path} cannot be written ({reason}); {mend}, and type the command again: what was written is intact"
+        ) from None
+
+
 def unwritten(error: BaseException) -> tuple[str, bool] | None:
-    """Why the disk did not take something, and whether it is full; None if the error is of another kind. safetensors and torch.save have
-    errors of their own."""
-    if isinstance(error, SafetensorError):
-        reason = str(error).rpartition("I/O error: ")[2]
-        number = re.search(r"\(os error (\d+)\)", reason)
-        return reason, number is not None and int(number[1]) in FULL
+    """Why the disk did not take something, and whether it is full; None if the error is of another kind. safetensors, torch.save and
+    shutil.copytree have errors of their own."""
+    if isinstance(error, (SafetensorError, shutil.Error)):
+        said = str(error).rpartition("I/O error: ")[2] if isinstance(error, SafetensorError) else str(error.args[0][0][2])
+        number = re.search(r"\(os error (\d+)\)|\[Errno (\d+)\]", said)
+        code = int(number[1] or number[2]) if number else 0
+        return os.strerror(code) if code else said, code in FULL
     if isinstance(error, RuntimeError):  # torch.save's, raised while it handled the one of the system
         return unwritten(error.__context__) if isinstance(error.__context__, OSError) else None
     return (error.strerror or str(error), error.errno in FULL) if isinstance(error, OSError) else None
@@ -452,7 +691,7 @@ def _opened(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         Damaged: if it is not what was written.
     """
-    check(path)
+    check(path, spare=METRICS)  # without it the others are still good
     try:
         state: dict[str, Any] = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
         return load_file(path / "policy.safetensors"), {"metrics_lines": state["metrics_lines"], **state}

@@ -15,7 +15,7 @@ from torch import Tensor
 from alignlab.checks import bench_problems, choice_problems, tuned_problems
 from alignlab.config import command, opted_in, plain
 from alignlab.nodes import ConfigError, build
-from alignlab.runs import RunError, run_folders, save_grid
+from alignlab.runs import RunError, aside_of, refuse_unwritable, room_for, run_folders, save_grid
 from alignlab.tuned import TunedConfig, dialled, of_run, pictures, policy_of
 
 
@@ -70,7 +70,9 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
 def main(cfg: DictConfig) -> None:
     """Hydra's task."""
     c = checked(cfg)
+    path = Path(c["output"] or Path(c["run"] or ".") / "sample.png")
     try:
+        refuse_unwritable(path.parent, "output", path.name)
         policy = policy_of(c)
         sampler = build(c["eval_sampler"], scheduler=policy.family.scheduler).to(policy.device)
         shown = dialled(policy, sampler, lora_scale=c["lora_scale"], annealing=c["annealing"])
@@ -81,12 +83,13 @@ def main(cfg: DictConfig) -> None:
         with policy.reference():
             rows.append(pictures(policy, sampler, prompt, n=c["n"], seed=c["seed"]))
         rows.append(pictures(shown, sampler, prompt, n=c["n"], seed=c["seed"]))
-    path = Path(c["output"] or Path(c["run"] or ".") / "sample.png")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_grid(torch.cat(rows), path, columns=c["n"])
-    except OSError as error:
-        raise ConfigError(f"output={path} cannot be written ({error.strerror}); choose another") from None
+        with room_for(path, "output"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with aside_of(path) as aside:
+                save_grid(torch.cat(rows), aside, columns=c["n"])
+    except RunError as error:
+        raise ConfigError(str(error)) from None
     print(f"written: {path} (base model above, tuned below: {', '.join(c['prompt'])})")
 
 

@@ -15,7 +15,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from alignlab.card import push, write_card
+from alignlab.card import look_ahead, push, write_card
 from alignlab.collected import Collected
 from alignlab.config import checked, command, device_of, run_folder
 from alignlab.failures import explained
@@ -37,9 +37,11 @@ def train(c: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Runs (or goes on with) one checked configuration in `folder`, and returns its summary."""
     run = (Onlooker if rank() else Run)(folder, c, ignore=NOT_SCIENCE)
     if run.summary is not None:
+        run.mend()
         if rank() == 0:
             print(f"{folder} is finished; nothing to do")
         return run.summary
+    look_ahead(c)
     lab, began = Lab.from_config(c, resumed=run.started), time.perf_counter()
     wait()  # every process has looked at the folder before it changes
     run.begin()
@@ -88,7 +90,8 @@ def train(c: dict[str, Any], folder: Path) -> dict[str, Any]:
         **provenance(lab.policy.device),
     }  # fmt: skip
     if rank() == 0:
-        write_card(lab, c, folder, summary)
+        with run.room_for("model/README.md"):
+            write_card(lab, c, folder, summary)
     run.finish(summary)
     if rank() == 0:
         push(folder, c["push_to_hub"])

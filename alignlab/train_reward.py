@@ -30,7 +30,7 @@ from alignlab.nodes import ConfigError
 from alignlab.rewards.clip import Clip, locate
 from alignlab.rewards.heads import save
 from alignlab.rewards.train import Fit
-from alignlab.runs import first_difference, write_aside
+from alignlab.runs import RunError, all_aside, first_difference, is_stray, refuse_unwritable, room_for, write_aside
 
 
 @dataclass
@@ -106,7 +106,7 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
 
 def _taken(c: dict[str, Any], folder: Path) -> Iterator[str]:
     """What stands in the way of a folder that is not empty: anything but what this very command left there."""
-    if not folder.is_dir() or not any(folder.iterdir()):
+    if not folder.is_dir() or all(map(is_stray, folder.iterdir())):
         return
     try:
         before = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
@@ -124,6 +124,8 @@ def _taken(c: dict[str, Any], folder: Path) -> Iterator[str]:
 
 def train_reward(c: dict[str, Any], folder: Path) -> dict[str, float]:
     """Fits the reward that a checked configuration describes, writes it to `folder`, and returns the held-out numbers."""
+    written = ("config.yaml", "metrics.jsonl", "head.safetensors", "clip.safetensors", "reward.json")
+    refuse_unwritable(folder, "output_dir", *written)
     clip = Clip(c["clip"], key="clip")
     table = Choices if c["kind"] == "preference" else Ratings
     data: Dataset[Any] = table(c["data"], clip.size, c["background"])
@@ -138,16 +140,21 @@ def train_reward(c: dict[str, Any], folder: Path) -> dict[str, float]:
         data, held_out = Subset(data, order[cut:]), Subset(data, order[:cut])
     fit = Fit(c["kind"], clip, blocks=c["blocks"], hidden=tuple(c["hidden"]), relu=c["relu"], seed=c["seed"])
     new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    write_aside(folder / "config.yaml", yaml.safe_dump(c, sort_keys=False))
+    with room_for(folder / "config.yaml"):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_aside(folder / "config.yaml", yaml.safe_dump(c, sort_keys=False))
     bar = Progress(
         TextColumn("epoch"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn()
     )
-    with bar, (folder / "metrics.jsonl").open("w", buffering=1) as log:
+    log = folder / "metrics.jsonl"
+    with room_for(log):
+        log.write_text("", encoding="utf-8")
+    with bar:
         task = bar.add_task("epoch", total=c["epochs"], note="")
 
         def tell(line: dict[str, float]) -> None:
-            log.write(json.dumps(line) + "\n")
+            with room_for(log), log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
             note = "  ".join(f"{k} {v:.3f}" for k, v in line.items() if k != "epoch")
             bar.update(task, completed=int(line["epoch"]), note=note)
 
@@ -162,7 +169,8 @@ def train_reward(c: dict[str, Any], folder: Path) -> dict[str, float]:
             raise
     sizes = {"trained on": len(data), "held out": len(held_out)}  # type: ignore[arg-type]
     about = {"kind": c["kind"], "clip": c["clip"], "relu": c["relu"], "items": sizes, **numbers}
-    save(folder, fit.head, about, {name: weight.data for name, weight in fit.tuned.items()})
+    with room_for(folder), all_aside(folder, last="reward.json") as aside:
+        save(aside, fit.head, about, {name: weight.data for name, weight in fit.tuned.items()})
     return numbers
 
 
@@ -190,7 +198,7 @@ def main(cfg: DictConfig) -> float:
     else:
         try:
             numbers = train_reward(c, folder)
-        except ValueError as error:
+        except (ValueError, RunError) as error:
             raise ConfigError(str(error)) from None
     for name, value in numbers.items():
         print(f"{name:>20}  {value:.4f}")

@@ -16,6 +16,7 @@ from PIL import Image
 from alignlab.card import licence_of, usage, without_paths
 from alignlab.checks import is_hub_id
 from alignlab.nodes import ConfigError
+from alignlab.runs import Run
 from alignlab.train import train
 from tests.running import command_line, configured, tiny
 
@@ -36,6 +37,12 @@ def runs(base: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
     train(configured(*tiny(base, *words)), home / "lora")
     train(configured(*tiny(base, *words, "lr=0.01", "policy.full=true")), home / "full")
     return {"lora": home / "lora", "full": home / "full"}
+
+
+@pytest.fixture(autouse=True)
+def token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a login."""
+    monkeypatch.setenv("HF_TOKEN", "hf_none")
 
 
 class Hub:
@@ -112,6 +119,52 @@ def test_examples_of_other_bases(tiny_sd: str, tmp_path: Path) -> None:
     spoken: dict[str, Any] = {}
     exec(shipped.partition("pipe.load_lora")[0], spoken)
     assert spoken["pipe"].unet.config.sample_size == 12
+
+
+BROKEN_CARDS = {
+    "broken YAML": b"---\nlicense: [mit\n  x: : y\n---\n",
+    "no text": b"\xff\xfe---\nlicense: mit\n---\n",
+    "a list": b"---\n- mit\n---\n",
+    "a table of results that is none": b"---\nlicense: mit\nmodel-index: 3\n---\n",
+    "a tab": b"---\nlicense:\tmit\n\t- x\n---\n",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_CARDS)
+def test_a_broken_readme_of_the_base_model_loses_no_run(name: str, tiny_sd: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    """It is told in a line before the run begins, and the run ends with a card that names no licence."""
+    shutil.copytree(tiny_sd, tmp_path / "base")
+    (tmp_path / "base" / "README.md").write_bytes(BROKEN_CARDS[name])
+    assert licence_of(str(tmp_path / "base")) == (None, None)
+    if name != "broken YAML":
+        return
+    run, said = tmp_path / "run", f"warning: {tmp_path / 'base' / 'README.md'} cannot be read ("
+
+    def begun(self: Run) -> None:
+        assert said in capsys.readouterr().err
+        real(self)
+
+    real = Run.begin
+    monkeypatch.setattr(Run, "begin", begun)
+    assert command_line(monkeypatch, *tiny(str(tmp_path / "base"), "steps=1", f"output_dir={run}")) == 0
+    assert "licence: that of the base model, which its folder does not name" in (run / "model" / "README.md").read_text()
+
+
+def test_a_licence_that_is_no_text(tmp_path: Path) -> None:
+    """A list or a number in the place of a licence is none."""
+    for value in ("[mit, apache-2.0]", "3", "{a: b}", "null"):
+        (tmp_path / "README.md").write_text(f"---\nlicense: {value}\n---\n")
+        assert licence_of(str(tmp_path)) == (None, None)
+
+
+def test_push_to_hub_without_a_token(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """It is missed before the run begins, and nothing is written."""
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    run = tmp_path / "run"
+    assert command_line(monkeypatch, *tiny(base, f"output_dir={run}", "push_to_hub=me/brighter")) == 2
+    assert capsys.readouterr().err.startswith("error: push_to_hub=me/brighter needs a token of the Hugging Face hub")
+    assert not run.exists()
 
 
 def test_licences(tmp_path: Path) -> None:

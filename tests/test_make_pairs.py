@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -344,7 +345,7 @@ def test_prompts_that_changed_in_their_file(tiny_sd: str, tmp_path: Path, monkey
     file.write_text("a cat\na dog\na fish\n")
     assert typed(monkeypatch, *said) == 0
     for text, its in (
-        ("a cat\na cow\na fish\n", r"line 4 of .* is not images/00001_00.png of 'a cow'"),
+        ("a cat\na cow\na fish\n", "holds candidates of other prompts"),
         ("a cat\n", "holds candidates of 3 prompts"),
     ):
         file.write_text(text)
@@ -369,6 +370,41 @@ HOSTILE = {
     '{"prompt": "a", "image": "images/1.png", "seed": 0, "replica": 0, "rewards": {"x": 1}}': "there is no file",
     "": "holds no scored candidates yet",
 }  # fmt: skip
+
+
+LINE_DAMAGES = {
+    "a null": lambda line: b"null\n",
+    "a list": lambda line: b"[]\n",
+    "half a line": lambda line: line[:20] + b"\n",
+    "a line lost": lambda line: b"",
+    "a line of no text": lambda line: b"\xff\xfe\n",
+    "another prompt": lambda line: line.replace(b"a dog", b"a dot"),
+    "a reward that is none": lambda line: line.replace(b'"brightness": ', b'"brightness": N'),
+    "another reward": lambda line: line.replace(b'"brightness"', b'"brightnest"'),
+}
+
+
+@pytest.mark.parametrize("harm", LINE_DAMAGES)
+def test_damaged_candidates_are_scored_again(harm: str, made: Path, tiny_sd: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    """One damaged line of candidates.jsonl: again= names it and the way out, the same command mends it from its image and keeps the
+    scores of all other images."""
+    folder = tmp_path / "pairs"
+    shutil.copytree(made, folder)
+    path, before = folder / "candidates.jsonl", contents(made)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:4], LINE_DAMAGES[harm](lines[4]), *lines[5:]]))
+    if harm != "a line lost" and harm != "another prompt":
+        assert typed(monkeypatch, f"again={folder}", f"output_dir={tmp_path / 'new'}") == 2
+        said = capsys.readouterr().err
+        assert f"typed again with output_dir={folder}" in said and "remove" not in said and not (tmp_path / "new").exists()
+    seen: list[int] = []
+    real = WeightedSum.score
+    monkeypatch.setattr(WeightedSum, "score", lambda self, images, *more: seen.append(len(images)) or real(self, images, *more))
+    assert typed(monkeypatch, *words(tiny_sd, f"output_dir={folder}")) == 0
+    assert path.read_bytes() == (made / "candidates.jsonl").read_bytes() and sum(seen) <= 6
+    assert {name: content for name, content in contents(folder).items() if name.endswith(".png")} == {
+        name: content for name, content in before.items() if name.endswith(".png")
+    }
 
 
 @pytest.mark.parametrize("line", HOSTILE)

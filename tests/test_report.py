@@ -11,8 +11,8 @@ import pytest
 
 from alignlab import figures
 from alignlab import report as report_command
-from alignlab.compare import read_runs, variants
-from alignlab.outcomes import outcomes
+from alignlab.compare import Variant, read_runs, variants
+from alignlab.outcomes import contrasts, outcomes
 from alignlab.report import report
 from tests.running import command_line
 from tests.runs_on_disk import made_run
@@ -159,3 +159,56 @@ def test_the_parts_of_a_combined_reward(tmp_path):
     assert "gain of each reward trained on" in page and "held<br>(points)" in page
     made_run(tmp_path / "one")
     assert not outcomes(variants(read_runs([str(tmp_path / "one")])))[0].trained
+
+
+def many(folder: Path, n: int, letters: int, **options: bool) -> list[Variant]:
+    """Variants whose labels have so many letters, and differ in the last ones only."""
+    for k in range(n):
+        words = {"algo.truncation": "x" * letters + str(k)}
+        made_run(folder / f"run-{k:03}", words, gain=0.5 + k / n, held_out_falls=k % 9 == 0, **options)
+    return variants(read_runs([str(folder / "run-*")]))
+
+
+def test_a_report_of_61_variants_with_labels_of_500_letters(tmp_path: Path) -> None:
+    """It is drawn: every variant has its line in the tables and a panel, panels do not overlap, and names are short enough to read."""
+    those = many(tmp_path, 61, 500, evaluated=False)
+    assert len(those) == 61 and all(len(v.short) > 500 for v in those)
+    page = report(read_runs([str(tmp_path / "run-*")]), tmp_path / "out", "T" * 500).read_text()
+    assert all(page.count(v.label) >= 2 for v in those)
+    drawn = figures.z_scores(those)
+    axes = [getattr(drawn.layout, name) for name in drawn.layout if str(name).startswith("yaxis")]
+    heights = sorted({axis.domain for axis in axes})
+    assert len(axes) == 3 * 21 and len(heights) == 21 and len(drawn.layout.annotations) == 61
+    inside = drawn.layout.height - drawn.layout.margin.t - drawn.layout.margin.b
+    assert all((top - low) * inside > 100 for low, top in heights)  # pixels of a panel
+    assert all(
+        (low - top) * inside > 60 for (_, top), (low, _) in zip(heights, heights[1:], strict=False)
+    )  # of a title and an axis
+    named = figures.names(those)
+    assert len({*named.values()}) == 61 and all(len(name) < 100 for name in named.values())
+    for figure in (figures.learning(those, "u", "d"), figures.trade_off(those, "u", "d")):
+        assert not any(trace.showlegend for trace in figure.data) and figure.layout.height == 430
+        assert all(
+            len(line) <= 64 for trace in figure.data for line in (trace.hovertemplate or "").partition("<extra>")[2].split("<br>")
+        )
+
+
+def test_a_report_of_300_variants(tmp_path: Path) -> None:
+    """The pairs that are compared, the pictures and the panels do not grow with the square of the variants."""
+    those = many(tmp_path, 300, 0)
+    pairs = contrasts(those)
+    assert {what: len(rows) for what, rows in pairs.items()} == {"reward": 299, "diversity": 299}
+    best = max(those, key=lambda v: v.runs[0].summary["final"]["reward"]).label
+    assert {row.first for row in pairs["reward"]} == {best}
+    assert sum(len(strip["images"]) for strip in report_command.strips(those)) == 600
+    drawn = figures.z_scores(those)
+    assert sum(str(name).startswith("yaxis") for name in drawn.layout) == figures.PANELS
+    flagged = {figures.in_lines(figures.names(those)[v.label], 36) for v in those if v.runs[0].flags}
+    assert len(flagged) == 34 and flagged <= {title.text for title in drawn.layout.annotations}
+
+
+def test_a_long_legend_makes_a_figure_higher(tmp_path: Path) -> None:
+    """A few variants keep the height that they had; a legend that needs more room does not press the axes together."""
+    few, more = many(tmp_path / "few", 3, 0), many(tmp_path / "more", 14, 80)
+    assert figures.trade_off(few, "u", "d").layout.height == 430 < figures.trade_off(more, "u", "d").layout.height
+    assert len(contrasts(few)["reward"]) == 3 and len(contrasts(more)["reward"]) == 14 * 13 / 2

@@ -4,11 +4,13 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from safetensors.torch import save_file
 
 from alignlab import runs
 from alignlab.runs import LATER_KEYS, NOT_SCIENCE, Run, RunError, first_difference, run_folders
+from alignlab.sealed import seal
 from alignlab.train import train
 from tests.running import command_line, configured, lines, tiny
 
@@ -319,23 +322,233 @@ def test_an_old_damaged_checkpoint_is_passed_over(harm, tmp_path, capsys) -> Non
         Run(tmp_path / "run", dict(LATER_KEYS)).load_checkpoint()
 
 
-def test_metrics_that_were_torn(tmp_path, capsys) -> None:
-    """A last line without its end is cut off; lines that a checkpoint counts on and that are gone make it a damaged one."""
-    run = Run(tmp_path / "run", dict(LATER_KEYS))
+def half_trained(folder: Path, **config: Any) -> Run:
+    """Two epochs with a checkpoint each, the second evaluated better than the first."""
+    run = Run(folder, {**LATER_KEYS, **config})
     run.begin()
     for step in (1, 2):
-        run.log({"step": step})
+        run.log({"step": step, "eval/reward": 0.25 * step})
+        run.save_best(step, {"w": torch.full((2,), float(step))})
         checkpoint(run, step)
+    return run
+
+
+METRICS_DAMAGES: dict[str, Callable[[str], str | None]] = {
+    "a null": lambda text: "null\n" + text.partition("\n")[2],
+    "a list": lambda text: "[]\n" + text.partition("\n")[2],
+    "a blank line": lambda text: text.replace("\n", "\n\n", 1),
+    "a digit": lambda text: text.replace("0.25", "0.75"),
+    "a torn end": lambda text: text[:-3],
+    "a line lost": lambda text: text.partition("\n")[2],
+    "no text": lambda text: "\x00" * len(text),
+    "nothing left": lambda text: "",
+    "the file lost": lambda text: None,
+}
+
+
+@pytest.mark.parametrize("harm", METRICS_DAMAGES)
+def test_damaged_metrics_are_put_back(harm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever happens to metrics.jsonl, its lines are put back from the newest checkpoint, with a line that says so, and none is lost."""
+    run = half_trained(tmp_path / "run")
+    path = tmp_path / "run" / "metrics.jsonl"
+    whole = path.read_text()
+    damaged = METRICS_DAMAGES[harm](whole)
+    path.unlink() if damaged is None else path.write_text(damaged)
+    _, state = Run(tmp_path / "run", dict(LATER_KEYS)).load_checkpoint() or ({}, {})
+    assert state["mark"] == 2 and path.read_text() == whole and run.metrics()[0]["eval/reward"] == 0.25
+    kept = tmp_path / "run" / "checkpoints" / "step_000002" / "metrics.jsonl"
+    told = f"warning: {path} was {'lost' if damaged is None else 'damaged'}; it is put back from {kept}\n"
+    assert capsys.readouterr().out == ("" if harm == "a blank line" else told)
+
+
+def test_what_follows_a_checkpoint_is_cut_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line that a killed run was writing is named by whoever reads it, and is gone when the run goes on."""
+    run = half_trained(tmp_path / "run")
     path = tmp_path / "run" / "metrics.jsonl"
     whole = path.read_text()
     path.write_text(whole + '{"step": 3, "lo')
     with pytest.raises(RunError, match=r"line 3 of .*metrics.jsonl cannot be read; resume="):
         run.metrics()
-    assert run.load_checkpoint() is not None and path.read_text() == whole
+    assert run.load_checkpoint() is not None and path.read_text() == whole and not capsys.readouterr().out
+
+
+def test_metrics_of_a_checkpoint_that_keeps_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One of an earlier version counts on lines that must be there: without them it is passed over, and nothing is deleted."""
+    run = half_trained(tmp_path / "run")
+    for step in (1, 2):
+        kept = tmp_path / "run" / "checkpoints" / f"step_00000{step}"
+        (kept / "metrics.jsonl").unlink()
+        (kept / "checksums.json").unlink()
+        seal(kept)
+    path = tmp_path / "run" / "metrics.jsonl"
+    whole = path.read_text()
     path.write_text(whole[:-3])
     _, state = run.load_checkpoint() or ({}, {})
     assert state["mark"] == 1 and [line["step"] for line in run.metrics()] == [1]
     assert "step_000002 is damaged (metrics.jsonl lacks some of its 2 lines, or has bad ones)" in capsys.readouterr().out
+    for damaged in ("null\n", "[]\n", "{}\n"):
+        path.write_text(damaged)
+        with pytest.raises(RunError, match="holds no intact checkpoint") as error:
+            Run(tmp_path / "run", dict(LATER_KEYS)).load_checkpoint()
+        assert "delete" not in str(error.value) and "remove" not in str(error.value)
+
+
+def test_a_damaged_copy_of_the_metrics_costs_no_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The lines that a checkpoint keeps are a copy: if only they are damaged, the checkpoint is still used."""
+    run = half_trained(tmp_path / "run")
+    flip(tmp_path / "run" / "checkpoints" / "step_000002" / "metrics.jsonl")
+    weights, _ = run.load_checkpoint() or ({}, {})
+    assert weights["w"].tolist() == [2.0] * 3 and not capsys.readouterr().out
+
+
+def test_metrics_lost_while_the_run_goes_on(tmp_path: Path) -> None:
+    """The next checkpoint still keeps every line, from which a resumed run puts the file back."""
+    run = half_trained(tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    run.log({"step": 3})
+    checkpoint(run, 3)
+    again = Run(tmp_path / "run", dict(LATER_KEYS))
+    again.load_checkpoint()
+    assert [line["step"] for line in again.metrics()] == [1, 2, 3]
+
+
+def test_metrics_of_a_finished_run_are_put_back(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """resume= of a finished run mends a flipped digit, and says so; nothing else is touched."""
+    folder = tmp_path / "run"
+    shutil.copytree(run[1], folder)
+    whole = (folder / "metrics.jsonl").read_text()
+    (folder / "metrics.jsonl").write_text(whole.replace('"samples_seen": 8', '"samples_seen": 9'))
+    before = {name: content for name, content in tree(folder).items() if name != "metrics.jsonl"}
+    assert command_line(monkeypatch, f"resume={folder}") == 0
+    said = capsys.readouterr().out
+    assert "metrics.jsonl was damaged; it is put back from" in said and "is finished; nothing to do" in said
+    assert (folder / "metrics.jsonl").read_text() == whole
+    assert {name: content for name, content in tree(folder).items() if name != "metrics.jsonl"} == before
+
+
+def test_damaged_best_weights_are_named_when_the_run_goes_on(tmp_path: Path) -> None:
+    """select= exports them at the end, so they are looked at before the next epoch; with select=last nobody needs them."""
+    half_trained(tmp_path / "run", select="reward")
+    flip(tmp_path / "run" / "checkpoints" / "best_000002.safetensors")
+    with pytest.raises(RunError, match=r"best_000002\.safetensors is damaged or not there"):
+        Run(tmp_path / "run", {**LATER_KEYS, "select": "reward"}).load_checkpoint()
+    half_trained(tmp_path / "other")
+    flip(tmp_path / "other" / "checkpoints" / "best_000002.safetensors")
+    assert Run(tmp_path / "other", dict(LATER_KEYS)).load_checkpoint() is not None
+
+
+STRAYS = (".DS_Store", "Thumbs.db", "desktop.ini", "._config.yaml", "notes.txt~", ".config.yaml.swp", ".nfs000001")
+
+
+def test_stray_files_are_no_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Copies and notes beside the checkpoints and best weights count as nothing, and stay, whatever their names sort as."""
+    half_trained(tmp_path / "run")
+    home = tmp_path / "run" / "checkpoints"
+    shutil.copytree(home / "step_000001", home / "step_000002.bak")
+    shutil.copytree(home / "step_000001", home / "step_x")
+    (home / "step_000009 (copy)").mkdir()
+    (home / "step_notes.txt").write_text("mine")
+    shutil.copy(home / "best_000001.safetensors", home / "best_x.safetensors")
+    for name in STRAYS:
+        (home / name).write_text("mine")
+        (tmp_path / "run" / name).write_text("mine")
+    ours = re.compile(r"(step_0+[12]/.*|.*/(step|best)_0+[12](/.*|.safetensors))|metrics.jsonl|config.yaml")
+    foreign = {name: content for name, content in tree(tmp_path / "run").items() if not ours.fullmatch(name)}
+    assert len(foreign) > 2 * len(STRAYS)
+    run = Run(tmp_path / "run", dict(LATER_KEYS))
+    run.begin()
+    _, state = run.load_checkpoint() or ({}, {})
+    assert state["mark"] == 2 and not capsys.readouterr().out
+    for step in (3, 4, 1_000_000):
+        run.log({"step": step})
+        run.save_best(step, {"w": torch.zeros(2)})
+        checkpoint(run, step)
+    assert (Run(tmp_path / "run", dict(LATER_KEYS)).load_checkpoint() or ({}, {}))[1]["mark"] == 1_000_000
+    kept = {path.name for path in home.iterdir() if re.search(r"_\d+(.safetensors)?$", path.name)}
+    assert kept == {name for k in ("000004", "1000000") for name in (f"step_{k}", f"best_{k}.safetensors")}
+    after = tree(tmp_path / "run")
+    assert {name: after[name] for name in foreign} == foreign
+
+
+def test_stray_files_leave_a_folder_empty(tmp_path: Path) -> None:
+    """What a file manager or an editor leaves does not make an output_dir somebody else's, and is still there afterwards."""
+    run = tmp_path / "run"
+    (run / "samples").mkdir(parents=True)
+    for name in STRAYS:
+        (run / name).write_text("mine")
+        (run / "samples" / name).write_text("mine")
+    Run(run, dict(LATER_KEYS)).begin()
+    assert all((folder / name).read_text() == "mine" for folder in (run, run / "samples") for name in STRAYS)
+
+
+@pytest.mark.parametrize("name", ["model", "tensorboard", "collected", "samples", "checkpoints"])
+def test_a_file_in_place_of_a_folder(name: str, tmp_path: Path) -> None:
+    """What the run would make at its end is looked at before it begins."""
+    half_trained(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / name, ignore_errors=True)
+    (tmp_path / "run" / name).write_text("mine")
+    with pytest.raises(RunError, match=rf"{name} is a file, and a run needs a folder of that name; move it"):
+        Run(tmp_path / "run", dict(LATER_KEYS))
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "summary.json"])
+def test_a_folder_in_place_of_a_file(name: str, tmp_path: Path) -> None:
+    """The same of the files."""
+    half_trained(tmp_path / "run")
+    (tmp_path / "run" / name).unlink(missing_ok=True)
+    (tmp_path / "run" / name).mkdir()
+    with pytest.raises(RunError, match=rf"{name} is a folder, and a run needs a file of that name; move it"):
+        Run(tmp_path / "run", dict(LATER_KEYS))
+
+
+def as_nobody(function: Callable[[], None]) -> str:
+    """What a function prints in a process that may write only where everybody may: root may write anywhere."""
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        os.dup2(write, 1)
+        if os.getuid() == 0:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+        try:
+            function()
+        except BaseException as error:
+            os.write(1, f"{type(error).__name__}: {error}".encode())
+        os._exit(0)
+    os.close(write)
+    os.waitpid(child, 0)
+    with os.fdopen(read) as said:
+        return said.read()
+
+
+@pytest.mark.parametrize("name", ["model", "tensorboard", "samples", "checkpoints", "checkpoints/step_000001", ""])
+def test_what_may_not_be_written_is_named_before_the_run(name: str, tmp_path: Path) -> None:
+    """One folder of a run belongs to somebody else: `begin` says which, and not the end of the run."""
+    half_trained(tmp_path / "run")
+    for path in (tmp_path / "run", *(tmp_path / "run").rglob("*")):
+        path.chmod(0o777)
+    for path in (tmp_path, *tmp_path.parents):
+        path.chmod(path.stat().st_mode | 0o555) if path.owner() == "root" and path != Path("/") else None
+    (tmp_path / "run" / name).mkdir(exist_ok=True)
+    (tmp_path / "run" / name).chmod(0o555)
+    said = as_nobody(lambda: Run(tmp_path / "run", dict(LATER_KEYS)).begin())
+    (tmp_path / "run" / name).chmod(0o777)
+    assert said.startswith(f"RunError: {tmp_path / 'run' / name} cannot be written (Permission denied); mend that, or choose"), (
+        said
+    )
+
+
+def test_files_have_the_umasks_permissions(run) -> None:
+    """All files of a run, those that safetensors writes too, can be read by whom the umask lets read."""
+    folder = run[1]
+    usual = folder / "usual"
+    usual.touch()
+    mode = usual.stat().st_mode
+    usual.unlink()
+    assert {str(path.relative_to(folder)): oct(path.stat().st_mode) for path in folder.rglob("*") if path.is_file()} == {
+        str(path.relative_to(folder)): oct(mode) for path in folder.rglob("*") if path.is_file()
+    }
 
 
 def test_the_best_weights_are_checked(tmp_path) -> None:
