@@ -49,9 +49,11 @@ def check(folder: Path) -> None:
             raise Damaged(f"{name}: {error.strerror}") from None
 
 
-def digest_of(tensors: Mapping[str, Tensor]) -> str:
-    """BLAKE2b of named tensors: their names, shapes, types and bits."""
+def digest_of(tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None) -> str:
+    """BLAKE2b of named tensors: their names, shapes, types and bits, and of a header's texts, if there is one."""
     seen = hashlib.blake2b(digest_size=16)
+    if header:
+        seen.update(json.dumps(sorted(header.items())).encode())
     for name, tensor in sorted(tensors.items()):
         seen.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         seen.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
