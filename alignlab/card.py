@@ -7,7 +7,9 @@ from typing import Any
 
 import yaml
 
+from alignlab.bounded_yaml import front_matter
 from alignlab.checks import COUNTED, is_hub_id
+from alignlab.folder import refuse_links
 from alignlab.lab import Lab
 from alignlab.nodes import resolve
 from alignlab.runs import NOT_SCIENCE, RunError, write_aside
@@ -128,15 +130,14 @@ def usage(c: dict[str, Any], full: bool, prompt: str) -> str:
 
 def licence_of(base: str) -> tuple[str | None, str | None]:
     """The base model's licence and its name if it is other: from the card in its folder, or of a known model; else None."""
-    from huggingface_hub import ModelCard
-
     card = Path(base) / "README.md"
     if card.is_file():
         try:
-            data = ModelCard.load(card).data
+            data = front_matter(card)
         except ValueError:  # a README that is no card
             return None, None
-        return data.get("license"), data.get("license_name")
+        licence, name = (text if isinstance(text := data.get(key), str) else None for key in ("license", "license_name"))
+        return licence, name
     return LICENCES.get(base, (None, None))
 
 
@@ -160,6 +161,7 @@ def upload(model: Path, repository: str) -> str:
     """
     from huggingface_hub import HfApi
 
+    refuse_links(model.parent, model.name)  # what they lead to would be given away
     try:
         api = HfApi()
         address = api.create_repo(repository, private=True, exist_ok=True)

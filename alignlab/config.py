@@ -32,10 +32,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from alignlab.checks import groupwise, leaf_problems, problems, weighed
-from alignlab.foreign import hydra_problems
+from alignlab.folder import RunError, fresh, give_back, refuse_links
+from alignlab.foreign import hydra_problems, yaml_problems
 from alignlab.nodes import ConfigError, nearest, resolve, words
-from alignlab.ranks import launched, shared
-from alignlab.runs import GUARDS, KEPT_CHECKPOINTS, NOT_SCIENCE, RunError, read_config
+from alignlab.ranks import launched, rank, shared
+from alignlab.runs import GUARDS, KEPT_CHECKPOINTS, NOT_SCIENCE, read_config
 from alignlab.secrecy import masked
 
 HERE = Path(__file__).resolve().parent
@@ -132,6 +133,7 @@ class TrainConfig:
 ConfigStore.instance().store(name="train_schema", node=TrainConfig)
 OmegaConf.register_new_resolver("or", lambda *values: next(v for v in values if v is not None), replace=True)
 OmegaConf.register_new_resolver("folder", lambda overrides: folder_name(overrides), replace=True)
+OmegaConf.register_new_resolver("sweep_folder", lambda given, name: sweep_folder(given, name), use_cache=True, replace=True)
 
 STAY = ("checkpoint_every", "keep", "offload", *GUARDS)
 """Keys that a resumed run may change, and else has as before."""
@@ -261,7 +263,7 @@ def command(
                 try:
                     refuse_deleted(cfg, schema)
                     return function(cfg)
-                except ConfigError as error:
+                except (ConfigError, RunError) as error:
                     at = HydraConfig.get()
                     if (
                         at.mode == RunMode.MULTIRUN and launched() == 1
@@ -304,6 +306,7 @@ def command(
                 sys.exit(_say(_diagnosis(name, arguments, schema, check) or _first_line(error)))
             finally:
                 _TYPED.reset(before)
+                give_back()
 
         return run
 
@@ -322,11 +325,41 @@ LAUNCHERS = {"joblib": "alignlab[sweeps]", "submitit_slurm": "alignlab[sweeps]",
 """Where Hydra's launchers come from."""
 
 
+HYDRAS = ("multirun.yaml", "optimization_results.yaml", ".submitit")
+"""What Hydra, its sweepers and launchers write in the folder of a sweep."""
+
+
+def sweep_folder(given: str | None, name: str) -> str:
+    """The folder of a sweep: the one that was given, or a new one. Hydra writes there before the first job begins, so what is wrong with it
+    ends the command here."""
+    try:
+        folder = Path(given).expanduser() if given else fresh(name)
+        refuse_links(folder, *HYDRAS)
+    except RunError as error:
+        sys.exit(_say(error))
+    return str(folder)
+
+
+def folder_of_job() -> Path:
+    """The folder of this job of a sweep, which must lie in the sweep's.
+
+    Raises:
+        RunError: if a link leads elsewhere.
+    """
+    at = HydraConfig.get()
+    sweep, job = Path(at.sweep.dir), Path(at.runtime.output_dir)
+    if job.is_relative_to(sweep.absolute()):
+        refuse_links(sweep, str(job.relative_to(sweep.absolute())), inside=False)
+    return job
+
+
 def run_folder(c: dict[str, Any]) -> Path:
     """resume=, or the job's folder in a sweep, or output_dir=, or a new one: that of process 0."""
     at = HydraConfig.get()
-    given = c["resume"] or (at.runtime.output_dir if at.mode == RunMode.MULTIRUN else c["output_dir"])
-    return Path(shared(given or f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}-{at.runtime.choices['algo']}"))
+    given = c["resume"] or (folder_of_job() if at.mode == RunMode.MULTIRUN else c["output_dir"])
+    if not given and rank() == 0:
+        given = fresh(f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}-{at.runtime.choices['algo']}")
+    return Path(shared(str(given)))
 
 
 def _say(sentences: object, job: str = "") -> int:
@@ -353,6 +386,9 @@ def _foreign(name: str, arguments: Namespace) -> list[str]:
         paths.append(f"hydra.searchpath=[file://{Path(arguments.config_dir).resolve()}]")
     if not paths:
         return []
+    bombs = [problem for path in paths for problem in yaml_problems(path)]
+    if bombs:
+        return bombs
     others = [_singles(word) if arguments.multirun else [word] for word in arguments.overrides if word not in paths]
     found: list[str] = []
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from alignlab.card import upload
 from alignlab.checks import bench_problems, is_hub_id
 from alignlab.config import command, opted_in, plain
+from alignlab.folder import refuse_led_away, refuse_links
 from alignlab.nodes import ConfigError, build, nearest
 from alignlab.runs import RunError, read_config, run_folders, weights
 from alignlab.start import fused
@@ -45,7 +46,8 @@ def to_kohya(its: dict[str, Any], learned: Path, output: Path) -> None:
 
 
 def to_folder(its: dict[str, Any], learned: Path, output: Path) -> None:
-    """The folder as it is."""
+    """The folder as it is. A link in it would copy a file of another place, so it may hold none."""
+    refuse_links(learned.parent, learned.name)
     shutil.copytree(learned, output)
 
 
@@ -111,6 +113,8 @@ def main(cfg: DictConfig) -> None:
     c = checked(cfg)
     run, output = Path(c["run"]), Path(c["output"])
     try:
+        if c["to"] != "hub":
+            refuse_led_away(output)
         learned = weights(run)
         if c["to"] != "hub":
             output.parent.mkdir(parents=True, exist_ok=True)

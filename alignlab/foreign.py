@@ -1,7 +1,13 @@
 """What files of others, found by --config-dir, may not decide: how Hydra itself works. Their _target_ is held to the rule of nodes.py."""
 
 from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
+
+import yaml
+
+from alignlab.bounded_yaml import read_yaml
 
 KEPT = (
     "callbacks",
@@ -36,6 +42,26 @@ def hydra_problems(found: dict[str, Any], plain: dict[str, Any], typed: Collecti
         yield f"hydra.sweeper._target_={sweeper.get('_target_')} is no sweeper of Hydra's or of its plugins"
     if any(str(key).lstrip("+").startswith("allow_targets") for key in sweeper.get("params") or {}):
         yield "allow_targets is set by a file of --config-dir (hydra.sweeper.params), which may not; type it on the command line if you trust it"
+
+
+def yaml_problems(searchpath: str) -> Iterator[str]:
+    """One sentence for each file of folders of others whose aliases unfold to much more than is written: Hydra would unfold them.
+
+    Args:
+        searchpath: the override that names the folders, hydra.searchpath=[file://FOLDER, ...].
+    """
+    for place in searchpath.partition("=")[2].strip("[]'\" ").split(","):
+        folder = Path(unquote(place.strip("'\" ").removeprefix("file://")))
+        for path in sorted(folder.rglob("*.yaml")) if folder.is_dir() else ():
+            try:
+                text = path.read_text(encoding="utf-8")
+                if "*" in text and "&" in text:
+                    read_yaml(text)
+            except yaml.YAMLError as error:
+                if "aliases" in str(error):
+                    yield f"{path} cannot be read as YAML ({error})"
+            except (OSError, ValueError, RecursionError):  # Hydra has its own words, if it reads the file at all
+                continue
 
 
 def _at(node: Any, key: str) -> Any:

@@ -33,6 +33,7 @@ from alignlab.compare import (
     variants,
 )
 from alignlab.config import command, plain
+from alignlab.folder import refuse_led_away, refuse_links
 from alignlab.metrics.pareto import hypervolume
 from alignlab.nodes import ConfigError
 from alignlab.outcomes import base_point, contrasts, evaluated, outcomes
@@ -40,6 +41,7 @@ from alignlab.runs import write_aside
 from alignlab.tables import interval_text, write_table
 
 TEMPLATES = Path(__file__).parent / "assets"
+FILES = ("report.html", "variants.csv", "runs.csv")
 PICTURE = 420
 """Largest side of a grid of samples in the page, in pixels."""
 PIXELS = 2**27
@@ -176,8 +178,11 @@ def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def main(cfg: DictConfig) -> None:
     """Hydra's task."""
     c = checked(cfg)
+    folder = Path(c["output_dir"])
+    refuse_led_away(folder)
+    refuse_links(folder, ".new_*", *FILES)
     try:
-        page = report(read_runs(c["runs"]), Path(c["output_dir"]), c["title"])
+        page = report(read_runs(c["runs"]), folder, c["title"])
     except CompareError as error:
         raise ConfigError(str(error)) from None
     print(f"written: {page}")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from alignlab.checks import bench_problems, choice_problems, tuned_problems
 from alignlab.config import command, opted_in, plain
+from alignlab.folder import refuse_led_away
 from alignlab.nodes import ConfigError, build
 from alignlab.runs import RunError, run_folders, save_grid
 from alignlab.tuned import TunedConfig, dialled, of_run, pictures, policy_of
@@ -70,6 +71,8 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
 def main(cfg: DictConfig) -> None:
     """Hydra's task."""
     c = checked(cfg)
+    path = Path(c["output"] or Path(c["run"] or ".") / "sample.png")
+    refuse_led_away(path)
     try:
         policy = policy_of(c)
         sampler = build(c["eval_sampler"], scheduler=policy.family.scheduler).to(policy.device)
@@ -81,7 +84,6 @@ def main(cfg: DictConfig) -> None:
         with policy.reference():
             rows.append(pictures(policy, sampler, prompt, n=c["n"], seed=c["seed"]))
         rows.append(pictures(shown, sampler, prompt, n=c["n"], seed=c["seed"]))
-    path = Path(c["output"] or Path(c["run"] or ".") / "sample.png")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_grid(torch.cat(rows), path, columns=c["n"])
