@@ -74,7 +74,8 @@ class Candidates:
         self._look(folder, config)
 
     def _look(self, folder: Path, config: dict[str, Any]) -> None:
-        """Reads make_pairs.yaml. Raises a RunError if the folder holds other candidates, or files that are none."""
+        """Reads make_pairs.yaml. Raises a RunError if the folder holds other candidates, files that are none, or links."""
+        refuse_links(folder, *PARTS)
         if (folder / ABOUT).is_file():
             self.about = read_about(folder)
             difference = first_difference(self.about["config"], config)
@@ -97,7 +98,6 @@ class Candidates:
             RunError: if it cannot be written, holds links, another process fills it or has filled it since it was looked at, or its images
                 are of others.
         """
-        refuse_links(self.folder, *PARTS)
         for key in ("weights", "prompts") if self.about else ():
             if self.about.get(key) != about[key]:
                 raise RunError(

@@ -382,13 +382,13 @@ def _first_line(error: BaseException) -> str:
 def _foreign(name: str, arguments: Namespace) -> list[str]:
     """What files found by --config-dir or hydra.searchpath make of Hydra itself, before it does as they say; nothing without them."""
     paths = [word for word in arguments.overrides if word.startswith("hydra.searchpath=")]
+    bombs = [problem for folder in _folders(paths, arguments) for problem in yaml_problems(folder)]
+    if bombs:
+        return bombs
     if arguments.config_dir:
         paths.append(f"hydra.searchpath=[file://{Path(arguments.config_dir).resolve()}]")
     if not paths:
         return []
-    bombs = [problem for path in paths for problem in yaml_problems(path)]
-    if bombs:
-        return bombs
     others = [_singles(word) if arguments.multirun else [word] for word in arguments.overrides if word not in paths]
     found: list[str] = []
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
@@ -401,6 +401,18 @@ def _foreign(name: str, arguments: Namespace) -> list[str]:
                 return []
             found += hydra_problems(its, plain_hydra, [word.lstrip("+~").partition("=")[0] for word in typed])
     return list(dict.fromkeys(found))
+
+
+def _folders(searchpaths: list[str], arguments: Namespace) -> list[Path]:
+    """The folders that the command line adds to the configuration."""
+    listed = [Path(given) for given in (arguments.config_dir, arguments.config_path) if given]
+    for text in searchpaths:
+        try:
+            value: Any = OverridesParser.create().parse_override(text).value()
+        except HydraException:  # which has its own sentence
+            continue
+        listed += [Path(str(place).removeprefix("file://")) for place in (value if isinstance(value, list) else [value])]
+    return listed
 
 
 def _hydra_node(name: str, overrides: list[str]) -> dict[str, Any]:

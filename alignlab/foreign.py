@@ -3,7 +3,6 @@
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import yaml
 
@@ -44,24 +43,18 @@ def hydra_problems(found: dict[str, Any], plain: dict[str, Any], typed: Collecti
         yield "allow_targets is set by a file of --config-dir (hydra.sweeper.params), which may not; type it on the command line if you trust it"
 
 
-def yaml_problems(searchpath: str) -> Iterator[str]:
-    """One sentence for each file of folders of others whose aliases unfold to much more than is written: Hydra would unfold them.
-
-    Args:
-        searchpath: the override that names the folders, hydra.searchpath=[file://FOLDER, ...].
-    """
-    for place in searchpath.partition("=")[2].strip("[]'\" ").split(","):
-        folder = Path(unquote(place.strip("'\" ").removeprefix("file://")))
-        for path in sorted(folder.rglob("*.yaml")) if folder.is_dir() else ():
-            try:
-                text = path.read_text(encoding="utf-8")
-                if "*" in text and "&" in text:
-                    read_yaml(text)
-            except yaml.YAMLError as error:
-                if "aliases" in str(error):
-                    yield f"{path} cannot be read as YAML ({error})"
-            except (OSError, ValueError, RecursionError):  # Hydra has its own words, if it reads the file at all
-                continue
+def yaml_problems(folder: Path) -> Iterator[str]:
+    """One sentence for each file in a folder of others whose aliases unfold to much more than is written: Hydra would unfold them."""
+    for path in sorted(folder.rglob("*.yaml")) if folder.is_dir() else ():
+        try:
+            text = path.read_text(encoding="utf-8") if path.is_file() else ""
+            if "*" in text and "&" in text:
+                read_yaml(text)
+        except yaml.YAMLError as error:
+            if "aliases" in str(error):
+                yield f"{path} cannot be read as YAML ({error})"
+        except (OSError, ValueError, RecursionError):  # Hydra has its own words, if it reads the file at all
+            continue
 
 
 def _at(node: Any, key: str) -> Any:

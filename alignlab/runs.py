@@ -72,7 +72,9 @@ class Run:
         self._look(folder, config, ignore)
 
     def _look(self, folder: Path, config: dict[str, Any], ignore: tuple[str, ...]) -> None:
-        """Raises a RunError if the folder holds another run, or files that are none."""
+        """Raises a RunError if the folder holds another run, files that are none, or links where an unfinished run will write."""
+        if not (folder / "summary.json").is_file():
+            refuse_links(folder, *PARTS)
         stored = folder / "config.yaml"
         if stored.is_file():
             old = read_config(folder)
@@ -96,7 +98,7 @@ class Run:
         Raises:
             RunError: if it cannot be written, holds links, or another process trains in it, or did so since it was looked at.
         """
-        refuse_links(self.folder, *PARTS)
+        refuse_links(self.folder, *PARTS)  # before a folder is made or a lock written
         try:
             for name in ("samples", "checkpoints"):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)

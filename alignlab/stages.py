@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 
 from alignlab.bounded_yaml import read_yaml
 from alignlab.config import asked, command, plain
-from alignlab.folder import fresh, locked, refuse_links
+from alignlab.folder import LOCK, fresh, locked, refuse_links
 from alignlab.nodes import ConfigError, nearest
 from alignlab.runs import first_difference, write_aside
 
@@ -194,6 +194,7 @@ def main(cfg: DictConfig) -> None:
             raise ConfigError(f"recipe.{name}: what is wrong with its words stands above; nothing was begun")
     with locked(folder, "being filled"):
         go_through(lines, folder)
+        (folder / LOCK).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -148,6 +148,7 @@ def train_reward(c: dict[str, Any], folder: Path) -> dict[str, float]:
         sizes = {"trained on": len(data), "held out": len(held_out)}  # type: ignore[arg-type]
         about = {"kind": c["kind"], "clip": c["clip"], "relu": c["relu"], "items": sizes, **numbers}
         save(folder, fit.head, about, {name: weight.data for name, weight in fit.tuned.items()})
+        (folder / LOCK).unlink(missing_ok=True)
     return numbers
 
 
