@@ -10,11 +10,11 @@ Images are whole and on the disk before they are scored, and lines before they c
 that have no score, then with the prompts that have no image.
 """
 
-import fcntl
 import json
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,12 +26,17 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from alignlab.data.judgements import beside, caption_of
+from alignlab.bounded_yaml import read_yaml
+from alignlab.data.judgements import FORMATS, PIXELS, beside, caption_of
 from alignlab.data.pairing import Paired
 from alignlab.data.preferences import objects
-from alignlab.runs import RunError, aside_of, first_difference, is_stray, room_for, write_aside
+from alignlab.folder import LOCK, locked, refuse_devices, refuse_links
+from alignlab.runs import RunError, aside_of, first_difference, is_stray, part_from_other_names, room_for, write_aside
 
 ABOUT, CANDIDATES, PAIRS, LABELS = "make_pairs.yaml", "candidates.jsonl", "pairs.jsonl", "labels.jsonl"
+TEXTS = (ABOUT, CANDIDATES, PAIRS, LABELS)
+PARTS = (*TEXTS, LOCK, ".new_*", "images")
+"""What the command writes in its folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +74,11 @@ class Candidates:
         """Lines of candidates.jsonl, once `done` has read them."""
         self._scored: dict[str, Candidate] = {}
         """By image."""
+        self._look(folder, config)
+
+    def _look(self, folder: Path, config: dict[str, Any]) -> None:
+        """Reads make_pairs.yaml. Raises a RunError if the folder holds other candidates, files that are none, or links."""
+        refuse_links(folder, *PARTS)
         if (folder / ABOUT).is_file():
             self.about = read_about(folder)
             difference = first_difference(self.about["config"], config)
@@ -88,7 +98,8 @@ class Candidates:
             about: what make_pairs.yaml says beside the configuration; a digest of the weights that draw, and one of the prompts.
 
         Raises:
-            RunError: if it cannot be written, another process fills it, or its images are of others.
+            RunError: if it cannot be written, holds links, another process fills it or has filled it since it was looked at, or its images
+                are of others.
         """
         for key in ("weights", "prompts") if self.about else ():
             if self.about.get(key) != about[key]:
@@ -97,13 +108,11 @@ class Candidates:
                 )
         with room_for(self.folder):
             (self.folder / "images").mkdir(parents=True, exist_ok=True)
-            self._lock = (self.folder / ".lock").open("w")
-        try:
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(
-                f"{self.folder} is being filled by another process; wait for it, or choose another output_dir"
-            ) from None
+        before, self._lock = self.about, locked(self.folder, "being filled")
+        self._look(self.folder, self.config)  # again: another process may have filled it since
+        if self.about != before:
+            raise RunError(f"{self.folder} was filled by another process while this one began; type the command again")
+        part_from_other_names(self.folder / CANDIDATES)
         for left in (*self.folder.glob("images/.new_*"), *self.folder.glob(".new_*")):
             left.unlink(missing_ok=True)
         if self.damaged:
@@ -183,19 +192,26 @@ class Candidates:
             with room_for(path), aside_of(path) as aside:
                 Image.fromarray(picture).save(aside, format="png")
 
-    def images(self, first: int, n: int) -> Tensor:
+    def images(self, first: int, n: int, size: tuple[int, int]) -> Tensor:
         """[n each, 3, H, W] in [0, 1], as they are on the disk.
 
+        Args:
+            size: H and W of what the model draws. An image of another size was put there by somebody else.
+
         Raises:
-            RunError: if one is none.
+            RunError: if one is none, or of another size.
         """
         found = []
         for _, name, _ in self._places(first, n):
             try:
-                with Image.open(self.folder / name, formats=["PNG"]) as picture:
+                with bounded(self.folder / name, ["PNG"]) as picture:
+                    if picture.size != size[::-1]:
+                        raise ValueError(f"{picture.width} x {picture.height} pixels, not {size[1]} x {size[0]}")
                     found.append(torch.from_numpy(np.array(picture.convert("RGB"))))
-            except (OSError, ValueError, SyntaxError) as error:
-                raise RunError(f"{self.folder / name} is no picture ({error}); remove it, and type the command again") from None
+            except Exception as error:  # Pillow's readers fail in any way on what is broken
+                raise RunError(
+                    f"{self.folder / name} is no picture of this model ({error}); remove it, and type the command again"
+                ) from None
         return torch.stack(found).permute(0, 3, 1, 2).float().contiguous() / 255
 
     def log(self, first: int, n: int, seed: int, rewards: dict[str, list[float]]) -> None:
@@ -229,8 +245,9 @@ def read_about(folder: Path) -> dict[str, Any]:
         RunError: if there is none, or it is none.
     """
     path = folder / ABOUT
+    refuse_devices(folder, *TEXTS)
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = next(iter(str(error).splitlines()), "")
         raise RunError(f"{path} cannot be read ({reason}); give a folder that alignlab.make_pairs wrote") from None
@@ -282,8 +299,9 @@ def write_pairs(folder: Path, rows: Sequence[Candidate], paired: Paired, pairing
         pairing: the node of the rule.
 
     Raises:
-        RunError: if the disk does not take them.
+        RunError: if the disk does not take them, or they would go through links.
     """
+    refuse_links(folder, *TEXTS, ".new_*")
     pairs, labels, rule = [], [], pairing.get("rule", pairing["_target_"])
     for pair in paired.pairs:
         winner, loser = rows[pair.winner], rows[pair.loser]
@@ -306,20 +324,28 @@ def copy(source: Path, folder: Path, rows: Sequence[Candidate]) -> None:
     """The candidates of one folder in a new one, which is whole or not there: images as hard links, where the file system has them.
 
     Raises:
-        RunError: if the new one is not empty, or cannot be written.
+        RunError: if the new one is not empty, or cannot be written, or the old one has links, or images that are none.
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise RunError(f"{folder} is not empty; choose another output_dir, or leave it out to make the pairs in {source}")
+    refuse_links(source, *TEXTS)
     aside = folder.resolve().with_name(f".new_{folder.resolve().name}")
+    refuse_links(aside.parent, aside.name)
     with room_for(folder):
-        shutil.rmtree(aside, ignore_errors=True)  # what a killed one was writing
+        aside.mkdir(parents=True, exist_ok=True)
+        lock = locked(aside, "being filled")
         try:
+            for left in aside.iterdir():  # what a killed one was writing
+                if left.name != LOCK:
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
             for row in rows:
                 old, new = source / row.image, aside / row.image
+                refuse_links(source, row.image)
+                _must_be_a_picture(old)
                 new.parent.mkdir(parents=True, exist_ok=True)
                 if not new.exists():
                     try:
-                        os.link(old.resolve(), new)
+                        os.link(old, new)
                     except OSError:
                         shutil.copyfile(old, new)
             write_aside(aside / CANDIDATES, "".join(json.dumps(asdict(row)) + "\n" for row in rows))
@@ -327,6 +353,31 @@ def copy(source: Path, folder: Path, rows: Sequence[Candidate]) -> None:
             aside.replace(folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
+            lock.close()
+
+
+def bounded(path: Path, formats: Sequence[str] = FORMATS) -> Image.Image:
+    """A picture of which nothing but the header is read yet.
+
+    Raises:
+        Exception: of any kind, if it is none, or has more than PIXELS.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound is ours
+        picture = Image.open(path, formats=list(formats))
+    if picture.width * picture.height > PIXELS:
+        picture.close()
+        raise ValueError(f"{picture.width} x {picture.height} pixels are more than {PIXELS}")
+    return picture
+
+
+def _must_be_a_picture(path: Path) -> None:
+    """Raises a RunError if it is none: a table of somebody else's could name any file, and the copy may be given away."""
+    try:
+        with bounded(path) as picture:
+            picture.verify()
+    except Exception as error:  # Pillow's readers fail in any way on what is broken
+        raise RunError(f"{path} is no picture ({error}), and only pictures are copied; remove its line of {CANDIDATES}") from None
 
 
 def _begun(path: Path) -> bool:

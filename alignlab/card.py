@@ -7,7 +7,9 @@ from typing import Any
 
 import yaml
 
+from alignlab.bounded_yaml import front_matter
 from alignlab.checks import COUNTED, is_hub_id
+from alignlab.folder import refuse_links
 from alignlab.lab import Lab
 from alignlab.nodes import resolve
 from alignlab.ranks import rank
@@ -158,15 +160,13 @@ def licence_of(base: str) -> tuple[str | None, str | None]:
 
 def _read_card(base: str) -> tuple[dict[str, Any] | None, str]:
     """What the card in the base model's folder says of it, None if there is no card; and why it cannot be read, "" if it can."""
-    from huggingface_hub import ModelCard
-
     card = Path(base) / "README.md"
     if not card.is_file():
         return None, ""
     try:
-        return ModelCard.load(card).data.to_dict(), ""
-    except Exception as error:  # YAML, encodings and the hub's own rules: each has errors of its own
-        return {}, next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        return front_matter(card), ""
+    except ValueError as error:
+        return {}, str(error)
 
 
 def push(folder: Path, repository: str | None) -> None:
@@ -189,6 +189,7 @@ def upload(model: Path, repository: str) -> str:
     """
     from huggingface_hub import HfApi
 
+    refuse_links(model.parent, model.name)  # what they lead to would be given away
     try:
         api = HfApi()
         address = api.create_repo(repository, private=True, exist_ok=True)

@@ -125,12 +125,8 @@ class Collected:
                     "on_host": record.latents.device.type == "cpu",
                     "strides": strides,
                 }
-                told = {
-                    "weights": weights,
-                    "noise": _name(record.noise),
-                    "about": json.dumps(about),
-                    "blake2b": digest_of(tensors),
-                }
+                told = {"weights": weights, "noise": _name(record.noise), "about": json.dumps(about)}
+                told["blake2b"] = digest_of(tensors, told)
                 with aside_of(self._home / f"rows_{row:06d}.safetensors") as aside:
                     save_file(tensors, aside, metadata=told)
         except (OSError, SafetensorError) as error:
@@ -143,9 +139,10 @@ class Collected:
             with safe_open(path, "pt") as file:
                 told = file.metadata() or {}
             tensors = load_file(path)
-        except (OSError, SafetensorError):
+        except (OSError, SafetensorError, ValueError, KeyError):  # of a header with a flipped bit
             return None
-        if told.get("blake2b") != digest_of(tensors) or (told["weights"], told["noise"]) != (self._weights(policy), _name(noise)):
+        sealed = told.pop("blake2b", None)
+        if sealed != digest_of(tensors, told) or (told["weights"], told["noise"]) != (self._weights(policy), _name(noise)):
             return None
         about = json.loads(told["about"])
         latents, log_probs, images = (_laid_out(tensors[name], about["strides"][name]) for name in TENSORS)

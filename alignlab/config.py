@@ -33,10 +33,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from alignlab.checks import groupwise, leaf_problems, problems, weighed
-from alignlab.foreign import hydra_problems
+from alignlab.folder import RunError, fresh, give_back, refuse_links
+from alignlab.foreign import hydra_problems, yaml_problems
 from alignlab.nodes import ConfigError, nearest, resolve, words
-from alignlab.ranks import launched, shared
-from alignlab.runs import GUARDS, KEPT_CHECKPOINTS, NOT_SCIENCE, RunError, read_config
+from alignlab.ranks import launched, rank, shared
+from alignlab.runs import GUARDS, KEPT_CHECKPOINTS, NOT_SCIENCE, read_config
 from alignlab.secrecy import masked
 from alignlab.servers import in_a_command, naming
 
@@ -136,6 +137,7 @@ class TrainConfig:
 ConfigStore.instance().store(name="train_schema", node=TrainConfig)
 OmegaConf.register_new_resolver("or", lambda *values: next(v for v in values if v is not None), replace=True)
 OmegaConf.register_new_resolver("folder", lambda overrides: folder_name(overrides), replace=True)
+OmegaConf.register_new_resolver("sweep_folder", lambda given, name: sweep_folder(given, name), use_cache=True, replace=True)
 
 STAY = ("checkpoint_every", "keep", "offload", *GUARDS)
 """Keys that a resumed run may change, and else has as before."""
@@ -277,7 +279,7 @@ def command(
                     refuse_deleted(cfg, schema)
                     with nullcontext() if in_a_command() else naming(HydraConfig.get().overrides.task):  # a launcher's process
                         return function(cfg)
-                except ConfigError as error:
+                except (ConfigError, RunError) as error:
                     at = HydraConfig.get()
                     if (
                         at.mode == RunMode.MULTIRUN and launched() == 1
@@ -322,6 +324,7 @@ def command(
             finally:
                 _TYPED.reset(before)
                 scope.close()
+                give_back()
 
         return run
 
@@ -340,11 +343,41 @@ LAUNCHERS = {"joblib": "alignlab[sweeps]", "submitit_slurm": "alignlab[sweeps]",
 """Where Hydra's launchers come from."""
 
 
+HYDRAS = ("multirun.yaml", "optimization_results.yaml", ".submitit")
+"""What Hydra, its sweepers and launchers write in the folder of a sweep."""
+
+
+def sweep_folder(given: str | None, name: str) -> str:
+    """The folder of a sweep: the one that was given, or a new one. Hydra writes there before the first job begins, so what is wrong with it
+    ends the command here."""
+    try:
+        folder = Path(given).expanduser() if given else fresh(name)
+        refuse_links(folder, *HYDRAS)
+    except RunError as error:
+        sys.exit(_say(error))
+    return str(folder)
+
+
+def folder_of_job() -> Path:
+    """The folder of this job of a sweep, which must lie in the sweep's.
+
+    Raises:
+        RunError: if a link leads elsewhere.
+    """
+    at = HydraConfig.get()
+    sweep, job = Path(at.sweep.dir), Path(at.runtime.output_dir)
+    if job.is_relative_to(sweep.absolute()):
+        refuse_links(sweep, str(job.relative_to(sweep.absolute())), inside=False)
+    return job
+
+
 def run_folder(c: dict[str, Any]) -> Path:
     """resume=, or the job's folder in a sweep, or output_dir=, or a new one: that of process 0."""
     at = HydraConfig.get()
-    given = c["resume"] or (at.runtime.output_dir if at.mode == RunMode.MULTIRUN else c["output_dir"])
-    return Path(shared(given or f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}-{at.runtime.choices['algo']}"))
+    given = c["resume"] or (folder_of_job() if at.mode == RunMode.MULTIRUN else c["output_dir"])
+    if not given and rank() == 0:
+        given = fresh(f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}-{at.runtime.choices['algo']}")
+    return Path(shared(str(given)))
 
 
 def _say(sentences: object, job: str = "") -> int:
@@ -367,6 +400,9 @@ def _first_line(error: BaseException) -> str:
 def _foreign(name: str, arguments: Namespace) -> list[str]:
     """What files found by --config-dir or hydra.searchpath make of Hydra itself, before it does as they say; nothing without them."""
     paths = [word for word in arguments.overrides if word.startswith("hydra.searchpath=")]
+    bombs = [problem for folder in _folders(paths, arguments) for problem in yaml_problems(folder)]
+    if bombs:
+        return bombs
     if arguments.config_dir:
         paths.append(f"hydra.searchpath=[file://{Path(arguments.config_dir).resolve()}]")
     if not paths:
@@ -383,6 +419,18 @@ def _foreign(name: str, arguments: Namespace) -> list[str]:
                 return []
             found += hydra_problems(its, plain_hydra, [word.lstrip("+~").partition("=")[0] for word in typed])
     return list(dict.fromkeys(found))
+
+
+def _folders(searchpaths: list[str], arguments: Namespace) -> list[Path]:
+    """The folders that the command line adds to the configuration."""
+    listed = [Path(given) for given in (arguments.config_dir, arguments.config_path) if given]
+    for text in searchpaths:
+        try:
+            value: Any = OverridesParser.create().parse_override(text).value()
+        except HydraException:  # which has its own sentence
+            continue
+        listed += [Path(str(place).removeprefix("file://")) for place in (value if isinstance(value, list) else [value])]
+    return listed
 
 
 def _hydra_node(name: str, overrides: list[str]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from torch import Tensor
 from alignlab.checks import bench_problems, choice_problems, tuned_problems, weighed, without_weighing
 from alignlab.config import command, opted_in, plain
 from alignlab.data.prompts import thinned
+from alignlab.folder import refuse_links
 from alignlab.images import TABLES, Images, read_images, six_digits, write_images
 from alignlab.lab import Bench
 from alignlab.measure import distance_to_base, evaluate
@@ -176,6 +177,7 @@ class Evaluation:
                 return read_images(path)
             except (Damaged, ValueError) as damage:
                 progress.print(f"warning: {path} was damaged ({damage}); the base model is measured again")
+        refuse_links(path.parent, path.name)
         with self.policy.reference():
             measured = self.images(progress, "base model")
         with room_for(path, "cache"), all_aside(path, last="images.csv") as aside:
@@ -314,15 +316,21 @@ def run_evaluation(c: dict[str, Any], folder: Path) -> dict[str, Any]:
     return result
 
 
+def folder_of(c: dict[str, Any]) -> Path:
+    """Where the results go: into the run's folder, or the LoRA's, or runs."""
+    home = Path(c["run"] or c["lora"] or "runs")
+    return (home.parent if home.is_file() else home) / c["name"]
+
+
 @command("evaluate", schema=EvaluateConfig, check=checked)
 def main(cfg: DictConfig) -> float:
     """Hydra's task. Returns the last run's gain in its first training reward."""
     c = checked(cfg)
     jobs = [as_the_run(c, run) for run in run_folders(c["run"])] if c["run"] else [c]
-    gain = float("nan")
-    for job in jobs:
-        home = Path(job["run"] or c["lora"] or "runs")
-        folder = (home.parent if home.is_file() else home) / c["name"]
+    gain, folders = float("nan"), [folder_of(job) for job in jobs]
+    for folder in folders:
+        refuse_links(folder.parent, folder.name)
+    for job, folder in zip(jobs, folders, strict=True):
         try:
             result = run_evaluation(job, folder)
         except (RunError, RewardError) as error:

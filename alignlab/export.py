@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from alignlab.card import upload
 from alignlab.checks import bench_problems, is_hub_id
 from alignlab.config import command, opted_in, plain
+from alignlab.folder import refuse_led_away, refuse_links
 from alignlab.models import lora_files
 from alignlab.nodes import ConfigError, build, nearest
 from alignlab.runs import (
@@ -57,7 +58,9 @@ def to_kohya(its: dict[str, Any], learned: Path, output: Path) -> None:
 
 
 def to_folder(its: dict[str, Any], learned: Path, output: Path) -> None:
-    """The folder, a LoRA in the form that every reader gets right (lora_files.py)."""
+    """The folder, a LoRA in the form that every reader gets right (lora_files.py). A link in it would copy a file of another place, so it
+    may hold none."""
+    refuse_links(learned.parent, learned.name)
     with room_for(output, "output"), folder_aside_of(output) as aside:
         shutil.copytree(learned, aside)
         if not its.get("policy", {}).get("full"):
@@ -136,6 +139,8 @@ def main(cfg: DictConfig) -> None:
     c = checked(cfg)
     run, output = Path(c["run"]), Path(c["output"])
     try:
+        if c["to"] != "hub":
+            refuse_led_away(output)
         learned = weights(run)
         if c["to"] != "hub":
             refuse_unwritable(output.parent, "output", *([output.name] if c["to"] == "kohya" else []))

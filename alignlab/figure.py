@@ -25,6 +25,7 @@ from omegaconf import DictConfig
 
 from alignlab.compare import CompareError, Finished, read_runs
 from alignlab.config import CONF, command, folder_name, plain
+from alignlab.folder import refuse_links
 from alignlab.metrics.statistics import Interval
 from alignlab.nodes import ConfigError, nearest
 from alignlab.paper import FIGURES, STYLE, PaperFigure, Rows
@@ -215,6 +216,8 @@ def main(cfg: DictConfig) -> None:
     c = checked(cfg)
     matplotlib.use("Agg")
     names = list(FIGURES) if c["name"] == "all" else [c["name"]]
+    refuse_links(home(c), *(f"paper/{name}" for name in names))
+    refuse_links(home(c), *(f"runs/{e}" for name in names for e in FIGURES[name].experiments), inside=False)
     try:
         for name in names:
             refuse_unwritable(home(c) / "paper" / name, "home", "figure.png", "table.csv", "README.md")

@@ -46,6 +46,7 @@ def hovered(text: str) -> str:
 
 def learning(those: Sequence[Variant], unit: str, diversity: str) -> go.Figure:
     """Reward and diversity over training, mean over seeds with its standard error; a menu chooses the budget on the x axis."""
+    unit, diversity = escaped(unit), escaped(diversity)
     figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.09, subplot_titles=("reward", "diversity"))
     palette, named, listed = colours(those), names(those), len(those) <= LEGEND
     budgets = {name: key for name, key in BUDGETS.items() if all(key in run.evaluations[-1] for v in those for run in v.runs)}
@@ -94,8 +95,8 @@ def trade_off(those: Sequence[Variant], unit: str, diversity: str) -> go.Figure:
                 text=[f"epoch {step:g}, seed {run.seed}" for step in run.curve("step")],
                 hovertemplate="reward %{x:.3f}, diversity %{y:.3f}<br>%{text}<extra>" + hovered(variant.label) + "</extra>",
             )  # fmt: skip
-    figure.update_xaxes(title_text=f"reward ({unit})")
-    figure.update_yaxes(title_text=diversity)
+    figure.update_xaxes(title_text=escaped(f"reward ({unit})"))
+    figure.update_yaxes(title_text=escaped(diversity))
     return styled(figure, 430, legend=_legend(list(named.values()), 1) if listed else 0)
 
 
@@ -124,8 +125,8 @@ def pareto(
         x=[base[0]], y=[base[1]], name="base model", mode="markers", marker={"size": 14, "symbol": "star", "color": GREY},
         hovertemplate="reward %{x:.3f}, diversity %{y:.3f}<extra>base model</extra>",
     )  # fmt: skip
-    figure.update_xaxes(title_text=axes[0])
-    figure.update_yaxes(title_text=axes[1])
+    figure.update_xaxes(title_text=escaped(axes[0]))
+    figure.update_yaxes(title_text=escaped(axes[1]))
     return styled(figure, 430, legend=_legend(list(named.values()), 1) if listed else 0)
 
 
@@ -163,7 +164,7 @@ def z_scores(those: Sequence[Variant]) -> go.Figure:
             mean = np.mean([c[name] for c in curves if name in c], 0)
             label = "training reward" if name == "reward" else f"{name} (trained)" if name in training else name
             figure.add_scatter(
-                x=variant.curves("step")[0], y=mean, name=label, legendgroup=label, showlegend=k == 0, mode="lines+markers", marker={"size": 4},
+                x=variant.curves("step")[0], y=mean, name=escaped(label), legendgroup=label, showlegend=k == 0, mode="lines+markers", marker={"size": 4},
                 line={"color": "#222831" if j == 0 else COLOURS[(j - 1) % len(COLOURS)], "dash": DASHES[0 if j == 0 else 1 + (j - 1) % 4], "width": 2},
                 hovertemplate="epoch %{x:g}: %{y:+.2f} sd<extra>" + escaped(label) + "</extra>", row=1 + k // columns, col=1 + k % columns,
             )  # fmt: skip
@@ -190,8 +191,9 @@ def styled(figure: go.Figure, height: int, top: int = 24, legend: int = 0) -> go
 
 
 def escaped(text: str) -> str:
-    """Plotly reads a little HTML in its texts: a label is shown as it is."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    """Plotly reads a little HTML in its texts, and %{NAME} as a value: what is not ours (a label, the name or unit of a reward or a metric)
+    is shown as it is."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("%{", "%&#123;")
 
 
 def in_lines(text: str, width: int) -> str:

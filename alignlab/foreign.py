@@ -1,8 +1,12 @@
 """What files of others, found by --config-dir, may not decide: how Hydra itself works. Their _target_ is held to the rule of nodes.py."""
 
 from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Any
 
+import yaml
+
+from alignlab.bounded_yaml import read_yaml
 from alignlab.servers import bound, named_by
 
 KEPT = (
@@ -58,6 +62,20 @@ def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, key)
     else:
         yield key, node
+
+
+def yaml_problems(folder: Path) -> Iterator[str]:
+    """One sentence for each file in a folder of others whose aliases unfold to much more than is written: Hydra would unfold them."""
+    for path in sorted(folder.rglob("*.yaml")) if folder.is_dir() else ():
+        try:
+            text = path.read_text(encoding="utf-8") if path.is_file() else ""
+            if "*" in text and "&" in text:
+                read_yaml(text)
+        except yaml.YAMLError as error:
+            if "aliases" in str(error):
+                yield f"{path} cannot be read as YAML ({error})"
+        except (OSError, ValueError, RecursionError):  # Hydra has its own words, if it reads the file at all
+            continue
 
 
 def _at(node: Any, key: str) -> Any:

@@ -8,6 +8,7 @@ other pairs can be made of them without sampling: `again=pairs pairing.rule=pare
 import hashlib
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -23,9 +24,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from alignlab.candidates import ABOUT, CANDIDATES, LABELS, PAIRS, Candidates, copy, read_about, read_candidates, write_pairs
 from alignlab.checks import bench_problems, choice_problems, sampler_problems, tuned_problems, weighed
-from alignlab.config import asked, command, opted_in, plain
+from alignlab.config import asked, command, folder_of_job, opted_in, plain
 from alignlab.data.pairing import Paired
 from alignlab.data.prompts import thinned
+from alignlab.folder import fresh, locked
 from alignlab.lab import warn_of_cut, weighted_sum
 from alignlab.nodes import ConfigError, build, node_problems
 from alignlab.noise import noise_key
@@ -188,7 +190,7 @@ def fill(c: dict[str, Any], folder: Path) -> None:
                 )
                 parts = [key[range(k, min(k + c["batch"], len(key.prompts)))] for k in range(0, len(key.prompts), c["batch"])]
                 out.save(first, torch.cat([rollout(turned, sampler, part, store="image").images for part in parts]))
-            images = out.images(first, len(some)).to(policy.device)
+            images = out.images(first, len(some), policy.family.image_size).to(policy.device)
             scores = reward.score(images, [p for p in some for _ in range(each)], each)
             out.log(first, len(some), c["seed"], {name: values.tolist() for name, values in scores.items()})
             progress.advance(task, each * len(some))
@@ -201,18 +203,20 @@ def pair(c: dict[str, Any], folder: Path) -> tuple[Paired, list[str]]:
         RunError: if the candidates cannot be read, or the rule does not fit them.
     """
     source = Path(c["again"] or folder)
-    rows = read_candidates(source)
-    if not rows:
-        raise RunError(f"{source} holds no scored candidates yet; finish it first, by the command that began it")
-    names, prompts = [*rows[0].rewards], [row.prompt for row in rows]
-    node = {**c["pairing"], "weights": {**_weights(source, names), **(c["pairing"].get("weights") or {})}}
-    try:
-        paired: Paired = build(node)(prompts, {name: [row.rewards[name] for row in rows] for name in names})
-    except ValueError as error:
-        raise RunError(f"pairing: {error}") from None
-    if folder.resolve() != source.resolve():
-        copy(source, folder, rows)
-    write_pairs(folder, rows, paired, node)
+    other = folder.resolve() != source.resolve()
+    with nullcontext() if other or c["again"] is None else locked(folder, "being filled"):  # `fill` holds it already
+        rows = read_candidates(source)
+        if not rows:
+            raise RunError(f"{source} holds no scored candidates yet; finish it first, by the command that began it")
+        names, prompts = [*rows[0].rewards], [row.prompt for row in rows]
+        node = {**c["pairing"], "weights": {**_weights(source, names), **(c["pairing"].get("weights") or {})}}
+        try:
+            paired: Paired = build(node)(prompts, {name: [row.rewards[name] for row in rows] for name in names})
+        except ValueError as error:
+            raise RunError(f"pairing: {error}") from None
+        if other:
+            copy(source, folder, rows)
+        write_pairs(folder, rows, paired, node)
     return paired, prompts
 
 
@@ -228,8 +232,8 @@ def main(cfg: DictConfig) -> float:
     """Hydra's task. Returns the number of pairs."""
     c, began = checked(cfg), time.perf_counter()
     at = HydraConfig.get()
-    given = at.runtime.output_dir if at.mode == RunMode.MULTIRUN else c["output_dir"] or c["again"]
-    folder = Path(given or f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}-pairs")
+    given = folder_of_job() if at.mode == RunMode.MULTIRUN else c["output_dir"] or c["again"]
+    folder = Path(given) if given else fresh(f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}-pairs")
     try:
         refuse_unwritable(folder, "output_dir", ABOUT, CANDIDATES, PAIRS, LABELS)
         if c["again"] is None:

@@ -29,6 +29,7 @@ Runs = dict[str, list[Finished]]
 STYLE: Any = {
     "font.family": "DejaVu Sans", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
     "axes.titlesize": 10, "legend.frameon": False, "legend.fontsize": 8, "lines.linewidth": 1.8, "svg.hashsalt": "alignlab",
+    "text.parse_math": False,  # a unit or a name with $ in it is no formula
 }  # fmt: skip
 """For matplotlib's rc_context."""
 

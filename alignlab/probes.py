@@ -16,6 +16,7 @@ from alignlab.checks import bench_problems
 from alignlab.config import CONF
 from alignlab.data.prompts import thinned
 from alignlab.dials import scale_lora
+from alignlab.folder import refuse_links
 from alignlab.lab import Bench, weighted_sum
 from alignlab.measure import evaluate
 from alignlab.nodes import build
@@ -104,6 +105,7 @@ def probe(run: Path, name: str) -> bool:
         return True
     if not any((run / "model").rglob("*.safetensors")):
         return False
+    refuse_links(run, f"probes/{name}")
     c = read_config(run)
     wrong = list(bench_problems(c, ()))
     if wrong:

@@ -34,6 +34,7 @@ from alignlab.compare import (
     variants,
 )
 from alignlab.config import command, plain
+from alignlab.folder import refuse_led_away, refuse_links
 from alignlab.metrics.pareto import hypervolume
 from alignlab.nodes import ConfigError
 from alignlab.outcomes import PAIRED, base_point, contrasts, evaluated, outcomes
@@ -42,6 +43,7 @@ from alignlab.tables import interval_text, write_table
 
 PAGE = "report.html"
 TEMPLATES = Path(__file__).parent / "assets"
+FILES = ("report.html", "variants.csv", "runs.csv")
 PICTURE = 420
 """Largest side of a grid of samples in the page, in pixels."""
 PICTURES = 600
@@ -182,9 +184,12 @@ def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def main(cfg: DictConfig) -> None:
     """Hydra's task."""
     c = checked(cfg)
+    folder = Path(c["output_dir"])
+    refuse_led_away(folder)
+    refuse_links(folder, ".new_*", *FILES)
     try:
-        refuse_unwritable(Path(c["output_dir"]), "output_dir", "variants.csv", "runs.csv", PAGE)
-        page = report(read_runs(c["runs"]), Path(c["output_dir"]), c["title"])
+        refuse_unwritable(folder, "output_dir", "variants.csv", "runs.csv", PAGE)
+        page = report(read_runs(c["runs"]), folder, c["title"])
     except (CompareError, RunError) as error:
         raise ConfigError(str(error)) from None
     print(f"written: {page}")

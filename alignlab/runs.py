@@ -11,7 +11,6 @@ there. They are about a kilobyte an epoch, beside the megabytes of the weights.
 """
 
 import errno
-import fcntl
 import glob
 import json
 import math
@@ -33,6 +32,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from alignlab.bounded_yaml import read_yaml
+from alignlab.folder import LOCK, RunError, locked, refuse_devices, refuse_links
 from alignlab.sealed import MANIFEST, Damaged, check, digest_of, seal, sync, whole
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -55,10 +56,12 @@ LATER_KEYS = {
     "eval_rewards": {}, "allow_servers": [],
 }  # fmt: skip
 LATER_POLICY_KEYS = {"decode_batch": None, "text_on_host": False, "channels_last": False, "shard": False}
-
-
-class RunError(Exception):
-    """The run folder cannot be used as asked; one sentence."""
+PARTS = (
+    "config.yaml", "metrics.jsonl", "summary.json", LOCK, ".new_*", "samples", "checkpoints", "collected", "tensorboard", "model", ".model",
+)  # fmt: skip
+"""What a run writes in its folder."""
+READ = (*PARTS, "evaluation", "probes")
+"""What commands read of it."""
 
 
 class Run:
@@ -79,6 +82,13 @@ class Run:
         """Checkpoints found bad: they stay until there is another one."""
         self._known: list[bytes] | None = None
         """The lines of metrics.jsonl, whatever becomes of the file; None before they were read."""
+        self._ignored, self._seen = ignore, self._progress()
+        self._look(folder, config, ignore)
+
+    def _look(self, folder: Path, config: dict[str, Any], ignore: tuple[str, ...]) -> None:
+        """Raises a RunError if the folder holds another run, files that are none, or links where an unfinished run will write."""
+        if not (folder / "summary.json").is_file():
+            refuse_links(folder, *PARTS)
         stored = folder / "config.yaml"
         if stored.is_file():
             old = read_config(folder)
@@ -96,24 +106,27 @@ class Run:
                 is_one, needs = ("a folder", "a file") if path.is_dir() else ("a file", "a folder")
                 raise RunError(f"{path} is {is_one}, and a run needs {needs} of that name; move it, or choose another output_dir")
 
+    def _progress(self) -> tuple[bool, list[Path]]:
+        """Whether the run is finished, and the checkpoints that it has."""
+        return (self.folder / "summary.json").exists(), self._checkpoints()
+
     def begin(self) -> None:
         """Creates the folder, and keeps other processes out of it until this one ends.
 
         Raises:
-            RunError: if it cannot be written, or another process trains in it.
+            RunError: if it cannot be written, holds links, or another process trains in it, or did so since it was looked at.
         """
+        refuse_links(self.folder, *PARTS)  # before a folder is made or a lock written
         try:
             for name in ("samples", "checkpoints"):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"{self.folder} cannot be written ({error.strerror}); choose another output_dir") from None
-        self._lock = (self.folder / ".lock").open("w")
-        try:
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(
-                f"{self.folder} is being trained by another process; wait for it, or choose another output_dir"
-            ) from None
+        self._lock = locked(self.folder, "being trained")
+        self._look(self.folder, self.config, self._ignored)  # again: another process may have begun another run since
+        if self._progress() != self._seen:
+            raise RunError(f"{self.folder} was trained by another process while this one began; type the command again")
+        part_from_other_names(self.folder / "metrics.jsonl")
         self._try_all()
         for left in (
             *(path for name in (".step_*", ".new_*", ".tmp*") for path in self.folder.glob(f"checkpoints/{name}")),
@@ -147,8 +160,9 @@ class Run:
         """Inside, something of the folder is written; where the disk takes no more, a sentence says so.
 
         Raises:
-            RunError: in place of the library's own error.
+            RunError: in place of the library's own error, and for a link where that is written.
         """
+        refuse_links(self.folder, what)
         try:
             yield
         except (OSError, SafetensorError, RuntimeError) as error:
@@ -476,9 +490,10 @@ def read_config(run: Path) -> dict[str, Any]:
     Raises:
         RunError: if it cannot be read, or is none.
     """
+    refuse_devices(run, *READ)
     path = run / "config.yaml"
     try:
-        read = yaml.safe_load(path.read_text(encoding="utf-8"))
+        read = read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise RunError(
             f"{path} cannot be read as YAML ({next(iter(str(error).splitlines()), '')}); give a run folder that is whole"
@@ -504,6 +519,7 @@ def weights(run: Path) -> Path:
     Raises:
         RunError: if it does not.
     """
+    refuse_devices(run, "model")
     if not any((run / "model").rglob("*.safetensors")):
         raise RunError(f"{run / 'model'} holds no weights; finish the run first (python -m alignlab.train resume={run})")
     return run / "model"
@@ -551,6 +567,7 @@ def write_aside(path: Path, text: str) -> None:
 def aside_of(path: Path) -> Iterator[Path]:
     """A name to write a file under, which then takes the place of `path` in one step, synced; nothing is left of it if that fails."""
     aside = path.with_name(f".new_{path.name}")
+    aside.unlink(missing_ok=True)  # of a killed process, or a link that would lead elsewhere
     try:
         yield aside
         with_usual_permissions(aside)
@@ -670,6 +687,13 @@ def room_for(path: Path, key: str = "output_dir") -> Iterator[None]:
         raise RunError(
             f"{path} cannot be written ({reason}); {mend}, and type the command again: what was written is intact"
         ) from None
+
+
+def part_from_other_names(path: Path) -> None:
+    """Gives a file that is to be appended to a content of its own, if it shares that with a file of another name (a hard link)."""
+    if path.is_file() and path.stat().st_nlink > 1:
+        with aside_of(path) as aside:
+            shutil.copyfile(path, aside)
 
 
 def unwritten(error: BaseException) -> tuple[str, bool] | None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from alignlab.checks import bench_problems, choice_problems, tuned_problems
 from alignlab.config import command, opted_in, plain
+from alignlab.folder import refuse_led_away
 from alignlab.nodes import ConfigError, build
 from alignlab.runs import RunError, aside_of, refuse_unwritable, room_for, run_folders, save_grid
 from alignlab.tuned import TunedConfig, dialled, of_run, pictures, policy_of
@@ -71,6 +72,7 @@ def main(cfg: DictConfig) -> None:
     """Hydra's task."""
     c = checked(cfg)
     path = Path(c["output"] or Path(c["run"] or ".") / "sample.png")
+    refuse_led_away(path)
     try:
         refuse_unwritable(path.parent, "output", path.name)
         policy = policy_of(c)

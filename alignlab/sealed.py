@@ -62,9 +62,11 @@ def whole(folder: Path, name: str) -> bytes | None:
     return content if hashlib.blake2b(content, digest_size=16).hexdigest() == expected else None
 
 
-def digest_of(tensors: Mapping[str, Tensor]) -> str:
-    """BLAKE2b of named tensors: their names, shapes, types and bits."""
+def digest_of(tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None) -> str:
+    """BLAKE2b of named tensors: their names, shapes, types and bits, and of a header's texts, if there is one."""
     seen = hashlib.blake2b(digest_size=16)
+    if header:
+        seen.update(json.dumps(sorted(header.items())).encode())
     for name, tensor in sorted(tensors.items()):
         seen.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         seen.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)

@@ -22,7 +22,9 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
+from alignlab.bounded_yaml import read_yaml
 from alignlab.config import asked, command, plain
+from alignlab.folder import LOCK, fresh, locked, refuse_links
 from alignlab.foreign import DOORS
 from alignlab.nodes import ConfigError, nearest
 from alignlab.runs import first_difference, write_aside
@@ -96,6 +98,8 @@ def _typed_words(more: str, name: str) -> list[str]:
 
 def _stage_problems(name: str, stage: Any, typed: Sequence[str]) -> Iterator[str]:
     its = stage if isinstance(stage, dict) and {*stage} <= {"command", "words", "quick"} else {}
+    if not re.fullmatch(r"\w[\w.-]*", str(name)):  # it becomes the name of a folder
+        yield f"recipe.{name} is no name of a stage; write letters, digits, _ and -"
     lists = [its.get("words"), its.get("quick", [])]
     words = [word for some in lists for word in (some if isinstance(some, list) else [None])]
     if its.get("command") not in COMMANDS or not all(isinstance(word, str) for word in words):
@@ -165,27 +169,19 @@ def remember(folder: Path, lines: dict[str, list[str]]) -> None:
     """
     path = folder / "stages.yaml"
     try:
-        before = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else lines
+        before = read_yaml(path.read_text(encoding="utf-8")) if path.is_file() else lines
         difference = first_difference(before, lines) if isinstance(before, dict) else ("all", before, "stages")
         if difference is None:
-            folder.mkdir(parents=True, exist_ok=True)
             write_aside(path, yaml.safe_dump(lines, sort_keys=False))
             return
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read or written ({error}); choose another output_dir") from None
     name, then, now = difference
     raise ConfigError(f"{path} says {name}: {then}, but {name}: {now} was asked for; choose another output_dir")
 
 
-@command("stages", schema=StagesConfig, check=checked)
-def main(cfg: DictConfig) -> None:
-    """Hydra's task."""
-    c = checked(cfg)
-    folder = Path(c["output_dir"] or f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}-stages")
-    lines = command_lines(c, folder)
-    for name, words in lines.items():
-        if run(words, "--cfg", "job", quiet=True):
-            raise ConfigError(f"recipe.{name}: what is wrong with its words stands above; nothing was begun")
+def go_through(lines: dict[str, list[str]], folder: Path) -> None:
+    """Runs the stages one after another; ends with the exit code of the first that does not end well."""
     remember(folder, lines)
     for number, (name, words) in enumerate(lines.items(), 1):
         print(f"[{number}/{len(lines)}] {name}: python -m alignlab.{words[0]} {shlex.join(words[1:])}", flush=True)
@@ -196,6 +192,21 @@ def main(cfg: DictConfig) -> None:
             )
             sys.exit(code)
     print(f"finished: {', '.join(str(folder / name) for name in lines)}")
+
+
+@command("stages", schema=StagesConfig, check=checked)
+def main(cfg: DictConfig) -> None:
+    """Hydra's task."""
+    c = checked(cfg)
+    folder = Path(c["output_dir"] or fresh(f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}-stages"))
+    lines = command_lines(c, folder)
+    refuse_links(folder, "stages.yaml", ".new_stages.yaml", *lines, inside=False)  # each stage looks into its own folder
+    for name, words in lines.items():
+        if run(words, "--cfg", "job", quiet=True):
+            raise ConfigError(f"recipe.{name}: what is wrong with its words stands above; nothing was begun")
+    with locked(folder, "being filled"):
+        go_through(lines, folder)
+        (folder / LOCK).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

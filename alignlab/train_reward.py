@@ -22,15 +22,20 @@ from omegaconf import DictConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import Dataset, Subset
 
-from alignlab.config import command, device_of, plain
+from alignlab.bounded_yaml import read_yaml
+from alignlab.config import command, device_of, folder_of_job, plain
 from alignlab.data.judgements import Ratings
 from alignlab.data.pictures import colour
 from alignlab.data.preferences import Choices
+from alignlab.folder import LOCK, fresh, locked, refuse_links
 from alignlab.nodes import ConfigError
 from alignlab.rewards.clip import Clip, locate
 from alignlab.rewards.heads import save
 from alignlab.rewards.train import Fit
 from alignlab.runs import RunError, all_aside, first_difference, is_stray, refuse_unwritable, room_for, write_aside
+
+PARTS = ("config.yaml", "metrics.jsonl", "reward.json", "head.safetensors", "clip.safetensors", ".new_*", LOCK)
+"""What the command writes in its folder."""
 
 
 @dataclass
@@ -106,11 +111,11 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
 
 def _taken(c: dict[str, Any], folder: Path) -> Iterator[str]:
     """What stands in the way of a folder that is not empty: anything but what this very command left there."""
-    if not folder.is_dir() or all(map(is_stray, folder.iterdir())):
+    if not folder.is_dir() or all(path.name == LOCK or is_stray(path) for path in folder.iterdir()):
         return
     try:
-        before = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        before = read_yaml((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         before = None
     if not isinstance(before, dict) or "kind" not in before:
         yield f"output_dir={folder} is not empty and holds no reward; choose another"
@@ -139,14 +144,33 @@ def train_reward(c: dict[str, Any], folder: Path) -> dict[str, float]:
             raise ValueError(f"data={c['data']} holds {n} row(s), too few to hold some out; add rows, or give held_out=TABLE")
         data, held_out = Subset(data, order[cut:]), Subset(data, order[:cut])
     fit = Fit(c["kind"], clip, blocks=c["blocks"], hidden=tuple(c["hidden"]), relu=c["relu"], seed=c["seed"])
-    new = not folder.exists()
-    with room_for(folder / "config.yaml"):
-        folder.mkdir(parents=True, exist_ok=True)
-        write_aside(folder / "config.yaml", yaml.safe_dump(c, sort_keys=False))
+    new = not folder.is_dir() or not any(folder.iterdir())
+    with room_for(folder):
+        lock = locked(folder, "being written")
+    with lock:
+        _look_again(c, folder)
+        with room_for(folder / "config.yaml"):
+            write_aside(folder / "config.yaml", yaml.safe_dump(c, sort_keys=False))
+        try:
+            numbers = _fitted(c, fit, data, held_out, folder / "metrics.jsonl")
+        except ValueError:  # a picture that cannot be read
+            if new:
+                shutil.rmtree(folder)
+            raise
+        sizes = {"trained on": len(data), "held out": len(held_out)}  # type: ignore[arg-type]
+        about = {"kind": c["kind"], "clip": c["clip"], "relu": c["relu"], "items": sizes, **numbers}
+        with room_for(folder), all_aside(folder, last="reward.json") as aside:
+            save(aside, fit.head, about, {name: weight.data for name, weight in fit.tuned.items()})
+        (folder / LOCK).unlink(missing_ok=True)
+    return numbers
+
+
+def _fitted(c: dict[str, Any], fit: Fit, data: Dataset[Any], held_out: Dataset[Any], log: Path) -> dict[str, float]:
+    """Trains, with a bar and a line of metrics an epoch, and returns the held-out numbers."""
     bar = Progress(
         TextColumn("epoch"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn()
     )
-    log = folder / "metrics.jsonl"
+    log.unlink(missing_ok=True)  # of an attempt that was killed
     with room_for(log):
         log.write_text("", encoding="utf-8")
     with bar:
@@ -158,20 +182,19 @@ def train_reward(c: dict[str, Any], folder: Path) -> dict[str, float]:
             note = "  ".join(f"{k} {v:.3f}" for k, v in line.items() if k != "epoch")
             bar.update(task, completed=int(line["epoch"]), note=note)
 
-        try:
-            numbers = fit.run(
-                data, held_out, epochs=c["epochs"], lr=c["lr"], batch_size=c["batch_size"], weight_decay=c["weight_decay"],
-                device=device_of(c["device"]), tell=tell,
-            )  # fmt: skip
-        except ValueError:  # a picture that cannot be read
-            if new:
-                shutil.rmtree(folder)
-            raise
-    sizes = {"trained on": len(data), "held out": len(held_out)}  # type: ignore[arg-type]
-    about = {"kind": c["kind"], "clip": c["clip"], "relu": c["relu"], "items": sizes, **numbers}
-    with room_for(folder), all_aside(folder, last="reward.json") as aside:
-        save(aside, fit.head, about, {name: weight.data for name, weight in fit.tuned.items()})
-    return numbers
+        return fit.run(
+            data, held_out, epochs=c["epochs"], lr=c["lr"], batch_size=c["batch_size"], weight_decay=c["weight_decay"],
+            device=device_of(c["device"]), tell=tell,
+        )  # fmt: skip
+
+
+def _look_again(c: dict[str, Any], folder: Path) -> None:
+    """Raises a RunError if another process began another reward here, or finished this one, before this process had the lock."""
+    found = list(_taken(c, folder))
+    if not found and _finished(folder):
+        found = [f"{folder} was finished by another process while this one began; type the command again"]
+    if found:
+        raise RunError("\n".join(found))
 
 
 def _finished(folder: Path) -> dict[str, float]:
@@ -188,8 +211,9 @@ def main(cfg: DictConfig) -> float:
     """Hydra's task. Returns the held-out loss or error, for sweepers that minimise."""
     c = checked(cfg)
     at = HydraConfig.get()
-    given = at.runtime.output_dir if at.mode == RunMode.MULTIRUN else c["output_dir"]
-    folder = Path(given or f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}-{c['kind']}")
+    given = folder_of_job() if at.mode == RunMode.MULTIRUN else c["output_dir"]
+    folder = Path(given) if given else fresh(f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}-{c['kind']}")
+    refuse_links(folder, *PARTS)
     if taken := list(_taken(c, folder)):
         raise ConfigError("\n".join(taken))
     numbers = _finished(folder)

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from alignlab.bounded_yaml import read_yaml
 from alignlab.checks import declared, is_hub_id, without_weighing
 from alignlab.config import command, opted_in, plain
 from alignlab.nodes import ConfigError, node_problems, resolve
@@ -65,7 +65,7 @@ def _rows(path: Path, allowed: Sequence[str]) -> Iterator[Row]:
     text = path.read_text(encoding="utf-8")
     comment = " ".join(line.removeprefix("# ") for line in text.splitlines() if line.startswith("# ") and "@package" not in line)
     what = comment.partition(". ")[0].rstrip(".")
-    for name, node in (yaml.safe_load(text) or {}).items():
+    for name, node in (read_yaml(text) or {}).items():
         own = without_weighing(node)
         found = [s for s in node_problems(f"reward.{name}", own, allowed=allowed) if "has no value" not in s and MEND not in s]
         try:
