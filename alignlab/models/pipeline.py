@@ -172,6 +172,7 @@ class DiffusersPipeline:
                 folder = Path(at) if Path(at).is_dir() else _fetched(kind, at, revision, variant)
                 self._examine(folder, "path_or_id", path_or_id)
                 self.pipe = kind.from_pretrained(folder, **unused, **_with_weights(folder, variant))
+                self.pipe.register_to_config(_name_or_path=at)  # of a hub id, the id: what is saved names no cache
             self._refuse_unfit()
         except Exception as error:  # of files that are damaged or something else, diffusers and transformers fail in any way
             reason = reason_of(error)
@@ -376,16 +377,28 @@ def locate(path_or_id: str, *, key: str = "path_or_id", weights: bool = True) ->
                 if not any(file.suffix in (".safetensors", ".bin") for file in (folder / part).glob("*")):
                     lacks.append(f"weights in {part}/")
             if lacks:
-                raise FileNotFoundError(
-                    f"{key}={path_or_id}: {folder} has no {', no '.join(lacks)}; give a diffusers pipeline folder"
-                )
+                mend = _instead(folder) or "give a diffusers pipeline folder"
+                raise FileNotFoundError(f"{key}={path_or_id}: {folder} has no {', no '.join(lacks)}; {mend}")
             return str(folder)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", path_or_id) or path_or_id.startswith((".", "/", "~")):
-        raise FileNotFoundError(
-            f"{key}={path_or_id}: there is no such folder and no such shipped model; "
-            "give a diffusers pipeline folder, a .safetensors file, a hub id like owner/name, or emoji"
-        )
+        address = re.match(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)", path_or_id)
+        mend = "give a diffusers pipeline folder, a .safetensors file, a hub id like owner/name, or emoji"
+        mend = f"of a page of the hub, write {key}={address[1]}" if address else mend
+        raise FileNotFoundError(f"{key}={path_or_id}: there is no such folder and no such shipped model; {mend}")
     return path_or_id
+
+
+def _instead(folder: Path) -> str | None:
+    """What to give in place of a folder that is no pipeline, if that can be told from what lies in it and beside it."""
+    lora = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors", "adapter_config.json")
+    if any((folder / name).is_file() for name in lora):
+        return "it is a LoRA: give the model that it is for, and the LoRA as init_from"
+    if (folder.parent / "model_index.json").is_file():
+        return f"it lies in the pipeline folder {folder.parent}: give that"
+    trained = next((part for part in ("unet", "transformer") if (folder / part / "config.json").is_file()), None)
+    if trained:
+        return f"it holds {trained}/ alone, as a training script's checkpoint: put that in place of {trained}/ in a copy of the base model"
+    return None
 
 
 def read_index(folder: Path, key: str, given: str) -> dict[str, Any]:
@@ -452,8 +465,12 @@ def _with_weights(folder: Path, variant: str | None) -> dict[str, nn.Module]:
             raise Unfit(problem)
         safe = files[0].suffix == ".safetensors"
         loader: Any = getattr(importlib.import_module(library), kind)
-        options = {"variant": found, "use_safetensors": safe, "output_loading_info": True}
+        options: dict[str, Any] = {"variant": found, "use_safetensors": safe, "output_loading_info": True}
         parts[name], about = loader.from_pretrained(folder / name, **options)
+        if any(key.startswith(PREFIX) and key.removeprefix(PREFIX) in about["unexpected_keys"] for key in about["missing_keys"]):
+            # transformers 5.6 left the prefix out of a CLIP text encoder's names, and 4 does not know these
+            options["key_mapping"] = {rf"^(?!{re.escape(PREFIX)}|text_projection)": PREFIX}
+            parts[name], about = loader.from_pretrained(folder / name, **options)
         lacks = sorted(about["missing_keys"])
         if lacks:
             raise ValueError(f"the weights in {name} lack {len(lacks)} tensors, {lacks[0]} first")
@@ -557,6 +574,8 @@ def _without_weights(folder: Path) -> dict[str, nn.Module]:
 
 WEIGHED = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 """The parts of a pipeline folder that hold weights."""
+PREFIX = "text_model."
+"""What the tensors of a CLIP text encoder are called under, but for its projection, in most folders."""
 LIBRARIES = (None, "diffusers", "transformers", "stable_diffusion")
 """Where the parts of a pipeline may come from; the last is diffusers' own safety checker, which is left out."""
 NO_NETWORK = "fetch it where there is a network, or give a folder"

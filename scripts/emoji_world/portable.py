@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
 PREFIX = "text_model."
 """What every tensor of a CLIP text encoder is called under until transformers 5.6 leaves it out; later versions read both."""
@@ -12,7 +12,7 @@ PREFIX = "text_model."
 def name_tensors_as_before(text_encoder: Path) -> None:
     """Puts the prefix before every tensor of the folder's model.safetensors that lacks it; the values stay as they are."""
     file = text_encoder / "model.safetensors"
-    tensors = load_file(file)
+    tensors = load(file.read_bytes())  # not mapped from the file that is written over
     named = {name if name.startswith(PREFIX) else PREFIX + name: value for name, value in tensors.items()}
     save_file(named, file, metadata={"format": "pt"})
 

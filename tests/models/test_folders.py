@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, PNDMScheduler
-from safetensors.torch import load_file, save_file
+from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from alignlab.models import weight_files
@@ -54,9 +55,14 @@ def weights(folder: Path, part: str) -> Path:
     return next((folder / part).glob("*.safetensors"))
 
 
+def loaded(file: Path) -> dict[str, Tensor]:
+    """In memory: tensors that are mapped from a file change with it."""
+    return load(file.read_bytes())
+
+
 def changed(folder: Path, part: str, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
     file = weights(folder, part)
-    save_file(change(load_file(file)), file, metadata={"format": "pt"})
+    save_file(change(loaded(file)), file, metadata={"format": "pt"})
 
 
 def family(folder: Path, kind: type[DiffusersPipeline] = StableDiffusion, **options: Any) -> Any:
@@ -302,7 +308,7 @@ def as_variant(folder: Path, variant: str, parts: tuple[str, ...] = PARTS, *, ke
     """Renames the weights of these parts, rounded to half precision, or writes them beside."""
     for part in parts:
         file = weights(folder, part)
-        half = {name: t.half() if t.is_floating_point() else t for name, t in load_file(file).items()}
+        half = {name: t.half() if t.is_floating_point() else t for name, t in loaded(file).items()}
         save_file(half, file.with_suffix(f".{variant}.safetensors"), metadata={"format": "pt"})
         if not keep:
             file.unlink()
@@ -310,7 +316,7 @@ def as_variant(folder: Path, variant: str, parts: tuple[str, ...] = PARTS, *, ke
 
 def half_of(module: torch.nn.Module, tiny_sd: str) -> bool:
     """Whether a UNet's weights are those of the tiny one, rounded to half precision."""
-    whole = load_file(weights(Path(tiny_sd), "unet"))
+    whole = loaded(weights(Path(tiny_sd), "unet"))
     return all(torch.equal(value, whole[name].half().float()) for name, value in module.state_dict().items())
 
 
@@ -351,7 +357,7 @@ def test_shards(variant: str | None, tiny_sd: str, folder: Path) -> None:
     if variant:
         as_variant(folder, variant, ("unet",))
     file = weights(folder, "unet")
-    state, dot = load_file(file), f".{variant}" if variant else ""
+    state, dot = loaded(file), f".{variant}" if variant else ""
     file.unlink()
     names = [f"diffusion_pytorch_model{dot}-0000{k}-of-00002.safetensors" for k in (1, 2)]
     where = {name: names[k % 2] for k, name in enumerate(state)}
@@ -376,7 +382,7 @@ def test_pickled_weights_alone_load(tiny_sd: str, folder: Path) -> None:
     for part in PARTS:
         file = weights(folder, part)
         stem = "pytorch_model" if part == "text_encoder" else "diffusion_pytorch_model"
-        torch.save(load_file(file), file.with_name(f"{stem}.bin"))
+        torch.save(loaded(file), file.with_name(f"{stem}.bin"))
         file.unlink()
     torch.testing.assert_close(images(family(folder)), images(StableDiffusion(tiny_sd)), rtol=0, atol=0)
 
@@ -390,7 +396,7 @@ def pointer(file: Path) -> None:
 
 
 def scaled(file: Path) -> None:
-    save_file({**load_file(file), "conv_in.weight_scale": torch.ones(1)}, file, metadata={"format": "pt"})
+    save_file({**loaded(file), "conv_in.weight_scale": torch.ones(1)}, file, metadata={"format": "pt"})
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -448,3 +454,91 @@ def test_names_of_files(name: str, tmp_path: Path) -> None:
     for file in (name, "optimizer.bin", "scheduler.bin", "adapter_model.safetensors", "openvino_model.bin"):
         (tmp_path / file).write_text("")
     assert weight_files.variants(tmp_path) == {NAMES[name][0]: [tmp_path / name]}
+
+
+# -- what is no pipeline folder
+
+
+def test_what_is_no_pipeline_says_what_to_give(folder: Path, tmp_path: Path) -> None:
+    """A part of a pipeline, a training script's checkpoint, a LoRA's folder, the address of a page."""
+    assert f"it lies in the pipeline folder {folder}: give that" in refused(folder / "unet")
+    checkpoint = tmp_path / "checkpoint-500"
+    shutil.copytree(folder / "unet", checkpoint / "unet")
+    (checkpoint / "optimizer.bin").write_text("")
+    assert "put that in place of unet/ in a copy of the base model" in refused(checkpoint)
+    lora = tmp_path / "lora"
+    lora.mkdir()
+    save_file({"unet.x.lora_A.weight": torch.zeros(1)}, lora / "pytorch_lora_weights.safetensors")
+    assert "it is a LoRA: give the model that it is for, and the LoRA as init_from" in refused(lora)
+    with pytest.raises(FileNotFoundError, match=r"of a page of the hub, write path_or_id=owner/name$"):
+        StableDiffusion.check("https://huggingface.co/owner/name/tree/main")
+
+
+# -- the hub
+
+
+@pytest.fixture
+def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository owner/name: `download` gives the files of a variant or, of a part that has none of it, the plain ones."""
+    cache = tmp_path / "cache"
+
+    def download(name: str, *, variant: str | None, **_: Any) -> str:
+        shutil.rmtree(cache, ignore_errors=True)
+        shutil.copytree(folder, cache, ignore=shutil.ignore_patterns("*.safetensors"))
+        for part in PARTS:
+            found = weight_files.variants(folder / part)
+            for file in found.get(variant) or found.get(None) or ():
+                shutil.copy(file, cache / part)
+        return str(cache)
+
+    monkeypatch.setattr("diffusers.StableDiffusionPipeline.download", download)
+    return folder
+
+
+@pytest.mark.parametrize("stored", [None, "fp16"])
+@pytest.mark.parametrize("asked", [None, "fp16", "bf16"])
+def test_a_repository_has_the_weights_that_it_has(stored: str | None, asked: str | None, hub: Path, tiny_sd: str) -> None:
+    """Whatever variant is asked for, and what is saved names the repository, not the cache."""
+    if stored:
+        as_variant(hub, stored)
+    made = StableDiffusion("owner/name", variant=asked)
+    assert half_of(made.denoiser, tiny_sd) == (stored == "fp16") and made.pipe.config._name_or_path == "owner/name"
+
+
+def test_a_repository_is_judged_before_its_weights(hub: Path) -> None:
+    scheduler(hub, "LCMScheduler")
+    for part in PARTS:
+        cut(weights(hub, part))
+    with pytest.raises(ValueError, match=r"^model.path_or_id=owner/name: its scheduler is a LCMScheduler"):
+        StableDiffusion("owner/name")
+
+
+ANSWERS = {
+    RepositoryNotFoundError: "the hub has no such repository, or hides it: check the name",
+    GatedRepoError: "accept its terms on the hub, then hf auth login",
+    RevisionNotFoundError: "it has no such commit: check model.revision",
+    EntryNotFoundError: "it is no diffusers pipeline, for it has no model_index.json",
+    OSError: "fetch it where there is a network, or give a folder",
+}
+
+
+@pytest.mark.parametrize("kind", ANSWERS)
+def test_what_the_hub_answers(kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mistyped name is not told as a lack of network; the answer may be the cause of another error."""
+    answer: Any = kind.__new__(kind)
+    answer.args = ("404 Client Error. Entry Not Found for model_index.json.",)
+
+    def download(name: str, **_: Any) -> str:
+        raise OSError("Cannot load model owner/nmae") from answer
+
+    monkeypatch.setattr("diffusers.StableDiffusionPipeline.download", download)
+    with pytest.raises(OSError, match=rf"^model.path_or_id=owner/nmae cannot be loaded \(.*\); {ANSWERS[kind]}"):
+        StableDiffusion("owner/nmae")
+
+
+def test_text_encoders_of_either_naming(tiny_sd: str, folder: Path) -> None:
+    """With text_model. before every name, as until transformers 5.6, and without: the same images."""
+    named = {name.removeprefix("text_model."): t for name, t in loaded(weights(folder, "text_encoder")).items()}
+    for prefix in ("", "text_model."):
+        changed(folder, "text_encoder", lambda _, prefix=prefix: {prefix + name: t for name, t in named.items()})
+        torch.testing.assert_close(images(family(folder)), images(StableDiffusion(tiny_sd)), rtol=0, atol=0)
