@@ -115,6 +115,10 @@ class DiffusersPipeline:
                 configs[part] = {**read_json(file, f"{key}={given}"), "_class_name": index[part][1]}
         for problem in cls.problems(configs):
             raise Unfit(f"its {problem}")
+        # The index names the class that is loaded; a scheduler exchanged in its own file alone is another one all the same.
+        own = read_json(folder / "scheduler" / "scheduler_config.json", f"{key}={given}")
+        for problem in cls.problems(configs | {"scheduler": {"_class_name": index["scheduler"][1], **own}}):
+            raise Unfit(f"its {problem}")
 
     @classmethod
     def pipeline_problems(cls, index: unfit.Config) -> Iterator[str]:
@@ -377,7 +381,7 @@ def locate(path_or_id: str, *, key: str = "path_or_id", weights: bool = True) ->
                 if not any(file.suffix in (".safetensors", ".bin") for file in (folder / part).glob("*")):
                     lacks.append(f"weights in {part}/")
             if lacks:
-                mend = _instead(folder) or "give a diffusers pipeline folder"
+                mend = (None if index.is_file() else _instead(folder)) or "give a diffusers pipeline folder"
                 raise FileNotFoundError(f"{key}={path_or_id}: {folder} has no {', no '.join(lacks)}; {mend}")
             return str(folder)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", path_or_id) or path_or_id.startswith((".", "/", "~")):
@@ -417,7 +421,7 @@ def read_index(folder: Path, key: str, given: str) -> dict[str, Any]:
             raise ValueError(
                 f"{where}: {path} takes {name} from {library}, and only {', '.join(filter(None, LIBRARIES))} are loaded"
             )
-    broken = [name for name in WEIGHED if name in its and not isinstance(its[name], list)]
+    broken = [name for name in (*WEIGHED, "scheduler") if name in its and not isinstance(its[name], list)]
     if broken or not isinstance(its.get("_class_name"), str | None):
         raise ValueError(
             f"{where}: {path} says of {broken[0] if broken else '_class_name'} what no pipeline does; fetch it again"

@@ -158,7 +158,10 @@ def _statistics_problems(vae: Config) -> Iterator[str]:
 def channel_problems(part: str, network: Config) -> Iterator[str]:
     """Whether the network draws from text alone: it takes as many channels as it gives."""
     into, out = network.get("in_channels"), network.get("out_channels")
-    if into is None or out is None or into == out:
+    if into is None or out is None or (into == out and is_count(into)):
+        return
+    if not (is_count(into) and is_count(out)):
+        yield f"{part} has in_channels={into} and out_channels={out}, which must be whole numbers; write the model's"
         return
     if out == 2 * into:
         why = "it predicts a variance too"

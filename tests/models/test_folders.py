@@ -111,6 +111,14 @@ def test_another_noise_process_is_refused_by_name(kind: str, folder: Path, tiny_
     assert f"its scheduler is a {kind}" in said and why in said
 
 
+def test_a_scheduler_that_only_its_own_file_names_is_refused(folder: Path) -> None:
+    """Somebody exchanged scheduler_config.json and left the index as it was."""
+    edit(folder / "scheduler" / "scheduler_config.json", _class_name="LCMScheduler")
+    assert "its scheduler is a LCMScheduler" in refused(folder)
+    edit(folder / "model_index.json", scheduler="DDIMScheduler")
+    assert "says of scheduler what no pipeline does" in refused(folder)
+
+
 BAD_NOISE: dict[str, dict[str, Any]] = {
     "prediction_type=flow_prediction": {"prediction_type": "flow_prediction"},
     "use_flow_sigmas": {"use_flow_sigmas": True},
@@ -214,6 +222,7 @@ BAD_UNET: dict[str, dict[str, Any]] = {
     "in_channels=9 and out_channels=4: it looks at an image beside the noise, as models for inpainting do": {"in_channels": 9},
     "in_channels=8 and out_channels=4: it looks at an image beside the noise, as models for editing": {"in_channels": 8},
     "out_channels=8: it predicts a variance too": {"out_channels": 8},
+    "in_channels=4 and out_channels=4, which must be whole numbers": {"in_channels": "4"},
     "sample_size=None": {"sample_size": None},
     "sample_size=None, and it must": {"sample_size": ...},
     "sample_size=[8]": {"sample_size": [8]},
@@ -462,6 +471,9 @@ def test_names_of_files(name: str, tmp_path: Path) -> None:
 def test_what_is_no_pipeline_says_what_to_give(folder: Path, tmp_path: Path) -> None:
     """A part of a pipeline, a training script's checkpoint, a LoRA's folder, the address of a page."""
     assert f"it lies in the pipeline folder {folder}: give that" in refused(folder / "unet")
+    file = weights(folder, "vae").rename(tmp_path / "elsewhere.safetensors")
+    assert "has no weights in vae/; give a diffusers pipeline folder" in refused(folder)
+    file.rename(folder / "vae" / "diffusion_pytorch_model.safetensors")
     checkpoint = tmp_path / "checkpoint-500"
     shutil.copytree(folder / "unet", checkpoint / "unet")
     (checkpoint / "optimizer.bin").write_text("")
