@@ -1,10 +1,13 @@
 # make demo   install, run the main job on the embedded model, say where the pictures are
 # make test   install with the test extras, then ruff, mypy and the suite
+# make test-lowest   the demo's command, shrunk, and some tests with the lowest versions that pyproject.toml allows
 PYTHON ?= python3
+PYTHON_LOWEST ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST := build/lowest
 
-.PHONY: demo test emoji-world reward-hacking comparison gpu-check bench clean
+.PHONY: demo test test-lowest emoji-world reward-hacking comparison gpu-check bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m alignlab.train algo=draftp kl_coeff=0.25 output_dir=runs/demo
@@ -15,6 +18,20 @@ test: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# In a venv of its own. Python 3.11, for the lowest versions of some packages have no wheels for later ones.
+LOWEST_TESTS := tests/test_lowest.py tests/test_assets.py tests/test_samplers.py tests/test_policy.py tests/test_export.py \
+	tests/models/test_folders.py tests/rewards/test_saved_by_transformers_5.py
+
+test-lowest: $(LOWEST)/.installed
+	rm -rf $(LOWEST)/demo
+	$(LOWEST)/venv/bin/python -m alignlab.train algo=draftp kl_coeff=0.25 quick=true output_dir=$(LOWEST)/demo
+	ALIGNLAB_LOWEST=1 $(LOWEST)/venv/bin/python -m pytest -p no:cacheprovider $(LOWEST_TESTS)
+
+$(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
+	$(PYTHON_LOWEST) -m venv $(LOWEST)/venv
+	$(LOWEST)/venv/bin/python -m pip install --quiet -c constraints-lowest.txt -e . pytest
+	@touch $@
 
 # Builds an embedded world from nothing; needs the Debian package fonts-noto-color-emoji. Goes on where it was stopped.
 emoji-world: $(VENV)/.installed

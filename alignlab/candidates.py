@@ -14,7 +14,6 @@ import json
 import math
 import os
 import shutil
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,8 +26,9 @@ from PIL import Image
 from torch import Tensor
 
 from alignlab.bounded_yaml import read_yaml
-from alignlab.data.judgements import FORMATS, PIXELS, beside, caption_of
+from alignlab.data.judgements import beside, caption_of
 from alignlab.data.pairing import Paired
+from alignlab.data.pictures import FORMATS, bounded, quiet
 from alignlab.data.preferences import objects
 from alignlab.folder import LOCK, locked, refuse_devices, refuse_links
 from alignlab.runs import RunError, aside_of, first_difference, is_stray, part_from_other_names, room_for, write_aside
@@ -204,7 +204,7 @@ class Candidates:
         found = []
         for _, name, _ in self._places(first, n):
             try:
-                with bounded(self.folder / name, ["PNG"]) as picture:
+                with _opened(self.folder / name, ["PNG"]) as picture:
                     if picture.size != size[::-1]:
                         raise ValueError(f"{picture.width} x {picture.height} pixels, not {size[1]} x {size[0]}")
                     found.append(torch.from_numpy(np.array(picture.convert("RGB"))))
@@ -356,25 +356,26 @@ def copy(source: Path, folder: Path, rows: Sequence[Candidate]) -> None:
             lock.close()
 
 
-def bounded(path: Path, formats: Sequence[str] = FORMATS) -> Image.Image:
+def _opened(path: Path, formats: Sequence[str] = FORMATS) -> Image.Image:
     """A picture of which nothing but the header is read yet.
 
     Raises:
         Exception: of any kind, if it is none, or has more than PIXELS.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound is ours
+    with quiet():
         picture = Image.open(path, formats=list(formats))
-    if picture.width * picture.height > PIXELS:
+    try:
+        bounded(picture.size)
+    except ValueError:
         picture.close()
-        raise ValueError(f"{picture.width} x {picture.height} pixels are more than {PIXELS}")
+        raise
     return picture
 
 
 def _must_be_a_picture(path: Path) -> None:
     """Raises a RunError if it is none: a table of somebody else's could name any file, and the copy may be given away."""
     try:
-        with bounded(path) as picture:
+        with _opened(path) as picture:
             picture.verify()
     except Exception as error:  # Pillow's readers fail in any way on what is broken
         raise RunError(f"{path} is no picture ({error}), and only pictures are copied; remove its line of {CANDIDATES}") from None

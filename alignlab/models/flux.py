@@ -1,12 +1,12 @@
 """FLUX.1: a transformer over packed 2x2 patches that predicts the flow's velocity; CLIP and T5; guidance as an input of the network."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from alignlab.models import kohya
+from alignlab.models import kohya, unfit
 from alignlab.models.flow import at_resolution
 from alignlab.models.pipeline import DiffusersPipeline
 
@@ -22,6 +22,20 @@ class Flux(DiffusersPipeline):
 
     pipeline, network, rectified_flow = "FluxPipeline", "transformer", True
     others = ("text_encoder", "text_encoder_2", "vae")
+    required = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+
+    @classmethod
+    def latent_channels(cls, network: unfit.Config) -> int | None:
+        channels = network.get("in_channels")
+        return channels // 4 if unfit.is_count(channels) else None  # of packed 2x2 patches
+
+    @classmethod
+    def network_problems(cls, configs: unfit.Configs) -> Iterator[str]:
+        network, clip, t5 = (configs.get(part, {}) for part in ("transformer", "text_encoder", "text_encoder_2"))
+        yield from unfit.channel_problems("transformer", network)
+        widths = {"pooled_projection_dim": clip.get("hidden_size"), "joint_attention_dim": t5.get("d_model")}
+        for key, width in widths.items():
+            yield from unfit.width_problems("transformer", key, network.get(key), width)
 
     def __init__(
         self,

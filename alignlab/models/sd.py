@@ -3,21 +3,44 @@
 Loads a diffusers pipeline folder or a hub id; epsilon, v and sample prediction come from the scheduler's config.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
 
+from alignlab.models import unfit
 from alignlab.models.pipeline import DiffusersPipeline
+
+PROCESS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
+"""What a scheduler's config says of the noise that the model was trained with."""
 
 
 class StableDiffusion(DiffusersPipeline):
     """UNet, one text encoder, VAE."""
 
+    @classmethod
+    def network_problems(cls, configs: unfit.Configs) -> Iterator[str]:
+        unet, text = configs.get("unet", {}), configs.get("text_encoder", {})
+        yield from unfit.size_problems("unet", unet, square=False)
+        yield from unfit.unet_problems(unet, text.get("hidden_size"), added=None)
+        if str(text.get("_class_name")).endswith("WithProjection"):
+            yield f"text_encoder is a {text['_class_name']}, which gives one embedding a prompt; give a CLIPTextModel"
+        if text.get("use_attention_mask"):
+            yield "text_encoder has use_attention_mask=true, and this family masks no word; give a model without it"
+
     def scheduler_of(self, scheduler: Any) -> Any:
-        """DDIM's: another scheduler's config does not speak of clip_sample; one that says true is refused by ddim()."""
+        """The pipeline's own scheduler if it is DDIM's, else DDIM's with the same noise.
+
+        Another scheduler's config does not speak of clip_sample; one that says true is refused by ddim(). What a folder's
+        file leaves out has the default of the file's class where it tells of the noise, and DDIM's elsewhere.
+        """
         from diffusers import DDIMScheduler
 
-        config = scheduler.config
+        if type(scheduler) is DDIMScheduler:
+            return scheduler
+        config = dict(scheduler.config)
+        left_out = {*config.pop("_use_default_values", ())} - {*PROCESS}
+        config = {key: value for key, value in config.items() if key not in left_out}
         return DDIMScheduler.from_config({**config, "clip_sample": config.get("clip_sample", False)})
 
     def encode(self, prompts: list[str]) -> dict[str, Tensor]:

@@ -1,11 +1,11 @@
 """Stable Diffusion 3 and 3.5: a transformer that predicts the flow's velocity; two CLIPs, and T5 where the folder has it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from alignlab.models import kohya
+from alignlab.models import kohya, unfit
 from alignlab.models.flow import at_resolution
 from alignlab.models.pipeline import DiffusersPipeline
 
@@ -19,6 +19,7 @@ class StableDiffusion3(DiffusersPipeline):
 
     pipeline, network, rectified_flow = "StableDiffusion3Pipeline", "transformer", True
     others = ("text_encoder", "text_encoder_2", "text_encoder_3", "vae")
+    required = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 
     def __init__(
         self,
@@ -32,6 +33,17 @@ class StableDiffusion3(DiffusersPipeline):
     ) -> None:
         super().__init__(path_or_id, revision=revision, variant=variant, config=config, lora_targets=lora_targets)
         self.max_sequence_length = max_sequence_length
+
+    @classmethod
+    def network_problems(cls, configs: unfit.Configs) -> Iterator[str]:
+        parts = ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
+        network, one, two, t5 = (configs.get(part, {}) for part in parts)
+        yield from unfit.channel_problems("transformer", network)
+        if "sample_size" in network:
+            yield from unfit.size_problems("transformer", network, square=True)
+        pooled = unfit.total(one.get("projection_dim"), two.get("projection_dim"))
+        for key, width in {"pooled_projection_dim": pooled, "joint_attention_dim": t5.get("d_model")}.items():
+            yield from unfit.width_problems("transformer", key, network.get(key), width)
 
     def scheduler_of(self, scheduler: Any) -> Any:
         config: Any = self.denoiser.config

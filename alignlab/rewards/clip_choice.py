@@ -11,7 +11,7 @@ from torch import Tensor
 
 from alignlab.frozen import freeze
 from alignlab.rewards.preprocessing import Preprocessing
-from alignlab.rewards.weights import at_hand, look, on_hub, to_fetch, unreachable
+from alignlab.rewards.weights import BPE_WORDS, PROCESSOR, SAFE_MODEL, at_hand, fetched_any, look, on_hub, to_fetch, unreachable
 
 INTERPOLATION = {2: "bilinear", 3: "bicubic"}
 """PIL's numbers."""
@@ -39,32 +39,37 @@ class PickScore:
 
     @staticmethod
     def check(path: str, *, processor: str | None = None, revision: str | None = None) -> None:
-        look(path, "config.json", "model.safetensors", revision=revision)
+        look(path, "config.json", SAFE_MODEL, revision=revision)
         config = at_hand(path, "config.json", revision)
         kind = json.loads(config.read_text()).get("model_type") if config else "clip"
         if kind != "clip":
             raise ValueError(f"path={path}: config.json is of a {kind}, not a clip; give the published model")
         key, home = ("processor", processor) if processor else ("path", path)
-        look(home, "preprocessor_config.json", "vocab.json", "merges.txt", key=key)
+        pinned = None if processor else revision
+        look(home, PROCESSOR, BPE_WORDS, revision=pinned, key=key)
+        if at_hand(home, "tokenizer.json", pinned) is None:
+            look(home, "merges.txt", revision=pinned, key=key)
 
     @staticmethod
     def missing(path: str, *, processor: str | None = None, revision: str | None = None) -> list[str]:
-        model, reader = ("config.json", "model.safetensors"), ("preprocessor_config.json", "vocab.json", "merges.txt")
+        model, reader = ("config.json", SAFE_MODEL), (PROCESSOR, BPE_WORDS, ("merges.txt", "tokenizer.json"))
         if processor is None:
             return to_fetch(path, *model, *reader, revision=revision)
         return [*to_fetch(path, *model, revision=revision), *to_fetch(processor, *reader)]
 
     def __init__(self, path: str, *, processor: str | None = None, revision: str | None = None) -> None:
         self.check(path, processor=processor, revision=revision)
-        from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
+        from transformers import CLIPModel, CLIPTokenizer, CLIPTokenizerFast  # type: ignore[attr-defined]
 
         self.model = _loaded(
             CLIPModel, "path", path, revision=revision, dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
         key, home = ("processor", processor) if processor else ("path", path)
-        pinned = {"revision": None if processor else revision}
-        self.tokenizer = _loaded(CLIPTokenizer, key, home, **pinned)
-        self.preprocess = preprocessing_of(_loaded(CLIPImageProcessor, key, home, **pinned))
+        pinned = None if processor else revision
+        words = fetched_any(home, BPE_WORDS, pinned, key)
+        reader = CLIPTokenizer if words.name == "vocab.json" else CLIPTokenizerFast  # one class since transformers 5
+        self.tokenizer = _loaded(reader, key, home, revision=pinned)
+        self.preprocess = preprocessing_of(image_processor(home, pinned, key))
         self.input_size = self.preprocess.size[0]
         self.scale = float(self.model.logit_scale.exp())
         self.unit = f"{self.scale:.4g} x cosine"
@@ -95,6 +100,23 @@ class SciScore(PickScore):
 def features(output: Any) -> Tensor:
     """The projected embedding: until its version 4 transformers returned it, since then in an object."""
     return output if isinstance(output, Tensor) else output.pooler_output
+
+
+def image_processor(home: str, revision: str | None, key: str) -> Any:
+    """CLIP's image processor from a file of its own or, as transformers 5 writes it, from the whole processor's.
+
+    Raises:
+        FileNotFoundError, ValueError: if there is no such file, or it holds no image processor.
+    """
+    from transformers import CLIPImageProcessor
+
+    file = fetched_any(home, PROCESSOR, revision, key)
+    try:
+        about = json.loads(file.read_text(encoding="utf-8"))
+        about = about["image_processor"] if file.name == PROCESSOR[1] else about
+        return CLIPImageProcessor.from_dict(about)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ValueError(f"{key}={home}: {file.name} describes no image processor of CLIP's; fetch it again") from None
 
 
 def preprocessing_of(processor: Any) -> Preprocessing:

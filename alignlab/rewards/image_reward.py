@@ -10,7 +10,7 @@ from torch import Tensor
 from alignlab.frozen import freeze
 from alignlab.rewards.heads import mlp_of
 from alignlab.rewards.preprocessing import Preprocessing
-from alignlab.rewards.weights import fetched, look, on_hub, tensors, to_fetch, unreachable
+from alignlab.rewards.weights import BERT_WORDS, fetched, fetched_any, look, on_hub, tensors, to_fetch, unreachable
 
 FILE, CONFIG = "ImageReward.pt", "med_config.json"
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
@@ -47,14 +47,14 @@ class ImageReward:
     @staticmethod
     def check(path: str, *, tokenizer: str = "google-bert/bert-base-uncased", revision: str | None = None) -> None:
         look(path, FILE, CONFIG, revision=revision)
-        look(tokenizer, "vocab.txt", key="tokenizer")
+        look(tokenizer, BERT_WORDS, key="tokenizer")
 
     @staticmethod
     def missing(path: str, *, tokenizer: str = "google-bert/bert-base-uncased", revision: str | None = None) -> list[str]:
-        return [*to_fetch(path, FILE, CONFIG, revision=revision), *to_fetch(tokenizer, "vocab.txt")]
+        return [*to_fetch(path, FILE, CONFIG, revision=revision), *to_fetch(tokenizer, BERT_WORDS)]
 
     def __init__(self, path: str, *, tokenizer: str = "google-bert/bert-base-uncased", revision: str | None = None) -> None:
-        from transformers import BertTokenizer
+        from transformers import BertTokenizer, BertTokenizerFast  # type: ignore[attr-defined]
 
         self.check(path, tokenizer=tokenizer, revision=revision)
         state = tensors(fetched(path, FILE, revision))
@@ -64,8 +64,10 @@ class ImageReward:
         except (KeyError, ValueError, RuntimeError) as error:
             why = " ".join(str(error).split())[:200]
             raise ValueError(f"path={path}: {FILE} and {CONFIG} are not ImageReward's ({why}); fetch them again") from None
+        words = fetched_any(tokenizer, BERT_WORDS, key="tokenizer")
+        reader = BertTokenizer if words.name == "vocab.txt" else BertTokenizerFast  # one class since transformers 5
         try:
-            self.tokenizer = BertTokenizer.from_pretrained(tokenizer)
+            self.tokenizer = reader.from_pretrained(tokenizer)
         except (OSError, ValueError) as error:
             if not on_hub(tokenizer):
                 raise

@@ -26,6 +26,12 @@ Alternatives = str | tuple[str, ...]
 """A file, or several of which one is enough."""
 MODEL: Alternatives = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """Weights in transformers' format."""
+SAFE_MODEL: Alternatives = ("model.safetensors", "model.safetensors.index.json")
+PROCESSOR = ("preprocessor_config.json", "processor_config.json")
+"""What an image processor does. Version 5 of transformers writes it into the second, beside the rest of a processor."""
+BPE_WORDS = ("vocab.json", "tokenizer.json")
+BERT_WORDS = ("vocab.txt", "tokenizer.json")
+"""A vocabulary as older tokenizer classes read it, or as transformers 5 writes it."""
 VOCABULARIES: Alternatives = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model", "spm.model")
 
 
@@ -66,13 +72,14 @@ def on_hub(path: str) -> bool:
     return named and not Path(path).exists()
 
 
-def look(path: str, *files: str, revision: str | None = None, key: str = "path") -> None:
+def look(path: str, *files: Alternatives, revision: str | None = None, key: str = "path") -> None:
     """Nothing is fetched: a repository of the hub passes.
 
     Raises:
         FileNotFoundError: naming `key` and the first of the files that is missing.
     """
-    lacks = next((file for file in files if at_hand(path, file, revision) is None), None)
+    sets = [(file,) if isinstance(file, str) else file for file in files]
+    lacks = next((names[0] for names in sets if not any(at_hand(path, name, revision) for name in names)), None)
     if lacks is None or on_hub(path):
         return
     what = f"{path} has no {lacks}" if Path(path).is_dir() else "there is no such file or folder"
@@ -95,6 +102,25 @@ def fetched(path: str, file: str, revision: str | None = None, key: str = "path"
         except (OSError, ValueError) as error:
             raise FileNotFoundError(unreachable(key, path, file, error)) from None
     return found
+
+
+def fetched_any(path: str, files: tuple[str, ...], revision: str | None = None, key: str = "path") -> Path:
+    """The first of these files that is on this machine, else the first that the hub gives.
+
+    Raises:
+        FileNotFoundError: if none is to be had; it names the first.
+    """
+    here = next((found for file in files if (found := at_hand(path, file, revision))), None)
+    if here is not None:
+        return here
+    look(path, files, revision=revision, key=key)
+    first: FileNotFoundError | None = None
+    for file in files:
+        try:
+            return fetched(path, file, revision, key)
+        except FileNotFoundError as error:
+            first = first or error
+    raise first or FileNotFoundError(path)
 
 
 def unreachable(key: str, path: str, file: str, error: Exception) -> str:

@@ -41,6 +41,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 from alignlab.runs import aside_of  # noqa: E402
 from emoji_world.fit import fit  # noqa: E402
 from emoji_world.judgements import write_pairs, write_ratings  # noqa: E402
+from emoji_world.portable import name_tensors_as_before, write_vocabulary  # noqa: E402
 from emoji_world.scenes import COLOURS, NAMES, SIZE, World, captions  # noqa: E402
 from emoji_world.tokens import MAX_LENGTH, build_tokenizer  # noqa: E402
 
@@ -224,6 +225,7 @@ def train_clip(work: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, steps: 
     out = ASSETS / "emoji_clip"
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(out)
+    write_vocabulary(out)
     save_file({k: v.half().contiguous() for k, v in clip.state_dict().items()}, out / "open_clip_model.safetensors")
     preprocess = {"mean": [mean] * 3, "std": [std] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
     (out / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}, indent=2))
@@ -301,6 +303,8 @@ def main() -> None:
         if "unet" in args.stages:
             pipe = train_unet(args.work, vae, tokenizer, args.unet_steps, args.scenes, args.start)
             pipe.to(torch.float16).save_pretrained(ASSETS / "emoji")
+            name_tensors_as_before(ASSETS / "emoji" / "text_encoder")
+            write_vocabulary(ASSETS / "emoji" / "tokenizer")
             vae.float()
             about = (
                 ASSETS / "emoji" / "text_encoder" / "config.json"

@@ -38,7 +38,8 @@ def test_tokens_are_those_it_was_trained_on(folder: Path) -> None:
 @pytest.mark.parametrize("file", ["open_clip_config.json", "open_clip_model.safetensors", "tokenizer.json"])
 def test_a_missing_file_is_named(folder: Path, file: str) -> None:
     """Before anything is loaded. Without its vocabulary the model would load, and score everything wrongly."""
-    (folder / file).unlink()
+    for lost in (file, "vocab.json", "merges.txt") if file == "tokenizer.json" else (file,):
+        (folder / lost).unlink()
     said = "tokenizer.json" if file == "tokenizer.json" else "open_clip_config.json or its safetensors"
     with pytest.raises(FileNotFoundError, match=rf"path={folder}: .*lacks.*{said}.*give a folder in open_clip's format"):
         ClipScore.check(str(folder))
