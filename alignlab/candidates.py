@@ -312,6 +312,6 @@ def room_for(path: Path) -> Iterator[None]:
 
 def _begun(path: Path) -> bool:
     """Whether a process that was killed before it had a make_pairs.yaml may have left this in its folder, or its sweep."""
-    return path.name in (".lock", f".new_{ABOUT}", "multirun.yaml") or (
+    return path.name in (".lock", f".new_{ABOUT}", "multirun.yaml", "overrides.yaml") or (
         path.name == "images" and path.is_dir() and not any(path.iterdir())
     )

@@ -10,6 +10,7 @@ import yaml
 from alignlab.checks import COUNTED, is_hub_id
 from alignlab.lab import Lab
 from alignlab.nodes import resolve
+from alignlab.pasted import line, word
 from alignlab.runs import NOT_SCIENCE, RunError, write_aside
 
 LICENCES: dict[str, tuple[str, str | None]] = {
@@ -147,7 +148,7 @@ def push(folder: Path, repository: str | None) -> None:
     try:
         print(f"uploaded: {upload(folder / 'model', repository)}")
     except RunError as error:
-        again = f"python -m alignlab.export run={folder} to=hub output={repository}"
+        again = line("export", word("run", folder), "to=hub", word("output", repository))
         print(f"warning: {error}; the run is whole in {folder}; to upload it: {again}", file=sys.stderr)
 
 

@@ -29,6 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from alignlab.pasted import resume
 from alignlab.sealed import Damaged, check, digest_of, seal, sync
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -122,7 +123,7 @@ class Run:
             reason, full = found
             mend = "make room" if full else "mend that"
             raise RunError(
-                f"{self.folder / what} cannot be written ({reason}); {mend} and resume={self.folder}: what was saved before is intact"
+                f"{self.folder / what} cannot be written ({reason}): what was saved before is intact; {mend} and go on with {resume(self.folder)}"
             ) from None
 
     @property
@@ -178,7 +179,7 @@ class Run:
                 lines.append(json.loads(line))
             except ValueError:
                 raise RunError(
-                    f"line {number} of {path} cannot be read; resume={self.folder} cuts it back to a checkpoint"
+                    f"line {number} of {path} cannot be read; this cuts it back to a checkpoint: {resume(self.folder)}"
                 ) from None
         return lines
 
@@ -339,7 +340,7 @@ def _begun(path: Path) -> bool:
     """Whether a run that was killed before it had a config.yaml may have left this in its folder, or its sweep."""
     if path.name in ("samples", "checkpoints"):
         return path.is_dir() and not any(path.iterdir())
-    return path.name in ("tensorboard", "multirun.yaml", ".lock", ".new_config.yaml")
+    return path.name in ("tensorboard", "multirun.yaml", "overrides.yaml", ".lock", ".new_config.yaml")
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -377,7 +378,7 @@ def weights(run: Path) -> Path:
         RunError: if it does not.
     """
     if not any((run / "model").rglob("*.safetensors")):
-        raise RunError(f"{run / 'model'} holds no weights; finish the run first (python -m alignlab.train resume={run})")
+        raise RunError(f"{run / 'model'} holds no weights; finish the run first: {resume(run)}")
     return run / "model"
 
 
@@ -392,6 +393,7 @@ def save_grid(images: Tensor, path: Path, columns: int) -> None:
 def run_folders(pattern: str) -> list[Path]:
     """The run folders that a name, or a pattern of names, means. A folder's own name may hold brackets."""
     found = [pattern] if Path(pattern).is_dir() else sorted(glob.glob(pattern, recursive=True))
+    found = found or sorted(glob.glob(pattern.replace("[", "[[]"), recursive=True))  # brackets of the names themselves
     return [folder for folder in map(Path, found) if (folder / "config.yaml").is_file()]
 
 

@@ -24,6 +24,7 @@ from omegaconf import DictConfig
 
 from alignlab.config import asked, command, plain
 from alignlab.nodes import ConfigError, nearest
+from alignlab.pasted import line, word
 from alignlab.runs import first_difference, write_aside
 
 PASSED_ON = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
@@ -96,9 +97,10 @@ def _stage_problems(name: str, stage: Any) -> Iterator[str]:
 
 def _foreign_problems(name: str, words: Sequence[str]) -> Iterator[str]:
     """What a file may not say, because for the stage's command it would be typed: a recipe may be somebody else's."""
-    for word in words:
-        if re.match(r"-|[+~]*(allow_targets|hydra)\b", word):
-            yield f"recipe.{name}: {word} may not stand in a file; if you trust it, type +more.{name}='{word}'"
+    for text in words:
+        if re.match(r"-|[+~]*(allow_targets|hydra)\b", text):
+            typed = word(f"+more.{name}", shlex.quote(text))
+            yield f"recipe.{name}: {text} may not stand in a file; if you trust it, type {typed}"
 
 
 def command_lines(c: dict[str, Any], folder: Path) -> dict[str, list[str]]:
@@ -176,11 +178,12 @@ def main(cfg: DictConfig) -> None:
             raise ConfigError(f"recipe.{name}: what is wrong with its words stands above; nothing was begun")
     remember(folder, lines)
     for number, (name, words) in enumerate(lines.items(), 1):
-        print(f"[{number}/{len(lines)}] {name}: python -m alignlab.{words[0]} {shlex.join(words[1:])}", flush=True)
+        print(f"[{number}/{len(lines)}] {name}: {line(words[0], *map(shlex.quote, words[1:]))}", flush=True)
         code = run(words)
         if code:
             print(
-                f"{name} ended with code {code}; the same command, with output_dir={folder}, goes on from there", file=sys.stderr
+                f"{name} ended with code {code}; the same command, with {word('output_dir', folder)}, goes on from there",
+                file=sys.stderr,
             )
             sys.exit(code)
     print(f"finished: {', '.join(str(folder / name) for name in lines)}")

@@ -26,6 +26,7 @@ from alignlab.config import command, device_of, plain
 from alignlab.data.judgements import Ratings
 from alignlab.data.preferences import Choices
 from alignlab.nodes import ConfigError
+from alignlab.pasted import word
 from alignlab.rewards.clip import Clip, locate
 from alignlab.rewards.heads import save
 from alignlab.rewards.train import Fit
@@ -99,7 +100,7 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
 
 def _taken(c: dict[str, Any], folder: Path) -> Iterator[str]:
     """What stands in the way of a folder that is not empty: anything but what this very command left there."""
-    if not folder.is_dir() or not any(folder.iterdir()):
+    if not folder.is_dir() or {path.name for path in folder.iterdir()} <= {"multirun.yaml", "overrides.yaml"}:
         return
     try:
         before = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
@@ -187,7 +188,7 @@ def main(cfg: DictConfig) -> float:
             raise ConfigError(str(error)) from None
     for name, value in numbers.items():
         print(f"{name:>20}  {value:.4f}")
-    print(f"reward={c['kind']} reward.{c['kind']}.path={folder}")
+    print(f"reward={c['kind']} {word('reward.' + c['kind'] + '.path', folder)}")
     return numbers["held_out/loss" if c["kind"] == "preference" else "held_out/error"]
 
 

@@ -46,7 +46,7 @@ MAY = {
     "ranks": set(),
     "schedule": set(),
     "adamw8bit": set(),
-    "nodes": set(),
+    "nodes": {"pasted"},
     "samplers": set(),
     "conditioning": set(),
     "forward": {"samplers"},
@@ -57,15 +57,19 @@ MAY = {
     "metrics": {"judge"},
     "data": set(),
     "sealed": set(),
-    "runs": {"sealed"},
+    "path_keys": set(),
+    "pasted": set(),
+    "typed": {"pasted", "path_keys"},
+    "job_names": set(),
+    "runs": {"pasted", "sealed"},
     "journal": {"ranks"},
     "policy": {"conditioning", "frozen", "lora", "models", "ranks", "sharding", "shared_start"},
-    "stops": {"ranks"},
-    "peers": {"nodes", "ranks"},
+    "stops": {"pasted", "ranks"},
+    "peers": {"nodes", "pasted", "ranks"},
     "collected": {"noise", "objectives", "policy", "ranks", "rewards", "rollout", "runs", "samplers", "sealed", "stops"},
     "guards": {"journal", "lab", "ranks", "rewards", "rollout", "runs"},
     "memory": {"checks", "footprint", "ranks"},
-    "failures": {"config", "footprint", "guards", "memory", "nodes", "ranks", "rewards", "rollout", "runs"},
+    "failures": {"config", "footprint", "guards", "memory", "nodes", "pasted", "ranks", "rewards", "rollout", "runs"},
     "start": {"lora", "policy", "runs", "sharding"},
     "dials": {"conditioning", "lora", "policy", "samplers"},
     "tuned": {"config", "dials", "lora", "malloc", "nodes", "noise", "policy", "rollout", "runs", "samplers", "start"},
@@ -75,8 +79,8 @@ MAY = {
     "objectives": {"conditioning", "data", "drift", "forward", "noise", "policy", "ranks", "rollout", "samplers"},
     "secrecy": set(),
     "foreign": set(),
-    "checks": {"nodes", "ranks", "rewards", "runs", "secrecy", "start"},
-    "config": {"checks", "foreign", "nodes", "ranks", "runs", "secrecy"},
+    "checks": {"nodes", "path_keys", "ranks", "rewards", "runs", "secrecy", "start"},
+    "config": {"checks", "foreign", "job_names", "nodes", "pasted", "path_keys", "ranks", "runs", "secrecy", "typed"},
     "lab": {
         "checks",
         "collected",
@@ -96,10 +100,10 @@ MAY = {
     },
     "measure": {"drift", "lab", "metrics", "noise", "policy", "ranks", "rollout", "runs", "samplers", "stops"},
     "images": set(),
-    "compare": {"images", "metrics", "runs"},
+    "compare": {"images", "metrics", "pasted", "runs"},
     "outcomes": {"compare", "images", "metrics"},
     "figures": {"compare", "metrics"},
-    "train_reward": {"config", "data", "nodes", "rewards", "runs"},
+    "train_reward": {"config", "data", "nodes", "pasted", "rewards", "runs"},
     "serve_reward": {"checks", "config", "nodes", "rewards"},
     "train": {
         "card",
@@ -119,11 +123,11 @@ MAY = {
         "scoring",
         "stops",
     },
-    "stages": {"config", "nodes", "runs"},
+    "stages": {"config", "nodes", "pasted", "runs"},
     "dry": set(),
     "footprint": {"dry", "lab", "measure", "models", "nodes", "objectives", "rollout"},
-    "plan": {"checks", "config", "footprint", "lab", "memory", "nodes", "rewards", "rollout", "train"},
-    "card": {"checks", "config", "lab", "nodes", "runs"},
+    "plan": {"checks", "config", "footprint", "lab", "memory", "nodes", "pasted", "rewards", "rollout", "train"},
+    "card": {"checks", "config", "lab", "nodes", "pasted", "runs"},
     "export": {"card", "checks", "config", "nodes", "runs", "start"},
     "evaluate": {"config", "data", "nodes", "lab", "measure", "metrics", "runs", "checks", "rewards", "tuned", "images"},
     "sample": {"checks", "config", "nodes", "runs", "tuned"},
@@ -136,6 +140,7 @@ MAY = {
         "lab",
         "nodes",
         "noise",
+        "pasted",
         "rewards",
         "rollout",
         "runs",
@@ -145,8 +150,8 @@ MAY = {
     "probes": {"checks", "config", "data", "dials", "lab", "measure", "nodes", "runs", "tuned"},
     "tables": {"metrics"},
     "paper": {"compare", "figures", "metrics"},
-    "figure": {"config", "compare", "metrics", "nodes", "paper", "probes", "rewards", "runs", "tables"},
-    "report": {"config", "nodes", "compare", "figures", "metrics", "outcomes", "runs", "tables"},
+    "figure": {"config", "compare", "job_names", "metrics", "nodes", "paper", "pasted", "probes", "rewards", "runs", "tables"},
+    "report": {"config", "nodes", "compare", "figures", "metrics", "outcomes", "pasted", "runs", "tables"},
 }
 OTHERS = {
     "samplers": {"torch"},
@@ -182,14 +187,14 @@ def imports(path: Path) -> set[str]:
 
 @pytest.mark.parametrize(("name", "path"), modules(), ids=lambda v: str(v.relative_to(PACKAGE)) if isinstance(v, Path) else "")
 def test_imports_run_one_way(name: str, path: Path) -> None:
-    """A module imports what its row allows; only config.py and the commands touch Hydra; nobody imports a command, but plan the
+    """A module imports what its row allows; only config.py, typed.py and the commands touch Hydra; nobody imports a command, but plan the
     train loop that it runs dry."""
     assert name in MAY, f"{path} has no row in MAY: which rooms may it enter?"
     ours = {word.split(".")[1] for word in imports(path) if word.startswith("alignlab.")}
     assert ours <= MAY[name] | ({name} if path.parent != PACKAGE else set())
     libraries = {word.split(".")[0] for word in imports(path)} - {"alignlab", *sys.stdlib_module_names}
     assert libraries <= OTHERS.get(name, libraries)
-    assert name in COMMANDS | {"config"} or not libraries & {"hydra", "omegaconf"}
+    assert name in COMMANDS | {"config", "typed"} or not libraries & {"hydra", "omegaconf"}
     assert not ours & COMMANDS - ({"train"} if name == "plan" else set())
 
 
