@@ -385,4 +385,4 @@ def _begun(path: Path) -> bool:
     """Whether a process that was killed before it had a make_pairs.yaml may have left this in its folder, or its sweep."""
     if path.name == "images":
         return path.is_dir() and all(map(is_stray, path.iterdir()))
-    return is_stray(path) or path.name in (".lock", f".new_{ABOUT}", "multirun.yaml")
+    return is_stray(path) or path.name in (".lock", f".new_{ABOUT}", "multirun.yaml", "overrides.yaml")

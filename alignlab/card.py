@@ -12,6 +12,7 @@ from alignlab.checks import COUNTED, is_hub_id
 from alignlab.folder import refuse_links
 from alignlab.lab import Lab
 from alignlab.nodes import resolve
+from alignlab.pasted import line, word
 from alignlab.ranks import rank
 from alignlab.runs import NOT_SCIENCE, RunError, write_aside
 
@@ -176,7 +177,7 @@ def push(folder: Path, repository: str | None) -> None:
     try:
         print(f"uploaded: {upload(folder / 'model', repository)}")
     except RunError as error:
-        again = f"python -m alignlab.export run={folder} to=hub output={repository}"
+        again = line("export", word("run", folder), "to=hub", word("output", repository))
         print(f"warning: {error}; the run is whole in {folder}; to upload it: {again}", file=sys.stderr)
 
 

@@ -4,7 +4,7 @@ import importlib.util
 import inspect
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from alignlab.nodes import build, fits, nearest, node_problems, resolve, words
+from alignlab.path_keys import LONGEST_NAME, is_path, too_long
 from alignlab.ranks import launched
 from alignlab.rewards import Declared
 from alignlab.runs import run_folders
@@ -54,6 +55,8 @@ OFFERS = {
     "reward": ("__call__",),
 }
 """What makes a class one of its group."""
+SCIENCE = {"kl_coeff": 0.0, "combine": "sum"}
+"""Top-level keys that only the algorithm can heed, with the values that ask nothing of it."""
 LONGEST = 1000
 """Characters of a text that is no prompt."""
 UNBOUNDED = ("max_grad_norm", "algo.clip", "algo.advantage_clip")
@@ -102,6 +105,38 @@ def leaf_problems(node: Any, where: str = "") -> Iterator[str]:
         yield from _text_problems(node, where, f"{where}=")
         if len(node) > LONGEST and "prompt" not in where:
             yield f"{where} has {len(node)} characters, and no name or path has as many; shorten it"
+        name = too_long(node) if is_path(where) and len(node) <= LONGEST else None
+        if name is not None:
+            size = f"{len(name.encode(errors='replace'))} bytes long, and names may have {LONGEST_NAME}"
+            yield f"{where}: the name {name[:20]}... is {size}; shorten it"
+
+
+def ignored_problems(c: dict[str, Any], referred: Collection[str]) -> Iterator[str]:
+    """Values of the SCIENCE keys that the algorithm does not take, or takes in another value: variants that would be one and the same.
+
+    Args:
+        referred: the top-level keys that the algorithm's part of the configuration refers to, by whatever name.
+    """
+    name = str(c["algo"]["_target_"]).rpartition(".")[2]
+    for key, idle in SCIENCE.items():
+        taken = dict(_named(c["algo"], key, "algo"))
+        for where, value in taken.items():
+            if value != c[key]:
+                yield f"{where}={value} is not {key}={c[key]}; set {key}={value}, and leave {where} alone"
+        if not taken and key not in referred and c[key] != idle:
+            mend = f"set {key}={idle:g}" if isinstance(idle, float) else f"set {key}={idle}"
+            yield (
+                f"{key}={c[key]} has no effect: algo does not hand it on to {name}; {mend}, "
+                f"or add '+algo.{key}=${{{key}}}' if {name} takes it"
+            )
+
+
+def _named(node: Any, key: str, where: str) -> Iterator[tuple[str, Any]]:
+    """The values at a key, however deep in a table."""
+    for name, value in node.items() if isinstance(node, dict) else ():
+        if name == key:
+            yield f"{where}.{name}", value
+        yield from _named(value, key, f"{where}.{name}")
 
 
 def _text_problems(text: str, where: str, shown: str) -> Iterator[str]:

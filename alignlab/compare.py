@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from alignlab.images import Images, read_images
 from alignlab.metrics.hacking import hacking_flags
 from alignlab.metrics.pareto import at_matched_reward
+from alignlab.pasted import resume
 from alignlab.runs import (
     METRICS,
     NOT_SCIENCE,
@@ -147,12 +148,13 @@ def read_runs(patterns: Sequence[str]) -> list[Finished]:
     folders = list(dict.fromkeys(folder for pattern in patterns for folder in run_folders(pattern)))
     if not folders:
         raise CompareError(
-            f"runs={','.join(patterns)} holds no run (a folder with config.yaml); give run folders or a pattern like 'multirun/DIR/*'"
+            f"runs={','.join(patterns)} holds no run (a folder with config.yaml); give run folders or a pattern like 'multirun/DIR/*', "
+            "and in a list put quotes around names with commas or brackets"
         )
     unfinished = [str(f) for f in folders if not (f / "summary.json").is_file()]
     if unfinished:
         raise CompareError(
-            f"{', '.join(unfinished)} not finished (no summary.json); finish with python -m alignlab.train resume={unfinished[0]}, or leave out"
+            f"{', '.join(unfinished)} not finished (no summary.json); leave out, or finish with {resume(Path(unfinished[0]))}"
         )
     return [_read(folder) for folder in folders]
 

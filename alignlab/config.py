@@ -4,17 +4,17 @@ Nothing below this file knows Hydra or OmegaConf: checks.py says what is wrong w
 """
 
 import atexit
-import hashlib
 import inspect
 import logging
 import os
 import re
+import shlex
 import sys
 import tempfile
 import traceback
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from datetime import datetime
@@ -29,17 +29,21 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from alignlab.checks import groupwise, leaf_problems, problems, weighed
+from alignlab.checks import groupwise, ignored_problems, leaf_problems, problems, weighed
 from alignlab.folder import RunError, fresh, give_back, refuse_links
 from alignlab.foreign import hydra_problems, yaml_problems
+from alignlab.job_names import WORDS, folder_of, write_words
 from alignlab.nodes import ConfigError, nearest, resolve, words
+from alignlab.pasted import list_word, word
+from alignlab.path_keys import LIST, is_path
 from alignlab.ranks import launched, rank, shared
-from alignlab.runs import GUARDS, KEPT_CHECKPOINTS, NOT_SCIENCE, read_config
+from alignlab.runs import KEPT_CHECKPOINTS, NOT_SCIENCE, read_config
 from alignlab.secrecy import masked
 from alignlab.servers import in_a_command, naming
+from alignlab.typed import as_meant, swept
 
 HERE = Path(__file__).resolve().parent
 CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"  # in a wheel, or in a checkout
@@ -136,11 +140,12 @@ class TrainConfig:
 
 ConfigStore.instance().store(name="train_schema", node=TrainConfig)
 OmegaConf.register_new_resolver("or", lambda *values: next(v for v in values if v is not None), replace=True)
-OmegaConf.register_new_resolver("folder", lambda overrides: folder_name(overrides), replace=True)
+OmegaConf.register_new_resolver("folder", lambda sweep, *typed: job_folder(sweep, *typed), replace=True)
 OmegaConf.register_new_resolver("sweep_folder", lambda given, name: sweep_folder(given, name), use_cache=True, replace=True)
+OmegaConf.register_new_resolver("last", lambda path: Path(str(path)).name, replace=True)
 
-STAY = ("checkpoint_every", "keep", "offload", *GUARDS)
-"""Keys that a resumed run may change, and else has as before."""
+SWEEPING = ("train", "make_pairs", "train_reward")
+"""The commands whose sweeps have a folder for each job."""
 KEYS = list(TrainConfig.__dataclass_fields__)
 QUICK = {
     "steps": 2, "eval_every": 1, "samples_per_step": 8, "algo.pairs": 8, "algo.images": 8, "micro_batch": 8, "eval_sampler.steps": 3, "evaluation.prompts": 2,
@@ -159,7 +164,8 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     keys, earlier, allowed = asked(), Path(c.get("resume") or "") / "config.yaml", opted_in(c)
     if "resume" in keys <= {*NOT_SCIENCE, "allow_targets"} and earlier.is_file():
         try:
-            c = read_config(earlier.parent) | {key: c[key] for key in NOT_SCIENCE if key not in STAY or key in keys}
+            stored = read_config(earlier.parent)
+            c = {key: c[key] for key in NOT_SCIENCE} | stored | {key: c[key] for key in NOT_SCIENCE if key in keys}
         except RunError as error:
             raise ConfigError(str(error)) from None
     for key, most in QUICK.items() if c.get("quick") else ():
@@ -169,16 +175,23 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
             node[name] = min(node[name], most)
     found = list(dict.fromkeys(problems({**c, "allow_targets": allowed} if "allow_targets" in c else c, KEYS)))
     upload = c.get("push_to_hub")
-    if upload is not None and not typed("push_to_hub"):
+    if upload is not None and c.get("resume") is None and not typed("push_to_hub"):
         found.append(
             f"push_to_hub={upload} stands in a file, and the model would be uploaded there; if you want that, type push_to_hub={upload}, "
             "and push_to_hub=null if not"
         )
+    if not found and not (_given(c) / "config.yaml").is_file():  # a run that began goes on as it is
+        found = list(ignored_problems(c, _references(cfg.algo)))
     if found:
         raise ConfigError("\n".join(found))
     if c["quick"] and groupwise(c["reward"]) + groupwise(c["eval_rewards"]):
         c["evaluation"]["final_images"] = max(2, c["evaluation"]["final_images"])
     return c
+
+
+def _references(node: Any) -> set[str]:
+    """The top-level keys that a part of the configuration refers to."""
+    return set(re.findall(r"\$\{\.*(\w+)\}", str(OmegaConf.to_container(node, resolve=False))))
 
 
 def plain(cfg: DictConfig) -> Any:
@@ -197,10 +210,20 @@ def plain(cfg: DictConfig) -> Any:
         raise ConfigError(f"{error.full_key} cannot be resolved: {reason}") from None
     except (RecursionError, ValueError, TypeError) as error:  # a resolver's own, or a reference to itself
         raise ConfigError(f"a reference (${{...}}) of the configuration cannot be resolved: {_first_line(error)}") from None
+    c = _at_home(c)
     unfit = list(leaf_problems(c))
     if unfit:
         raise ConfigError("\n".join(unfit))
     return c
+
+
+def _at_home(node: Any, where: str = "") -> Any:
+    """The configuration with `~` in front of a path as the user's home, which a shell replaces in some places only."""
+    if isinstance(node, dict):
+        return {key: _at_home(value, f"{where}.{key}" if where else str(key)) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_at_home(value, f"{where}.{k}") for k, value in enumerate(node)]
+    return os.path.expanduser(node) if isinstance(node, str) and is_path(where) else node
 
 
 def refuse_deleted(cfg: DictConfig, schema: type) -> None:
@@ -275,12 +298,15 @@ def command(
                 started.append(True)
                 logging.disable(logging.INFO)  # of the libraries; the run has a journal of its own
                 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a kernel that nothing here calls
+                at = HydraConfig.get()
                 try:
                     refuse_deleted(cfg, schema)
-                    with nullcontext() if in_a_command() else naming(HydraConfig.get().overrides.task):  # a launcher's process
+                    with (
+                        nullcontext() if in_a_command() else naming(at.overrides.task),
+                        _own_folder(at, name),
+                    ):  # a launcher's process
                         return function(cfg)
                 except (ConfigError, RunError) as error:
-                    at = HydraConfig.get()
                     if (
                         at.mode == RunMode.MULTIRUN and launched() == 1
                     ):  # the launcher lets the other jobs go on, perhaps in other processes
@@ -303,6 +329,11 @@ def command(
             parser: Any = get_args_parser()
             parser.error = lambda message: sys.exit(_say(f"{message}; --help shows how to call this"))
             arguments = parser.parse_args()
+            meant = {text: as_meant(text, sweep=arguments.multirun) for text in arguments.overrides}
+            sys.argv[1:] = [meant.get(text, text) for text in sys.argv[1:]]
+            arguments.overrides = [meant[text] for text in arguments.overrides]
+            if arguments.multirun and name in SWEEPING:
+                sys.argv += _naming(arguments.overrides)
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing
             before, scope = _TYPED.set(list(arguments.overrides)), ExitStack()
             scope.enter_context(naming(arguments.overrides))
@@ -317,6 +348,11 @@ def command(
                 print("ended at once; what was saved before is intact", file=sys.stderr)
                 sys.exit(130)  # as a shell says it
             except Exception as error:
+                lost = _launcher_sentence(error)
+                if lost is not None:
+                    code, sentence = lost
+                    _say(sentence)
+                    sys.exit(code)
                 refused = (HydraException, OmegaConfBaseException, ValueError, TypeError, OSError, AssertionError, IndexError)
                 if started or not isinstance(error, refused):
                     raise
@@ -331,10 +367,48 @@ def command(
     return decorate
 
 
-def folder_name(overrides: str) -> str:
-    """The folder of one job of a sweep: its overrides, as one name that any file system takes."""
-    name = overrides.replace("/", "_")
-    return name if len(name) <= 180 else f"{name[:160]}-{hashlib.blake2b(name.encode(), digest_size=6).hexdigest()}"
+def _naming(overrides: list[str]) -> list[str]:
+    """What tells the jobs of a sweep which keys have several values: for `job_folder`, in whatever process it is asked."""
+    if any(text.lstrip("+").startswith("hydra.sweep.subdir") for text in overrides):
+        return []
+    several, single = (" ".join(keys) for keys in swept(overrides))
+    return [f"hydra.sweep.subdir=\"${{folder:${{hydra.sweep.dir}},'{several}','{single}'}}\""]
+
+
+@contextmanager
+def _own_folder(at: Any, name: str) -> Iterator[None]:
+    """Around a job of a sweep: its folder says from the beginning whose it is. A mistake leaves none behind."""
+    if at.mode != RunMode.MULTIRUN or name not in SWEEPING:
+        yield
+        return
+    folder = folder_of_job()
+    try:
+        write_words(folder, list(at.overrides.task))
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written ({error.strerror}); choose another output_dir") from None
+    try:
+        yield
+    except (ConfigError, RunError):
+        if [path.name for path in folder.iterdir()] == [WORDS]:
+            (folder / WORDS).unlink()
+            folder.rmdir()
+        raise
+
+
+def job_folder(sweep: str, several: str = "", single: str = "") -> str:
+    """The name of the folder of the job that begins here: the resolver of hydra.sweep.subdir.
+
+    Args:
+        sweep: the sweep's folder.
+        several: the typed keys that have several values, between blanks; a file (hydra.sweeper.params) may name more.
+        single: the typed keys that have one.
+    """
+    at = HydraConfig.get()
+    words: Any = OmegaConf.to_container(at.overrides.task)
+    sweeper: Any = OmegaConf.to_container(at.sweeper)
+    of_file = swept([f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()])[0]
+    keys = {*several.split(), *(key for key in of_file if key not in single.split())}
+    return folder_of(Path(sweep), words, keys, list(at.job.config.override_dirname.exclude_keys))
 
 
 LAUNCHERS = {"joblib": "alignlab[sweeps]", "submitit_slurm": "alignlab[sweeps]", "submitit_local": "alignlab[sweeps]"} | {
@@ -372,12 +446,35 @@ def folder_of_job() -> Path:
 
 
 def run_folder(c: dict[str, Any]) -> Path:
-    """resume=, or the job's folder in a sweep, or output_dir=, or a new one: that of process 0."""
+    """resume=, or the job's folder in a sweep, or output_dir=, or a new one: that of process 0.
+
+    Says where the run sends what it makes: a resumed one has that from its folder, which may be somebody else's.
+    """
     at = HydraConfig.get()
     given = c["resume"] or (folder_of_job() if at.mode == RunMode.MULTIRUN else c["output_dir"])
     if not given and rank() == 0:
         given = fresh(f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}-{at.runtime.choices['algo']}")
-    return Path(shared(str(given)))
+    folder = Path(shared(str(given)))
+    whose = f" (as {folder / 'config.yaml'} has it)" if c["resume"] else ""
+    sent = {"push_to_hub": "uploads its model at the end to", "tracker": "logs to the tracker"}
+    for key, what in sent.items() if not _silent() else ():
+        if c[key] not in (None, "none"):
+            off = "null" if key == "push_to_hub" else "none"
+            print(f"this run {what} {c[key]}{'' if key in asked() else whose}; {key}={off} leaves that out", flush=True)
+    return folder
+
+
+def _given(c: dict[str, Any]) -> Path:
+    """The run's folder if the command line says which: resume=, the job's in a sweep, or output_dir=; else `Path()`."""
+    at = HydraConfig.get() if HydraConfig.initialized() else None
+    sweep = at is not None and at.mode == RunMode.MULTIRUN
+    return Path(c["resume"] or (at.runtime.output_dir if at is not None and sweep else c["output_dir"]) or "")
+
+
+def notice() -> float:
+    """Seconds between a launcher's warning that a job's time is over and its end (submitit's)."""
+    launcher: Any = HydraConfig.get().launcher
+    return float(launcher.get("signal_delay_s", 30) if launcher is not None else 0)
 
 
 def _say(sentences: object, job: str = "") -> int:
@@ -391,6 +488,21 @@ def _say(sentences: object, job: str = "") -> int:
 def _silent() -> bool:
     """Whether another process says the same (ranks.signed: what only this one has to say)."""
     return launched() > 1 and os.environ.get("RANK", "0") != "0"
+
+
+def _launcher_sentence(error: Exception) -> tuple[int, str] | None:
+    """What an error of submitit's means, and the exit code; None if it is none of submitit's."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "submitit" in Path(frame.filename).parts]
+    if not frames:
+        return None
+    said = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if any(frame.name == "results" for frame in frames):  # a job was taken, and has none
+        again = "type the same command again: what is finished is skipped, and the others go on from their checkpoints"
+        return 1, f"a job ended before it was done ({said[0]}; its log is in .submitit in the sweep's folder); {again}"
+    if "srun" in said[0]:
+        return 2, "hydra/launcher=slurm needs Slurm, and there is no srun here; choose hydra/launcher=submitit_local or workers"
+    mend = "set what it names, hydra.launcher.partition=NAME for example, and type the command again"
+    return 2, f"hydra/launcher: the jobs were refused ({said[-1]}); {mend}"
 
 
 def _first_line(error: BaseException) -> str:
@@ -474,16 +586,16 @@ def _sentence(text: str, error: Exception, cfg: DictConfig, schema: type) -> str
     key, _, value = text.lstrip("+~").partition("=")
     cause = error.__cause__ or error
     if isinstance(error, OverrideParseException) or not key:
-        return f"{text} cannot be read; write key=value, with quotes around blanks and brackets"
+        return f"{text} cannot be read; write key=value, with quotes around blanks and brackets{_as_text(text, cfg)}"
     if "Ambiguous value" in str(error) or "requires --multirun" in str(error):
-        return f"{text} names several values; add -m to run each of them, or write a list as '{key}=[{value}]'"
+        return f"{text} names several values; add -m to run each of them{_as_list(key, value, cfg)}"
     missing = str(getattr(error, "missing_cfg_file", None) or "").rpartition("/")[2]
     if key == "hydra/launcher" and missing in LAUNCHERS:
         return f"{text} needs a plugin of Hydra's; pip install '{LAUNCHERS[missing]}'"
     if (CONF / key).is_dir():
         options = getattr(error, "options", None) or sorted(p.stem for p in (CONF / key).glob("*.yaml"))
         value = (getattr(error, "missing_cfg_file", None) or value).rpartition("/")[2]
-        return f"{key}={value} is no option; {nearest(value, options, f'{key}=')}"
+        return f"{key}={value} is no option; {nearest(value, options, f'{key}=')}{_own_reward(key, value)}"
     if isinstance(cause, (AttributeError, KeyError)):  # a key that is not there
         parent, _, name = key.rpartition(".")
         target = str(OmegaConf.select(cfg, f"{parent}._target_"))
@@ -495,6 +607,11 @@ def _sentence(text: str, error: Exception, cfg: DictConfig, schema: type) -> str
     if text.startswith("~"):
         return f"{key} must not be deleted"
     typed = {f.name: f for f in fields(schema)} | {f"evaluation.{f.name}": f for f in fields(Evaluation)}
+    if key in typed and value.startswith("[") and is_path(key):
+        one = word(key, value.strip("[]"))
+        return (
+            f"{text} is a list, and one name is wanted; write {one}, or {word(key, value)} if the brackets are part of the name"
+        )
     if key in typed:
         return f"{text} must be {words(typed[key].type)}"
     if isinstance(cause, (AssertionError, IndexError)) or "is not an int" in str(cause):  # a name under a list
@@ -503,6 +620,33 @@ def _sentence(text: str, error: Exception, cfg: DictConfig, schema: type) -> str
     if "Cannot merge" in str(cause):  # OmegaConf's own words name its classes
         return f"{text} would replace a table of keys and values; set the keys in it, {key}.NAME=..."
     return f"{text}: {_first_line(cause)}"
+
+
+def _own_reward(key: str, value: str) -> str:
+    """How to name a reward that is a function of the user's own (docs/rewards.md), if that may be what was meant."""
+    if key not in ("reward", "eval_rewards") or not re.fullmatch(r"[A-Za-z]\w*", value, re.ASCII) or value in ("null", "none"):
+        return ""
+    words = f"+{key}.{value}.function=my_module.score +{key}.{value}.differentiable=false +{key}.{value}.unit=points"
+    return f" (a function of your own, my_module.score: {key}=none {words} 'allow_targets=[my_module]')"
+
+
+def _as_text(text: str, cfg: DictConfig) -> str:
+    """How to write one text at a key whose value Hydra cannot read; nothing where a number is wanted."""
+    key, _, value = text.partition("=")
+    if not value or not re.fullmatch(r"\+{0,2}[A-Za-z_][\w.]*", key, re.ASCII):
+        return ""
+    name = key.lstrip("+")
+    now = OmegaConf.select(cfg, name, throw_on_missing=False)
+    if isinstance(now, ListConfig) or LIST.fullmatch(name):
+        return "" if value.startswith("[") else f": {list_word(key, [value])}"
+    return "" if isinstance(now, (bool, int, float, DictConfig)) else f": {word(key, value)}"
+
+
+def _as_list(key: str, value: str, cfg: DictConfig) -> str:
+    """How to write a list instead of several values, where a key takes one."""
+    listed = isinstance(OmegaConf.select(cfg, key, throw_on_missing=False), ListConfig)
+    several = key in ("reward", "eval_rewards") or listed or key.startswith("prompts.")
+    return f", or write a list: {shlex.quote(f'{key}=[{value}]')}" if several else ""
 
 
 def _dotted(node: Any, prefix: str = "") -> Iterator[str]:

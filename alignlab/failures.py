@@ -15,6 +15,7 @@ from alignlab.footprint import Epoch
 from alignlab.guards import Leap, Unscored
 from alignlab.memory import free_memory, instead
 from alignlab.nodes import ConfigError
+from alignlab.pasted import resume
 from alignlab.ranks import signed
 from alignlab.rewards.compose import RewardError
 from alignlab.rollout import NothingToLearn
@@ -48,7 +49,7 @@ def explained(c: dict[str, Any], folder: Path, epoch: Epoch) -> Iterator[None]:
         where = error.filename or folder
         raise ConfigError(
             signed(
-                f"{where} cannot be written ({error.strerror}); make room and resume={folder}: what was saved before is intact"
+                f"{where} cannot be written ({error.strerror}): what was saved before is intact; make room and go on with {resume(folder)}"
             )
         ) from None
     except (RuntimeError, MemoryError) as error:

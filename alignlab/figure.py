@@ -7,6 +7,7 @@ goes on), asks their weights what it must know, draws it, and writes PNG, SVG (b
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -24,11 +25,13 @@ from matplotlib import pyplot as plt
 from omegaconf import DictConfig
 
 from alignlab.compare import CompareError, Finished, read_runs
-from alignlab.config import CONF, command, folder_name, plain
+from alignlab.config import CONF, command, plain
 from alignlab.folder import refuse_links
+from alignlab.job_names import full_name, named, read_words
 from alignlab.metrics.statistics import Interval
 from alignlab.nodes import ConfigError, nearest
 from alignlab.paper import FIGURES, STYLE, PaperFigure, Rows
+from alignlab.pasted import hydra_value, line
 from alignlab.probes import probe
 from alignlab.rewards.compose import RewardError
 from alignlab.runs import RunError, all_aside, refuse_unwritable, room_for
@@ -53,6 +56,8 @@ class FigureConfig:
     """Addresses of reward servers that only a file names, and that images and prompts may be sent to."""
 
 
+UNNAMED = ("output_dir", "device", "tracker")
+"""Words of a job that make it no other one (conf/train.yaml)."""
 ConfigStore.instance().store(name="figure_schema", node=FigureConfig)
 
 
@@ -75,14 +80,14 @@ def home(c: dict[str, Any]) -> Path:
 
 
 def grid(experiment: str, quick: bool) -> list[str]:
-    """The folders of an experiment's jobs, as its sweep names them; quick leaves out all seeds but 0."""
+    """The jobs of an experiment by all their words (`job_of`); quick leaves out all seeds but 0."""
     node = yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_text())
     axes = {key: str(values).split(",") for key, values in node["hydra"]["sweeper"]["params"].items()}
     fixed = {"experiment": experiment}
     if quick:
         axes, fixed = {**axes, "seed": ["0"]}, {**fixed, "quick": "True"}
     points = [{**fixed, **dict(zip(axes, point, strict=True))} for point in product(*axes.values())]
-    return [folder_name(",".join(f"{key}={point[key]}" for key in sorted(point))) for point in points]
+    return [full_name([f"{key}={point[key]}" for key in sorted(point)]) for point in points]
 
 
 def run_sweeps(experiments: Sequence[str], c: dict[str, Any]) -> list[str]:
@@ -91,7 +96,7 @@ def run_sweeps(experiments: Sequence[str], c: dict[str, Any]) -> list[str]:
     Results: one sweep after another, its jobs side by side. Quick ones, whose jobs are shorter than a process's start: sweeps side by side, a process each.
     """
     there = {experiment: home(c) / "runs" / experiment for experiment in experiments}
-    unfinished = [e for e in experiments if any(not (there[e] / job / "summary.json").is_file() for job in grid(e, c["quick"]))]
+    unfinished = [e for e in experiments if not {*grid(e, c["quick"])} <= {job_of(run) for run in summarised(there[e])}]
     sweeps, jobs = (c["workers"], 1) if c["quick"] else (1, c["workers"])
     with ThreadPoolExecutor(sweeps) as pool:
         codes = pool.map(lambda e: run_sweep(e, there[e], jobs, c), unfinished)
@@ -104,10 +109,14 @@ def run_sweeps(experiments: Sequence[str], c: dict[str, Any]) -> list[str]:
 
 def run_sweep(experiment: str, folder: Path, jobs: int, c: dict[str, Any]) -> int:
     """`python -m alignlab.train -m experiment=...`, in processes of its own; its exit status."""
-    words = [f"experiment={experiment}", f"output_dir={folder}", *(["quick=true", "seed=0"] if c["quick"] else [])]
+    words = [
+        f"experiment={experiment}",
+        f"output_dir={hydra_value(str(folder))}",
+        *(["quick=true", "seed=0"] if c["quick"] else []),
+    ]
     if jobs > 1:
         words += ["hydra/launcher=workers", f"hydra.launcher.n_jobs={jobs}"]
-    print("python -m alignlab.train -m", *words, flush=True)
+    print(line("train", "-m", *map(shlex.quote, words)), flush=True)
     threads = {"OMP_NUM_THREADS": "1"} if c["workers"] > 1 else {}
     return subprocess.run(
         [sys.executable, "-m", "alignlab.train", "-m", *words], env={**os.environ, **threads}, check=False
@@ -117,8 +126,19 @@ def run_sweep(experiment: str, folder: Path, jobs: int, c: dict[str, Any]) -> in
 def finished(folder: Path, names: Sequence[str]) -> list[Finished]:
     """Of a sweep's runs those that have a summary: the grid's, and more seeds of them."""
     points = {seedless(name) for name in names}
-    folders = sorted(str(path.parent) for path in folder.glob("*/summary.json") if seedless(path.parent.name) in points)
+    folders = sorted(str(run) for run in summarised(folder) if seedless(job_of(run)) in points)
     return read_runs(folders) if folders else []
+
+
+def summarised(sweep: Path) -> list[Path]:
+    """The run folders of a sweep that have a summary."""
+    return [path.parent for path in sweep.glob("*/summary.json")]
+
+
+def job_of(run: Path) -> str:
+    """A job by all its words, which stand in its folder or are the folder's name."""
+    words = named(read_words(run), UNNAMED)
+    return full_name(words) if words else run.name
 
 
 def seedless(name: str) -> str:

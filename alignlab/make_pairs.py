@@ -31,6 +31,7 @@ from alignlab.folder import fresh, locked
 from alignlab.lab import warn_of_cut, weighted_sum
 from alignlab.nodes import ConfigError, build, node_problems
 from alignlab.noise import noise_key
+from alignlab.pasted import line, word
 from alignlab.rewards.compose import RewardError
 from alignlab.rollout import rollout
 from alignlab.runs import RunError, provenance, refuse_unwritable, run_folders
@@ -162,7 +163,7 @@ def fill(c: dict[str, Any], folder: Path) -> None:
     if done == len(prompts) and not out.damaged:
         return
     print(
-        f"{len(prompts) - done} of {len(prompts)} prompts are to be sampled into {folder} (the same command, with output_dir={folder}, goes on there)"
+        f"{len(prompts) - done} of {len(prompts)} prompts are to be sampled into {folder} (the same command, with {word('output_dir', folder)}, goes on there)"
     )
     reward = weighted_sum(c["reward"], group=each)
     policy = policy_of(c)
@@ -244,7 +245,7 @@ def main(cfg: DictConfig) -> float:
     except RunError as error:
         raise ConfigError(str(error)) from None
     print(summary(c["pairing"], paired, prompts, time.perf_counter() - began))
-    print(f"written: {folder} (python -m alignlab.train algo=dpo algo.data={folder})")
+    print(f"written: {folder}; to train on them: {line('train', 'algo=dpo', word('algo.data', folder))}")
     return float(len(paired.pairs))
 
 

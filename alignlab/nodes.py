@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
+from alignlab.pasted import list_word
+
 ALLOWED = ("alignlab", "torch.optim")
 """Where `_target_` may point without the user's word; of alignlab, only to the classes of these modules, and to the functions of two:"""
 PARTS = ("adamw8bit", "data.pairing", "data.prompts", "lora", "metrics", "models", "objectives", "policy", "rewards", "samplers")
@@ -121,7 +123,8 @@ def _binding_problems(where: str, node: Any, allowed: list[str], runtime: Iterab
         elif key not in named and key != "_target_" and not open_ended:
             yield f"{where}.{key} is not an argument of {target}; {nearest(key, named, f'{where}.')}"
         elif key in named and not fits(value, named[key].annotation):
-            yield f"{where}.{key}={value} must be {words(named[key].annotation)}"
+            its = _what_it_is(f"{where}.{key}", value, named[key].annotation)
+            yield f"{where}.{key}={value} must be {words(named[key].annotation)}{its}"
     for key, p in named.items():
         if p.default is p.empty and key not in node and key not in runtime:
             yield f"{where}.{key} is missing, and {target} needs it; set +{where}.{key}=..."
@@ -180,11 +183,37 @@ def words(hint: Any) -> str:
     if get_origin(hint) in (Union, UnionType):
         return " or ".join(map(words, get_args(hint)))
     if get_origin(hint) in (list, tuple, Sequence):
-        return "a list"
+        inner = [of for of in get_args(hint) if of is not Ellipsis][:1]
+        return f"a list of {_MANY[inner[0]]}" if inner and inner[0] in _MANY else "a list"
     if get_origin(hint) in (dict, Mapping):
         return "a table of keys and values"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
     return names.get(hint) or inspect.formatannotation(hint)
+
+
+_MANY = {int: "whole numbers", float: "numbers", str: "texts"}
+
+
+def _what_it_is(where: str, value: Any, hint: Any) -> str:
+    """What a list is, where something else is wanted; quotes make texts of numbers."""
+    if not isinstance(value, list):
+        return ""
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    inner = [get_args(kind)[:1] for kind in kinds if (get_origin(kind) or kind) in (list, tuple, Sequence)]
+    if not inner:
+        return ", and this is a list"
+    if inner == [(str,)]:
+        return not_texts(where, value)
+    return ""
+
+
+def not_texts(where: str, values: Sequence[Any]) -> str:
+    """What in a list is no text, and how to write it as one."""
+    other = next((value for value in values if not isinstance(value, str)), None)
+    if isinstance(other, (list, dict)):
+        return f", and {other} is a {'list' if isinstance(other, list) else 'table'}"
+    named = "null" if other is None else str(other).lower() if isinstance(other, bool) else f"the number {other}"
+    return f", and holds {named}; as texts: {list_word(where, values)}"
 
 
 def nearest(key: str, known: Iterable[str], prefix: str = "") -> str:

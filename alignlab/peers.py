@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from alignlab.nodes import ConfigError
+from alignlab.pasted import resume
 from alignlab.ranks import TIMEOUT, gathered, rank, shared, world
 
 LOST = 69
@@ -106,7 +107,7 @@ class _Watch:
             if not (said or self.said or self.over):
                 sentence = (
                     f"error: {what}, so process {rank()} ends too: {self.folder} is as its last checkpoint left it; "
-                    f"go on with python -m alignlab.train resume={self.folder}, on {world()} processes or on one\n"
+                    f"go on, on {world()} processes or on one, with {resume(self.folder)}\n"
                 )
                 os.write(2, sentence.encode())  # not print: the other thread may be in the middle of one
             self.said = True

@@ -7,6 +7,7 @@ device at hand and says how long a run would take.
 
 import math
 import platform
+import shlex
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -24,6 +25,7 @@ from alignlab.footprint import TRAINING, Footprint, footprint
 from alignlab.lab import Lab
 from alignlab.memory import GIB, MARGIN, free_memory, other_ways, proposals, size
 from alignlab.nodes import ConfigError
+from alignlab.pasted import line
 from alignlab.rewards.compose import RewardError
 from alignlab.rollout import NothingToLearn
 from alignlab.train import train_epoch
@@ -113,8 +115,9 @@ def words(c: dict[str, Any], found: dict[str, int | None], room: float) -> str:
     changes = {key: value for key, value in found.items() if key == "micro_batch" or value != its[key]}
     typed: Any = OmegaConf.to_container(HydraConfig.get().overrides.task)
     kept = [word for word in typed if word.partition("=")[0] not in (*OWN, *changes)]
-    command_line = " ".join([*kept, *(f"{key}={value}" for key, value in changes.items())])
-    return f"the largest micro_batch that fits in {said} is {found['micro_batch']}:\n  python -m alignlab.train {command_line}"
+    changed = [f"{key}={value}" for key, value in changes.items()]
+    typed_now = line("train", *map(shlex.quote, [*kept, *changed]))
+    return f"the largest micro_batch that fits in {said} is {found['micro_batch']}:\n  {typed_now}"
 
 
 @command("plan", schema=PlanConfig, check=checked)

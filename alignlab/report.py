@@ -36,8 +36,9 @@ from alignlab.compare import (
 from alignlab.config import command, plain
 from alignlab.folder import refuse_led_away, refuse_links
 from alignlab.metrics.pareto import hypervolume
-from alignlab.nodes import ConfigError
+from alignlab.nodes import ConfigError, not_texts
 from alignlab.outcomes import PAIRED, base_point, contrasts, evaluated, outcomes
+from alignlab.pasted import line, word
 from alignlab.runs import RunError, all_aside, numbered, refuse_unwritable, room_for
 from alignlab.tables import interval_text, write_table
 
@@ -77,7 +78,8 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     if not c["runs"]:
         raise ConfigError("runs has no value; give run folders or a pattern: 'runs=multirun/DIR/*'")
     if not isinstance(c["runs"], list) or not all(isinstance(run, str) for run in c["runs"]):
-        raise ConfigError(f"runs={c['runs']} must be a folder or a pattern, or a list of them")
+        its = not_texts("runs", c["runs"]) if isinstance(c["runs"], list) else ""
+        raise ConfigError(f"runs={c['runs']} must be a folder or a pattern, or a list of them{its}")
     return c
 
 
@@ -92,7 +94,7 @@ def report(runs: Sequence[Finished], folder: Path, title: str) -> Path:
     alone = [run.folder for run in runs if run.summary["final"]["lpips"] is None or run.summary["base"]["lpips"] is None]
     if alone and not evaluated(those):
         raise CompareError(
-            f"{alone[0]} measured no diversity (evaluation.final_images=1); evaluate it first: python -m alignlab.evaluate run={alone[0]}"
+            f"{alone[0]} measured no diversity (evaluation.final_images=1); evaluate it first: {line('evaluate', word('run', alone[0]))}"
         )
     found, first = outcomes(those), runs[0]
     rows, palette = [run_row(v, run) for v in those for run in v.runs], figures.colours(those)

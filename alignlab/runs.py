@@ -34,6 +34,7 @@ from torch import Tensor
 
 from alignlab.bounded_yaml import read_yaml
 from alignlab.folder import LOCK, RunError, locked, refuse_devices, refuse_links
+from alignlab.pasted import resume
 from alignlab.sealed import MANIFEST, Damaged, check, digest_of, seal, sync, whole
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -172,7 +173,7 @@ class Run:
             reason, full = found
             mend = "make room" if full else "mend that"
             raise RunError(
-                f"{self.folder / what} cannot be written ({reason}); {mend} and resume={self.folder}: what was saved before is intact"
+                f"{self.folder / what} cannot be written ({reason}): what was saved before is intact; {mend} and go on with {resume(self.folder)}"
             ) from None
 
     @property
@@ -420,7 +421,7 @@ def _begun(path: Path) -> bool:
     """Whether a run that was killed before it had a config.yaml may have left this in its folder, or its sweep."""
     if path.name in ("samples", "checkpoints"):
         return path.is_dir() and all(map(is_stray, path.iterdir()))
-    return is_stray(path) or path.name in ("tensorboard", "multirun.yaml", ".lock", ".new_config.yaml")
+    return is_stray(path) or path.name in ("tensorboard", "multirun.yaml", "overrides.yaml", ".lock", ".new_config.yaml")
 
 
 def is_stray(path: Path) -> bool:
@@ -463,7 +464,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     lines = path.read_bytes().splitlines() if path.is_file() else []
     for number, line in enumerate(lines, 1):
         if line.strip() and not _is_line(line + b"\n"):
-            raise RunError(f"line {number} of {path} cannot be read; resume={run} mends it from a checkpoint")
+            raise RunError(f"line {number} of {path} cannot be read; this mends it from a checkpoint: {resume(run)}")
     return [json.loads(line) for line in lines if line.strip()]
 
 
@@ -521,7 +522,7 @@ def weights(run: Path) -> Path:
     """
     refuse_devices(run, "model")
     if not any((run / "model").rglob("*.safetensors")):
-        raise RunError(f"{run / 'model'} holds no weights; finish the run first (python -m alignlab.train resume={run})")
+        raise RunError(f"{run / 'model'} holds no weights; finish the run first: {resume(run)}")
     return run / "model"
 
 
@@ -536,6 +537,7 @@ def save_grid(images: Tensor, path: Path, columns: int) -> None:
 def run_folders(pattern: str) -> list[Path]:
     """The run folders that a name, or a pattern of names, means. A folder's own name may hold brackets."""
     found = [pattern] if Path(pattern).is_dir() else sorted(glob.glob(pattern, recursive=True))
+    found = found or sorted(glob.glob(pattern.replace("[", "[[]"), recursive=True))  # brackets of the names themselves
     return [folder for folder in map(Path, found) if (folder / "config.yaml").is_file()]
 
 

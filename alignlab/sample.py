@@ -15,7 +15,7 @@ from torch import Tensor
 from alignlab.checks import bench_problems, choice_problems, tuned_problems
 from alignlab.config import command, opted_in, plain
 from alignlab.folder import refuse_led_away
-from alignlab.nodes import ConfigError, build
+from alignlab.nodes import ConfigError, build, not_texts
 from alignlab.runs import RunError, aside_of, refuse_unwritable, room_for, run_folders, save_grid
 from alignlab.tuned import TunedConfig, dialled, of_run, pictures, policy_of
 
@@ -49,7 +49,8 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     if c["n"] < 1:
         found.append(f"n={c['n']} must be at least 1")
     if not (isinstance(c["prompt"], list) and c["prompt"] and all(isinstance(prompt, str) for prompt in c["prompt"])):
-        found.append(f"prompt={c['prompt']} must be a text, or a list of texts")
+        its = not_texts("prompt", c["prompt"]) if isinstance(c["prompt"], list) and c["prompt"] else ""
+        found.append(f"prompt={c['prompt']} must be a text, or a list of texts{its}")
     if c["output"] is not None and not c["output"].endswith(".png"):
         found.append(f"output={c['output']} must end in .png")
     folders = run_folders(c["run"]) if c["run"] is not None else []

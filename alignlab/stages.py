@@ -27,6 +27,7 @@ from alignlab.config import asked, command, plain
 from alignlab.folder import LOCK, fresh, locked, refuse_links
 from alignlab.foreign import DOORS
 from alignlab.nodes import ConfigError, nearest
+from alignlab.pasted import line, word
 from alignlab.runs import first_difference, write_aside
 from alignlab.servers import bound, named_by
 
@@ -112,9 +113,10 @@ def _foreign_problems(name: str, words: Sequence[str], typed: Sequence[str] = ()
     """What a file may not say, because for the stage's command it would be typed: a recipe may be somebody else's. An address that
     the user types too may stand there."""
     known = named_by(typed) | bound()
-    for word in words:
-        if re.match(rf"-|[+~]*({'|'.join(DOORS)}|hydra)\b", word) or named_by([word]) - known:
-            yield f"recipe.{name}: {word} may not stand in a file; if you trust it, type +more.{name}='{word}'"
+    for text in words:
+        if re.match(rf"-|[+~]*({'|'.join(DOORS)}|hydra)\b", text) or named_by([text]) - known:
+            trusted = word(f"+more.{name}", shlex.quote(text))
+            yield f"recipe.{name}: {text} may not stand in a file; if you trust it, type {trusted}"
 
 
 def command_lines(c: dict[str, Any], folder: Path) -> dict[str, list[str]]:
@@ -184,11 +186,12 @@ def go_through(lines: dict[str, list[str]], folder: Path) -> None:
     """Runs the stages one after another; ends with the exit code of the first that does not end well."""
     remember(folder, lines)
     for number, (name, words) in enumerate(lines.items(), 1):
-        print(f"[{number}/{len(lines)}] {name}: python -m alignlab.{words[0]} {shlex.join(words[1:])}", flush=True)
+        print(f"[{number}/{len(lines)}] {name}: {line(words[0], *map(shlex.quote, words[1:]))}", flush=True)
         code = run(words)
         if code:
             print(
-                f"{name} ended with code {code}; the same command, with output_dir={folder}, goes on from there", file=sys.stderr
+                f"{name} ended with code {code}; the same command, with {word('output_dir', folder)}, goes on from there",
+                file=sys.stderr,
             )
             sys.exit(code)
     print(f"finished: {', '.join(str(folder / name) for name in lines)}")

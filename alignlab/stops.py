@@ -3,6 +3,7 @@
     SIGINT    Ctrl-C; a second one ends at once
     SIGTERM   kill, scancel, the end of a Slurm job's time
     SIGUSR1   Slurm's warning, #SBATCH --signal=USR1@600
+    SIGUSR2   the same under submitit (hydra/launcher=slurm), which then queues the job again
 
 A signal sets a flag. The run looks at it before each rollout, where the epoch's samples are kept and the state before the epoch is
 saved (collected.py), and after each epoch, whose state is saved. An epoch whose first update is done is finished, for its own
@@ -14,11 +15,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
+from alignlab.pasted import resume
 from alignlab.ranks import gathered, launched, rank, wait
 
 STOPPED = 75
@@ -26,6 +29,10 @@ STOPPED = 75
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 ECHO = 2.0
 """Seconds in which a launcher of several processes passes a Ctrl-C on that they have had themselves."""
+
+
+PATIENCE = 0.7
+"""The share of the time between submitit's warning and the end of the job in which the run may save; then it is queued again as it is."""
 
 
 class Stopped(Exception):
@@ -41,6 +48,8 @@ class _Request:
     at = 0.0
     agreed: str | None = None
     """The signal on whose account all processes stop."""
+    timer: threading.Timer | None = None
+    """Queues the job again if it does not end in time."""
 
 
 def asked() -> bool:
@@ -71,19 +80,24 @@ def leave_if_asked() -> None:
 
 
 @contextmanager
-def stoppable(folder: Path) -> Iterator[None]:
+def stoppable(folder: Path, notice: float = 0) -> Iterator[None]:
     """Inside, the signals ask the run in `folder` to end; it then leaves this with exit code 75 and a line that says how to go on.
 
-    Outside of the main thread, where Python takes no signals, nothing changes. A signal that is ignored (nohup) or that the launcher waits
-    for itself (submitit) is left alone.
+    Outside of the main thread, where Python takes no signals, nothing changes. A signal that is ignored (nohup) is left alone. Under
+    submitit, which ignores SIGTERM (scancel) and answers its own warning by queueing the job again at once, the run saves first.
+
+    Args:
+        notice: seconds from submitit's warning to the end of the job.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     usual = (signal.SIG_DFL, signal.default_int_handler)
-    before = {number: signal.getsignal(number) for number in SIGNALS if signal.getsignal(number) in usual}
-    for number in before:
-        signal.signal(number, _note)
+    before: dict[int, Any] = {n: signal.getsignal(n) for n in SIGNALS if signal.getsignal(n) in usual}
+    before |= _submitits()
+    for number, handler in before.items():
+        queues = getattr(handler, "__name__", "") == REQUEUES
+        signal.signal(number, _noted_and_queued(handler, PATIENCE * notice) if queues else _note)
     _Request.heeded, _Request.signal, _Request.agreed = True, None, None
     try:
         yield
@@ -92,12 +106,44 @@ def stoppable(folder: Path) -> Iterator[None]:
         if rank() == 0:
             saved = sorted(path.name for path in (folder / "checkpoints").glob("step_*"))
             what = f"{folder / 'checkpoints' / saved[-1]} is saved" if saved else "nothing was there to be saved yet"
-            print(f"stopped by {stopped}: {what}; go on with python -m alignlab.train resume={folder}", file=sys.stderr)
+            print(f"stopped by {stopped}: {what}; go on with {resume(folder)}", file=sys.stderr, flush=True)
+        asked_by = before.get(signal.Signals[str(stopped)])
+        if asked_by is not None and getattr(asked_by, "__name__", "") == REQUEUES:
+            asked_by(signal.Signals[str(stopped)], None)  # ends the process
         sys.exit(STOPPED)
     finally:
+        if _Request.timer is not None:
+            _Request.timer.cancel()
+        _Request.timer = None
         _Request.heeded, _Request.signal, _Request.agreed = False, None, None
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+REQUEUES = "checkpoint_and_try_requeue"
+"""What submitit's handler of its warning is called."""
+
+
+def _submitits() -> dict[int, Any]:
+    """The signals that submitit waits for in this process, with its handlers."""
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    return {n: handler for n, handler in handlers.items() if str(getattr(handler, "__module__", "")).startswith("submitit.")}
+
+
+def _noted_and_queued(queue: Callable[[int, Any], None], seconds: float) -> Callable[[int, Any], None]:
+    """A handler that asks the run to end, and queues the job again if that takes longer."""
+
+    def noted(number: int, frame: FrameType | None) -> None:
+        if _Request.timer is not None:  # the second time: there is no more room
+            queue(number, frame)
+            return
+        _note(number, frame)
+        _Request.timer = threading.Timer(seconds, os.kill, (os.getpid(), number))
+        _Request.timer.daemon = True
+        _Request.timer.start()
+
+    return noted
 
 
 def _note(number: int, frame: FrameType | None) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from alignlab.card import look_ahead, push, write_card
 from alignlab.collected import Collected
-from alignlab.config import checked, command, device_of, run_folder
+from alignlab.config import checked, command, device_of, notice, run_folder
 from alignlab.failures import explained
 from alignlab.guards import Guard
 from alignlab.journal import Journal, peak_memory_mb, reward_numbers, tell
@@ -151,7 +151,7 @@ def main(cfg: DictConfig) -> float:
     c = checked(cfg)
     join(device_of(c["device"]))
     folder = run_folder(c)
-    with watched(folder), stoppable(folder), explained(c, folder, train_epoch):
+    with watched(folder), stoppable(folder, notice()), explained(c, folder, train_epoch):
         summary = train(c, folder)
     if rank() == 0:
         tell(summary, folder)

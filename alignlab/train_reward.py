@@ -29,6 +29,7 @@ from alignlab.data.pictures import colour
 from alignlab.data.preferences import Choices
 from alignlab.folder import LOCK, fresh, locked, refuse_links
 from alignlab.nodes import ConfigError
+from alignlab.pasted import word
 from alignlab.rewards.clip import Clip, locate
 from alignlab.rewards.heads import save
 from alignlab.rewards.train import Fit
@@ -111,7 +112,9 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
 
 def _taken(c: dict[str, Any], folder: Path) -> Iterator[str]:
     """What stands in the way of a folder that is not empty: anything but what this very command left there."""
-    if not folder.is_dir() or all(path.name == LOCK or is_stray(path) for path in folder.iterdir()):
+    if not folder.is_dir() or all(
+        path.name in (LOCK, "multirun.yaml", "overrides.yaml") or is_stray(path) for path in folder.iterdir()
+    ):
         return
     try:
         before = read_yaml((folder / "config.yaml").read_text(encoding="utf-8"))
@@ -226,7 +229,7 @@ def main(cfg: DictConfig) -> float:
             raise ConfigError(str(error)) from None
     for name, value in numbers.items():
         print(f"{name:>20}  {value:.4f}")
-    print(f"reward={c['kind']} reward.{c['kind']}.path={folder}")
+    print(f"reward={c['kind']} {word('reward.' + c['kind'] + '.path', folder)}")
     return numbers["held_out/loss" if c["kind"] == "preference" else "held_out/error"]
 
 

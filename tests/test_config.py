@@ -34,7 +34,7 @@ MISTAKES = {
     "text for a nested number": ("sampler.steps=abc", "sampler.steps=abc must be a whole number"),
     "fraction for a count": ("steps=1.5", "steps=1.5 must be a whole number"),
     "null for a number": ("seed=null", "seed=null must be a whole number"),
-    "text for a list": ("prompts.prompts=cat", "prompts.prompts=cat must be a list or null"),
+    "text for a list": ("prompts.prompts=cat", "prompts.prompts=cat must be a list of texts or null"),
     "text for a weight": ("reward=clip reward.clip.weight=abc", "reward.clip.weight=abc must be a number"),
     "no epochs": ("steps=0", "steps=0 must be at least 1"),
     "no sampler steps": ("sampler.steps=0", "sampler.steps=0 must be at least 1"),

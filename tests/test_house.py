@@ -47,7 +47,7 @@ MAY = {
     "ranks": set(),
     "schedule": set(),
     "adamw8bit": set(),
-    "nodes": set(),
+    "nodes": {"pasted"},
     "samplers": set(),
     "conditioning": set(),
     "forward": {"samplers"},
@@ -60,15 +60,15 @@ MAY = {
     "sealed": set(),
     "bounded_yaml": set(),
     "folder": set(),
-    "runs": {"bounded_yaml", "folder", "sealed"},
+    "runs": {"bounded_yaml", "folder", "pasted", "sealed"},
     "journal": {"ranks"},
     "policy": {"conditioning", "frozen", "lora", "models", "ranks", "sharding", "shared_start"},
-    "stops": {"ranks"},
-    "peers": {"nodes", "ranks"},
+    "stops": {"pasted", "ranks"},
+    "peers": {"nodes", "pasted", "ranks"},
     "collected": {"noise", "objectives", "policy", "ranks", "rewards", "rollout", "runs", "samplers", "sealed", "stops"},
     "guards": {"journal", "lab", "ranks", "rewards", "rollout", "runs"},
     "memory": {"checks", "footprint", "ranks"},
-    "failures": {"config", "footprint", "guards", "memory", "nodes", "ranks", "rewards", "rollout", "runs"},
+    "failures": {"config", "footprint", "guards", "memory", "nodes", "pasted", "ranks", "rewards", "rollout", "runs"},
     "start": {"lora", "models", "policy", "runs", "sharding"},
     "dials": {"conditioning", "lora", "policy", "samplers"},
     "tuned": {"config", "dials", "lora", "malloc", "nodes", "noise", "policy", "rollout", "runs", "samplers", "start"},
@@ -80,8 +80,21 @@ MAY = {
     "foreign": {"bounded_yaml", "servers"},
     "servers": set(),
     "spinning": set(),
-    "checks": {"nodes", "ranks", "rewards", "runs", "secrecy", "start"},
-    "config": {"checks", "folder", "foreign", "nodes", "ranks", "runs", "secrecy", "servers"},
+    "checks": {"nodes", "path_keys", "ranks", "rewards", "runs", "secrecy", "start"},
+    "config": {
+        "checks",
+        "folder",
+        "foreign",
+        "job_names",
+        "nodes",
+        "pasted",
+        "path_keys",
+        "ranks",
+        "runs",
+        "secrecy",
+        "servers",
+        "typed",
+    },
     "lab": {
         "checks",
         "collected",
@@ -101,10 +114,10 @@ MAY = {
     },
     "measure": {"drift", "lab", "metrics", "noise", "policy", "ranks", "rollout", "runs", "samplers", "stops"},
     "images": set(),
-    "compare": {"images", "metrics", "runs", "sealed"},
+    "compare": {"images", "metrics", "pasted", "runs", "sealed"},
     "outcomes": {"compare", "images", "metrics"},
     "figures": {"compare", "metrics"},
-    "train_reward": {"bounded_yaml", "config", "data", "folder", "nodes", "rewards", "runs"},
+    "train_reward": {"bounded_yaml", "config", "data", "folder", "nodes", "pasted", "rewards", "runs"},
     "serve_reward": {"checks", "config", "nodes", "rewards", "servers"},
     "train": {
         "card",
@@ -124,11 +137,11 @@ MAY = {
         "scoring",
         "stops",
     },
-    "stages": {"bounded_yaml", "config", "folder", "foreign", "nodes", "runs", "servers"},
+    "stages": {"bounded_yaml", "config", "folder", "foreign", "nodes", "pasted", "runs", "servers"},
     "dry": set(),
     "footprint": {"dry", "lab", "measure", "models", "nodes", "objectives", "rollout"},
-    "plan": {"checks", "config", "footprint", "lab", "memory", "nodes", "rewards", "rollout", "train"},
-    "card": {"bounded_yaml", "checks", "config", "folder", "lab", "nodes", "ranks", "runs"},
+    "plan": {"checks", "config", "footprint", "lab", "memory", "nodes", "pasted", "rewards", "rollout", "train"},
+    "card": {"bounded_yaml", "checks", "config", "folder", "lab", "nodes", "pasted", "ranks", "runs"},
     "export": {"card", "checks", "config", "folder", "models", "nodes", "runs", "start"},
     "evaluate": {
         "checks",
@@ -156,6 +169,7 @@ MAY = {
         "lab",
         "nodes",
         "noise",
+        "pasted",
         "rewards",
         "rollout",
         "runs",
@@ -165,8 +179,25 @@ MAY = {
     "probes": {"checks", "config", "data", "dials", "folder", "lab", "measure", "nodes", "runs", "tuned"},
     "tables": {"metrics"},
     "paper": {"compare", "figures", "metrics"},
-    "figure": {"compare", "config", "folder", "metrics", "nodes", "paper", "probes", "rewards", "runs", "tables"},
-    "report": {"compare", "config", "figures", "folder", "metrics", "nodes", "outcomes", "runs", "tables"},
+    "figure": {
+        "compare",
+        "config",
+        "folder",
+        "job_names",
+        "metrics",
+        "nodes",
+        "paper",
+        "pasted",
+        "probes",
+        "rewards",
+        "runs",
+        "tables",
+    },
+    "report": {"compare", "config", "figures", "folder", "metrics", "nodes", "outcomes", "pasted", "runs", "tables"},
+    "path_keys": set(),
+    "pasted": set(),
+    "typed": {"pasted", "path_keys"},
+    "job_names": {"bounded_yaml"},
 }
 OTHERS = {
     "samplers": {"torch"},
@@ -202,14 +233,14 @@ def imports(path: Path) -> set[str]:
 
 @pytest.mark.parametrize(("name", "path"), modules(), ids=lambda v: str(v.relative_to(PACKAGE)) if isinstance(v, Path) else "")
 def test_imports_run_one_way(name: str, path: Path) -> None:
-    """A module imports what its row allows; only config.py and the commands touch Hydra; nobody imports a command, but plan the
+    """A module imports what its row allows; only config.py, typed.py and the commands touch Hydra; nobody imports a command, but plan the
     train loop that it runs dry."""
     assert name in MAY, f"{path} has no row in MAY: which rooms may it enter?"
     ours = {word.split(".")[1] for word in imports(path) if word.startswith("alignlab.")}
     assert ours <= MAY[name] | ({name} if path.parent != PACKAGE else set())
     libraries = {word.split(".")[0] for word in imports(path)} - {"alignlab", *sys.stdlib_module_names}
     assert libraries <= OTHERS.get(name, libraries)
-    assert name in COMMANDS | {"config"} or not libraries & {"hydra", "omegaconf"}
+    assert name in COMMANDS | {"config", "typed"} or not libraries & {"hydra", "omegaconf"}
     assert not ours & COMMANDS - ({"train"} if name == "plan" else set())
 
 

@@ -1,20 +1,26 @@
 """Sweeps on one machine and on a cluster's stand-in: every job a folder, what is finished is skipped, what was killed goes on."""
 
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import yaml
+from hydra._internal.config_loader_impl import get_overrides_dirname
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 
 from alignlab import config
 from alignlab.config import device_of
+from alignlab.job_names import WORDS, folder_of, full_name, short_name, write_words
 from alignlab.train import train
 from tests.running import command_line, configured, lines, same_weights, tiny
 
@@ -65,11 +71,95 @@ def test_launchers(launcher: str, tiny_sd: str, tmp_path, monkeypatch, capfd) ->
         assert "algo.k=9 exceeds sampler.steps=3" in capfd.readouterr().err
 
 
+SAFE = re.compile(r"[A-Za-z0-9._+-]+")
+
+
 def test_folder_names() -> None:
-    """One folder deep whatever the overrides hold, short enough for any file system, and different for different jobs."""
-    assert config.folder_name("algo=draft,model.path_or_id=/a/b,seed=1") == "algo=draft,model.path_or_id=_a_b,seed=1"
-    long = [config.folder_name(f"prompts.prompts={'x' * 300},seed={k}") for k in (0, 1)]
+    """Only keys with several values are named; names are short, safe for every shell and file system, and differ where the jobs do."""
+    assert short_name({"kl_coeff": "0.25", "seed": "1"}) == "kl_coeff-0.25_seed-1"
+    assert short_name({"reward": "clip_blue", "algo.k": "-1"}) == "reward-clip_blue_algo.k--1"
+    strange = ["a b", "a/b", "a,b", "a=b", "[a,b]", "{a:1}", "'a b'", "猫", "犬", "$(x)", "a;b", "x" * 300, "x" * 301, "a-b"]
+    names = [short_name({"init_from": value, "seed": "0"}) for value in strange]
+    assert all(SAFE.fullmatch(name) and len(name) <= 180 for name in names) and len({*names}) == len(strange)
+    assert short_name({"a": "x", "b": "1_b-1"}) != short_name({"a": "x_b-1", "b": "1"})
+    many = short_name({f"key_{k}": "x" * 30 for k in range(20)})
+    assert len(many) <= 180 and many != short_name({f"key_{k}": "x" * 30 + "y" * (k > 18) for k in range(20)})
+
+
+def test_folder_of_earlier_versions(tmp_path: Path) -> None:
+    """A folder that has all the words as its name is used, long names included."""
+    words = ["seed=1", "algo=draft", "model.path_or_id=/a/b", "output_dir=x"]
+    assert folder_of(tmp_path, words, ["seed"], ["output_dir"]) == "seed-1"
+    (tmp_path / "algo=draft,model.path_or_id=_a_b,seed=1").mkdir()
+    assert folder_of(tmp_path, words, ["seed"], ["output_dir"]) == "algo=draft,model.path_or_id=_a_b,seed=1"
+    long = [full_name([f"prompts.prompts={'x' * 300}", f"seed={k}"]) for k in (0, 1)]
     assert long[0] != long[1] and all(len(name) < 200 for name in long)
+    assert folder_of(tmp_path, [f"prompts.template={'猫' * 170}"], ["prompts.template"], [])  # its old name is no name at all
+
+
+def test_whose_folder_it_is(tmp_path: Path) -> None:
+    """All words of a job stand in its folder: the same job finds it, whatever else the sweep varies; another one gets another."""
+
+    def place(*words: str, several: Sequence[str] = ("kl_coeff",)) -> Path:
+        return tmp_path / folder_of(tmp_path, words, several, ["output_dir"])
+
+    first = place("algo=ddpo", "kl_coeff=0", "seed=0", "output_dir=x")
+    first.mkdir()
+    write_words(first, ["algo=ddpo", "kl_coeff=0", "seed=0", "output_dir=x"])
+    assert first.name == "kl_coeff-0" and yaml.safe_load((first / WORDS).read_text())[2] == "seed=0"
+    assert place("algo=ddpo", "kl_coeff=0", "seed=0", "output_dir=elsewhere", several=("kl_coeff", "seed")) == first
+    assert place("algo=ddpo", "kl_coeff=0", "seed=1", several=("kl_coeff", "seed")).name == "kl_coeff-0_seed-1"
+    other = place("algo=draft", "kl_coeff=0", "seed=0")
+    assert other != first and other.name.startswith("kl_coeff-0-") and SAFE.fullmatch(other.name)
+    (first / WORDS).unlink()
+    (tmp_path / "theirs").write_text("kept")
+    (first / WORDS).symlink_to(tmp_path / "theirs")
+    write_words(first, ["a=1"])
+    assert (tmp_path / "theirs").read_text() == "kept"
+
+
+def test_a_sweep_names_its_folders(tiny_sd: str, tmp_path, monkeypatch, capsys) -> None:
+    """The folders of a real sweep: short names, all words in a file; a sweep that began under the old names goes on in them, and one of
+    other settings in the same output_dir does not take them; a job with a mistake leaves nothing."""
+    trained: list[Path] = []
+
+    def stand_in(c: dict[str, Any], folder: Path) -> dict[str, Any]:
+        trained.append(folder)
+        folder.mkdir(exist_ok=True)
+        (folder / "config.yaml").write_text(yaml.safe_dump(c))
+        return {"final": {"reward": 1.0}, "base": {"reward": 0.0}}
+
+    monkeypatch.setattr("alignlab.train.train", stand_in)
+    there, words = tmp_path / "my sweep, kl=1", tiny(tiny_sd, "algo=draft")
+
+    def names(*typed: str) -> list[str]:
+        trained.clear()
+        command_line(monkeypatch, *words, "-m", *typed, f"output_dir={there}")
+        return [folder.relative_to(there).as_posix() for folder in trained]
+
+    assert names("algo.k=1,2", "seed=0") == ["algo.k-1", "algo.k-2"]
+    kept = yaml.safe_load((there / "algo.k-1" / WORDS).read_text())
+    assert {"algo.k=1", "seed=0", "algo=draft", "steps=4"} <= {*kept}
+    assert names("algo.k=1,2", "seed=0,1") == ["algo.k-1", "algo.k-1_seed-1", "algo.k-2", "algo.k-2_seed-1"]
+    (one, two) = names("algo.k=1,2", "seed=0", "lr=1e-4")
+    assert one.startswith("algo.k-1-") and two.startswith("algo.k-2-")
+    assert names("algo.k=9,1", "seed=5") == ["algo.k-1-" + names("algo.k=1,2", "seed=5")[0][9:]]
+    assert not list(there.glob("algo.k-9*")) and "algo.k=9 exceeds" in capsys.readouterr().err
+    overrides = OverridesParser.create().parse_overrides([*words, "algo.k=3", "seed=0"])
+    before = get_overrides_dirname(overrides, ["output_dir", "device", "tracker"], ",", "=").replace("/", "_")
+    (there / full_name([before])).mkdir()  # as earlier versions called it
+    assert names("algo.k=3,2", "seed=0") == [full_name([before]), "algo.k-2"]
+
+
+def test_an_experiments_axes_are_named(tmp_path, monkeypatch) -> None:
+    """What a file sweeps over is named too, and what the command line fixes is not."""
+    trained: list[str] = []
+    monkeypatch.setattr(
+        "alignlab.train.train",
+        lambda c, folder: trained.append(folder.name) or {"final": {"reward": 1.0}, "base": {"reward": 0.0}},
+    )
+    assert command_line(monkeypatch, "-m", "experiment=ddpo_fig4", "seed=0", f"output_dir={tmp_path}/x") == 0
+    assert len(trained) > 1 and all(re.fullmatch(r"reward-\w+", name) for name in trained)
 
 
 def test_each_job_takes_a_gpu(monkeypatch) -> None:
