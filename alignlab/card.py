@@ -9,6 +9,7 @@ import yaml
 
 from alignlab.bounded_yaml import front_matter
 from alignlab.checks import COUNTED, is_hub_id
+from alignlab.config import typed
 from alignlab.folder import refuse_links
 from alignlab.lab import Lab
 from alignlab.nodes import resolve
@@ -171,19 +172,26 @@ def _read_card(base: str) -> tuple[dict[str, Any] | None, str]:
 
 
 def push(folder: Path, repository: str | None) -> None:
-    """Uploads RUN/model if there is somewhere to; a failure is a warning, for the run is on the disk."""
+    """Uploads RUN/model if there is somewhere to; a failure is a warning, for the run is on the disk.
+
+    A repository that is there already is written over only if the user typed its name: the folder of a resumed run may be somebody
+    else's, and name a repository of the user's own.
+    """
     if repository is None:
         return
     try:
-        print(f"uploaded: {upload(folder / 'model', repository)}")
+        print(f"uploaded: {upload(folder / 'model', repository, over=typed('push_to_hub'))}")
     except RunError as error:
         again = line("export", word("run", folder), "to=hub", word("output", repository))
         print(f"warning: {error}; the run is whole in {folder}; to upload it: {again}", file=sys.stderr)
 
 
-def upload(model: Path, repository: str) -> str:
+def upload(model: Path, repository: str, *, over: bool = True) -> str:
     """Creates the repository (private, unless it is there) and uploads the folder; its address. The token is that of huggingface's own
     login or environment. Paths of this machine are left out of the card.
+
+    Args:
+        over: whether the repository may be there already.
 
     Raises:
         RunError: whatever the reason.
@@ -193,7 +201,9 @@ def upload(model: Path, repository: str) -> str:
     refuse_links(model.parent, model.name)  # what they lead to would be given away
     try:
         api = HfApi()
-        address = api.create_repo(repository, private=True, exist_ok=True)
+        if not over and api.repo_exists(repository):
+            raise FileExistsError("it is there already, and only a file names it")
+        address = api.create_repo(repository, private=True, exist_ok=over)
         api.upload_folder(
             repo_id=repository, folder_path=model, ignore_patterns=["README.md"], commit_message="Upload with alignlab"
         )

@@ -13,7 +13,7 @@ from diffusers import StableDiffusionPipeline
 from huggingface_hub import HfApi, ModelCard
 from PIL import Image
 
-from alignlab.card import licence_of, usage, without_paths
+from alignlab.card import licence_of, push, usage, without_paths
 from alignlab.checks import is_hub_id
 from alignlab.nodes import ConfigError
 from alignlab.runs import Run
@@ -206,6 +206,18 @@ def test_a_failed_upload_loses_nothing(base: str, tmp_path: Path, monkeypatch: p
     hub = Hub(monkeypatch)
     assert command_line(monkeypatch, *again.split()[3:], command=export) == 0
     assert [name for name, _ in hub.calls] == ["create_repo", "upload_folder", "upload_file"]
+
+
+def test_only_a_typed_name_is_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """A resumed folder may be somebody else's and name a repository of the user's: a new one is made, one that is there stays."""
+    (tmp_path / "model").mkdir()
+    hub = Hub(monkeypatch)
+    monkeypatch.setattr("alignlab.card.typed", lambda key: False)
+    monkeypatch.setattr(HfApi, "repo_exists", lambda api, name: name == "me/mine")
+    push(tmp_path, "me/mine")
+    assert hub.calls == [] and "it is there already, and only a file names it" in capsys.readouterr().err
+    push(tmp_path, "me/other")
+    assert [name for name, _ in hub.calls] == ["create_repo", "upload_folder"] and not hub.calls[0][1]["exist_ok"]
 
 
 def test_names_and_paths() -> None:

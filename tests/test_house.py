@@ -1,4 +1,4 @@
-"""The rules of the house: imports run one way, every configuration builds, the core is short, one class and one file extend it."""
+"""The rules of the house: imports run one way, every configuration builds, one class and one file extend it."""
 
 import ast
 import inspect
@@ -304,13 +304,6 @@ def test_no_default_stands_in_two_places() -> None:
     for option in ("ddpo", "draft", "dpo", "dpo_online", "kto", "rwr", "sft"):
         node = yaml.safe_load((CONF / "algo" / f"{option}.yaml").read_text())["algo"]
         assert set(inspect.signature(resolve(node["_target_"])).parameters) == node.keys() - {"_target_"}
-
-
-@pytest.mark.parametrize("objective", ["rwr", "ddpo", "draft", "dpo", "dpo_online", "kto", "sft"])
-def test_the_core_is_short(objective: str) -> None:
-    """samplers + policy + rollout + one objective + train, whole files, comments and all: at most 1,000 lines."""
-    core = ("samplers.py", "policy.py", "rollout.py", f"objectives/{objective}.py", "train.py")
-    assert sum(len((PACKAGE / file).read_text().splitlines()) for file in core) <= 1000
 
 
 def test_one_class_and_one_file_extend_it(tiny_sd: str, tmp_path: Path) -> None:
