@@ -15,7 +15,7 @@ from alignlab.lab import Lab
 from alignlab.nodes import resolve
 from alignlab.pasted import line, word
 from alignlab.ranks import rank
-from alignlab.runs import NOT_SCIENCE, RunError, write_aside
+from alignlab.runs import NOT_SCIENCE, Run, RunError, write_aside
 
 LICENCES: dict[str, tuple[str, str | None]] = {
     "CompVis/stable-diffusion-v1-4": ("creativeml-openrail-m", None),
@@ -52,7 +52,7 @@ def look_ahead(c: dict[str, Any]) -> None:
         print(f"warning: {readme} cannot be read ({reason}), so the model card will name no licence", file=sys.stderr)
 
 
-def write_card(lab: Lab, c: dict[str, Any], folder: Path, summary: dict[str, Any]) -> None:
+def write_card(lab: Lab, c: dict[str, Any], run: Run, summary: dict[str, Any]) -> None:
     """Writes RUN/model/README.md: what was trained on what, the numbers before and after, and how to use it."""
     from huggingface_hub import ModelCardData
 
@@ -118,7 +118,8 @@ Means over {len(prompts)} prompts, {c["evaluation"]["final_images"]} images each
 ```yaml
 {configuration}```
 """
-    write_aside(folder / "model" / "README.md", text)
+    with run.room_for("model/README.md"):
+        write_aside(run.folder / "model" / "README.md", text)
 
 
 def base_of(c: dict[str, Any]) -> str:

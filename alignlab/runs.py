@@ -196,11 +196,15 @@ class Run:
             ) from None
         return dict(its)
 
-    def mend(self) -> None:
-        """Puts the metrics.jsonl of a finished run back, if it is not what its last checkpoint keeps."""
-        changed = changed_metrics(self.folder)
-        if changed is not None:
-            self._put_back(*changed)
+    def finished(self) -> dict[str, Any] | None:
+        """The summary of a finished run, which is told so; its metrics.jsonl is put back if it is not what the last checkpoint keeps."""
+        summary = self.summary
+        if summary is not None:
+            changed = changed_metrics(self.folder)
+            if changed is not None:
+                self._put_back(*changed)
+            self._tell(f"{self.folder} is finished; nothing to do")
+        return summary
 
     def finish(self, summary: dict[str, Any]) -> None:
         with self.room_for("summary.json"):

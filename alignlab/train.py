@@ -36,11 +36,8 @@ from alignlab.stops import asked, leave, stoppable
 def train(c: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Runs (or goes on with) one checked configuration in `folder`, and returns its summary."""
     run = (Onlooker if rank() else Run)(folder, c, ignore=NOT_SCIENCE)
-    if run.summary is not None:
-        run.mend()
-        if rank() == 0:
-            print(f"{folder} is finished; nothing to do")
-        return run.summary
+    if (done := run.finished()) is not None:
+        return done
     look_ahead(c)
     lab, began = Lab.from_config(c, resumed=run.started), time.perf_counter()
     wait()  # every process has looked at the folder before it changes
@@ -90,8 +87,7 @@ def train(c: dict[str, Any], folder: Path) -> dict[str, Any]:
         **provenance(lab.policy.device),
     }  # fmt: skip
     if rank() == 0:
-        with run.room_for("model/README.md"):
-            write_card(lab, c, folder, summary)
+        write_card(lab, c, run, summary)
     run.finish(summary)
     if rank() == 0:
         push(folder, c["push_to_hub"])
