@@ -138,7 +138,7 @@ def _from_json(body: bytes, limits: Limits, side: int | None) -> tuple[Tensor, l
             raise WireError(f"image {number} is {picture.size}, image 0 {pictures[0].size}; send images of one size together")
         pictures.append(picture)
     _check_pixels(len(pictures), pictures[0].size, limits, side)
-    return torch.stack([_decoded(number, picture) for number, picture in enumerate(pictures)]).float() / 255, prompts
+    return torch.stack([_decoded(number, picture) for number, picture in enumerate(pictures)]).float().div_(255), prompts
 
 
 def _decoded(number: int, picture: Image.Image) -> Tensor:

@@ -357,7 +357,7 @@ def dripping(at_once: bytes, drips: bytes) -> Mood:
         end = time.monotonic() + 10
         try:
             connection.sendall(at_once)
-            while time.monotonic() < end:
+            while drips and time.monotonic() < end:
                 for byte in drips:
                     connection.sendall(bytes([byte]))
                     time.sleep(0.02)
