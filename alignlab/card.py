@@ -26,6 +26,14 @@ LICENCES: dict[str, tuple[str, str | None]] = {
 """Of base models, as the hub writes them: a licence, and its name if it is other."""
 HERE = 'learned = "."  # this folder'
 
+READERS = """
+The LoRA's scale, alpha/rank, is multiplied into its weights, and its metadata says alpha = rank. So programs that do not read alpha are
+right too: diffusers 0.22 and later. ComfyUI and other interfaces take the file that
+`python -m alignlab.export run=RUN to=kohya output=lora.safetensors` writes; of the file in this folder ComfyUI leaves out the attention
+layers of a UNet, whose names it does not know.
+"""
+"""Who reads a LoRA of ours, and from which version on: tried with diffusers 0.22, 0.25, 0.31 and 0.42; ComfyUI by its source."""
+
 
 def write_card(lab: Lab, c: dict[str, Any], folder: Path, summary: dict[str, Any]) -> None:
     """Writes RUN/model/README.md: what was trained on what, the numbers before and after, and how to use it."""
@@ -87,7 +95,7 @@ Means over {len(prompts)} prompts, {c["evaluation"]["final_images"]} images each
 ```python
 {usage(c, full, prompts[0])}
 ```
-
+{"" if full else READERS}
 ## Configuration
 
 ```yaml
