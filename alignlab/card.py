@@ -31,6 +31,14 @@ LICENCES: dict[str, tuple[str, str | None]] = {
 """Of base models, as the hub writes them: a licence, and its name if it is other."""
 HERE = 'learned = "."  # this folder'
 
+READERS = """
+The LoRA's scale, alpha/rank, is multiplied into its weights, and its metadata says alpha = rank. So programs that do not read alpha are
+right too: diffusers 0.22 and later. ComfyUI and other interfaces take the file that
+`python -m alignlab.export run=RUN to=kohya output=lora.safetensors` writes; of the file in this folder ComfyUI leaves out the attention
+layers of a UNet, whose names it does not know.
+"""
+"""Who reads a LoRA of ours, and from which version on: tried with diffusers 0.22, 0.25, 0.31 and 0.42; ComfyUI by its source."""
+
 
 def look_ahead(c: dict[str, Any]) -> None:
     """Looks at what the end of a run needs, before it begins: a token for push_to_hub, and the base model's licence for the card. A card
@@ -112,7 +120,7 @@ Means over {len(prompts)} prompts, {c["evaluation"]["final_images"]} images each
 ```python
 {usage(c, full, prompts[0])}
 ```
-
+{"" if full else READERS}
 ## Configuration
 
 ```yaml
