@@ -111,7 +111,7 @@ class TrainConfig:
     output_dir: str | None = None
     """The run's folder, or the sweep's; a new one under runs/ or multirun/ if it is null."""
     init_from: str | None = None
-    """Where the trained weights start: a run, a LoRA (folder, .safetensors in diffusers' or kohya's format) or a pipeline folder (with
+    """Where the trained weights start: a run, a LoRA (a folder or .safetensors file, docs/models.md says of whom) or a pipeline folder (with
     policy.full=true). The frozen reference stays the model of model.path_or_id. Null starts at that one."""
     push_to_hub: str | None = None
     """owner/name: upload RUN/model to this repository of the Hugging Face hub (private) at the end, with its model card."""

@@ -1,7 +1,7 @@
-"""What a LoRA file or folder says of itself: peft's configuration, in diffusers' metadata or in adapter_config.json.
+"""What a LoRA says of itself: peft's configuration, in diffusers' metadata or in adapter_config.json.
 
-Every entry that changes the effect is applied (rank, alpha, their patterns, rsLoRA) or refused by its name. Unknown entries that are set
-to something are refused too: a later peft may give them an effect.
+Every entry that changes the effect is applied (rank, alpha, their patterns, rsLoRA) or refused by its name.
+Unknown entries that are set to something are refused too: a later peft may give them an effect.
 """
 
 import json
@@ -18,7 +18,7 @@ from safetensors import safe_open
 from alignlab.models.lora_keys import MERGE
 
 TRAINED_ALPHA = "alignlab_trained_alpha"
-"""Our own metadata: the alpha that a LoRA was trained with before it was multiplied into B (lora_files.write)."""
+"""Our own metadata: the alpha of the training, before the scale was multiplied into B (lora_files.write)."""
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 _WITHOUT_EFFECT = {
@@ -27,7 +27,7 @@ _WITHOUT_EFFECT = {
     "inference_mode", "lora_dropout", "fan_in_fan_out", "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
     "qalora_group_size", "runtime_config", "ensure_weight_tying",
 }  # fmt: skip
-"""Entries that are applied, that the tensors themselves tell, or that describe the training and not its result."""
+"""Entries that are applied, that the tensors tell, or that describe the training and not its result."""
 _REFUSED = {
     "use_dora": "it is a DoRA, which also rescales the weights it adapts",
     "lora_bias": "its up projections have biases",
@@ -41,6 +41,8 @@ _REFUSED = {
     "arrow_config": "it routes between several LoRAs",
     "use_qalora": "it is a QALoRA, which pools the inputs of quantised layers",
 }
+_MOST_REPEATS = 5
+"""Of one regular expression: matching takes time in proportion to the length of a name to this power."""
 _PLAIN_STARTS = {"true", "false", "none", "gaussian", "eva", "orthogonal", "mica"}
 """`init_lora_weights` that leave the base model's weights as they are."""
 
@@ -83,7 +85,9 @@ class Stated:
 
 
 def stated(file: Path, network: Iterable[str]) -> tuple[Stated | None, float | None]:
-    """What is said of the LoRA in `file`, and the alpha it was trained with if we wrote it with another; None for what is not said.
+    """What is said of the LoRA in `file`, and the alpha of its training if we wrote it with another.
+
+    Either is None if it is not said.
 
     Args:
         network: what the network is called in diffusers' metadata ("unet", "transformer").
@@ -110,7 +114,10 @@ def stated(file: Path, network: Iterable[str]) -> tuple[Stated | None, float | N
 
 
 def _beside(config: Path, file: Path) -> dict[str, Any]:
-    """The configuration of a folder that peft wrote. Beside another file than peft's it may say no more than that file does alone."""
+    """The configuration in a folder that peft wrote.
+
+    Beside another file than peft's it may say no more than that file does alone.
+    """
     try:
         about = _object(config.read_text(encoding="utf-8"), config)
     except (OSError, UnicodeDecodeError):
@@ -173,6 +180,10 @@ def _modules(about: Mapping[str, Any], file: Path) -> SimpleNamespace:
             re.compile(pattern)
         except re.error:
             raise ValueError(f"{file} names modules by {pattern[:80]!r}, which is no regular expression; it is damaged") from None
+        if re.search(r"\)[*+{]", pattern) or len(re.findall(r"[*+]|,\}", pattern)) > _MOST_REPEATS:
+            raise ValueError(
+                f"{file} names modules by {pattern[:80]!r}, a regular expression that may take forever; list the modules' names instead"
+            )
     return SimpleNamespace(**chosen, modules_to_save=None, target_parameters=None)
 
 

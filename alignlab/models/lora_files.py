@@ -1,8 +1,9 @@
-"""LoRAs on the disk: those of others are read whole or refused by name, and ours are written so that every reader gets them right.
+"""LoRAs on the disk: those of others are read whole or refused by name, ours are written for every reader.
 
-A LoRA is W + scale B A. Programs disagree on where the scale is written: peft has alpha and rank (or sqrt(rank)) in a configuration,
-kohya has an alpha for each layer, and older readers take 1. What is read ends with one rank and one alpha; what is written has the
-scale in B and alpha = rank, so that a reader that knows nothing of alpha is right too.
+A LoRA is W + scale B A. Programs disagree on where the scale is written: peft has alpha and rank (or
+sqrt(rank)) in a configuration, kohya has an alpha for each layer, and older readers take 1. What is read ends
+with one rank and one alpha. What is written has the scale in B and alpha = rank, so that a reader that knows
+nothing of alpha is right too.
 """
 
 import json
@@ -29,7 +30,7 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _CONVERT = "convert it to .safetensors where you trust it (torch.load with weights_only=True, safetensors.torch.save_file)"
 _FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2}
 _LARGEST = 4
-"""How many times the network's size a LoRA may take when small ranks are filled up with zeros to the largest."""
+"""How many times the network's size a LoRA may take when small ranks are filled up with zeros."""
 
 
 class Update(NamedTuple):
@@ -93,7 +94,7 @@ def read(
 
 
 def write(file: Path, network: str, lora: Mapping[str, Tensor], rank: int, alpha: float, targets: Iterable[str]) -> None:
-    """Writes diffusers' format with the scale alpha/rank in B and alpha = rank, beside which the alpha of the training is noted.
+    """Writes diffusers' format with the scale alpha/rank in B and alpha = rank; the alpha of the training is noted.
 
     The metadata holds no more than a reader needs: diffusers refuses entries that its own peft does not know.
     """
@@ -108,7 +109,7 @@ def write(file: Path, network: str, lora: Mapping[str, Tensor], rank: int, alpha
 
 
 def _of_an_earlier_version(file: Path) -> Stated | None:
-    """What a file says that an earlier version of alignlab wrote with alpha != rank, so that older readers get it wrong; else None."""
+    """What a file says that an earlier version of alignlab wrote with alpha != rank; None for another file."""
     if not file.is_file():  # of a family that saves in a form of its own
         return None
     try:
@@ -124,7 +125,7 @@ def outdated(folder: Path) -> bool:
 
 
 def renew(folder: Path) -> None:
-    """Writes the LoRA of a run in the form of `write`, if an earlier version of alignlab wrote it in another."""
+    """Writes the LoRA of a run in the form of `write`, if an earlier alignlab wrote it in another."""
     file = folder / WEIGHTS_FILE
     said = _of_an_earlier_version(file)
     if said is None:
@@ -136,7 +137,9 @@ def renew(folder: Path) -> None:
 
 
 def rank_and_alpha(path: Path) -> tuple[int, float] | None:
-    """Rank and alpha of a LoRA that one of each describes, from its header; None if the network's modules must be known to tell.
+    """Rank and alpha of a LoRA that one of each describes, from its header.
+
+    None if the network's modules must be known to tell.
 
     Raises:
         ValueError: if the header is damaged, or says of an effect that is not applied.
@@ -267,7 +270,7 @@ def _parts(
 
 
 def _refuse_other_modules(updates: Mapping[str, Update], said: Stated, file: Path, shapes: Mapping[str, Sequence[int]]) -> None:
-    """Tensors and configuration must name the same modules: peft would leave out the one, and start the other anew."""
+    """Raises if tensors and configuration name different modules: peft would leave tensors out in silence."""
     adapted = said.adapted(shapes)
     odd = sorted(adapted ^ updates.keys()) if adapted is not None else []
     if odd:
@@ -280,7 +283,7 @@ def _refuse_other_modules(updates: Mapping[str, Update], said: Stated, file: Pat
 def _uniform(
     updates: Mapping[str, Update], file: Path, shapes: Mapping[str, Sequence[int]], trained: float | None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """One rank and one alpha for all modules: a scale that differs goes into B, and a smaller rank is filled up with zeros."""
+    """One rank and one alpha for all modules: other scales go into B, smaller ranks are filled up with zeros."""
     ranks, alphas = ({len(update.a) for update in updates.values()}, {update.alpha for update in updates.values()})
     rank, (given,) = max(ranks), (alphas if len(ranks) == len(alphas) == 1 else {None})
     alpha = trained or given or float(rank)
@@ -308,7 +311,7 @@ def _uniform(
 
 
 def _with_namesakes(updates: Mapping[str, Update], shapes: Mapping[str, Sequence[int]]) -> dict[str, Update]:
-    """With LoRAs of zeros for the modules that peft adapts as well, because their names end in that of an adapted one."""
+    """With LoRAs of zeros for the modules that peft adapts too because their names end in an adapted one's."""
     zeros = {}
     for name, shape in shapes.items():
         tails = {name.split(".", k)[-1] for k in range(1, name.count(".") + 1)}

@@ -1,7 +1,8 @@
-"""What the keys of a LoRA file mean: which side of which layer a tensor is, or what the file is instead of a LoRA of the network.
+"""What the keys of a LoRA file mean: which side of which layer a tensor is, or what it is instead.
 
-Forms that are read: peft (`lora_A`, `lora_B`, with or without an adapter's name), kohya (`lora_down`, `lora_up`, `alpha`) and those of
-diffusers (`lora.down`, `to_q_lora.down`, `lora_linear_layer.down`, `.processor.`), under the prefixes of diffusers, peft and ComfyUI.
+Forms that are read: peft (`lora_A`, `lora_B`, with or without an adapter's name), kohya (`lora_down`, `lora_up`,
+`alpha`) and those of diffusers (`lora.down`, `to_q_lora.down`, `lora_linear_layer.down`, `.processor.`), under the
+prefixes of diffusers, peft and ComfyUI.
 """
 
 import re
@@ -98,6 +99,6 @@ def unlike_a_lora(key: str) -> str:
 
 
 def resembles(keys: Iterable[str]) -> bool:
-    """Whether a file of such keys is a LoRA, or another adapter that is refused by its name: not a whole model."""
+    """Whether a file of such keys is a LoRA, or another adapter that is refused by its name."""
     forms = r"[._]lora(_[ABE]|_down|_up|_mid|_magnitude|_embedding|_linear_layer|\.down|\.up)|^lora_|^lycoris_|hada_w|lokr_w|oft_"
     return any(re.search(forms, key) for key in keys)

@@ -297,6 +297,8 @@ SAID: dict[str, tuple[dict[str, Any], str]] = {
     "rank of a pattern": ({"rank_pattern": {"to_q": 8}}, "says rank=8"),
     "rank is a word": ({"r": "4"}, "which are no ranks"),
     "a broken expression": ({"alpha_pattern": {"to_q(": 3}}, r"'to_q\(', which is no regular expression"),
+    "an expression without an end": ({"target_modules": r"(\w+\.?)+!"}, "a regular expression that may take forever"),
+    "a slow expression": ({"rank_pattern": {".*.*.*.*.*.*!": 4}}, "a regular expression that may take forever"),
     "other modules": ({"target_modules": ["to_q"]}, "is among its weights and not among its target_modules"),
     "more modules": ({"target_modules": ["to_q", "to_k", "to_v", "to_out.0", "conv1"]}, "is among its target_modules and not among its weights"),
 }  # fmt: skip
