@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
+from alignlab.undisturbed import undisturbed
+
 ALLOWED = ("alignlab", "torch.optim")
 """Where `_target_` may point without the user's word; of alignlab, only to the classes of these modules, and to the functions of two:"""
 PARTS = ("adamw8bit", "data.pairing", "data.prompts", "lora", "metrics", "models", "objectives", "policy", "rewards", "samplers")
@@ -29,7 +31,10 @@ def build(node: dict[str, Any], **extra: Any) -> Any:
     named = _function_names(made, node)
     arguments = {k: resolve(v) if k in named else _built(v) for k, v in node.items() if k != "_target_"}
     try:
-        return made(**arguments | extra)
+        if node["_target_"].startswith("alignlab."):
+            return made(**arguments | extra)
+        with undisturbed():
+            return made(**arguments | extra)
     except (ValueError, OSError) as error:
         raise ConfigError(" ".join(str(error).split())) from error
     except SystemExit as error:  # with code 0 the run would seem to have gone well
@@ -60,7 +65,8 @@ def resolve(target: str) -> Any:
     """
     module, _, name = target.rpartition(".")
     try:
-        found = importlib.import_module(module)
+        with undisturbed():
+            found = importlib.import_module(module)
     except SystemExit as error:
         mend = 'write what is a script under if __name__ == "__main__":'
         raise ImportError(f"{_ended(module, error)}; {mend}") from None

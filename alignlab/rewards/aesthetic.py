@@ -36,7 +36,7 @@ class Aesthetic:
     def __init__(self, path: str) -> None:
         self.clip, state, about = load(folder_of(path, "aesthetic"))
         self.input_size = self.clip.size[0]
-        if "relu" not in about and len(state) > 2:  # a layer has a weight and a bias
+        if not isinstance(about.get("relu"), bool) and len(state) > 2:  # a layer has a weight and a bias
             raise ValueError(
                 f'path={path}: reward.json does not say whether ReLU stands between the layers; write "relu": true or false'
             )

@@ -1,12 +1,9 @@
-"""What a reward of the user's own may return, and what it may leave behind.
+"""What a reward of the user's own is given, and what it may return.
 
 It may return a tensor, a list or an array of B numbers, alone or as (values, metadata): the scorers of TRL and ddpo-pytorch do that.
-What it does to its images, to torch's settings or to its own buffers reaches nothing else.
 """
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,32 +85,3 @@ def _array(values: Any) -> Any:
         return np.array(array, dtype=np.float64)
     odd = next((type(item).__name__.rstrip("_") for item in array.flat if not isinstance(item, int | float | np.number)), "")
     raise NoNumbers(f"{kind} that holds {odd}" if array.ndim and odd else kind)
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Around a reward's code: sets back what it changes of the whole process, which would change all that runs after it.
-
-    These are torch's gradient mode, default dtype, default device and number of threads, and the working directory.
-    """
-    gradient, dtype, threads = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()
-    device, home = torch.get_default_device(), _folder()
-    try:
-        yield
-    finally:
-        torch.set_grad_enabled(gradient)
-        torch.set_default_dtype(dtype)
-        if torch.get_default_device() != device:
-            torch.set_default_device(None if device.type == "cpu" else device)  # None: there is none, which is the CPU
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
-        if home is not None and _folder() != home:
-            os.chdir(home)
-
-
-def _folder() -> str | None:
-    """The working directory; None if it is gone."""
-    try:
-        return os.getcwd()
-    except OSError:
-        return None

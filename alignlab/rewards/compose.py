@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from alignlab.rewards import Declared, Reward
-from alignlab.rewards.answers import NoNumbers, given, is_own, numbers, undisturbed
+from alignlab.rewards.answers import NoNumbers, given, is_own, numbers
 from alignlab.rewards.function import Function
+from alignlab.undisturbed import undisturbed
 
 
 class RewardError(ValueError):

@@ -22,6 +22,9 @@ from torch import Tensor, nn
 from alignlab.rewards.clip import Clip, locate
 from alignlab.rewards.clip import to_fetch as clip_to_fetch
 
+AFFINE = (0, 2, 4, 6, 7)
+"""How LAION's v2 and ImageReward's head, which have no ReLU, number their layers: dropouts are counted too."""
+
 
 class Mlp(nn.Module):
     """LAION's predictor: linear layers on an image embedding, one number out.

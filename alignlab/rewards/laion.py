@@ -15,11 +15,8 @@ from torch import Tensor
 
 from alignlab.rewards.clip import Clip, locate
 from alignlab.rewards.clip import to_fetch as clip_to_fetch
-from alignlab.rewards.heads import Mlp, layer_numbers, mlp_of
+from alignlab.rewards.heads import AFFINE, Mlp, layer_numbers, mlp_of
 from alignlab.rewards.weights import at_hand, fetched, look, on_hub, tensors, to_fetch
-
-AFFINE = (0, 2, 4, 6, 7)
-"""How v2, which has no ReLU, numbers its layers: its dropouts are counted too."""
 
 
 class LaionAesthetic:

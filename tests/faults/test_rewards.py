@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from alignlab.measure import Measured
-from alignlab.nodes import ConfigError, build, node_problems
+from alignlab.nodes import ConfigError, build, node_problems, resolve
 from alignlab.rewards import Reward
 from alignlab.rewards.aesthetic import Aesthetic
 from alignlab.rewards.brightness import Brightness
@@ -225,7 +225,6 @@ def test_settings_of_the_process_are_set_back(fails: bool, tmp_path: Path) -> No
         torch.tensor([1, 2, 3]),
         torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64),
         torch.tensor([1.0, 2.0, 3.0], dtype=torch.bfloat16),
-        torch.tensor([1.0, 2.0, 3.0]).to_sparse(),
         torch.nn.Parameter(torch.tensor([1.0, 2.0, 3.0])),
     ],
     ids=repr,
@@ -243,6 +242,7 @@ def test_two_numbers_are_no_metadata() -> None:
     pair = WeightedSum({"mine": function(lambda x, p: (0.5, 1.5))}, {"mine": 1.0})
     assert pair.score(images()[:2], PROMPTS[:2])["mine"].tolist() == [0.5, 1.5]
     assert scored(lambda x, p: [True, False, True]) == [1, 0, 1]
+    assert scored(lambda x, p: torch.tensor([1.0, 0.0, 3.0]).to_sparse()) == [1, 0, 3]
 
 
 @pytest.mark.parametrize(
@@ -368,6 +368,13 @@ def ends(images, prompts):
 def three(images, prompts, metadata):
     return torch.zeros(len(images)), {}
 
+class Meddler:
+    differentiable, unit = False, "u"
+
+    def __init__(self):
+        torch.set_grad_enabled(False)
+        torch.set_default_dtype(torch.float64)
+
 class Ends:
     differentiable, unit = False, "u"
 
@@ -429,6 +436,16 @@ def test_what_ends_the_program_before_a_run(desk: Path) -> None:
         build(ends)
     three = problem({"_target_": target, "function": "bad_rewards.three", **common})
     assert "bad_rewards.three takes (images, prompts, metadata) and cannot be called as function(images, prompts)" in three
+
+
+@pytest.mark.usefixtures("settings")
+def test_a_module_and_a_constructor_change_no_setting(desk: Path) -> None:
+    """Scripts that score often begin with torch.set_grad_enabled(False), and are imported before a run begins."""
+    (desk / "a_script.py").write_text("import torch\n\ntorch.set_grad_enabled(False)\ntorch.set_num_threads(5)\nscore = print\n")
+    threads = torch.get_num_threads()
+    assert resolve("a_script.score") is print
+    build({"_target_": "bad_rewards.Meddler"})
+    assert torch.is_grad_enabled() and torch.get_num_threads() == threads and torch.get_default_dtype() == torch.float32
 
 
 # -- means
