@@ -222,7 +222,10 @@ class Evaluation:
         assert mine.pictures is not None and base.pictures is not None
         apart = self.bench.diversity.between(mine.pictures.float() / 255, base.pictures.float() / 255)
         few = self.sets["train"][0][: self.c["batch"]]
-        return {"lpips_to_base": apart.mean().item(), **distance_to_base(self.bench.policy, self.bench.eval_sampler, few)}
+        return {
+            "lpips_to_base": apart.double().mean().item(),
+            **distance_to_base(self.bench.policy, self.bench.eval_sampler, few),
+        }
 
 
 def _clip(path: str) -> Clip:

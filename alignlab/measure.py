@@ -37,6 +37,7 @@ class Measured:
         """Mean and standard deviation over images of the weighted reward, each reward and each image statistic; diversity."""
         images = {f"image/{name}": values for name, values in self.statistics.items()}
         every = {"reward": combine(self.rewards), **self.rewards, **images}
+        every = {name: values.double() for name, values in every.items()}  # on the CPU
         means = {name: values.mean().item() for name, values in every.items()}
         spread = {f"{name}_std": values.std(correction=0).item() for name, values in every.items()}
         return means | spread | {"lpips": sum(self.lpips) / len(self.lpips) if self.lpips else None}

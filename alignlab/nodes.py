@@ -10,6 +10,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from alignlab.pasted import list_word
+from alignlab.undisturbed import undisturbed
 
 ALLOWED = ("alignlab", "torch.optim")
 """Where `_target_` may point without the user's word; of alignlab, only to the classes of these modules, and to the functions of two:"""
@@ -31,9 +32,14 @@ def build(node: dict[str, Any], **extra: Any) -> Any:
     named = _function_names(made, node)
     arguments = {k: resolve(v) if k in named else _built(v) for k, v in node.items() if k != "_target_"}
     try:
-        return made(**arguments | extra)
+        if node["_target_"].startswith("alignlab."):
+            return made(**arguments | extra)
+        with undisturbed():
+            return made(**arguments | extra)
     except (ValueError, OSError) as error:
         raise ConfigError(" ".join(str(error).split())) from error
+    except SystemExit as error:  # with code 0 the run would seem to have gone well
+        raise ConfigError(_ended(node["_target_"], error)) from None
 
 
 def may_build(found: Any, allowed: Iterable[str] = ()) -> bool:
@@ -59,7 +65,12 @@ def resolve(target: str) -> Any:
         ImportError: if there is no such module, or no such thing in it.
     """
     module, _, name = target.rpartition(".")
-    found = importlib.import_module(module)
+    try:
+        with undisturbed():
+            found = importlib.import_module(module)
+    except SystemExit as error:
+        mend = 'write what is a script under if __name__ == "__main__":'
+        raise ImportError(f"{_ended(module, error)}; {mend}") from None
     if not hasattr(found, name):
         made = (n for n, value in vars(found).items() if n[0] != "_" and _within(str(getattr(value, "__module__", "")), [module]))
         raise ImportError(f"{module} has no {name}; {nearest(name, made)}")
@@ -155,9 +166,15 @@ def _construction_problems(where: str, node: dict[str, Any]) -> Iterator[str]:
     check = getattr(resolve(node["_target_"]), "check", None)
     try:
         check(**{k: v for k, v in node.items() if k != "_target_"}) if check else build(node)
+    except SystemExit as error:
+        yield _ended(f"{where}._target_={node['_target_']}", error)
     except (ConfigError, ValueError, TypeError, OSError) as error:
         named_argument = str(error).partition("=")[0] in node  # the constructor knows its argument, not where it stands
         yield f"{where}.{error}" if named_argument else str(error)
+
+
+def _ended(what: str, error: SystemExit) -> str:
+    return f"{what} ends the program (sys.exit({'' if error.code is None else error.code}))"
 
 
 def fits(value: Any, hint: Any) -> bool:

@@ -47,13 +47,13 @@ MAY = {
     "ranks": set(),
     "schedule": set(),
     "adamw8bit": set(),
-    "nodes": {"pasted"},
+    "nodes": {"pasted", "undisturbed"},
     "samplers": set(),
     "conditioning": set(),
     "forward": {"samplers"},
     "models": {"ranks"},
     "judge": set(),
-    "rewards": {"frozen", "judge", "servers"},
+    "rewards": {"frozen", "judge", "servers", "undisturbed"},
     "rewards/__main__": {"bounded_yaml", "checks", "config", "nodes", "rewards", "servers"},
     "metrics": {"judge"},
     "data": set(),
@@ -198,6 +198,7 @@ MAY = {
     "pasted": set(),
     "typed": {"pasted", "path_keys"},
     "job_names": {"bounded_yaml"},
+    "undisturbed": set(),
 }
 OTHERS = {
     "samplers": {"torch"},

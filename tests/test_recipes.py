@@ -61,6 +61,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "optimizer.lr": 1e-3, "optimizer.betas": [0.9, 0.999], "optimizer.weight_decay": 0.1, "optimizer.eps": 1e-6,
         "max_grad_norm": 500.0, "samples_per_step": 128, "steps": 7 * (256 // 128), "micro_batch": 4, "sampler.steps": 50,
         "sampler.eta": 0.0, "sampler.guidance_scale": 7.5, "algo.truncation": "per_step", "algo.reward_cap": 10.0, "kl_coeff": 0.0,
+        "reward.laion_aesthetic.interpolation": "bilinear",  # torchvision.transforms.Resize's default
         "prompts.unseen": ["snail", "hippopotamus", "cheetah", "crocodile", "lobster", "octopus"],
     },
     # DiffusionDPO 5233e75, launchers/sd15.sh and train.py's defaults: 1e-8 with --scale_lr, 16 GPUs x 128 accumulated x 1

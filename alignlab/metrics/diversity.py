@@ -79,7 +79,7 @@ class PerceptualDistance:
         n = len(images)
         if n < 2:
             raise ValueError(f"diversity is a mean over pairs, but got {n} image(s); two at least are needed")
-        return self.pairwise(images).sum().item() / (n * (n - 1))
+        return self.pairwise(images).double().sum().item() / (n * (n - 1))
 
 
 class EmojiDistance(PerceptualDistance):

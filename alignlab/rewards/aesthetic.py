@@ -36,6 +36,10 @@ class Aesthetic:
     def __init__(self, path: str) -> None:
         self.clip, state, about = load(folder_of(path, "aesthetic"))
         self.input_size = self.clip.size[0]
+        if not isinstance(about.get("relu"), bool) and len(state) > 2:  # a layer has a weight and a bias
+            raise ValueError(
+                f'path={path}: reward.json does not say whether ReLU stands between the layers; write "relu": true or false'
+            )
         self.head = mlp_of(state, relu=bool(about.get("relu"))).eval().requires_grad_(False)
         if self.head.layers[0].in_features != self.clip.width:
             raise ValueError(

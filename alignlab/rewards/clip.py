@@ -29,7 +29,7 @@ class Clip:
         path: a folder in open_clip's format (open_clip_config.json and weights), the name of one shipped in
             alignlab/assets ("emoji_clip"), "hf-hub:owner/name", or ARCHITECTURE/TAG as open_clip lists them ("ViT-L-14/openai").
         weights: a state dict in place of the tag's; then `path` is an architecture of open_clip's alone.
-        resize: shortest, longest or squash, in place of what its own configuration says.
+        interpolation: bicubic or bilinear, in place of what its own configuration says.
         revision: a commit of the hub's repository; null takes the newest.
         key: what `path` is called in sentences.
 
@@ -39,7 +39,13 @@ class Clip:
     """
 
     def __init__(
-        self, path: str, *, weights: Path | None = None, resize: str | None = None, revision: str | None = None, key: str = "path"
+        self,
+        path: str,
+        *,
+        weights: Path | None = None,
+        interpolation: str | None = None,
+        revision: str | None = None,
+        key: str = "path",
     ) -> None:
         import open_clip
 
@@ -79,8 +85,8 @@ class Clip:
             size=self.size,
             mean=look["mean"],
             std=look["std"],
-            resize=resize or look["resize_mode"],
-            interpolation="bilinear" if look["interpolation"] == "bilinear" else "bicubic",
+            resize=look["resize_mode"],
+            interpolation="bilinear" if (interpolation or look["interpolation"]) == "bilinear" else "bicubic",
             fill=look["fill_color"] / 255,
         )
         self._text = lru_cache(maxsize=4096)(lambda text: self.encode_texts([text])[0].detach().cpu())

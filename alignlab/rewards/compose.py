@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from alignlab.rewards import Declared, Reward
+from alignlab.rewards.answers import NoNumbers, given, is_own, numbers
 from alignlab.rewards.function import Function
+from alignlab.undisturbed import undisturbed
 
 
 class RewardError(ValueError):
@@ -105,13 +107,12 @@ class WeightedSum:
         for name, reward in alone.items():
             if hasattr(reward, "submit"):
                 with _named(name, reward):
-                    later[name] = reward.submit(images, prompts)
+                    later[name] = reward.submit(*given(reward, images, prompts))
         now = {name: self._asked(name, images, prompts) for name in alone if name not in later}
 
         def answer(name: str) -> Tensor:
             with _named(name, alone[name]):
-                values = later[name].result()
-            return _checked(name, values, prompts).to(images.device)
+                return self._checked(name, later[name].result(), images, prompts)
 
         return lambda: now | {name: answer(name) for name in later}
 
@@ -124,23 +125,51 @@ class WeightedSum:
                     f"reward {name} compares the images of a prompt with each other, but was given {len(prompts)} images, {group} a prompt; "
                     "2 at least are needed (prompts.per_prompt, evaluation.final_images, images)"
                 )
-        return {name: torch.cat([self._asked(name, images[p], prompts[p]) for p in parts]) for name in sorted(self.groupwise)}
+        return {name: torch.cat([self._of_group(name, images, prompts, p) for p in parts]) for name in sorted(self.groupwise)}
+
+    def _of_group(self, name: str, images: Tensor, prompts: Sequence[str], rows: slice) -> Tensor:
+        try:
+            return self._asked(name, images[rows], prompts[rows])
+        except NonFinite as error:
+            error.rows = tuple(row + rows.start for row in error.rows)  # of all images
+            raise
 
     def _asked(self, name: str, images: Tensor, prompts: Sequence[str]) -> Tensor:
         reward = self.rewards[name]
-        if type(reward).__module__.startswith("alignlab.rewards.") and not isinstance(reward, Function):
-            return _checked(name, reward(images, prompts), prompts).to(images.device)
-        with _named(name, reward):  # yours
-            values = reward(images, prompts)
-        values = _checked(name, values, prompts).to(images.device)
-        asked = reward.differentiable and torch.is_grad_enabled() and images.requires_grad and name not in self._reached
-        if asked and not _reaches(values, images):
+        if is_own(reward):
+            return self._checked(name, reward(images, prompts), images, prompts)
+        with _named(name, reward):
+            values = self._checked(name, reward(*given(reward, images, prompts)), images, prompts)
+            asked = reward.differentiable and torch.is_grad_enabled() and images.requires_grad and name not in self._reached
+            reaches = _reaches(values, images) if asked else True
+        if not reaches:
             raise RewardError(
                 f"reward {name} ({_called(reward)}) says that it is differentiable, but no gradient reaches the images; compute in torch, "
                 "without detach(), item() or numpy, or declare differentiable=false and use algo=ddpo or algo=rwr"
             )
         self._reached |= {name} if asked else set()
         return values
+
+    def _checked(self, name: str, values: Any, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """[B] float32 on the images' device: a copy, for a reward may fill the same buffer at every call.
+
+        Raises:
+            RewardError: for what is no row of B finite real numbers.
+        """
+        must = f"for {len(prompts)} images; it must return a tensor of shape ({len(prompts)},)"
+        try:
+            found = numbers(values)
+        except NoNumbers as error:
+            raise RewardError(f"reward {name} returned {error} {must}") from None
+        if found.shape != (len(prompts),):
+            raise RewardError(f"reward {name} returned {tuple(found.shape)} {must}")
+        if not (torch.is_grad_enabled() and self.rewards[name].differentiable):
+            found = found.detach()
+        found = found.to(device=images.device, dtype=torch.float32, copy=True)
+        bad = (~found.isfinite()).nonzero()[:, 0].tolist()
+        if bad:
+            raise NonFinite(name, found, prompts, bad)
+        return found
 
     def combine(self, raw: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum [B] of raw rewards."""
@@ -151,7 +180,8 @@ class WeightedSum:
                 if name not in self.statistics:
                     raise RewardError(f"reward {name} is to be normalised, but calibrate() was not called")
                 mean, std = self.statistics[name]
-                value = (value - mean) / std
+                exact = value if value.device.type == "mps" else value.double()  # MPS has no float64
+                value = ((exact - mean) / std).to(value)
             total = total + weight * value
         return total
 
@@ -179,14 +209,20 @@ class WeightedSum:
 
 @contextmanager
 def _named(name: str, reward: Any) -> Iterator[None]:
-    """Whatever its code raises becomes a RewardError with its name."""
+    """Around a reward's code: whatever it raises becomes a RewardError with its name, but for a lack of memory and a Ctrl-C.
+
+    SystemExit is one of these: a reward that calls sys.exit(0) must not end a run as if it were finished.
+    """
     try:
-        yield
-    except (RewardError, torch.OutOfMemoryError, MemoryError):
+        with undisturbed():
+            yield
+    except (RewardError, torch.OutOfMemoryError, MemoryError, KeyboardInterrupt):
         raise
-    except Exception as error:
-        said = " ".join(f"{type(error).__name__}: {error}".split())
-        raise RewardError(f"reward {name} ({_called(reward)}) raised {said}{_where(error, reward)}") from error
+    except BaseException as error:
+        text = " ".join(str(error).split())
+        said = type(error).__name__ + (f": {text}" if text else "")
+        mend = "; a reward returns its values and ends nothing" if isinstance(error, SystemExit) else ""
+        raise RewardError(f"reward {name} ({_called(reward)}) raised {said}{_where(error, reward)}{mend}") from error
 
 
 def _called(reward: Any) -> str:
@@ -211,16 +247,3 @@ def _reaches(values: Tensor, images: Tensor) -> bool:
     if not values.requires_grad:
         return False
     return torch.autograd.grad(values.sum(), images, retain_graph=True, allow_unused=True)[0] is not None
-
-
-def _checked(name: str, values: Any, prompts: Sequence[str]) -> Tensor:
-    if not isinstance(values, Tensor) or values.shape != (len(prompts),):
-        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-        raise RewardError(
-            f"reward {name} returned {got} for {len(prompts)} images; it must return a tensor of shape ({len(prompts)},)"
-        )
-    values = values.float()
-    bad = (~values.isfinite()).nonzero()[:, 0].tolist()
-    if bad:
-        raise NonFinite(name, values, prompts, bad)
-    return values

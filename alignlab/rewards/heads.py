@@ -22,6 +22,9 @@ from torch import Tensor, nn
 from alignlab.rewards.clip import Clip, locate
 from alignlab.rewards.clip import to_fetch as clip_to_fetch
 
+AFFINE = (0, 2, 4, 6, 7)
+"""How LAION's v2 and ImageReward's head, which have no ReLU, number their layers: dropouts are counted too."""
+
 
 class Mlp(nn.Module):
     """LAION's predictor: linear layers on an image embedding, one number out.
@@ -161,13 +164,14 @@ def save(folder: Path, head: nn.Module, about: dict[str, Any], own: dict[str, Te
 
 def mlp_of(state: dict[str, Tensor], *, relu: bool) -> Mlp:
     """The head that a state dict describes: its two-dimensional tensors are the layers' weights, in order. So LAION's files are
-    read as well: v2 counts its dropouts too (layers.0, 2, 4, 6, 7), v1 is a bare layer (weight, bias).
+    read as well: v2 counts its dropouts too (layers.0, 2, 4, 6, 7), v1 is a bare layer (weight, bias). What stands between the
+    layers it does not describe.
 
     Raises:
         ValueError: if it describes none.
     """
     names = [name.removesuffix("weight") for name in state if name.endswith("weight") and state[name].dim() == 2]
-    names.sort(key=lambda name: int("".join(filter(str.isdigit, name)) or 0))
+    names.sort(key=_number)
     shapes = [tuple(state[f"{n}weight"].shape) for n in names]
     chained = shapes and shapes[-1][0] == 1 and all(one[0] == after[1] for one, after in pairwise(shapes))
     biased = all(state.get(f"{n}bias", torch.zeros(0)).shape == (shape[0],) for n, shape in zip(names, shapes, strict=True))
@@ -179,3 +183,12 @@ def mlp_of(state: dict[str, Tensor], *, relu: bool) -> Mlp:
     for layer, name in zip(head.layers, names, strict=True):
         layer.load_state_dict({"weight": state[f"{name}weight"], "bias": state[f"{name}bias"]})
     return head
+
+
+def layer_numbers(state: dict[str, Tensor]) -> tuple[int, ...]:
+    """The numbers that a state dict gives the layers of a head, ascending: LAION's v2 has (0, 2, 4, 6, 7)."""
+    return tuple(sorted(_number(name) for name in state if name.endswith("weight")))
+
+
+def _number(name: str) -> int:
+    return int("".join(filter(str.isdigit, name)) or 0)

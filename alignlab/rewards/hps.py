@@ -4,10 +4,26 @@ from collections.abc import Sequence
 from pickle import UnpicklingError
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from alignlab.rewards.clip import Clip
+from alignlab.rewards.preprocessing import Preprocessing
 from alignlab.rewards.weights import fetched, look, to_fetch
+
+
+class FloatPreprocessing(Preprocessing):
+    """What hpsv2's own transform does: it turns a picture into a float tensor first, and resizes that.
+
+    So bicubic interpolation overshoots at edges, and nothing brings it back to [0, 1]. The longer side fits, the rest is padded.
+    """
+
+    def resized(self, images: Tensor) -> Tensor:
+        scale = self.size[0] / max(images.shape[-2:])
+        new = tuple(round(side * scale) for side in images.shape[-2:])
+        if images.shape[-2:] == new:
+            return images
+        return F.interpolate(images, new, mode=self.interpolation, antialias=True)
 
 
 class HPSv2:
@@ -42,11 +58,14 @@ class HPSv2:
     def __init__(self, path: str, *, file: str, architecture: str = "ViT-H-14", revision: str | None = None) -> None:
         weights = fetched(path, file, revision)
         try:
-            self.clip = Clip(architecture, weights=weights, resize="longest")
+            self.clip = Clip(architecture, weights=weights)
         except (RuntimeError, OSError, EOFError, KeyError, ValueError, UnpicklingError) as error:
             why = " ".join(str(error).split())[:200]
             raise ValueError(f"path={path}: {weights.name} is no state dict of open_clip's {architecture} ({why})") from None
         self.input_size = self.clip.size[0]
+        self.clip.preprocess = FloatPreprocessing(
+            size=self.clip.size, mean=self.clip.preprocess.mean, std=self.clip.preprocess.std
+        )
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         return (self.clip.images(images) * self.clip.texts(prompts, images.device)).sum(-1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from alignlab.frozen import freeze
-from alignlab.rewards.heads import mlp_of
+from alignlab.rewards.heads import AFFINE, layer_numbers, mlp_of
 from alignlab.rewards.preprocessing import Preprocessing
 from alignlab.rewards.weights import BERT_WORDS, fetched, fetched_any, look, on_hub, tensors, to_fetch, unreachable
 
@@ -127,7 +127,10 @@ def towers(state: dict[str, Tensor], med: dict[str, Any]) -> tuple[Any, Any, Any
     image.load_state_dict({renamed(name): value for name, value in seen.items()})
     read.pop("embeddings.position_ids", None)
     text.load_state_dict(read)
-    head = mlp_of(part("mlp."), relu=False)
+    rater = part("mlp.")
+    if layer_numbers(rater) != AFFINE:
+        raise ValueError(f"its head numbers its layers {layer_numbers(rater)}, not {AFFINE}, so ReLU may stand between them")
+    head = mlp_of(rater, relu=False)
     return tuple(freeze(module) for module in (image, text, head))  # type: ignore[return-value]
 
 

@@ -29,6 +29,15 @@ def pictures(height: int, width: int | None = None, n: int = 3) -> Tensor:
     return (images.clamp(0.02, 0.98) * 255).round() / 255
 
 
+def hard_edges(height: int, width: int | None = None, *, cell: int = 7) -> Tensor:
+    """[3, 3, height, width], black and white only: a chessboard, stripes and noise. Bicubic interpolation overshoots at each edge."""
+    width = width or height
+    down, across = torch.meshgrid(torch.arange(height) // cell, torch.arange(width) // cell, indexing="ij")
+    board, stripes = ((down + across) % 2).float(), (across % 2).float()
+    noise = (torch.rand(3, height, width, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    return torch.stack([torch.stack([board, 1 - board, board]), torch.stack([stripes, stripes, 1 - stripes]), noise])
+
+
 def slopes_agree(reward: Reward, images: Tensor, modules: Sequence[nn.Module] = ()) -> None:
     """The gradient along a random direction is the central difference, for each image by itself, in float64; weights take none."""
     for module in modules:

@@ -75,7 +75,7 @@ def test_statistics_are_constants() -> None:
         (torch.tensor([1.0, float("nan"), float("inf")]), r"reward odd is nan for image 1 of prompt 'a dog!' \(2 of 3 images\)"),
         (torch.ones(2), r"reward odd returned \(2,\) for 3 images; it must return a tensor of shape \(3,\)"),
         (torch.ones(3, 1), r"reward odd returned \(3, 1\) for 3 images"),
-        ([1.0, 2.0, 3.0], r"reward odd returned list for 3 images"),
+        ({"a": 1.0}, r"reward odd returned dict for 3 images"),
     ],
 )
 def test_what_is_no_reward(value: object, said: str) -> None:

@@ -68,6 +68,18 @@ def test_a_rule_is_learned_and_kept(kind, reward, blocks, tmp_path) -> None:
     assert not any(p.requires_grad for p in made.head.parameters())
 
 
+def test_what_stands_between_the_layers_must_be_said(tmp_path) -> None:
+    """The weights do not tell. Of a single layer nothing has to be said."""
+    for hidden in ((16,), ()):
+        folder = tmp_path / str(len(hidden))
+        save(folder, Mlp([96, *hidden, 1], relu=True), {"kind": "aesthetic", "clip": "emoji_clip"}, {})
+        if hidden:
+            with pytest.raises(ValueError, match=rf"^path={folder}: reward.json does not say whether ReLU .*write \"relu\""):
+                Aesthetic(str(folder))
+        else:
+            assert Aesthetic(str(folder)).input_size == 48
+
+
 def test_only_what_is_trained_moves() -> None:
     """blocks=1 changes the tower's last block, its closing norm and its projection; blocks=0 changes no weight of the CLIP."""
     before = Clip("emoji_clip").model.state_dict()

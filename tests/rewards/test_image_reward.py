@@ -113,6 +113,18 @@ def test_other_weights_are_refused(lost: str, tmp_path: Path) -> None:
         ImageReward(path, tokenizer=path)
 
 
+def test_a_head_with_relu_is_refused(tmp_path: Path) -> None:
+    """Its layers would have other numbers, and its weights would fit all the same."""
+    path = image_reward(tmp_path / "model")
+    file = tmp_path / "model" / "ImageReward.pt"
+    number = {"0": "0", "2": "3", "4": "6", "6": "9", "7": "11"}
+    state = torch.load(file, weights_only=True)
+    renamed = {".".join(number.get(w, w) if k.startswith("mlp.") else w for w in k.split(".")): v for k, v in state.items()}
+    torch.save(renamed, file)
+    with pytest.raises(ValueError, match=r"its head numbers its layers \(0, 3, 6, 9, 11\), not .* so ReLU may stand between"):
+        ImageReward(path, tokenizer=path)
+
+
 def test_another_configuration_is_refused(tmp_path: Path) -> None:
     path = image_reward(tmp_path / "model")
     (tmp_path / "model" / "med_config.json").write_text(json.dumps({"hidden_size": 32}))

@@ -8,10 +8,19 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import resize
 
 from alignlab.rewards.clip import Clip
 from alignlab.rewards.laion import LaionAesthetic, LaionAestheticV1
-from tests.rewards.published import laion_head, open_clip_architecture, open_clip_weights, pictures, slopes_agree
+from tests.rewards.published import (
+    hard_edges,
+    laion_head,
+    open_clip_architecture,
+    open_clip_weights,
+    pictures,
+    slopes_agree,
+)
 
 PUBLISHED = Path(__file__).resolve().parents[3] / "shared" / "data" / "sac+logos+ava1-l14-linearMSE.pth"
 SHA256 = "21dd590f"
@@ -33,6 +42,63 @@ def test_v1_is_a_bare_layer(tmp_path: Path) -> None:
     images = pictures(48)
     with torch.no_grad():
         torch.testing.assert_close(reward(images, [""] * 3), layer(Clip("emoji_clip").images(images))[:, 0])
+
+
+def relu_head(file: Path, *, dropout: bool = True) -> nn.Sequential:
+    """The layers of the published reluMSE file, with its numbers (0, 3, 6, 9, 11), or without the dropouts (0, 2, 4, 6, 8)."""
+    parts: list[nn.Module] = []
+    for into, out in ((96, 9), (9, 7), (7, 5), (5, 4)):
+        parts += [nn.Linear(into, out), nn.ReLU(), *([nn.Dropout(0.2)] if dropout and out > 4 else [])]
+    layers = nn.Sequential(*parts, nn.Linear(4, 1)).eval()
+    torch.save({f"layers.{k}": v for k, v in layers.state_dict().items()}, file)
+    return layers
+
+
+@pytest.mark.parametrize("dropout", [True, False])
+def test_a_head_with_relu_is_asked_about(dropout: bool, tmp_path: Path) -> None:
+    """Its weights would fit an affine map. Nothing is loaded before it is said; then the score is its own."""
+    file = tmp_path / "head.pth"
+    layers = relu_head(file, dropout=dropout)
+    numbers = "0, 3, 6, 9, 11" if dropout else "0, 2, 4, 6, 8"
+    said = rf"^path={file}: head.pth does not say whether ReLU .*numbers are {numbers};.*set relu=true, .* or relu=false"
+    for ask in (LaionAesthetic.check, LaionAesthetic):
+        with pytest.raises(ValueError, match=said):
+            ask(str(file), file="head.pth", clip="emoji_clip")
+    images = pictures(48)
+    with torch.no_grad():
+        embeddings = Clip("emoji_clip").images(images)
+        mine, affine_map = (
+            LaionAesthetic(str(file), file="head.pth", clip="emoji_clip", relu=relu)(images, [""] * 3) for relu in (True, False)
+        )
+        torch.testing.assert_close(mine, layers(embeddings)[:, 0])
+    assert (mine - affine_map).abs().max() > 1e-3
+
+
+def test_a_name_that_says_relu_is_asked_about(tmp_path: Path) -> None:
+    """Even where the layers are numbered as those of the published head without it. What is said is not asked again."""
+    file = tmp_path / "my-reluMSE.pth"
+    layers = laion_head(file)
+    with pytest.raises(ValueError, match=r"my-reluMSE\.pth does not say whether ReLU stands between its layers"):
+        LaionAesthetic.check(str(file), file=file.name, clip="emoji_clip")
+    images = pictures(48)
+    with torch.no_grad():
+        score = LaionAesthetic(str(file), file=file.name, clip="emoji_clip", relu=False)(images, [""] * 3)
+        torch.testing.assert_close(score, layers(Clip("emoji_clip").images(images))[:, 0])
+
+
+def test_interpolation_is_a_choice(tmp_path: Path) -> None:
+    """Bicubic as published, or bilinear as AlignProp's own code has it: torchvision's resize of a float tensor."""
+    layers, images = laion_head(tmp_path / "head.pth"), hard_edges(96, 120)
+    options = {"file": "head.pth", "clip": "emoji_clip"}
+    published = LaionAesthetic(str(tmp_path), **options)
+    alignprop = LaionAesthetic(str(tmp_path), **options, interpolation="bilinear")
+    seen = {one: reward.clip.preprocess.resized(images) for one, reward in (("bicubic", published), ("bilinear", alignprop))}
+    theirs = resize(images, [48, 48], InterpolationMode.BILINEAR)
+    torch.testing.assert_close(seen["bilinear"], theirs, rtol=0, atol=1e-5)
+    assert (seen["bicubic"] - theirs).abs().max() > 0.02
+    with torch.no_grad():
+        score = layers(Clip("emoji_clip").images(theirs))[:, 0]
+        torch.testing.assert_close(alignprop(images, [""] * 3), score, rtol=0, atol=1e-5)
 
 
 def test_gradient_is_the_finite_difference(tmp_path: Path) -> None:
