@@ -49,5 +49,5 @@ def literal(text: str) -> str:
 def quoted(text: str) -> str:
     """A text between double quotes, as Hydra's grammar reads it. Backslashes count only in front of a quote."""
     escaped = re.sub(r'(\\*)"', r'\1\1\\"', text)
-    ended = re.sub(r"(\\+)$", r"\1\1", escaped)
+    ended = re.sub(r"(\\+)\Z", r"\1\1", escaped)
     return f'"{ended}"'
