@@ -272,7 +272,7 @@ def test_two_numbers_are_no_metadata() -> None:
         (np.ma.array([1.0, 2.0, 3.0], mask=[0, 1, 0]), "is nan for image 1 of prompt 'a dog !'"),
         (torch.ones(3, device="meta"), r"raised NotImplementedError"),
     ],
-    ids=repr,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_what_is_no_row_of_numbers_is_refused(answer: Any, said: str) -> None:
     """In a sentence that says what came and from which reward."""
