@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := build/lowest
 
-.PHONY: demo test test-lowest emoji-world reward-hacking comparison gpu-check bench clean
+.PHONY: demo test test-lowest emoji-world reward-hacking comparison gpu-check bench clean house
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m alignlab.train algo=draftp kl_coeff=0.25 output_dir=runs/demo
@@ -52,6 +52,10 @@ gpu-check: $(VENV)/.installed
 # Ratios against a peer and against the limit, and growth, into results/benchmarks.md; an hour, goes on where it was stopped.
 bench: $(VENV)/.installed
 	$(BIN)/python scripts/bench.py
+
+# How the house reads, beside another commit: make house BESIDE=COMMIT
+house: $(VENV)/.installed
+	$(BIN)/python scripts/house.py $(BESIDE)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
