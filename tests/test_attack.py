@@ -51,6 +51,8 @@ def test_the_pages() -> None:
         (inputs.lora, "rslora  diffusers moves 0.1 | alignlab moves 0.2  differ 0.8000", False),
         (inputs.lora, "dora  diffusers moves 0.1 | alignlab ValueError: a DoRA is not applied", True),
         (inputs.lora, "dora  diffusers moves 0.1 | alignlab KeyError: 'x'", False),
+        (inputs.lora, "comfy  diffusers moves 0.000 | alignlab moves 0.1  differ inf", True),
+        (inputs.lora, "comfy  diffusers moves 0.000 | alignlab moves 0.2  differ inf", False),
         (inputs.model, "bin_only   ok shape=(2, 3, 48, 48) finite=True diff_to_emoji=0.0000 pred=epsilon", True),
         (inputs.model, "bin_only   ok shape=(2, 3, 48, 48) finite=True diff_to_emoji=0.1200 pred=epsilon", False),
         (inputs.model, "r_flow   ok shape=(2, 3, 48, 48) finite=True diff_to_emoji=0.0000 pred=epsilon", False),
@@ -63,7 +65,7 @@ def test_the_pages() -> None:
 )
 def test_the_rules_of_the_lines(rule, line: str, holds: bool) -> None:
     """What is taken must be as the reference; what is not must be refused in a sentence."""
-    assert rule(line).holds is holds
+    assert rule(line, "ok  diffusers moves 0.1 | alignlab moves 0.1  differ 0.0000").holds is holds
 
 
 def test_the_rule_of_pictures(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny_sd: str) -> dict[str, 
         "algo.data=FOLDER": f"algo.data={table}", "algo.data=PAIRS": f"algo.data={table}", "algo.data=pairs": f"algo.data={table}",
         "init_from=RUN": f"init_from={run}", "init_from=runs/DIR": f"init_from={run}", "init_from=runs/rwr": f"init_from={run}",
         "resume=runs/DIR": f"resume={run}", "model.path_or_id=/my/stable-diffusion": f"model.path_or_id={tiny_sd}",
-        "prompts.file=mine.txt": f"prompts.file={prompts}",
+        **{f"prompts.file={name}.txt": f"prompts.file={prompts}" for name in ("mine", "my_prompts")},
     }  # fmt: skip
 
 
@@ -64,7 +64,7 @@ def shrunk(words: list[str], places: dict[str, str]) -> list[str]:
     return jobs
 
 
-LEFT_OUT = ("my_module", "my_conf", "/my/model.safetensors", "device=cuda", "resume=")
+LEFT_OUT = ("my_module", "my_rewards", "my_conf", "/my/model.safetensors", "device=cuda", "resume=")
 """Of commands with these words the composition is tried alone: they need a file or a machine of the reader's."""
 
 

@@ -27,6 +27,8 @@ REFUSED = re.compile(r"\b(ValueError|RunError|ConfigError|CompareError|RewardErr
 """Errors whose text is a sentence for the user."""
 NOT_A_MODEL = ("flow", "edm", "lcm", "nan", "inpaint", "shard_missing")
 """Parts of the names of model folders that no sampler here can draw from: they must be refused."""
+REMARK = re.compile(r"note: |warning: |data=")
+"""How lines begin that alignlab itself prints of an input."""
 OTHER_NUMBERS = ("s_", "bf16", "fp8", "extra", "ema")
 """And of those that may draw other pictures than the model that they were made of."""
 
@@ -146,7 +148,8 @@ def makers_tried(folder: Path, only: str) -> Iterator[Verdict]:
         elif judge is numbers:
             yield numbers(name, code, said)
         elif judge is not None:
-            yield from (judge(line) for line in said.splitlines() if re.match(r"\S+ +(\S+ +)?\w", line) and len(line) > 23)
+            lines = [line for line in said.splitlines() if re.match(r"\S+ +(\S+ +)?\w", line) and len(line) > 23]
+            yield from (judge(line, said) for line in lines if not REMARK.match(line))
     if (makers / "commands.sh").is_file() and only in "command":
         yield from commands(makers / "commands.sh")
 
@@ -175,17 +178,21 @@ def run(words: list[str], cwd: Path = ROOT, seconds: int = 600) -> tuple[int, st
     return done.returncode, done.stdout + (done.stderr if done.returncode else "")  # else it has progress bars only
 
 
-def lora(line: str) -> Verdict:
-    """`NAME diffusers ... | alignlab moves 0.1  differ 0.0000`, or an error of alignlab's."""
+def lora(line: str, said: str) -> Verdict:
+    """`NAME diffusers ... | alignlab moves 0.1  differ 0.0000`, or an error of alignlab's. Where diffusers reads nothing of a file, and so
+    moves 0, the same tensors in diffusers' own form (`ok`) are what it must do."""
     name, _, rest = line.partition(" ")
     ours = rest.rpartition("|")[2]
     differ = re.search(r"differ (\S+)", ours)
+    if differ is not None and "diffusers moves 0.000" in rest:
+        own = re.search(r"^ok .*alignlab moves (\S+)", said, re.MULTILINE)
+        return Verdict("lora", name, own is not None and f"alignlab moves {own[1]} " in ours, rest.strip())
     if differ is not None:
         return Verdict("lora", name, float(differ[1]) < 5e-4, rest.strip())
     return Verdict("lora", name, REFUSED.search(ours) is not None or "diffusers moves" not in rest, rest.strip())
 
 
-def model(line: str) -> Verdict:
+def model(line: str, said: str) -> Verdict:
     """`NAME ok shape=... finite=True diff_to_emoji=0.0000 ...`, or an error."""
     name, _, rest = line.partition(" ")
     rest = rest.strip()
@@ -196,7 +203,7 @@ def model(line: str) -> Verdict:
     return Verdict("model", name, "finite=True" in rest and same and not any(part in name for part in NOT_A_MODEL), rest)
 
 
-def data(line: str) -> Verdict:
+def data(line: str, said: str) -> Verdict:
     """`NAME 4 examples [...]`, `NAME pairs=2 ...`, or an error."""
     name, _, rest = line.partition(" ")
     rest = rest.strip()
