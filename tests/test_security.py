@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import shlex
 import shutil
 import socket
 import tarfile
@@ -389,7 +390,10 @@ def test_a_file_does_not_name_servers_for_a_stage_or_a_sweep(tmp_path: Path, mon
         recipe = {"recipe": {"a": {"command": "train", "words": ["algo=ddpo", word]}}}
         (tmp_path / "conf" / "recipe" / "theirs.yaml").write_text("# @package _global_\n" + yaml.safe_dump(recipe))
         assert command_line(monkeypatch, "--config-dir", "conf", "recipe=theirs", command=stages) == 2
-        assert f"recipe.a: {word} may not stand in a file; if you trust it, type +more.a='{word}'" in capsys.readouterr().err
+        sentence = f"recipe.a: {word} may not stand in a file; if you trust it, type "
+        said, _, mend = capsys.readouterr().err.partition(sentence)
+        (typed,) = shlex.split(mend)
+        assert said == "error: " and typed.startswith("+more.a=") and shlex.split(typed.partition("=")[2].strip('"')) == [word]
         key, _, value = word.partition("=")
         sweep = {"hydra": {"sweeper": {"params": {key: value}}}}
         (tmp_path / "conf" / "experiment" / "theirs.yaml").write_text("# @package _global_\n" + yaml.safe_dump(sweep))

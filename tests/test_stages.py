@@ -141,7 +141,7 @@ MISTAKES = {
     "another command": ("+recipe.look={command:report,words:[]}", "recipe.look is no stage; give it command (one of train, train_reward, make_pairs)"),
     "from a later stage": ("recipe.pairs.words=['reward={tuned}']", "recipe.pairs: {tuned} is no earlier stage; known are none"),
     "words that are no text": ("recipe.pairs.words=[5]", "recipe.pairs is no stage; give it command"),
-    "words of a file that need trust": ("+recipe.pairs.quick=['allow_targets=[os]']", "recipe.pairs: allow_targets=[os] may not stand in a file; if you trust it, type +more.pairs="),
+    "words of a file that need trust": ("+recipe.pairs.quick=['allow_targets=[os]']", "recipe.pairs: allow_targets=[os] may not stand in a file; if you trust it, type '+more.pairs="),
     "Hydra's own keys": ("+recipe.tuned.quick=['+hydra.callbacks.x=y']", "recipe.tuned: +hydra.callbacks.x=y may not stand in a file"),
     "flags": ("+recipe.tuned.quick=['--config-dir=x']", "recipe.tuned: --config-dir=x may not stand in a file"),
 }  # fmt: skip
