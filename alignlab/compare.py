@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from alignlab.images import Images, read_images
 from alignlab.metrics.hacking import hacking_flags
 from alignlab.metrics.pareto import at_matched_reward
-from alignlab.pasted import resume
+from alignlab.pasted import line as command_line
+from alignlab.pasted import resume, word
 from alignlab.runs import (
     METRICS,
     NOT_SCIENCE,
@@ -179,7 +180,7 @@ def _read(folder: Path) -> Finished:
     changed = changed_metrics(folder)
     if changed is not None:
         state = "is not what the run wrote" if (folder / METRICS).is_file() else "was lost"
-        mend = f"python -m alignlab.train resume={folder} puts it back from {changed[0]}"
+        mend = f"this puts it back from {changed[0]}: {resume(folder)}"
         raise CompareError(f"{folder / METRICS} {state}; {mend}")
     strange = next((file for file, holds in _WRITTEN.items() if not holds(run)), None)
     if strange:
@@ -203,7 +204,7 @@ def _evaluation(folder: Path) -> dict[str, Any] | None:
 
 
 def _again(folder: Path) -> str:
-    return f"evaluate the run again: python -m alignlab.evaluate run={folder}"
+    return f"evaluate the run again: {command_line('evaluate', word('run', folder))}"
 
 
 def _numbers(node: Any, *keys: str) -> bool:

@@ -89,7 +89,7 @@ def main(cfg: DictConfig) -> None:
     try:
         with room_for(path, "output"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with aside_of(path) as aside:
+            with aside_of(path.resolve()) as aside:  # a link of the user's own is followed
                 save_grid(torch.cat(rows), aside, columns=c["n"])
     except RunError as error:
         raise ConfigError(str(error)) from None

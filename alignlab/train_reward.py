@@ -8,6 +8,7 @@ leaves a finished one as it is, and begins one that was killed anew.
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -150,7 +151,7 @@ def train_reward(c: dict[str, Any], folder: Path) -> dict[str, float]:
     new = not folder.is_dir() or not any(folder.iterdir())
     with room_for(folder):
         lock = locked(folder, "being written")
-    with lock:
+    with lock, _without_lock_in_the_end(folder):
         _look_again(c, folder)
         with room_for(folder / "config.yaml"):
             write_aside(folder / "config.yaml", yaml.safe_dump(c, sort_keys=False))
@@ -164,8 +165,16 @@ def train_reward(c: dict[str, Any], folder: Path) -> dict[str, float]:
         about = {"kind": c["kind"], "clip": c["clip"], "relu": c["relu"], "items": sizes, **numbers}
         with room_for(folder), all_aside(folder, last="reward.json") as aside:
             save(aside, fit.head, about, {name: weight.data for name, weight in fit.tuned.items()})
-        (folder / LOCK).unlink(missing_ok=True)
     return numbers
+
+
+@contextmanager
+def _without_lock_in_the_end(folder: Path) -> Iterator[None]:
+    """Removes the lock's file, however what is inside ends."""
+    try:
+        yield
+    finally:
+        (folder / LOCK).unlink(missing_ok=True)
 
 
 def _fitted(c: dict[str, Any], fit: Fit, data: Dataset[Any], held_out: Dataset[Any], log: Path) -> dict[str, float]:

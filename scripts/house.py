@@ -13,7 +13,6 @@ import io
 import re
 import subprocess
 import sys
-import tarfile
 import tempfile
 import tokenize
 from collections.abc import Iterator
@@ -126,9 +125,12 @@ def main() -> None:
         columns[0][1]["tests"] = collected(ROOT)
     if asked.commit:
         with tempfile.TemporaryDirectory() as home:
-            tar = subprocess.check_output(["git", "archive", asked.commit, "alignlab"], cwd=ROOT)
-            tarfile.open(fileobj=io.BytesIO(tar)).extractall(home, filter="data")
-            columns.insert(0, (asked.commit, measured(Path(home))))
+            tree = Path(home) / "tree"
+            subprocess.run(["git", "worktree", "add", "-q", "--detach", tree, asked.commit], cwd=ROOT, check=True)
+            try:
+                columns.insert(0, (asked.commit, measured(tree)))
+            finally:
+                subprocess.run(["git", "worktree", "remove", "--force", tree], cwd=ROOT, check=True)
     print(f"| | {' | '.join(name for name, _ in columns)} |\n|---|{'---|' * len(columns)}")
     for sign in columns[-1][1]:
         print(f"| {sign} | {' | '.join(signs.get(sign, '') for _, signs in columns)} |")

@@ -12,6 +12,7 @@ import hydra
 import numpy as np
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -73,6 +74,7 @@ def command_line(monkeypatch: pytest.MonkeyPatch, *words: str, command: ModuleTy
         return int(end.code or 0)
     finally:
         logging.root.handlers[:] = handlers
+        HydraConfig.instance().cfg = None  # as after the end of a process
     return 0
 
 

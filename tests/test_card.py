@@ -125,7 +125,6 @@ BROKEN_CARDS = {
     "broken YAML": b"---\nlicense: [mit\n  x: : y\n---\n",
     "no text": b"\xff\xfe---\nlicense: mit\n---\n",
     "a list": b"---\n- mit\n---\n",
-    "a table of results that is none": b"---\nlicense: mit\nmodel-index: 3\n---\n",
     "a tab": b"---\nlicense:\tmit\n\t- x\n---\n",
 }
 

@@ -70,7 +70,7 @@ MISTAKES = {
     "missing prompts": ("prompts=file prompts.file=/nowhere.txt", "prompts.file=/nowhere.txt cannot be read"),
     "no prompts file": ("prompts=file", "prompts.file has no value; set prompts.file=..."),
     "empty prompts": ("prompts=file prompts.file={tmp}/empty.txt", "{tmp}/empty.txt holds no prompt"),
-    "prompts in another encoding": ("prompts=file prompts.file={tmp}/latin1.txt", "{tmp}/latin1.txt cannot be read: 'utf-8' codec"),
+    "prompts in another encoding": ("prompts=file prompts.file={tmp}/latin1.txt", "{tmp}/latin1.txt: the byte 0xf6 in line 1 is not UTF-8"),
     "template": ("prompts.template=animal", "prompts.template='animal' has no place for the prompt; write {{}} or {{a}}"),
     "estimator": ("algo=ddpo algo.estimator=xx", "algo.estimator=xx must be one of sf, is"),
     "clip scaling": ("algo=ddpo algo.clip_scaling=D", "algo.clip_scaling=D must be one of 1/D, 1/sqrtD, none"),

@@ -274,7 +274,10 @@ def test_errors_without_a_remedy_stay_what_they_are(tmp_path: Path, capfd) -> No
     def full() -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "events.out")
 
-    with pytest.raises(ConfigError, match=r"events.out cannot be written \(No space left on device\); make room and resume="):
+    with pytest.raises(
+        ConfigError,
+        match=r"events.out cannot be written \(No space left on device\): what was saved before is intact; make room and go on with python -m alignlab.train resume=",
+    ):
         with explained({}, tmp_path, train_epoch):
             thread = threading.Thread(target=full)
             thread.start()

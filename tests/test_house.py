@@ -56,7 +56,7 @@ MAY = {
     "rewards": {"frozen", "judge", "servers", "undisturbed"},
     "rewards/__main__": {"bounded_yaml", "checks", "config", "nodes", "rewards", "servers"},
     "metrics": {"judge"},
-    "data": set(),
+    "data": {"bounded_yaml"},
     "sealed": set(),
     "bounded_yaml": set(),
     "folder": set(),

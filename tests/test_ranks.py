@@ -238,7 +238,7 @@ def check_left(run: Path, said: str, dead: int) -> None:
     """One sentence, no traceback, no file that is half there (but what process 0 was at when it was killed itself)."""
     assert said.count("error: ") == 1 and "Traceback" not in said, said
     assert f"error: process {dead} has ended, so process {1 - dead} ends too: {run} is as its last checkpoint left it; " in said
-    assert f"go on with python -m alignlab.train resume={run}, on 2 processes or on one" in said
+    assert f"go on, on 2 processes or on one, with python -m alignlab.train resume={run}" in said
     assert dead == 0 or not [path for path in run.rglob(".*") if path.name != ".lock"]
     assert not (run / "summary.json").exists()
 

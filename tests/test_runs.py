@@ -195,7 +195,10 @@ def test_a_checkpoint_is_whole_or_not_there(call: str, tmp_path, monkeypatch) ->
     def fail(*_: object, **__: object) -> None:
         raise OSError("no space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(RunError, match=r"no space left on device.*; mend that and resume="):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(RunError, match=r"no space left on device.*; mend that and go on with python -m alignlab.train resume="),
+    ):
         patch.setattr(f"alignlab.{call}", fail)
         checkpoint(run, 2)
     _, state = run.load_checkpoint() or ({}, {})
@@ -258,7 +261,7 @@ def test_only_a_full_disk_wants_room(tmp_path) -> None:
     full, other = (SafetensorError(f"Error while serializing: I/O error: said (os error {n})") for n in (errno.ENOSPC, errno.EIO))
     mends = {full: "make room", other: "mend that", OSError(errno.EROFS, "read-only"): "mend that"}
     for error, mend in mends.items():
-        with pytest.raises(RunError, match=f"{mend} and resume="), run.room_for("model"):
+        with pytest.raises(RunError, match=f"{mend} and go on with python -m alignlab.train resume="), run.room_for("model"):
             raise error
 
 
@@ -367,7 +370,10 @@ def test_what_follows_a_checkpoint_is_cut_off(tmp_path: Path, capsys: pytest.Cap
     path = tmp_path / "run" / "metrics.jsonl"
     whole = path.read_text()
     path.write_text(whole + '{"step": 3, "lo')
-    with pytest.raises(RunError, match=r"line 3 of .*metrics.jsonl cannot be read; resume="):
+    with pytest.raises(
+        RunError,
+        match=r"line 3 of .*metrics.jsonl cannot be read; this mends it from a checkpoint: python -m alignlab.train resume=",
+    ):
         run.metrics()
     assert run.load_checkpoint() is not None and path.read_text() == whole and not capsys.readouterr().out
 
@@ -614,7 +620,7 @@ def test_a_full_disk_takes_nothing_away(small_disk: Path) -> None:
         with pytest.raises(RunError) as error:
             write()
         assert str(error.value).startswith(f"{small_disk / 'run' / what} cannot be written (No space left on device"), what
-        assert str(error.value).endswith(f"make room and resume={small_disk / 'run'}: what was saved before is intact")
+        assert str(error.value).endswith(f"make room and go on with python -m alignlab.train resume={small_disk / 'run'}")
         assert tree(small_disk / "run") == before
     (small_disk / "filler").unlink()
     checkpoint(run, 2)

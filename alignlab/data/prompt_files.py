@@ -20,6 +20,8 @@ from typing import Any
 
 import yaml
 
+from alignlab.bounded_yaml import read_yaml
+
 Prompt = tuple[str, dict[str, Any] | None]
 """A prompt, and what else its object or row says; None in a file of lines."""
 FOREIGN = frozenset(
@@ -128,7 +130,7 @@ def _yaml(text: str, column: str) -> list[Prompt]:
     try:
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
             raise ValueError("its YAML refers to itself with an alias (*name); write every prompt out")
-        return _list(yaml.safe_load(text), column)
+        return _list(read_yaml(text), column)
     except RecursionError:
         raise ValueError("its YAML is nested too deeply; give a list of texts") from None
     except yaml.YAMLError as error:

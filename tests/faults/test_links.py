@@ -194,7 +194,7 @@ def test_nothing_is_read_from_a_pipe_or_a_device(name: str, linked: bool, tmp_pa
     (run / name).symlink_to("/dev/zero") if linked else os.mkfifo(run / name)
     with pytest.raises(RunError, match=f"{name} is a pipe, a socket or a device"):
         read_config(run)
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match=r"cannot be read|is not read"):
         read_runs([str(run)])
 
 
