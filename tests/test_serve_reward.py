@@ -37,6 +37,8 @@ from alignlab.rewards.wire import TYPES, Limits, pack
 from alignlab.serve_reward import checked, server
 from tests.running import command_line
 
+pytestmark = pytest.mark.fault("reward server")
+
 
 @contextmanager
 def running(serving: RewardServer) -> Iterator[str]:

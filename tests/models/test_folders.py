@@ -25,6 +25,8 @@ from tests.conftest import SD_SCHEDULE, key
 from tests.models.tiny import sdxl
 from tests.running import configured
 
+pytestmark = pytest.mark.fault("model folders")
+
 PARTS = ("unet", "vae", "text_encoder")
 Change = Callable[[Path], None]
 

@@ -23,6 +23,8 @@ from alignlab.rollout import rollout
 from alignlab.samplers import ddim
 from tests.rewards.published import hard_edges, pictures
 
+pytestmark = pytest.mark.fault("preprocessing")
+
 try:
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 except ImportError:  # before version 5 the one there was used PIL

@@ -27,6 +27,8 @@ from alignlab.scoring import scored
 from alignlab.train import train
 from tests.running import command_line, configured, lines, same_weights, tiny
 
+pytestmark = pytest.mark.fault("reward client")
+
 PROMPTS = ["a lion", "zwei Löwen 🦁", "", "a cat", "a dog"]
 Mood = Callable[[socket.socket], None]
 """What a server does with a connection instead of serving it."""

@@ -15,6 +15,8 @@ from alignlab.rewards.clip_choice import PickScore, SciScore
 from alignlab.rewards.image_reward import ImageReward
 from tests.rewards.published import PROMPTS, image_reward, pictures, transformers_clip
 
+pytestmark = pytest.mark.fault("reward folders")
+
 
 def anew(home: Path, tokenizer: Any, old: tuple[str, ...]) -> None:
     """Leaves the vocabulary in tokenizer.json alone."""
