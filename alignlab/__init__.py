@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from alignlab.spinning import spin_shortly
+from alignlab.fast.spinning import spin_shortly
 
 __version__ = "0.1.0"
 
@@ -11,7 +11,7 @@ spin_shortly()  # before torch is loaded
 
 
 def load(run: str | Path) -> Any:
-    """The diffusers pipeline of a finished run (`alignlab.tuned.load`)."""
+    """The diffusers pipeline of a finished run (`alignlab.weights.load.load`)."""
     from alignlab import tuned  # slow to import
 
     return tuned.load(run)

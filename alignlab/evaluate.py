@@ -26,21 +26,21 @@ from omegaconf import DictConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from alignlab.checks import bench_problems, choice_problems, tuned_problems, weighed, without_weighing
-from alignlab.config import command, opted_in, plain
+from alignlab.compare.image_table import TABLES, Images, read_images, six_digits, write_images
+from alignlab.config.build import ConfigError
+from alignlab.config.checks import bench_problems, choice_problems, tuned_problems, weighed, without_weighing
+from alignlab.config.schema import command, opted_in, plain
 from alignlab.data.prompts import thinned
-from alignlab.folder import refuse_links
-from alignlab.images import TABLES, Images, read_images, six_digits, write_images
-from alignlab.lab import Bench
-from alignlab.measure import distance_to_base, evaluate
+from alignlab.files.checksums import Damaged, check, digest_of_file, digest_of_json, seal
+from alignlab.files.safe_folder import refuse_links
 from alignlab.metrics.statistics import Interval, bootstrap, win_rate
 from alignlab.metrics.vendi import vendi_score
-from alignlab.nodes import ConfigError
 from alignlab.rewards.clip import Clip, locate
 from alignlab.rewards.compose import RewardError
-from alignlab.runs import RunError, all_aside, provenance, read_config, refuse_unwritable, room_for, run_folders
-from alignlab.sealed import Damaged, check, digest_of_file, digest_of_json, seal
-from alignlab.tuned import TunedConfig, dialled, of_run, policy_of
+from alignlab.runs.folder import RunError, all_aside, provenance, read_config, refuse_unwritable, room_for, run_folders
+from alignlab.training.evaluation import distance_to_base, evaluate
+from alignlab.training.setup import Bench
+from alignlab.weights.load import TunedConfig, dialled, of_run, policy_of
 
 GROUPS = ("model", "reward", "prompts", "eval_sampler", "diversity")
 RESULT = "evaluation.json"

@@ -13,13 +13,12 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
-from alignlab.card import upload
-from alignlab.checks import bench_problems, is_hub_id
-from alignlab.config import command, opted_in, plain
-from alignlab.folder import refuse_led_away, refuse_links
+from alignlab.config.build import ConfigError, build, nearest
+from alignlab.config.checks import bench_problems, is_hub_id
+from alignlab.config.schema import command, opted_in, plain
+from alignlab.files.safe_folder import refuse_led_away, refuse_links
 from alignlab.models import lora_files
-from alignlab.nodes import ConfigError, build, nearest
-from alignlab.runs import (
+from alignlab.runs.folder import (
     RunError,
     aside_of,
     folder_aside_of,
@@ -29,7 +28,8 @@ from alignlab.runs import (
     run_folders,
     weights,
 )
-from alignlab.start import fused
+from alignlab.training.model_card import upload
+from alignlab.weights.init_from import fused
 
 
 @dataclass

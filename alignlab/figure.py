@@ -24,18 +24,18 @@ from hydra.core.config_store import ConfigStore
 from matplotlib import pyplot as plt
 from omegaconf import DictConfig
 
-from alignlab.compare import CompareError, Finished, read_runs
-from alignlab.config import CONF, command, plain
-from alignlab.folder import refuse_links
-from alignlab.job_names import full_name, named, read_words
+from alignlab.compare.finished import CompareError, Finished, read_runs
+from alignlab.compare.tables import interval_text, write_table
+from alignlab.config.build import ConfigError, nearest
+from alignlab.config.job_names import full_name, named, read_words
+from alignlab.config.schema import CONF, command, plain
+from alignlab.files.safe_folder import refuse_links
 from alignlab.metrics.statistics import Interval
-from alignlab.nodes import ConfigError, nearest
-from alignlab.paper import FIGURES, STYLE, PaperFigure, Rows
-from alignlab.pasted import hydra_value, line
-from alignlab.probes import probe
+from alignlab.paper.drawing import FIGURES, STYLE, PaperFigure, Rows
+from alignlab.paper.probes import probe
 from alignlab.rewards.compose import RewardError
-from alignlab.runs import RunError, all_aside, refuse_unwritable, room_for
-from alignlab.tables import interval_text, write_table
+from alignlab.runs.folder import RunError, all_aside, refuse_unwritable, room_for
+from alignlab.runs.pasted import hydra_value, line
 
 
 @dataclass

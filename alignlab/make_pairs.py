@@ -22,21 +22,21 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from alignlab.candidates import ABOUT, CANDIDATES, LABELS, PAIRS, Candidates, copy, read_about, read_candidates, write_pairs
-from alignlab.checks import bench_problems, choice_problems, sampler_problems, tuned_problems, weighed
-from alignlab.config import asked, command, folder_of_job, opted_in, plain
+from alignlab.config.build import ConfigError, build, node_problems
+from alignlab.config.checks import bench_problems, choice_problems, sampler_problems, tuned_problems, weighed
+from alignlab.config.schema import asked, command, folder_of_job, opted_in, plain
 from alignlab.data.pairing import Paired
 from alignlab.data.prompts import thinned
-from alignlab.folder import fresh, locked
-from alignlab.lab import warn_of_cut, weighted_sum
-from alignlab.nodes import ConfigError, build, node_problems
-from alignlab.noise import noise_key
-from alignlab.pasted import line, word
+from alignlab.engine.noise import noise_key
+from alignlab.engine.rollout import rollout
+from alignlab.files.checksums import digest_of
+from alignlab.files.safe_folder import fresh, locked
 from alignlab.rewards.compose import RewardError
-from alignlab.rollout import rollout
-from alignlab.runs import RunError, provenance, refuse_unwritable, run_folders
-from alignlab.sealed import digest_of
-from alignlab.tuned import TunedConfig, dialled, of_run, policy_of
+from alignlab.runs.candidates import ABOUT, CANDIDATES, LABELS, PAIRS, Candidates, copy, read_about, read_candidates, write_pairs
+from alignlab.runs.folder import RunError, provenance, refuse_unwritable, run_folders
+from alignlab.runs.pasted import line, word
+from alignlab.training.setup import warn_of_cut, weighted_sum
+from alignlab.weights.load import TunedConfig, dialled, of_run, policy_of
 
 GROUPS = ("model", "reward", "prompts", "eval_sampler")
 CHANGEABLE = ("again", "batch", "device", "output_dir", "allow_targets", "allow_servers", "pairing")

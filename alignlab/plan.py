@@ -18,17 +18,17 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from alignlab import config
-from alignlab.checks import COUNTED
-from alignlab.config import TrainConfig, command, device_of
-from alignlab.footprint import TRAINING, Footprint, footprint
-from alignlab.lab import Lab
-from alignlab.memory import GIB, MARGIN, free_memory, other_ways, proposals, size
-from alignlab.nodes import ConfigError
-from alignlab.pasted import line
+from alignlab.config import schema as config
+from alignlab.config.build import ConfigError
+from alignlab.config.checks import COUNTED
+from alignlab.config.schema import TrainConfig, command, device_of
+from alignlab.engine.rollout import NothingToLearn
+from alignlab.planning.fit import GIB, MARGIN, free_memory, other_ways, proposals, size
+from alignlab.planning.footprint import TRAINING, Footprint, footprint
 from alignlab.rewards.compose import RewardError
-from alignlab.rollout import NothingToLearn
+from alignlab.runs.pasted import line
 from alignlab.train import train_epoch
+from alignlab.training.setup import Lab
 
 
 @dataclass

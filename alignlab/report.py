@@ -21,8 +21,8 @@ from PIL import Image
 from plotly.graph_objects import Figure
 from plotly.offline import get_plotlyjs
 
-from alignlab import figures
-from alignlab.compare import (
+from alignlab.compare import charts as figures
+from alignlab.compare.finished import (
     BUDGETS,
     CompareError,
     Finished,
@@ -33,14 +33,14 @@ from alignlab.compare import (
     refuse_unlike,
     variants,
 )
-from alignlab.config import command, plain
-from alignlab.folder import refuse_led_away, refuse_links
+from alignlab.compare.outcomes import PAIRED, base_point, contrasts, evaluated, outcomes
+from alignlab.compare.tables import interval_text, write_table
+from alignlab.config.build import ConfigError, not_texts
+from alignlab.config.schema import command, plain
+from alignlab.files.safe_folder import refuse_led_away, refuse_links
 from alignlab.metrics.pareto import hypervolume
-from alignlab.nodes import ConfigError, not_texts
-from alignlab.outcomes import PAIRED, base_point, contrasts, evaluated, outcomes
-from alignlab.pasted import line, word
-from alignlab.runs import RunError, all_aside, numbered, refuse_unwritable, room_for
-from alignlab.tables import interval_text, write_table
+from alignlab.runs.folder import RunError, all_aside, numbered, refuse_unwritable, room_for
+from alignlab.runs.pasted import line, word
 
 PAGE = "report.html"
 TEMPLATES = Path(__file__).parent / "assets"

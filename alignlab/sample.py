@@ -12,12 +12,12 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 from torch import Tensor
 
-from alignlab.checks import bench_problems, choice_problems, tuned_problems
-from alignlab.config import command, opted_in, plain
-from alignlab.folder import refuse_led_away
-from alignlab.nodes import ConfigError, build, not_texts
-from alignlab.runs import RunError, aside_of, refuse_unwritable, room_for, run_folders, save_grid
-from alignlab.tuned import TunedConfig, dialled, of_run, pictures, policy_of
+from alignlab.config.build import ConfigError, build, not_texts
+from alignlab.config.checks import bench_problems, choice_problems, tuned_problems
+from alignlab.config.schema import command, opted_in, plain
+from alignlab.files.safe_folder import refuse_led_away
+from alignlab.runs.folder import RunError, aside_of, refuse_unwritable, room_for, run_folders, save_grid
+from alignlab.weights.load import TunedConfig, dialled, of_run, pictures, policy_of
 
 
 @dataclass

@@ -12,12 +12,12 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
-from alignlab.checks import bench_problems, declared, weighed, without_weighing
-from alignlab.config import command, device_of, opted_in, plain
-from alignlab.nodes import ConfigError, build
+from alignlab.config.build import ConfigError, build
+from alignlab.config.checks import bench_problems, declared, weighed, without_weighing
+from alignlab.config.schema import command, device_of, opted_in, plain
 from alignlab.rewards.server import RewardServer
+from alignlab.rewards.servers import TOKEN, token
 from alignlab.rewards.wire import Limits
-from alignlab.servers import TOKEN, token
 
 
 @dataclass

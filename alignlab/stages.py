@@ -22,14 +22,14 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
-from alignlab.bounded_yaml import read_yaml
-from alignlab.config import asked, command, plain
-from alignlab.folder import LOCK, fresh, locked, refuse_links
-from alignlab.foreign import DOORS
-from alignlab.nodes import ConfigError, nearest
-from alignlab.pasted import line, word
-from alignlab.runs import first_difference, write_aside
-from alignlab.servers import bound, named_by
+from alignlab.config.build import ConfigError, nearest
+from alignlab.config.foreign import DOORS
+from alignlab.config.schema import asked, command, plain
+from alignlab.files.bounded_yaml import read_yaml
+from alignlab.files.safe_folder import LOCK, fresh, locked, refuse_links
+from alignlab.rewards.servers import bound, named_by
+from alignlab.runs.folder import first_difference, write_aside
+from alignlab.runs.pasted import line, word
 
 PASSED_ON = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 COMMANDS = ("train", "train_reward", "make_pairs")

@@ -15,22 +15,22 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from alignlab.card import look_ahead, push, write_card
-from alignlab.collected import Collected
-from alignlab.config import checked, command, device_of, notice, run_folder
-from alignlab.failures import explained
-from alignlab.guards import Guard
-from alignlab.journal import Journal, peak_memory_mb, reward_numbers, tell
-from alignlab.lab import Lab
-from alignlab.measure import measure, measure_all, measure_base, settle
-from alignlab.noise import noise_key
-from alignlab.peers import watched
-from alignlab.ranks import clip_gradients, join, own, rank, sum_gradients, wait
-from alignlab.rollout import Rollout
-from alignlab.runs import NOT_SCIENCE, Onlooker, Run, provenance
-from alignlab.schedule import lr_factor, set_lr
-from alignlab.scoring import scored
-from alignlab.stops import asked, leave, stoppable
+from alignlab.config.schema import checked, command, device_of, notice, run_folder
+from alignlab.distributed.ranks import clip_gradients, join, own, rank, sum_gradients, wait
+from alignlab.engine.noise import noise_key
+from alignlab.engine.rollout import Rollout
+from alignlab.runs.folder import NOT_SCIENCE, Onlooker, Run, provenance
+from alignlab.training.evaluation import measure, measure_all, measure_base, settle
+from alignlab.training.failures import explained
+from alignlab.training.guards import Guard
+from alignlab.training.lr_schedule import lr_factor, set_lr
+from alignlab.training.model_card import look_ahead, push, write_card
+from alignlab.training.progress import Journal, peak_memory_mb, reward_numbers, tell
+from alignlab.training.scoring import scored
+from alignlab.training.setup import Lab
+from alignlab.training.signals import asked, leave, stoppable
+from alignlab.training.unfinished_epoch import Collected
+from alignlab.training.watchdog import watched
 
 
 def train(c: dict[str, Any], folder: Path) -> dict[str, Any]:

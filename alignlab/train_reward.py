@@ -23,18 +23,18 @@ from omegaconf import DictConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import Dataset, Subset
 
-from alignlab.bounded_yaml import read_yaml
-from alignlab.config import command, device_of, folder_of_job, plain
+from alignlab.config.build import ConfigError
+from alignlab.config.schema import command, device_of, folder_of_job, plain
 from alignlab.data.judgements import Ratings
 from alignlab.data.pictures import colour
 from alignlab.data.preferences import Choices
-from alignlab.folder import LOCK, fresh, locked, refuse_links
-from alignlab.nodes import ConfigError
-from alignlab.pasted import word
+from alignlab.files.bounded_yaml import read_yaml
+from alignlab.files.safe_folder import LOCK, fresh, locked, refuse_links
 from alignlab.rewards.clip import Clip, locate
 from alignlab.rewards.heads import save
 from alignlab.rewards.train import Fit
-from alignlab.runs import RunError, all_aside, first_difference, is_stray, refuse_unwritable, room_for, write_aside
+from alignlab.runs.folder import RunError, all_aside, first_difference, is_stray, refuse_unwritable, room_for, write_aside
+from alignlab.runs.pasted import word
 
 PARTS = ("config.yaml", "metrics.jsonl", "reward.json", "head.safetensors", "clip.safetensors", ".new_*", LOCK)
 """What the command writes in its folder."""

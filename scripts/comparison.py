@@ -17,10 +17,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from alignlab.compare import Finished, read_runs, variants  # noqa: E402
-from alignlab.outcomes import base_point, outcomes  # noqa: E402
-from alignlab.paper import label  # noqa: E402
-from alignlab.tables import interval_text  # noqa: E402
+from alignlab.compare.finished import Finished, read_runs, variants  # noqa: E402
+from alignlab.compare.outcomes import base_point, outcomes  # noqa: E402
+from alignlab.compare.tables import interval_text  # noqa: E402
+from alignlab.paper.drawing import label  # noqa: E402
 
 RESULTS = Path("results/comparison")
 KL = (0.0, 0.03)

@@ -25,18 +25,18 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 from emoji_world.distortions import monotone_share  # noqa: E402
 from emoji_world.scenes import ANIMALS, COLOURS, NAMES, World, article  # noqa: E402
 
-from alignlab.judge import Judge, load_judge  # noqa: E402
+from alignlab.engine.noise import noise_key  # noqa: E402
+from alignlab.engine.policy import Policy  # noqa: E402
+from alignlab.engine.rollout import rollout  # noqa: E402
+from alignlab.engine.samplers import Sampler, ddim  # noqa: E402
 from alignlab.metrics.diversity import EmojiDistance  # noqa: E402
+from alignlab.models.emoji_judge import Judge, load_judge  # noqa: E402
 from alignlab.models.sd import StableDiffusion  # noqa: E402
-from alignlab.noise import noise_key  # noqa: E402
-from alignlab.policy import Policy  # noqa: E402
 from alignlab.rewards.aesthetic import Aesthetic  # noqa: E402
 from alignlab.rewards.clip import Clip  # noqa: E402
 from alignlab.rewards.emoji_rules import TrueAesthetic, TruePreference  # noqa: E402
 from alignlab.rewards.preference import Preference  # noqa: E402
-from alignlab.rollout import rollout  # noqa: E402
-from alignlab.runs import processor  # noqa: E402
-from alignlab.samplers import Sampler, ddim  # noqa: E402
+from alignlab.runs.folder import processor  # noqa: E402
 
 RESULTS = ROOT / "results" / "emoji_world"
 ANIMAL_IDS = list(range(len(ANIMALS)))

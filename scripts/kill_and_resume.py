@@ -39,9 +39,9 @@ from gpu.architectures import pipeline_folder  # noqa: E402
 
 from alignlab import collected  # noqa: E402
 from alignlab import train as loop  # noqa: E402
-from alignlab.config import CONF, checked  # noqa: E402
+from alignlab.config.schema import CONF, checked  # noqa: E402
 from alignlab.rewards.compose import WeightedSum  # noqa: E402
-from alignlab.runs import Run  # noqa: E402
+from alignlab.runs.folder import Run  # noqa: E402
 
 OBJECTIVES = {
     "ddpo": ("algo=ddpo", "algo.updates_per_epoch=2", "kl_coeff=0.1"),

@@ -23,7 +23,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from alignlab.compare import read_runs  # noqa: E402
+from alignlab.compare.finished import read_runs  # noqa: E402
 
 RESULTS = ROOT / "results" / "reward_hacking"
 RUNS = {"draft": ["algo=draft", "lr=6e-3"]}

@@ -11,10 +11,10 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from alignlab.lora import LoRA
+from alignlab.engine.noise import NoiseKey, noise_key
+from alignlab.engine.policy import Policy
+from alignlab.models.lora import LoRA
 from alignlab.models.sd import StableDiffusion
-from alignlab.noise import NoiseKey, noise_key
-from alignlab.policy import Policy
 
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start: they may not have every core for themselves

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignlab.conditioning import Conditioning
-from alignlab.forward import ForwardProcess
-from alignlab.noise import NoiseKey
-from alignlab.policy import guide
-from alignlab.rollout import Rollout
-from alignlab.samplers import Sampler
+from alignlab.engine.conditioning import Conditioning
+from alignlab.engine.forward_process import ForwardProcess
+from alignlab.engine.noise import NoiseKey
+from alignlab.engine.policy import guide
+from alignlab.engine.rollout import Rollout
+from alignlab.engine.samplers import Sampler
 
 D = 2
 MEAN = torch.tensor([0.8, -0.4], dtype=torch.float64)

@@ -12,7 +12,7 @@ CONFIG: dict[str, Any] = {
     "kl_coeff": 0.0, "seed": 0, "steps": 20, "lr": 2e-3, "eval_every": 10, "output_dir": None,
     "algo": {"_target_": "alignlab.objectives.draft.DRaFT", "k": 1, "kl_coeff": 0.0},
     "model": {"_target_": "alignlab.models.sd.StableDiffusion", "path_or_id": "emoji", "lora_targets": ["to_q"]},
-    "eval_sampler": {"_target_": "alignlab.samplers.ddim", "steps": 20, "eta": 0.0, "guidance_scale": 3.0},
+    "eval_sampler": {"_target_": "alignlab.engine.samplers.ddim", "steps": 20, "eta": 0.0, "guidance_scale": 3.0},
     "prompts": {"_target_": "alignlab.data.prompts.Prompts", "prompts": ["cat", "dog"], "per_prompt": 1},
     "reward": {"bright": {"_target_": "alignlab.rewards.brightness.Brightness", "weight": 2.0, "normalize": False}},
     "eval_rewards": {}, "diversity": {"_target_": "alignlab.metrics.diversity.EmojiDistance"},

@@ -9,12 +9,12 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import alignlab
-from alignlab.judge import load_judge
+from alignlab.engine.noise import FIRST, noise_key
+from alignlab.engine.policy import Policy
+from alignlab.engine.rollout import rollout
+from alignlab.engine.samplers import ddim
+from alignlab.models.emoji_judge import load_judge
 from alignlab.models.sd import StableDiffusion
-from alignlab.noise import FIRST, noise_key
-from alignlab.policy import Policy
-from alignlab.rollout import rollout
-from alignlab.samplers import ddim
 
 ROOT = Path(__file__).resolve().parents[1]
 ASSETS = Path(alignlab.__file__).parent / "assets"

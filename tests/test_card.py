@@ -13,11 +13,11 @@ from diffusers import StableDiffusionPipeline
 from huggingface_hub import HfApi, ModelCard
 from PIL import Image
 
-from alignlab.card import licence_of, push, usage, without_paths
-from alignlab.checks import is_hub_id
-from alignlab.nodes import ConfigError
-from alignlab.runs import Run
+from alignlab.config.build import ConfigError
+from alignlab.config.checks import is_hub_id
+from alignlab.runs.folder import Run
 from alignlab.train import train
+from alignlab.training.model_card import licence_of, push, usage, without_paths
 from tests.running import command_line, configured, tiny
 
 
@@ -211,7 +211,7 @@ def test_only_a_typed_name_is_written_over(tmp_path: Path, monkeypatch: pytest.M
     """A resumed folder may be somebody else's and name a repository of the user's: a new one is made, one that is there stays."""
     (tmp_path / "model").mkdir()
     hub = Hub(monkeypatch)
-    monkeypatch.setattr("alignlab.card.typed", lambda key: False)
+    monkeypatch.setattr("alignlab.training.model_card.typed", lambda key: False)
     monkeypatch.setattr(HfApi, "repo_exists", lambda api, name: name == "me/mine")
     push(tmp_path, "me/mine")
     assert hub.calls == [] and "it is there already, and only a file names it" in capsys.readouterr().err

@@ -13,8 +13,10 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from alignlab.drift import drift
-from alignlab.noise import noise_key
+from alignlab.engine.distance_to_base import drift
+from alignlab.engine.noise import noise_key
+from alignlab.engine.rollout import Gradients, Rollout, rollout
+from alignlab.engine.samplers import Sampler, ddim, flow
 from alignlab.objectives.advantages import PromptStatistics
 from alignlab.objectives.ddpo import DDPO
 from alignlab.objectives.dpo import DPO, ImagePairs
@@ -23,8 +25,6 @@ from alignlab.objectives.kto import KTO, Judged
 from alignlab.objectives.regression import Examples
 from alignlab.objectives.rwr import RWR
 from alignlab.objectives.sft import SFT
-from alignlab.rollout import Gradients, Rollout, rollout
-from alignlab.samplers import Sampler, ddim, flow
 from tests.conftest import SD_SCHEDULE
 from tests.linear_gaussian import COVARIANCE, DELTA, LINEAR, MEAN, QUADRATIC, D, Reward, World, double, draws, scored, z_scores
 from tests.running import pairs

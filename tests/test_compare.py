@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from alignlab.compare import CompareError, at_budget, equal_budget, matched_reward, read_runs, refuse_unlike, variants
-from alignlab.outcomes import base_point, contrasts, outcomes
+from alignlab.compare.finished import CompareError, at_budget, equal_budget, matched_reward, read_runs, refuse_unlike, variants
+from alignlab.compare.outcomes import base_point, contrasts, outcomes
 from tests.runs_on_disk import made_run
 
 
@@ -46,7 +46,7 @@ def test_a_legend_names_the_fewest_keys_that_tell_variants_apart(tmp_path):
     [
         ("eval_sampler.steps", 25, "eval_sampler.steps is 20 in the first and 25 in the second"),
         ("eval_sampler.guidance_scale", 5.0, "eval_sampler.guidance_scale is 3.0"),
-        ("eval_sampler._target_", "alignlab.samplers.flow", "eval_sampler._target_"),
+        ("eval_sampler._target_", "alignlab.engine.samplers.flow", "eval_sampler._target_"),
         ("prompts.prompts", ["cat", "cow"], "prompts.prompts"),
         ("model.path_or_id", "other", "model.path_or_id is emoji in the first and other"),
         ("reward.bright.weight", 1.0, "reward.bright.weight is 2.0 in the first and 1.0"),

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from alignlab.checks import SHIPPED_OPTIMIZER
+from alignlab.config.build import fits, words
+from alignlab.config.checks import SHIPPED_OPTIMIZER
 from alignlab.models.sd import StableDiffusion
-from alignlab.nodes import fits, words
 from tests.running import command_line, configured, tiny
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -84,7 +84,7 @@ MISTAKES = {
     "your own target, allowed, but not there": ("algo._target_=my.module.Thing allow_targets=[my]", "algo._target_=my.module.Thing cannot be imported: No module named 'my'"),
     "no such class": ("algo._target_=alignlab.objectives.draft.Draft", "alignlab.objectives.draft has no Draft; did you mean DRaFT?"),
     "no such optimiser": ("optimizer._target_=torch.optim.Adamm", "torch.optim has no Adamm; did you mean Adam?"),
-    "what a module imports": ("algo._target_=alignlab.nodes.resolve", "algo._target_=alignlab.nodes.resolve is nothing that a configuration may build"),
+    "what a module imports": ("algo._target_=alignlab.config.build.resolve", "algo._target_=alignlab.config.build.resolve is nothing that a configuration may build"),
     "a class of another kind": ("prompts={{_target_:alignlab.rewards.brightness.Brightness}}", "is of another kind: it has no draw"),
     "an optimiser with a closure": ("optimizer._target_=torch.optim.LBFGS ~optimizer.betas ~optimizer.eps ~optimizer.weight_decay", "evaluates the loss several times a step"),
     "an lr that is no number": ("optimizer.lr=[1,2]", "optimizer.lr=[1, 2] must be a number; leave it out and set lr"),
@@ -113,7 +113,7 @@ MISTAKES = {
     "what is no function": ("+reward.mine.function=tests.running.TIMING +reward.mine.differentiable=true +reward.mine.unit=u allow_targets=[tests]", "reward.mine.function=tests.running.TIMING is nothing that a configuration may build"),
     "class that says too little": ("+reward.mine._target_=tests.running.Silent allow_targets=[tests]", "reward.mine: the reward Silent does not say its differentiable; write differentiable = True"),
     "class of another kind": ("+reward.mine._target_=alignlab.rewards.clip.Clip +reward.mine.path=emoji_clip", "is of another kind: it has no __call__"),
-    "function of alignlab's": ("+reward.mine.function=alignlab.noise.noise_key +reward.mine.differentiable=true +reward.mine.unit=u", "reward.mine.function=alignlab.noise.noise_key is nothing that a configuration may build"),
+    "function of alignlab's": ("+reward.mine.function=alignlab.engine.noise.noise_key +reward.mine.differentiable=true +reward.mine.unit=u", "reward.mine.function=alignlab.engine.noise.noise_key is nothing that a configuration may build"),
     "resume of no run": ("resume={tmp}/empty", "resume={tmp}/empty is no run folder (it has no config.yaml)"),
     "values without -m": ("kl_coeff=0,1", "kl_coeff=0,1 names several values; add -m to run each of them"),
     "no value": ("kl_coeff", "kl_coeff cannot be read; write key=value"),

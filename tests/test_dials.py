@@ -9,11 +9,11 @@ from PIL import Image
 
 import alignlab
 from alignlab import sample
-from alignlab.dials import Annealed, scale_lora
-from alignlab.rollout import rollout
-from alignlab.samplers import ddim
+from alignlab.engine.rollout import rollout
+from alignlab.engine.samplers import ddim
 from alignlab.train import train
-from alignlab.tuned import dialled, policy_of
+from alignlab.weights.dials import Annealed, scale_lora
+from alignlab.weights.load import dialled, policy_of
 from tests.conftest import key, tiny_policy
 from tests.running import command_line, configured, tiny
 
@@ -74,7 +74,7 @@ def test_a_run_is_loaded_as_a_pipeline(run: Path) -> None:
     torch.testing.assert_close(theirs, mine)
     with policy.reference():
         assert (policy.branches(x, t, cond, 1.0)[0] - mine).abs().max() > 1e-3
-    with pytest.raises(alignlab.tuned.RunError, match="no run folder"):
+    with pytest.raises(alignlab.weights.load.RunError, match="no run folder"):
         alignlab.load(run / "nothing")
 
 

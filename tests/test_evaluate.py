@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from alignlab import evaluate as command
-from alignlab.compare import read_runs
-from alignlab.images import Images, read_images, write_images
-from alignlab.nodes import build
-from alignlab.policy import Policy
+from alignlab.compare.finished import read_runs
+from alignlab.compare.image_table import Images, read_images, write_images
+from alignlab.config.build import build
+from alignlab.engine.policy import Policy
 from alignlab.train import train
 from tests.running import command_line, configured, tiny
 
@@ -95,7 +95,7 @@ def test_other_judges_are_another_base(tiny_sd, monkeypatch):
 def _checked(*words: str) -> dict:
     import hydra
 
-    from alignlab.config import CONF
+    from alignlab.config.schema import CONF
 
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return command.checked(hydra.compose("evaluate", list(words)))

@@ -8,12 +8,12 @@ from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 
 from alignlab import export
-from alignlab.noise import FIRST, noise_key
-from alignlab.policy import Policy
-from alignlab.rollout import rollout
-from alignlab.samplers import ddim
+from alignlab.engine.noise import FIRST, noise_key
+from alignlab.engine.policy import Policy
+from alignlab.engine.rollout import rollout
+from alignlab.engine.samplers import ddim
 from alignlab.train import train
-from alignlab.tuned import policy_of
+from alignlab.weights.load import policy_of
 from tests.running import command_line, configured, tiny
 
 PROMPTS = ["a cat", "a dog", "a fish"]

@@ -16,11 +16,11 @@ from matplotlib import pyplot as plt
 from PIL import Image
 
 from alignlab import figure
-from alignlab.compare import CompareError, Finished
-from alignlab.config import QUICK
-from alignlab.nodes import ConfigError
-from alignlab.paper import FIGURES, beside_the_penalty, draftp_fig3, regularisers, stop_at
-from alignlab.probes import ANNEALING, LORA_SCALES, SETS, probe
+from alignlab.compare.finished import CompareError, Finished
+from alignlab.config.build import ConfigError
+from alignlab.config.schema import QUICK
+from alignlab.paper.drawing import FIGURES, beside_the_penalty, draftp_fig3, regularisers, stop_at
+from alignlab.paper.probes import ANNEALING, LORA_SCALES, SETS, probe
 from tests.running import command_line, configured
 
 EVALUATIONS = (0, 10, 20)

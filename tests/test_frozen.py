@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from alignlab import frozen
-from alignlab.frozen import ConvolutionInput, FrozenConv2d, FrozenLinear, LinearInput, freeze
+from alignlab.fast import frozen_layers as frozen
+from alignlab.fast.frozen_layers import ConvolutionInput, FrozenConv2d, FrozenLinear, LinearInput, freeze
 
 
 def net() -> nn.Sequential:

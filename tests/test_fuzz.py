@@ -142,8 +142,8 @@ def test_rewards_and_clips(tmp_path: Path) -> None:
 
 def test_loras(tiny_sd: str, tmp_path: Path) -> None:
     """Metadata that lies and tensors that are missing, as sample's lora=."""
-    from alignlab.lora import LoRA
-    from alignlab.policy import Policy
+    from alignlab.engine.policy import Policy
+    from alignlab.models.lora import LoRA
 
     family = StableDiffusion(tiny_sd)
     policy = Policy(family, lora=LoRA(rank=2, alpha=2))

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from transformers import CLIPTokenizer
 
+from alignlab.engine.rollout import Gradients, rollout
+from alignlab.engine.samplers import ddim
 from alignlab.models.sd import StableDiffusion
-from alignlab.rollout import Gradients, rollout
-from alignlab.samplers import ddim
 from tests.conftest import key, tiny_policy
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))

@@ -12,17 +12,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignlab import failures, guards, memory
-from alignlab.failures import explained
-from alignlab.footprint import TRAINING, Footprint
-from alignlab.guards import Leap, Unscored
-from alignlab.lab import Lab
-from alignlab.measure import measure_all
-from alignlab.nodes import ConfigError
-from alignlab.noise import noise_key
+from alignlab.config.build import ConfigError
+from alignlab.engine.noise import noise_key
 from alignlab.objectives.ddpo import DDPO
+from alignlab.planning import fit as memory
+from alignlab.planning.footprint import TRAINING, Footprint
 from alignlab.rewards.brightness import Brightness
 from alignlab.train import train_epoch
+from alignlab.training import failures as failures
+from alignlab.training import guards as guards
+from alignlab.training.evaluation import measure_all
+from alignlab.training.failures import explained
+from alignlab.training.guards import Leap, Unscored
+from alignlab.training.setup import Lab
 from tests.running import command_line, configured, tiny
 
 DDPO_RUN = ["algo=ddpo", "algo.updates_per_epoch=2", "ema=0.9", "lr=0.01"]

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from alignlab.nodes import resolve
+from alignlab.config.build import resolve
 from tests.running import configured, lines, tiny
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -313,7 +313,7 @@ def test_one_class_and_one_file_extend_it(tiny_sd: str, tmp_path: Path) -> None:
         "mine.py": '''
             import torch
             from alignlab.objectives import Update
-            from alignlab.rollout import Gradients
+            from alignlab.engine.rollout import Gradients
 
 
             class Nudge:

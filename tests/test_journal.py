@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from alignlab.journal import Averages, peak_memory_mb
+from alignlab.training.progress import Averages, peak_memory_mb
 
 
 def test_averages_by_hand():
@@ -28,7 +28,7 @@ def test_peak_memory_is_the_process_own():
     ballast = np.ones(2**27)  # 1 GiB
     mine = peak_memory_mb(torch.device("cpu"))
     assert mine > ballast.nbytes / 2**20
-    code = "import torch; from alignlab.journal import peak_memory_mb; print(peak_memory_mb(torch.device('cpu')))"
+    code = "import torch; from alignlab.training.progress import peak_memory_mb; print(peak_memory_mb(torch.device('cpu')))"
     its = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     assert 50 < its < mine - 400
     del ballast

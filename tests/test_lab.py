@@ -1,6 +1,6 @@
 """What a run is made of says what it cannot use."""
 
-from alignlab.lab import warn_of_cut
+from alignlab.training.setup import warn_of_cut
 from tests.conftest import tiny_policy
 
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 import yaml
 
-from alignlab import candidates
 from alignlab import make_pairs as command
+from alignlab.config.build import build
 from alignlab.data.captioned import captioned
 from alignlab.data.judgements import image
 from alignlab.data.pairing import NORMALISED, RULES, Pairing
 from alignlab.data.preferences import preferences
-from alignlab.nodes import build
 from alignlab.rewards.compose import RewardError, WeightedSum
+from alignlab.runs import candidates as candidates
 from alignlab.train import train
 from tests.running import command_line, configured, tiny
 

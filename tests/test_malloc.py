@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from alignlab import malloc
+from alignlab.fast import malloc as malloc
 
 FAULTS = """
 import resource, sys
 import torch
-from alignlab.malloc import keep_freed_memory
+from alignlab.fast.malloc import keep_freed_memory
 print(keep_freed_memory() if "keep" in sys.argv else None)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for size in range(1, 21):

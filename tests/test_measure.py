@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from alignlab.lab import Lab
-from alignlab.measure import measure_all
-from alignlab.noise import NoiseKey
+from alignlab.engine.noise import NoiseKey
 from alignlab.train import train
+from alignlab.training.evaluation import measure_all
+from alignlab.training.setup import Lab
 from tests.running import configured, tiny
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from alignlab.noise import FIRST, NoiseKey, noise_key
+from alignlab.engine.noise import FIRST, NoiseKey, noise_key
 
 
 def one(seed=0, stream="train", epoch=0, prompt="a cat", replica=0) -> NoiseKey:

@@ -6,8 +6,8 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import Conv2d, Linear
 from torch import nn
 
-from alignlab.lora import LoRA, adapt, adapters, switch
-from alignlab.one_product import LowRank, LowRankConvolution, OneConvolution, OneProduct
+from alignlab.fast.lora_product import LowRank, LowRankConvolution, OneConvolution, OneProduct
+from alignlab.models.lora import LoRA, adapt, adapters, switch
 
 
 class Two(nn.Module):

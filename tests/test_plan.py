@@ -12,13 +12,14 @@ import torch
 import yaml
 from torch.profiler import ProfilerActivity, profile
 
-from alignlab import memory, plan
-from alignlab.config import CONF
-from alignlab.footprint import footprint
-from alignlab.lab import Lab
-from alignlab.measure import measure_all
+from alignlab import plan
+from alignlab.config.schema import CONF
+from alignlab.planning import fit as memory
+from alignlab.planning.footprint import footprint
 from alignlab.rewards.brightness import Brightness
 from alignlab.train import train_epoch
+from alignlab.training.evaluation import measure_all
+from alignlab.training.setup import Lab
 from tests.models import tiny as families
 from tests.running import command_line, configured, pairs
 from tests.running import tiny as tiny_run

@@ -4,9 +4,9 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from alignlab.lora import LoRA
+from alignlab.engine.policy import Policy
+from alignlab.models.lora import LoRA
 from alignlab.models.sd import StableDiffusion
-from alignlab.policy import Policy
 from tests.conftest import PROMPTS, tiny_policy
 
 

@@ -18,12 +18,13 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
-import alignlab.collected as collected_module
-import alignlab.runs as runs_module
-from alignlab import peers, ranks
-from alignlab.peers import LOST
-from alignlab.runs import Run, read_config
+import alignlab.runs.folder as runs_module
+import alignlab.training.unfinished_epoch as collected_module
+from alignlab.distributed import ranks as ranks
+from alignlab.runs.folder import Run, read_config
 from alignlab.train import train
+from alignlab.training import watchdog as peers
+from alignlab.training.watchdog import LOST
 from tests.running import command_line, configured, lines, pairs, same_weights, tiny
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from alignlab.config import CONF
-from alignlab.nodes import build
+from alignlab.config.build import build
+from alignlab.config.schema import CONF
 from alignlab.objectives.ddpo import DDPO
 from alignlab.train import train
 from tests.rewards.published import laion_head, transformers_clip

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from alignlab import figures
 from alignlab import report as report_command
-from alignlab.compare import Variant, read_runs, variants
-from alignlab.outcomes import contrasts, outcomes
+from alignlab.compare import charts as figures
+from alignlab.compare.finished import Variant, read_runs, variants
+from alignlab.compare.outcomes import contrasts, outcomes
 from alignlab.report import report
 from tests.running import command_line
 from tests.runs_on_disk import made_run

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from alignlab.config import CONF
+from alignlab.config.schema import CONF
 from alignlab.rewards import __main__ as table
 from alignlab.rewards.clip import Clip
 from alignlab.rewards.description import Description
@@ -124,7 +124,7 @@ def test_a_published_one_is_at_hand_when_its_files_are(tmp_path: Path, monkeypat
 @pytest.mark.parametrize("name", ["clip", "emoji_preference", "emoji_aesthetic"])
 def test_what_is_said_of_a_shipped_one_is_so(name: str) -> None:
     """The pixels that the table reads from files are those that the built reward sees."""
-    from alignlab.nodes import build
+    from alignlab.config.build import build
     from tests.running import configured
 
     node = configured(f"reward={name}")["reward"][name]

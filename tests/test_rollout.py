@@ -13,15 +13,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from alignlab.conditioning import Conditioning
-from alignlab.drift import drift
-from alignlab.frozen import freeze
+from alignlab.engine.conditioning import Conditioning
+from alignlab.engine.distance_to_base import drift
+from alignlab.engine.noise import FIRST, NoiseKey
+from alignlab.engine.policy import Policy
+from alignlab.engine.rollout import Gradients, Rollout, replay, rollout
+from alignlab.engine.samplers import Sampler, ddim, flow
+from alignlab.fast.frozen_layers import freeze
 from alignlab.models.sd import StableDiffusion
-from alignlab.noise import FIRST, NoiseKey
 from alignlab.objectives.draft import DRaFT
-from alignlab.policy import Policy
-from alignlab.rollout import Gradients, Rollout, replay, rollout
-from alignlab.samplers import Sampler, ddim, flow
 from tests.conftest import PROMPTS, key, tiny_policy
 from tests.linear_gaussian import double
 

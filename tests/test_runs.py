@@ -19,9 +19,9 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from alignlab import runs
-from alignlab.runs import LATER_KEYS, NOT_SCIENCE, Run, RunError, first_difference, run_folders
-from alignlab.sealed import seal
+from alignlab.files.checksums import seal
+from alignlab.runs import folder as runs
+from alignlab.runs.folder import LATER_KEYS, NOT_SCIENCE, Run, RunError, first_difference, run_folders
 from alignlab.train import train
 from tests.running import command_line, configured, lines, tiny
 
@@ -660,7 +660,7 @@ def test_run_folders(tmp_path) -> None:
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     """A second process that would train in the same folder is told so; once the first has ended, it may."""
     holder = (
-        "import sys, time\nfrom pathlib import Path\nfrom alignlab.runs import Run\n"
+        "import sys, time\nfrom pathlib import Path\nfrom alignlab.runs.folder import Run\n"
         f"run = Run(Path({str(tmp_path / 'run')!r}), {dict(LATER_KEYS)!r})\nrun.begin()\nprint('in', flush=True)\ntime.sleep(60)"
     )
     first = subprocess.Popen(

@@ -11,8 +11,8 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file
 
-from alignlab.forward import ForwardProcess
-from alignlab.samplers import Sampler, ddim, flow
+from alignlab.engine.forward_process import ForwardProcess
+from alignlab.engine.samplers import Sampler, ddim, flow
 from tests.conftest import SD_SCHEDULE
 
 DATA = Path(__file__).parent / "data"

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from alignlab.schedule import lr_factor, set_lr
 from alignlab.train import train
+from alignlab.training.lr_schedule import lr_factor, set_lr
 from tests.running import configured, lines, same_weights, tiny
 
 

@@ -22,21 +22,23 @@ import yaml
 from PIL import Image
 
 import alignlab
-from alignlab import evaluate, export, make_pairs, plan, secrecy, servers, stages, train
+from alignlab import evaluate, export, make_pairs, plan, stages, train
 from alignlab import report as report_command
 from alignlab import sample as sample_command
-from alignlab.checks import leaf_problems
-from alignlab.compare import read_runs
+from alignlab.compare.finished import read_runs
+from alignlab.config import secrecy as secrecy
+from alignlab.config.build import node_problems
+from alignlab.config.checks import leaf_problems
 from alignlab.data.captioned import captioned
 from alignlab.data.judgements import PIXELS, image
 from alignlab.metrics.diversity import AlexDistance
 from alignlab.models.sd import StableDiffusion
-from alignlab.nodes import node_problems
 from alignlab.report import report
+from alignlab.rewards import servers as servers
 from alignlab.rewards.clip import Clip
 from alignlab.rewards.compose import RewardError
 from alignlab.rewards.remote import Remote
-from alignlab.runs import RunError
+from alignlab.runs.folder import RunError
 from scripts.fuzz.files import bomb
 from scripts.fuzz.folders import Bomb
 from tests.running import command_line, configured, tiny
@@ -130,11 +132,11 @@ def test_a_clip_brings_no_code(tmp_path: Path) -> None:
 # -- what a configuration may build
 
 ROUNDABOUT = [
-    "os.system", "builtins.eval", "torch.load", "alignlab.runs.os.system", "alignlab.runs.subprocess.run", "alignlab.nodes.importlib",
-    "alignlab.nodes.importlib.import_module", "alignlab.runs.subprocess", "alignlab.nodes.resolve", "alignlab.nodes.build", "alignlab.runs.write_aside",
-    "alignlab.plan.largest", "alignlab.export.to_folder", "alignlab.runs.Path", "alignlab.models.pipeline.importlib", "alignlab.rewards.heads.save",
+    "os.system", "builtins.eval", "torch.load", "alignlab.runs.folder.os.system", "alignlab.runs.folder.subprocess.run", "alignlab.config.build.importlib",
+    "alignlab.config.build.importlib.import_module", "alignlab.runs.folder.subprocess", "alignlab.config.build.resolve", "alignlab.config.build.build", "alignlab.runs.folder.write_aside",
+    "alignlab.plan.largest", "alignlab.export.to_folder", "alignlab.runs.folder.Path", "alignlab.models.pipeline.importlib", "alignlab.rewards.heads.save",
     "alignlab.models.kohya.write", "alignlab.rewards.heads.load_file", "torch.optim.optimizer.functools", "torch.optim.lr_scheduler.partial",
-    "alignlab.objectives.ddpo.np", "alignlab.lab.Lab", "alignlabx.y", "torch.optimx.y", "alignlab.metrics.diversity.torch.load", "alignlab.samplers._table",
+    "alignlab.objectives.ddpo.np", "alignlab.training.setup.Lab", "alignlabx.y", "torch.optimx.y", "alignlab.metrics.diversity.torch.load", "alignlab.engine.samplers._table",
 ]  # fmt: skip
 
 
@@ -149,7 +151,7 @@ def test_no_way_round_the_targets(target: str) -> None:
 
 def test_checks_call_nothing_of_others(tmp_path: Path) -> None:
     """Constructors are run by the check itself, so a function of ours that calls its argument would be a way to any command."""
-    fits = {"_target_": "alignlab.nodes.resolve", "target": "os.system"}
+    fits = {"_target_": "alignlab.config.build.resolve", "target": "os.system"}
     node = {"_target_": "alignlab.plan.largest", "candidates": [f"touch {tmp_path}/ran"], "fits": fits}
     assert len(list(node_problems("prompts", node))) == 2
     assert not (tmp_path / "ran").exists()

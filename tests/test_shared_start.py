@@ -8,10 +8,10 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from alignlab.conditioning import Conditioning
+from alignlab.engine.conditioning import Conditioning
+from alignlab.engine.policy import Policy
+from alignlab.fast.shared_prefix import SharedStart, before_prompt
 from alignlab.models.sd import StableDiffusion
-from alignlab.policy import Policy
-from alignlab.shared_start import SharedStart, before_prompt
 
 CROSS, PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
 SDXL = {"addition_embed_type": "text_time", "addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 32}

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from alignlab import spinning
+from alignlab.fast import spinning as spinning
 
 ROOT = Path(__file__).resolve().parents[1]
 CLEAN = {name: value for name, value in os.environ.items() if name not in spinning.CHOSEN} | {"PYTHONPATH": str(ROOT)}
@@ -34,7 +34,7 @@ def test_a_command_tells_its_threads_to_sleep_soon() -> None:
 
 def test_another_program_is_left_alone() -> None:
     """Importing the package, without torch or after it, changes no environment."""
-    code = "import os, alignlab; print([n for n in alignlab.spinning.CHOSEN if n in os.environ])"
+    code = "import os, alignlab; print([n for n in alignlab.fast.spinning.CHOSEN if n in os.environ])"
     done = subprocess.run([sys.executable, "-c", code], env=CLEAN, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from alignlab.lab import Lab
-from alignlab.lora import LoRA
+from alignlab.config.build import ConfigError
+from alignlab.engine.policy import Policy
+from alignlab.engine.rollout import rollout
+from alignlab.models.lora import LoRA
 from alignlab.models.sd import StableDiffusion
-from alignlab.nodes import ConfigError
-from alignlab.policy import Policy
-from alignlab.rollout import rollout
-from alignlab.runs import RunError
+from alignlab.runs.folder import RunError
 from alignlab.train import train
+from alignlab.training.setup import Lab
 from tests.conftest import key
 from tests.running import command_line, configured, lines, same_weights, tiny
 

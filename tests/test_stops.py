@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 import torch
 
-import alignlab.collected as collected_module
-import alignlab.stops as stops
 import alignlab.train as train_module
-from alignlab.collected import Collected
-from alignlab.failures import explained
+import alignlab.training.signals as stops
+import alignlab.training.unfinished_epoch as collected_module
 from alignlab.rewards.brightness import Brightness
 from alignlab.rewards.compose import RewardError
-from alignlab.stops import STOPPED, Stopped, asked, leave, stoppable
 from alignlab.train import train, train_epoch
+from alignlab.training.failures import explained
+from alignlab.training.signals import STOPPED, Stopped, asked, leave, stoppable
+from alignlab.training.unfinished_epoch import Collected
 from tests.running import command_line, configured, lines, same_weights, tiny
 from tests.test_runs import fill, flip, small_disk  # noqa: F401
 
@@ -133,8 +133,8 @@ def test_no_collected_sample_is_lost(whole: Path, tiny_sd: str, tmp_path: Path, 
 
 def test_only_of_these_weights(tiny_sd: str, tmp_path: Path) -> None:
     """Rollouts that other weights drew, of other prompts, or that went bad on the disk, are not taken; nor are any kept for an objective that needs a gradient."""
-    from alignlab.lab import Lab
-    from alignlab.noise import noise_key
+    from alignlab.engine.noise import noise_key
+    from alignlab.training.setup import Lab
 
     c = configured(*tiny(tiny_sd, "algo=ddpo"))
     lab, key = Lab.from_config(c), noise_key(["cat", "dog"], seed=0, stream="train", epoch=1)
@@ -246,7 +246,7 @@ def one_of_two(r: int, port: int, c: dict[str, Any], folder: Path, said: Path, d
     sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
     try:
         disturb(r)
-        from alignlab.ranks import join
+        from alignlab.distributed.ranks import join
 
         join(torch.device("cpu"))
         with stoppable(folder), explained(c, folder, train_epoch):

@@ -18,9 +18,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 
-from alignlab import config
-from alignlab.config import device_of
-from alignlab.job_names import WORDS, folder_of, full_name, short_name, write_words
+from alignlab.config import schema as config
+from alignlab.config.job_names import WORDS, folder_of, full_name, short_name, write_words
+from alignlab.config.schema import device_of
 from alignlab.train import train
 from tests.running import command_line, configured, lines, same_weights, tiny
 

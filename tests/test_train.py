@@ -17,12 +17,12 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file
 
 import alignlab.train as train_module
-from alignlab.lab import Lab
-from alignlab.noise import FIRST, noise_key
+from alignlab.engine.noise import FIRST, noise_key
+from alignlab.engine.rollout import rollout
 from alignlab.objectives.draft import DRaFT
 from alignlab.rewards.brightness import Brightness
-from alignlab.rollout import rollout
 from alignlab.train import train
+from alignlab.training.setup import Lab
 from tests.running import command_line, configured, lines, same_weights, tiny
 
 # fmt: off

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from alignlab import train_reward
-from alignlab.nodes import build
+from alignlab.config.build import build
 from tests.running import command_line, configured
 
 

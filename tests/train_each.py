@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from alignlab.config import device_of
-from alignlab.ranks import join
+from alignlab.config.schema import device_of
+from alignlab.distributed.ranks import join
 from alignlab.train import train
 
 if __name__ == "__main__":

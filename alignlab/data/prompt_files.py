@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from alignlab.bounded_yaml import read_yaml
+from alignlab.files.bounded_yaml import read_yaml
 
 Prompt = tuple[str, dict[str, Any] | None]
 """A prompt, and what else its object or row says; None in a file of lines."""

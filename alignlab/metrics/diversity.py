@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alignlab.judge import load_judge
+from alignlab.models.emoji_judge import load_judge
 
 ALEXNET = "alexnet-owt-7be5be79.pth"
 

@@ -18,10 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from alignlab.distributed.ranks import rank as process
 from alignlab.models.kohya import Layer, Naming
 from alignlab.models.lora_config import PEFT_FILE, TRAINED_ALPHA, Stated, stated
 from alignlab.models.lora_keys import MERGE, side, unlike_a_lora
-from alignlab.ranks import rank as process
 
 WEIGHTS_FILE = "pytorch_lora_weights.safetensors"
 """What diffusers calls it in a folder."""

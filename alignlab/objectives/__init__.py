@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignlab.policy import Policy
-from alignlab.rollout import Gradients, Rollout
+from alignlab.engine.policy import Policy
+from alignlab.engine.rollout import Gradients, Rollout
 
 Metrics = dict[str, Tensor]
 """Of one micro-batch: scalars, or [M] one value a pair with nan where it has none. They are averaged with the micro-batches'

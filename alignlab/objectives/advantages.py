@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignlab.data.pairing import ranks
-from alignlab.ranks import whole
-from alignlab.rollout import Rollout
+from alignlab.distributed.ranks import whole
+from alignlab.engine.rollout import Rollout
 
 Values = NDArray[np.float64]
 COMBINATIONS = ("sum", "zscore", "rank", "gdpo")

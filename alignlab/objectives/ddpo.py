@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from alignlab.distributed.ranks import gathered, own, own_shares
+from alignlab.engine.policy import Policy
+from alignlab.engine.rollout import Gradients, NothingToLearn, Rollout, replay
 from alignlab.objectives import Metrics, Update, one_of, shares, split
 from alignlab.objectives.advantages import PromptStatistics
-from alignlab.policy import Policy
-from alignlab.ranks import gathered, own, own_shares
-from alignlab.rollout import Gradients, NothingToLearn, Rollout, replay
 
 REFERENCE_DIMENSIONS = 16384  # of Stable Diffusion at 512 px, where the published clip of 1e-4 was chosen
 

@@ -26,13 +26,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alignlab.data.preferences import preferences
-from alignlab.forward import ForwardProcess
-from alignlab.noise import NoiseKey
+from alignlab.engine.forward_process import ForwardProcess
+from alignlab.engine.noise import NoiseKey
+from alignlab.engine.policy import Policy
+from alignlab.engine.rollout import Rollout
 from alignlab.objectives import Metrics, Update, one_of
 from alignlab.objectives.own_data import Latents, Passes, dealt, refuse, with_dropout
 from alignlab.objectives.regression import Examples, errors
-from alignlab.policy import Policy
-from alignlab.rollout import Rollout
 
 HELD = "algo.beta holds it to the reference"
 

@@ -21,15 +21,15 @@ import torch
 from torch import Tensor
 
 from alignlab.data.pairing import Paired, Pairing
-from alignlab.forward import ForwardProcess
-from alignlab.noise import NoiseKey
+from alignlab.distributed.ranks import gathered, rank, whole
+from alignlab.engine.forward_process import ForwardProcess
+from alignlab.engine.noise import NoiseKey
+from alignlab.engine.policy import Policy
+from alignlab.engine.rollout import NothingToLearn, Rollout
 from alignlab.objectives import Metrics, Update
 from alignlab.objectives.dpo import HELD, ImagePairs, PairLoss
 from alignlab.objectives.own_data import dealt, refuse, with_dropout
 from alignlab.objectives.snapshot import Snapshot
-from alignlab.policy import Policy
-from alignlab.ranks import gathered, rank, whole
-from alignlab.rollout import NothingToLearn, Rollout
 
 
 @dataclass(frozen=True, kw_only=True)

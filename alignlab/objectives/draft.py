@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignlab.drift import drift
+from alignlab.engine.distance_to_base import drift
+from alignlab.engine.policy import Policy
+from alignlab.engine.rollout import Gradients, NothingToLearn, Rollout
 from alignlab.objectives import Metrics, Update, one_of
-from alignlab.policy import Policy
-from alignlab.rollout import Gradients, NothingToLearn, Rollout
 
 
 class DRaFT:

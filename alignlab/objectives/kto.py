@@ -28,14 +28,14 @@ import torch
 from torch import Tensor
 
 from alignlab.data.labelled import labelled
-from alignlab.forward import ForwardProcess
-from alignlab.noise import NoiseKey
+from alignlab.distributed.ranks import gathered
+from alignlab.engine.forward_process import ForwardProcess
+from alignlab.engine.noise import NoiseKey
+from alignlab.engine.policy import Policy
+from alignlab.engine.rollout import Rollout
 from alignlab.objectives import Metrics, Update, one_of
 from alignlab.objectives.own_data import Latents, Passes, dealt, refuse, with_dropout
 from alignlab.objectives.regression import Examples, errors
-from alignlab.policy import Policy
-from alignlab.ranks import gathered
-from alignlab.rollout import Rollout
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignlab.noise import NoiseKey, noise_key
+from alignlab.distributed.ranks import own, own_shares, world
+from alignlab.engine.noise import NoiseKey, noise_key
+from alignlab.engine.policy import Policy
+from alignlab.engine.rollout import NothingToLearn
 from alignlab.objectives import Update
-from alignlab.policy import Policy
-from alignlab.ranks import own, own_shares, world
-from alignlab.rollout import NothingToLearn
 
 
 class Passes:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alignlab.conditioning import Conditioning
-from alignlab.forward import ForwardProcess
-from alignlab.noise import NoiseKey
-from alignlab.policy import Policy
+from alignlab.engine.conditioning import Conditioning
+from alignlab.engine.forward_process import ForwardProcess
+from alignlab.engine.noise import NoiseKey
+from alignlab.engine.policy import Policy
 
 
 @dataclass(frozen=True, kw_only=True)

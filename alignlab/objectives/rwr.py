@@ -22,14 +22,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignlab.forward import ForwardProcess
-from alignlab.noise import NoiseKey
+from alignlab.distributed.ranks import gathered, own, own_shares
+from alignlab.engine.forward_process import ForwardProcess
+from alignlab.engine.noise import NoiseKey
+from alignlab.engine.policy import Policy
+from alignlab.engine.rollout import Rollout
 from alignlab.objectives import Metrics, Update, one_of, split
 from alignlab.objectives.advantages import PromptStatistics
 from alignlab.objectives.regression import error, timestep_rows
-from alignlab.policy import Policy
-from alignlab.ranks import gathered, own, own_shares
-from alignlab.rollout import Rollout
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from alignlab.data.captioned import captioned
-from alignlab.forward import ForwardProcess
-from alignlab.noise import NoiseKey
+from alignlab.engine.forward_process import ForwardProcess
+from alignlab.engine.noise import NoiseKey
+from alignlab.engine.policy import Policy
+from alignlab.engine.rollout import NothingToLearn, Rollout
 from alignlab.objectives import Metrics, Update
 from alignlab.objectives.own_data import Latents, dealt, refuse, with_dropout
 from alignlab.objectives.regression import Examples, errors
-from alignlab.policy import Policy
-from alignlab.rollout import NothingToLearn, Rollout
 
 
 class SFT:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignlab.policy import Policy
+from alignlab.engine.policy import Policy
 
 
 class Snapshot:

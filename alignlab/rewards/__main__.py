@@ -14,13 +14,13 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from alignlab.bounded_yaml import read_yaml
-from alignlab.checks import declared, is_hub_id, without_weighing
-from alignlab.config import command, opted_in, plain
-from alignlab.nodes import ConfigError, node_problems, resolve
+from alignlab.config.build import ConfigError, node_problems, resolve
+from alignlab.config.checks import declared, is_hub_id, without_weighing
+from alignlab.config.schema import command, opted_in, plain
+from alignlab.files.bounded_yaml import read_yaml
 from alignlab.rewards import Declared
 from alignlab.rewards.clip import open_clip_weights
-from alignlab.servers import MEND
+from alignlab.rewards.servers import MEND
 
 FORMATS = ("table", "markdown")
 HEADINGS = ("name", "what", "unit", "typical range", "gradient", "prompt", "pixels", "licence", "weights", "revision", "offline")

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alignlab.frozen import freeze
+from alignlab.fast.frozen_layers import freeze
 from alignlab.rewards.vlm import locate
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alignlab.frozen import freeze
+from alignlab.fast.frozen_layers import freeze
 from alignlab.rewards.preprocessing import Preprocessing
 from alignlab.rewards.weights import to_fetch as absent
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alignlab.frozen import freeze
+from alignlab.fast.frozen_layers import freeze
 from alignlab.rewards.preprocessing import Preprocessing
 from alignlab.rewards.weights import BPE_WORDS, PROCESSOR, SAFE_MODEL, at_hand, fetched_any, look, on_hub, to_fetch, unreachable
 

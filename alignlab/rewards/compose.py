@@ -13,7 +13,7 @@ from torch import Tensor
 from alignlab.rewards import Declared, Reward
 from alignlab.rewards.answers import NoNumbers, given, is_own, numbers
 from alignlab.rewards.function import Function
-from alignlab.undisturbed import undisturbed
+from alignlab.rewards.undisturbed import undisturbed
 
 
 class RewardError(ValueError):

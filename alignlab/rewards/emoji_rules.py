@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alignlab.judge import load_judge
+from alignlab.models.emoji_judge import load_judge
 
 SIDE = 48
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignlab.frozen import freeze
+from alignlab.fast.frozen_layers import freeze
 from alignlab.rewards.heads import AFFINE, layer_numbers, mlp_of
 from alignlab.rewards.preprocessing import Preprocessing
 from alignlab.rewards.weights import BERT_WORDS, fetched, fetched_any, look, on_hub, tensors, to_fetch, unreachable

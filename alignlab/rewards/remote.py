@@ -20,8 +20,8 @@ from urllib3.exceptions import HTTPError, NewConnectionError, TimeoutError
 
 from alignlab.rewards.compose import RewardError
 from alignlab.rewards.exchange import Answer, Endless, Late, connections, exchange
+from alignlab.rewards.servers import BOUND, TOKEN, address, refuse_unnamed, token, token_for
 from alignlab.rewards.wire import TYPES, pack
-from alignlab.servers import BOUND, TOKEN, address, refuse_unnamed, token, token_for
 
 PROTOCOL = 1
 LONGEST_WAIT = 30.0
@@ -38,7 +38,7 @@ class Remote:
     """What a reward server says of the images. Not differentiable. Unit, range and the rest are the server's own.
 
     Args:
-        url: of the server, http:// or https://. Within a command it must be one that the user named (alignlab/servers.py).
+        url: of the server, http:// or https://. Within a command it must be one that the user named (alignlab/rewards/servers.py).
         name: the reward that it must hold; None takes any. The one that it held at the start it must hold to the end.
         form: "png" (8 bits a channel, small) or "safetensors" (float32, exact).
         batch_size: images of one request.

@@ -1,4 +1,4 @@
-"""A run beside other programs: how much of its speed is left, with what alignlab/spinning.py sets and without."""
+"""A run beside other programs: how much of its speed is left, with what alignlab/fast/spinning.py sets and without."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from alignlab.spinning import CHOSEN, SHORT
+from alignlab.fast.spinning import CHOSEN, SHORT
 from benchmarks.items import Item, Setting, Sides, alternated
 from benchmarks.peer import OWN
 

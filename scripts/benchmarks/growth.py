@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from gpu.architectures import pipeline_folder
 
-from alignlab.config import CONF, checked
-from alignlab.footprint import footprint
-from alignlab.lab import Lab
+from alignlab.config.schema import CONF, checked
+from alignlab.planning.footprint import footprint
 from alignlab.train import train_epoch
+from alignlab.training.setup import Lab
 from benchmarks.clock import seconds
 from benchmarks.items import Item, Setting, Sides, alternated
 
@@ -97,7 +97,7 @@ def prompts(setting: Setting, number: int) -> Sides:
 
 
 def memory(setting: Setting, number: int) -> Sides:
-    """Bytes of a dry run (alignlab.footprint: exact, the code's own). `stacks` are what one more step adds to the peak of sampling (also in four
+    """Bytes of a dry run (alignlab.planning.footprint: exact, the code's own). `stacks` are what one more step adds to the peak of sampling (also in four
     micro-batches, whose latents are put together afterwards), and of DDPO's training, over the latents of a step of all images; `K` the peak of
     DRaFT-K's training beyond weights, with checkpointing."""
     images, short, long = 32, 10, 50
@@ -126,10 +126,10 @@ def memory(setting: Setting, number: int) -> Sides:
 
 IMPORTS = """
 import hydra
-from alignlab.config import CONF, checked
+from alignlab.config.schema import CONF, checked
 with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
     checked(hydra.compose("train", ["reward=brightness"]))
-import alignlab.train, alignlab.lab, alignlab.models.sd, diffusers.models, peft, transformers.models.clip
+import alignlab.train, alignlab.training.setup, alignlab.models.sd, diffusers.models, peft, transformers.models.clip
 """
 
 

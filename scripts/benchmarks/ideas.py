@@ -6,12 +6,12 @@ from functools import cache
 import numpy as np
 import torch
 
-from alignlab.lab import Lab
-from alignlab.measure import evaluate
-from alignlab.policy import Policy
-from alignlab.samplers import ddim
-from alignlab.shared_start import SharedStart
+from alignlab.engine.policy import Policy
+from alignlab.engine.samplers import ddim
+from alignlab.fast.shared_prefix import SharedStart
 from alignlab.train import train_epoch
+from alignlab.training.evaluation import evaluate
+from alignlab.training.setup import Lab
 from benchmarks.clock import seconds
 from benchmarks.items import Item, Setting, Sides, alternated
 from benchmarks.limit import lab

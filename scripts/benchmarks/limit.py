@@ -14,12 +14,12 @@ import hydra
 import torch
 from torch import Tensor
 
-from alignlab import rollout as engine
 from alignlab import train
-from alignlab.config import CONF, checked
-from alignlab.lab import Lab
-from alignlab.noise import NoiseKey, noise_key
-from alignlab.samplers import Sampler
+from alignlab.config.schema import CONF, checked
+from alignlab.engine import rollout as engine
+from alignlab.engine.noise import NoiseKey, noise_key
+from alignlab.engine.samplers import Sampler
+from alignlab.training.setup import Lab
 from benchmarks.clock import Timers, seconds
 from benchmarks.items import Item, Setting, Sides, alternated
 

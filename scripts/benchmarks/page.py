@@ -239,7 +239,7 @@ def _growth(items: Mapping[str, Sequence[Any]]) -> Iterator[str]:
 
 
 def _beside(rounds: Sequence[Any]) -> Iterator[str]:
-    """What is left of a run's speed beside other programs, with and without what alignlab/spinning.py sets."""
+    """What is left of a run's speed beside other programs, with and without what alignlab/fast/spinning.py sets."""
     if not rounds:
         return
     yield from (
@@ -247,7 +247,7 @@ def _beside(rounds: Sequence[Any]) -> Iterator[str]:
         "## Beside other programs",
         "",
         "Images a second of draftp on the embedded model, a thread a core, beside busy processes of one thread each. The fair share is that of its "
-        "threads among all. *as shipped*: what alignlab sets (`alignlab/spinning.py`); *spinning*: OpenMP's own default.",
+        "threads among all. *as shipped*: what alignlab sets (`alignlab/fast/spinning.py`); *spinning*: OpenMP's own default.",
         "",
         "| busy processes | fair share | as shipped, over alone | spinning, over alone as shipped | as shipped over spinning | rounds |",
         "|---|---|---|---|---|---|",

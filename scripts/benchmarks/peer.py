@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignlab.journal import high_water_mb
+from alignlab.training.progress import high_water_mb
 from benchmarks.items import Item, Measure, Setting, Sides
 
 OWN = Path(__file__).with_name("own.py")

@@ -38,7 +38,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from alignlab.runs import aside_of  # noqa: E402
+from alignlab.runs.folder import aside_of  # noqa: E402
 from emoji_world.fit import fit  # noqa: E402
 from emoji_world.judgements import write_pairs, write_ratings  # noqa: E402
 from emoji_world.portable import name_tensors_as_before, write_vocabulary  # noqa: E402
@@ -232,7 +232,7 @@ def train_clip(work: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, steps: 
 
 
 def train_judge(work: Path, steps: int) -> None:
-    from alignlab.judge import Judge
+    from alignlab.models.emoji_judge import Judge
 
     torch.manual_seed(5)
     judge, world = Judge(len(NAMES), len(COLOURS)).to(DEVICE), World(seed=5, animal_share=0.6)

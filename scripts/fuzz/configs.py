@@ -13,7 +13,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from alignlab import evaluate, export, figure, make_pairs, plan, report, sample, train, train_reward
-from alignlab.config import CONF
+from alignlab.config.schema import CONF
 from scripts.fuzz.outcome import Outcome, attempt, command_line, refuse_work
 
 COMMANDS: dict[str, tuple[ModuleType, str, tuple[str, ...]]] = {
@@ -69,15 +69,15 @@ REFERENCES = (
     "${nothing:1}", "${or:null}", "${folder:1,2}", "${hydra:job.name}", "${now:%Y}", "${", "$", "${a${b}}", "???", "${reward.clip_blue}",
 )  # fmt: skip
 TARGETS = (
-    "os.system", "subprocess.run", "builtins.eval", "builtins.exec", "torch.load", "pickle.loads", "alignlab.runs.os.system", "alignlab.nodes.importlib",
-    "alignlab.nodes.importlib.import_module", "alignlab.runs.subprocess.run", "alignlab.runs.subprocess", "alignlab.nodes.resolve", "alignlab.nodes.build",
-    "alignlab.runs.write_aside", "alignlab.plan.largest", "alignlab.export.to_folder", "alignlab.runs.shutil", "alignlab", "alignlab.", "alignlab.train",
-    "alignlab..nodes.build", ".alignlab.runs", "torch.optim", "torch.optim.", "torch.optim.lr_scheduler.StepLR", "torch.optim.LBFGS", "torch.optim.SparseAdam",
+    "os.system", "subprocess.run", "builtins.eval", "builtins.exec", "torch.load", "pickle.loads", "alignlab.runs.folder.os.system", "alignlab.config.build.importlib",
+    "alignlab.config.build.importlib.import_module", "alignlab.runs.folder.subprocess.run", "alignlab.runs.folder.subprocess", "alignlab.config.build.resolve", "alignlab.config.build.build",
+    "alignlab.runs.folder.write_aside", "alignlab.plan.largest", "alignlab.export.to_folder", "alignlab.runs.folder.shutil", "alignlab", "alignlab.", "alignlab.train",
+    "alignlab..nodes.build", ".alignlab.runs.folder", "torch.optim", "torch.optim.", "torch.optim.lr_scheduler.StepLR", "torch.optim.LBFGS", "torch.optim.SparseAdam",
     "torch.optim.optimizer.functools", "torch.optim.optimizer.Optimizer", "alignlab.rewards.heads.save", "alignlab.models.kohya.write", "5", "null", "[]",
-    "''", "alignlab.rewards.brightness.Brightness", "alignlab.data.prompts.Prompts", "alignlab.samplers.ddim", "alignlab.models.pipeline.importlib",
+    "''", "alignlab.rewards.brightness.Brightness", "alignlab.data.prompts.Prompts", "alignlab.engine.samplers.ddim", "alignlab.models.pipeline.importlib",
     "alignlab.rewards.clip.Clip", "alignlab.objectives.draft.DRaFT", "alignlab.metrics.diversity.PerceptualDistance", "alignlab.objectives.ddpo.Pairs",
     "alignlab.models.Family", "alignlab.rewards.Reward", "alignlab.rewards.clip.torch.load", "alignlab.rewards.heads._x", "alignlab.models.sd.StableDiffusion.check",
-    "__main__.x", "alignlab.lora.LoRA", "alignlab.Löwe",
+    "__main__.x", "alignlab.models.lora.LoRA", "alignlab.Löwe",
 )  # fmt: skip
 GARBAGE = (
     "=", "a", "a==", "=1", "steps=1=2", "[", "algo=[", "'", "steps='", "+", "~", "++", "~nope", "+algo", "@x=1", "algo@x=draft", "--nope", "-x", "--config-dir=/nowhere",

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging
 
-from alignlab.shared_start import SharedStart
+from alignlab.fast.shared_prefix import SharedStart
 
 Config = Mapping[str, Any]
 LENGTH = 77

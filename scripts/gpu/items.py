@@ -13,13 +13,13 @@ from typing import Any
 import hydra
 import torch
 
-from alignlab.config import CONF, checked
-from alignlab.journal import peak_memory_mb
-from alignlab.lab import Lab
-from alignlab.nodes import build
-from alignlab.noise import noise_key
-from alignlab.rollout import rollout
+from alignlab.config.build import build
+from alignlab.config.schema import CONF, checked
+from alignlab.engine.noise import noise_key
+from alignlab.engine.rollout import rollout
 from alignlab.train import train_epoch
+from alignlab.training.progress import peak_memory_mb
+from alignlab.training.setup import Lab
 from gpu.architectures import ARCHITECTURES, Architecture, unet_flops, unet_of
 from gpu.unet_time import UNetTime
 

@@ -16,15 +16,18 @@ import torch
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from alignlab import compare, config, evaluate, export, plan, report, sample, stops, train
-from alignlab.checks import ignored_problems
-from alignlab.config import checked
-from alignlab.nodes import ConfigError
+from alignlab import evaluate, export, plan, report, sample, train
+from alignlab.compare import finished as compare
+from alignlab.config import schema as config
+from alignlab.config.build import ConfigError
+from alignlab.config.checks import ignored_problems
+from alignlab.config.schema import checked
+from alignlab.config.typed import as_meant
 from alignlab.objectives.draft import DRaFT
-from alignlab.pasted import hydra_value, line, list_word, resume, word
-from alignlab.runs import run_folders
-from alignlab.stops import STOPPED, asked, leave, stoppable
-from alignlab.typed import as_meant
+from alignlab.runs.folder import run_folders
+from alignlab.runs.pasted import hydra_value, line, list_word, resume, word
+from alignlab.training import signals as stops
+from alignlab.training.signals import STOPPED, asked, leave, stoppable
 from tests.running import command_line, configured, tiny
 
 NAMES = (
@@ -335,7 +338,7 @@ def test_a_run_that_began_before_goes_on(tiny_sd: str, tmp_path: Path, monkeypat
 def test_resume_keeps_where_the_run_reports(tiny_sd: str, tmp_path: Path, monkeypatch, capsys) -> None:
     """push_to_hub, tracker, device and output_dir are the stored run's unless they are typed, and a line says what is sent where."""
     stored = configured(*tiny(tiny_sd, "algo=draft", "push_to_hub=me/mine", f"output_dir={tmp_path}/run"))
-    monkeypatch.setattr("alignlab.checks.importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("alignlab.config.checks.importlib.util.find_spec", lambda name: object())
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.yaml").write_text(yaml.safe_dump({**stored, "tracker": "trackio", "checkpoint_every": 7}))

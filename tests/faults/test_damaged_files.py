@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from alignlab import evaluate, report
-from alignlab.compare import CompareError, read_runs
+from alignlab.compare.finished import CompareError, read_runs
 from alignlab.report import report as make_report
 from alignlab.train import train
 from tests.running import command_line, configured, tiny

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from alignlab.collected import Collected
-from alignlab.lab import Lab
-from alignlab.noise import noise_key
+from alignlab.engine.noise import noise_key
 from alignlab.rewards.compose import RewardError
+from alignlab.training.setup import Lab
+from alignlab.training.unfinished_epoch import Collected
 from tests.running import configured, tiny
 
 

@@ -13,11 +13,11 @@ import yaml
 from PIL import Image
 
 from alignlab import evaluate, export, figure, make_pairs, report, sample, stages, train, train_reward
-from alignlab.card import upload
-from alignlab.compare import read_runs
-from alignlab.folder import refuse_led_away, refuse_links
-from alignlab.probes import probe
-from alignlab.runs import LATER_KEYS, Run, RunError, read_config
+from alignlab.compare.finished import read_runs
+from alignlab.files.safe_folder import refuse_led_away, refuse_links
+from alignlab.paper.probes import probe
+from alignlab.runs.folder import LATER_KEYS, Run, RunError, read_config
+from alignlab.training.model_card import upload
 from tests.running import command_line, configured, pairs, tiny
 from tests.runs_on_disk import made_run
 

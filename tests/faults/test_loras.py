@@ -16,13 +16,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from alignlab import evaluate, sample
-from alignlab.lab import Lab
-from alignlab.lora import LoRA
+from alignlab.config.build import ConfigError
+from alignlab.engine.policy import Policy
+from alignlab.engine.rollout import rollout
+from alignlab.models.lora import LoRA
 from alignlab.models.sd import StableDiffusion
 from alignlab.models.sdxl import StableDiffusionXL
-from alignlab.nodes import ConfigError
-from alignlab.policy import Policy
-from alignlab.rollout import rollout
+from alignlab.training.setup import Lab
 from tests.conftest import key
 from tests.models import tiny as models
 from tests.running import command_line, configured, tiny

@@ -15,16 +15,16 @@ from torch import Tensor
 
 import alignlab
 from alignlab import export
-from alignlab.lab import Lab
-from alignlab.lora import LoRA
+from alignlab.config.build import ConfigError
+from alignlab.engine.noise import FIRST
+from alignlab.engine.policy import Policy
+from alignlab.engine.rollout import rollout
 from alignlab.models import kohya, lora_files
+from alignlab.models.lora import LoRA
 from alignlab.models.sd import StableDiffusion
-from alignlab.nodes import ConfigError
-from alignlab.noise import FIRST
-from alignlab.policy import Policy
-from alignlab.rollout import rollout
 from alignlab.train import train
-from alignlab.tuned import policy_of
+from alignlab.training.setup import Lab
+from alignlab.weights.load import policy_of
 from tests.models.test_families import images_of_diffusers, key
 from tests.models.test_kohya import sampler
 from tests.running import command_line, configured, lines, same_weights, tiny

@@ -13,8 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignlab.measure import Measured
-from alignlab.nodes import ConfigError, build, node_problems, resolve
+from alignlab.config.build import ConfigError, build, node_problems, resolve
 from alignlab.rewards import Reward
 from alignlab.rewards.aesthetic import Aesthetic
 from alignlab.rewards.brightness import Brightness
@@ -27,6 +26,7 @@ from alignlab.rewards.function import Function
 from alignlab.rewards.jpeg import JpegSize
 from alignlab.rewards.jpeg_differentiable import JpegRate
 from alignlab.rewards.preference import Preference
+from alignlab.training.evaluation import Measured
 from tests.running import command_line, lines, tiny
 
 PROMPTS = ("a cat", "a dog !", "a lion")

@@ -11,10 +11,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from alignlab import config, make_pairs, stages, train, train_reward
-from alignlab.candidates import Candidates
-from alignlab.folder import fresh, give_back, locked
-from alignlab.runs import LATER_KEYS, Run, RunError
+from alignlab import make_pairs, stages, train, train_reward
+from alignlab.config import schema as config
+from alignlab.files.safe_folder import fresh, give_back, locked
+from alignlab.runs.candidates import Candidates
+from alignlab.runs.folder import LATER_KEYS, Run, RunError
 from tests.running import command_line, pairs, tiny
 
 EMPTY = {**LATER_KEYS, **{key: {} for key in ("model", "algo", "reward", "prompts", "policy", "eval_rewards")}}
@@ -69,7 +70,7 @@ def test_a_second_filling_looks_again(tmp_path: Path) -> None:
 
 def held(folder: Path) -> "subprocess.Popen[str]":
     """Another process that holds a folder's lock until it is killed."""
-    code = f"import time; from pathlib import Path; from alignlab.folder import locked; f = locked(Path({str(folder)!r}), ''); print(1, flush=True); time.sleep(60)"
+    code = f"import time; from pathlib import Path; from alignlab.files.safe_folder import locked; f = locked(Path({str(folder)!r}), ''); print(1, flush=True); time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "1\n"
     return process
@@ -150,7 +151,7 @@ def test_the_lock_of_a_file_that_is_gone_is_none(tmp_path: Path, monkeypatch) ->
         opened.append(number)
         return number
 
-    monkeypatch.setattr("alignlab.folder.os.open", late)
+    monkeypatch.setattr("alignlab.files.safe_folder.os.open", late)
     with locked(tmp_path, "being tried") as file:
         assert len(opened) == 2 and os.fstat(file.fileno()).st_ino == (tmp_path / ".lock").stat().st_ino
 
@@ -221,7 +222,7 @@ class _Clock:
 
 def test_names_are_given_once_by_all_processes(tmp_path: Path) -> None:
     """Ten processes that ask for the same name at once get ten folders."""
-    code = f"from alignlab.folder import fresh; print(fresh({str(tmp_path / 'runs' / 'x')!r}))"
+    code = f"from alignlab.files.safe_folder import fresh; print(fresh({str(tmp_path / 'runs' / 'x')!r}))"
     processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(10)]
     said = {process.communicate(timeout=60)[0].strip() for process in processes}
     assert said == {str(tmp_path / "runs" / name) for name in ("x", *(f"x-{k}" for k in range(2, 11)))}

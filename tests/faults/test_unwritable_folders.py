@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from alignlab import evaluate, export, figure, make_pairs, report, runs, sample, train_reward
+from alignlab import evaluate, export, figure, make_pairs, report, sample, train_reward
+from alignlab.runs import folder as runs
 from alignlab.train import train
 from tests.running import command_line, configured, tiny
 from tests.runs_on_disk import made_run

@@ -10,9 +10,9 @@ import yaml
 from PIL import Image
 
 from alignlab import evaluate, export, make_pairs, report, sample, stages, train, train_reward
-from alignlab.bounded_yaml import front_matter, read_yaml
-from alignlab.card import licence_of
-from alignlab.runs import RunError, read_config
+from alignlab.files.bounded_yaml import front_matter, read_yaml
+from alignlab.runs.folder import RunError, read_config
+from alignlab.training.model_card import licence_of
 from tests.running import command_line, pairs
 from tests.runs_on_disk import CONFIG, made_run
 

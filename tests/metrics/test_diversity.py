@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from alignlab.judge import WIDTHS, load_judge
 from alignlab.metrics.diversity import ALEXNET, AlexDistance, EmojiDistance, PerceptualDistance
+from alignlab.models.emoji_judge import WIDTHS, load_judge
 
 
 @pytest.fixture(scope="module")

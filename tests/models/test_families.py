@@ -10,17 +10,17 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
-from alignlab.forward import ForwardProcess
-from alignlab.frozen import freeze
-from alignlab.lora import LoRA
+from alignlab.config.build import ConfigError
+from alignlab.engine.forward_process import ForwardProcess
+from alignlab.engine.noise import FIRST, noise_key
+from alignlab.engine.policy import Policy
+from alignlab.engine.rollout import Gradients, replay, rollout
+from alignlab.engine.samplers import Sampler, ddim, flow
+from alignlab.fast.frozen_layers import freeze
 from alignlab.models.flux import Flux
+from alignlab.models.lora import LoRA
 from alignlab.models.sd3 import StableDiffusion3
 from alignlab.models.sdxl import StableDiffusionXL
-from alignlab.nodes import ConfigError
-from alignlab.noise import FIRST, noise_key
-from alignlab.policy import Policy
-from alignlab.rollout import Gradients, replay, rollout
-from alignlab.samplers import Sampler, ddim, flow
 from alignlab.train import train
 from tests.linear_gaussian import double
 from tests.running import command_line, configured, pairs

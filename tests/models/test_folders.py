@@ -13,14 +13,14 @@ from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, Repositor
 from safetensors.torch import load, save_file
 from torch import Tensor
 
+from alignlab.config.build import ConfigError, build
+from alignlab.engine.policy import Policy
+from alignlab.engine.rollout import rollout
+from alignlab.engine.samplers import ddim
 from alignlab.models import weight_files
 from alignlab.models.pipeline import DiffusersPipeline, shapes_only
 from alignlab.models.sd import StableDiffusion
 from alignlab.models.sdxl import StableDiffusionXL
-from alignlab.nodes import ConfigError, build
-from alignlab.policy import Policy
-from alignlab.rollout import rollout
-from alignlab.samplers import ddim
 from tests.conftest import SD_SCHEDULE, key
 from tests.models.tiny import sdxl
 from tests.running import configured

@@ -11,12 +11,12 @@ from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoi
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from alignlab.lora import LoRA
+from alignlab.engine.noise import FIRST
+from alignlab.engine.policy import Policy
+from alignlab.engine.rollout import rollout
 from alignlab.models import kohya
+from alignlab.models.lora import LoRA
 from alignlab.models.sd import StableDiffusion
-from alignlab.noise import FIRST
-from alignlab.policy import Policy
-from alignlab.rollout import rollout
 from tests.models.original import sd3_transformer
 from tests.models.test_families import FAMILIES, images_of_diffusers, key, sampler_of
 

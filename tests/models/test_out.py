@@ -9,11 +9,11 @@ import yaml
 from torch import Tensor
 
 from alignlab import export
-from alignlab.lora import LoRA
-from alignlab.noise import FIRST
-from alignlab.policy import Policy
-from alignlab.rollout import rollout
-from alignlab.start import begin_from
+from alignlab.engine.noise import FIRST
+from alignlab.engine.policy import Policy
+from alignlab.engine.rollout import rollout
+from alignlab.models.lora import LoRA
+from alignlab.weights.init_from import begin_from
 from tests.models.test_families import SAMPLERS, images_of_diffusers, key
 from tests.models.test_kohya import EVERY, pipe_of, sampler
 from tests.running import command_line, configured

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from alignlab.nodes import ConfigError, build
-from alignlab.policy import Policy
-from alignlab.rollout import rollout
+from alignlab.config.build import ConfigError, build
+from alignlab.engine.policy import Policy
+from alignlab.engine.rollout import rollout
 from alignlab.train import train
 from tests.models.original import single_file
 from tests.models.test_families import SAMPLERS, key

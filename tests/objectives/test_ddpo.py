@@ -11,11 +11,11 @@ import torch
 from diffusers import DDIMScheduler
 from safetensors.torch import load_file
 
+from alignlab.engine.rollout import Replay, rollout
+from alignlab.engine.samplers import ddim
 from alignlab.objectives import ddpo as module
 from alignlab.objectives.advantages import PromptStatistics
 from alignlab.objectives.ddpo import DDPO, Pairs
-from alignlab.rollout import Replay, rollout
-from alignlab.samplers import ddim
 from tests.conftest import SD_SCHEDULE, key, tiny_policy
 from tests.linear_gaussian import LINEAR, World, double, draws, scored
 from tests.test_rollout import Noise64, policy64

@@ -9,8 +9,8 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 from alignlab import train as train_module
-from alignlab.forward import ForwardProcess
-from alignlab.noise import noise_key
+from alignlab.engine.forward_process import ForwardProcess
+from alignlab.engine.noise import noise_key
 from alignlab.objectives.dpo import DPO, ImagePairs
 from alignlab.objectives.regression import errors
 from alignlab.train import train

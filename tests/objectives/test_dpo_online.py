@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from alignlab.collected import _as_it_is
 from alignlab.data.pairing import Pairing
+from alignlab.engine.rollout import NothingToLearn, Rollout, rollout
+from alignlab.engine.samplers import ddim
 from alignlab.objectives.dpo import DPO
 from alignlab.objectives.dpo_online import OnlineDPO
-from alignlab.rollout import NothingToLearn, Rollout, rollout
-from alignlab.samplers import ddim
 from alignlab.train import train
+from alignlab.training.unfinished_epoch import _as_it_is
 from tests.conftest import PROMPTS, key, tiny_policy
 from tests.objectives.test_ddpo import distance
 from tests.objectives.test_dpo import exact_policy

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from alignlab.engine.rollout import rollout
+from alignlab.engine.samplers import ddim
 from alignlab.objectives.draft import DRaFT
-from alignlab.rollout import rollout
-from alignlab.samplers import ddim
 from tests.conftest import key, tiny_policy
 from tests.objectives.test_ddpo import distance
 from tests.test_rollout import pixels

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from alignlab.forward import ForwardProcess
-from alignlab.noise import noise_key
+from alignlab.engine.forward_process import ForwardProcess
+from alignlab.engine.noise import noise_key
 from alignlab.objectives.kto import KTO, Judged
 from alignlab.train import train
 from tests.conftest import tiny_policy

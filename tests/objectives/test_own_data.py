@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from alignlab import ranks
-from alignlab.forward import ForwardProcess
-from alignlab.guards import Guard, _named
-from alignlab.noise import noise_key
+from alignlab.distributed import ranks as ranks
+from alignlab.engine.forward_process import ForwardProcess
+from alignlab.engine.noise import noise_key
+from alignlab.engine.rollout import NothingToLearn
 from alignlab.objectives import own_data
 from alignlab.objectives.own_data import Latents, Passes, dealt, refuse, with_dropout
 from alignlab.objectives.regression import Examples
-from alignlab.rollout import NothingToLearn
+from alignlab.training.guards import Guard, _named
 from tests.conftest import tiny_policy
 from tests.linear_gaussian import World
 from tests.objectives.test_dpo import SCHEDULERS

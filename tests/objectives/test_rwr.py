@@ -8,12 +8,12 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from alignlab.forward import ForwardProcess
-from alignlab.noise import noise_key
+from alignlab.engine.forward_process import ForwardProcess
+from alignlab.engine.noise import noise_key
+from alignlab.engine.rollout import rollout
+from alignlab.engine.samplers import ddim
 from alignlab.objectives.advantages import PromptStatistics
 from alignlab.objectives.rwr import RWR, Weighted, _corruption
-from alignlab.rollout import rollout
-from alignlab.samplers import ddim
 from tests.conftest import SD_SCHEDULE, key, tiny_policy
 from tests.linear_gaussian import LINEAR, World, double, scored
 from tests.objectives.test_ddpo import distance, epoch, unet_case

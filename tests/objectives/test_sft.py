@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from alignlab.forward import ForwardProcess
-from alignlab.noise import noise_key
+from alignlab.engine.forward_process import ForwardProcess
+from alignlab.engine.noise import noise_key
 from alignlab.objectives.regression import Examples
 from alignlab.objectives.sft import SFT
 from alignlab.train import train

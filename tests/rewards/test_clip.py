@@ -13,7 +13,7 @@ from open_clip.pretrained import _PRETRAINED
 from torchvision.transforms.functional import to_pil_image
 from transformers import CLIPTokenizer
 
-from alignlab.dry import Kernels, Ledger
+from alignlab.planning.meta_device import Kernels, Ledger
 from alignlab.rewards.clip import Clip, ClipScore, locate
 from tests.rewards.published import PROMPTS, open_clip_architecture, open_clip_weights, pictures, slopes_agree
 

@@ -10,17 +10,17 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from transformers import CLIPImageProcessor
 
+from alignlab.engine.noise import noise_key
+from alignlab.engine.policy import Policy
+from alignlab.engine.rollout import rollout
+from alignlab.engine.samplers import ddim
 from alignlab.models.sd import StableDiffusion
-from alignlab.noise import noise_key
-from alignlab.policy import Policy
 from alignlab.rewards import Reward
 from alignlab.rewards.aesthetic import Aesthetic
 from alignlab.rewards.clip import ClipScore
 from alignlab.rewards.clip_choice import preprocessing_of
 from alignlab.rewards.preference import Preference
 from alignlab.rewards.preprocessing import CLIP_STD, Preprocessing
-from alignlab.rollout import rollout
-from alignlab.samplers import ddim
 from tests.rewards.published import hard_edges, pictures
 
 pytestmark = pytest.mark.fault("preprocessing")

@@ -16,15 +16,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from alignlab.engine.rollout import Rollout
 from alignlab.rewards.brightness import Brightness
 from alignlab.rewards.compose import RewardError, WeightedSum
 from alignlab.rewards.jpeg import JpegSize
 from alignlab.rewards.remote import Remote
 from alignlab.rewards.server import RewardServer
 from alignlab.rewards.wire import Limits, pack, unpack
-from alignlab.rollout import Rollout
-from alignlab.scoring import scored
 from alignlab.train import train
+from alignlab.training.scoring import scored
 from tests.running import command_line, configured, lines, same_weights, tiny
 
 pytestmark = pytest.mark.fault("reward client")

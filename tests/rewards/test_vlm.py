@@ -12,7 +12,7 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 
-from alignlab.dry import Kernels, Ledger
+from alignlab.planning.meta_device import Kernels, Ledger
 from alignlab.rewards.bertscore import BertScore, Tokens, align
 from alignlab.rewards.compose import RewardError
 from alignlab.rewards.description import Description

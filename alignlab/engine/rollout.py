@@ -1,0 +1,235 @@
+"""The engine: one `rollout()` for every objective, model and sampler, and the record it fills.
+
+    for i in 0..N-1:   out_i = policy(x_i, t_i, c);   x_{i+1} = a_i x_i + b_i out_i + s_i z_i      (samplers.py)
+
+Policy gradients need the latents and their log-probs; `replay` scores stored (sample, step) pairs again with the same
+kernel. Reward gradients need the graph of some steps; `Gradients` says which, and everything before the first of them
+runs without a graph. DRaFT, AlignProp, DRTune, ReFL and DRaFT-LV differ only in that record.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from alignlab.engine.conditioning import Conditioning
+from alignlab.engine.noise import FIRST, NoiseKey
+from alignlab.engine.policy import Policy, guide
+from alignlab.engine.samplers import Sampler
+
+
+class NothingToLearn(ValueError):
+    """The objective is left without a gradient, a density or its data; one sentence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gradients:
+    """Which model outputs of a rollout keep their graph."""
+
+    steps: tuple[int, ...]
+    """Ascending; the graph begins at the first, where x is a constant. Gaps are allowed: a gap's prediction is a constant,
+    the latent still carries the gradient through it (a_i x_i)."""
+    detach_input: bool = False
+    """The network sees sg(x_i), so gradients flow along a_i x_i only (DRTune's stop-gradient)."""
+    stop: int | None = None
+    """Leave the chain at this step (ReFL) and take its predicted x0 as the image."""
+    x0_image: bool = False
+    """The image is the last step's predicted x0 rather than x_N."""
+    renoise: int = 0
+    """DRaFT-LV: this many more images a sample, each denoised from sg(x_N) brought back to the last step's noise level."""
+
+    @staticmethod
+    def last(k: int, n: int) -> "Gradients":
+        """The last k of n steps."""
+        return Gradients(steps=tuple(range(n - k, n)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """B images and how they came about. B counts the renoised images too: they follow the B/(1 + renoise) samples."""
+
+    prompts: tuple[str, ...]
+    cond: Conditioning
+    sampler: Sampler
+    noise: NoiseKey
+    slots: tuple[int, ...]
+    """[S] ascending: the indices i of the stored latents x_i, 0..N."""
+    latents: Tensor
+    """[B, S, C, h, w] float32, x_T first; those after the first gradient step carry the graph."""
+    log_probs: Tensor
+    """[B, N] float32, mean over C, h, w; nan at steps without a density."""
+    images: Tensor
+    """[B, 3, H, W] in [0, 1], float32."""
+    kept: tuple[int, ...] = ()
+    """[K] the steps whose outputs were kept."""
+    outputs: Tensor | None = None
+    """[B, K, R, C, h, w] the kept steps' branches, with their graph."""
+    renoised: int = 0
+    """Renoised images for each sample."""
+    share: float = 1.0
+    """This rollout's share of the epoch's samples."""
+    rewards: dict[str, Tensor] = field(default_factory=dict)
+    """[B] by name, each in its own unit."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Of these in the sum."""
+    reward: Tensor | None = None
+    """[B] the (weighted) reward to be maximised."""
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def samples(self) -> int:
+        """How many rows are samples of the policy (not renoised copies)."""
+        return len(self) // (1 + self.renoised)
+
+    def latent(self, rows: Tensor, steps: Tensor) -> Tensor:
+        """x_i of each (row, i) pair, [M, C, h, w]."""
+        slot = torch.full((len(self.sampler) + 1,), -1, dtype=torch.long)
+        slot[list(self.slots)] = torch.arange(len(self.slots))
+        if bool((slot[steps] < 0).any()):
+            raise IndexError(f"latents of steps {sorted(set(steps.tolist()))} were asked for, but only {self.slots} were stored")
+        device = self.latents.device
+        return self.latents[rows.to(device), slot[steps].to(device)]
+
+    @staticmethod
+    def cat(parts: Sequence["Rollout"]) -> "Rollout":
+        """One rollout of all samples, without graphs."""
+        first = parts[0]
+        prompts = tuple(p for part in parts for p in part.prompts)
+        replicas = tuple(r for part in parts for r in part.noise.replicas)
+        return replace(
+            first,
+            prompts=prompts,
+            cond=Conditioning.cat([p.cond for p in parts]),
+            noise=replace(first.noise, prompts=prompts, replicas=replicas),
+            latents=torch.cat([p.latents.detach() for p in parts]) if len(parts) > 1 else first.latents.detach(),
+            log_probs=torch.cat([p.log_probs.detach() for p in parts]),
+            images=torch.cat([p.images.detach() for p in parts]),
+            kept=(),
+            outputs=None,
+            rewards={k: torch.cat([p.rewards[k].detach() for p in parts]) for k in first.rewards},
+            reward=None if first.reward is None else torch.cat([p.reward.detach() for p in parts if p.reward is not None]),
+        )
+
+
+def rollout(
+    policy: Policy,
+    sampler: Sampler,
+    noise: NoiseKey,
+    *,
+    gradients: Gradients | None = None,
+    store: Literal["all", "image"] | Sequence[int] = "all",
+    offload: bool = False,
+) -> Rollout:
+    """Samples one image for each entry of `noise`.
+
+    Args:
+        gradients: the steps that keep their graph; None keeps none. Under `torch.no_grad()` their outputs are kept as constants.
+        store: which latents to keep: "all", "image" (x_N only), or the steps that will be trained on (x_i and x_{i+1} of
+            each). What gradient steps need is stored in any case.
+        offload: keep the stored latents in host memory.
+    """
+    n, b, shape = len(sampler), len(noise.prompts), policy.latent_shape
+    random, want_graph = [s > 0 for s in sampler.s.tolist()], torch.is_grad_enabled()
+    plan = gradients or Gradients(steps=())
+    end = n if plan.stop is None else plan.stop + 1
+    kept = tuple(i for i in plan.steps if i < end)
+    first = kept[0] if kept else end
+    if want_graph and kept and not (plan.x0_image or plan.stop is not None) and not sampler.b[list(kept)].any():
+        raise NothingToLearn(
+            f"the kept steps {kept} are no-ops of this sampler (b = 0), so the image has no gradient; raise algo.k or set algo.reward_on=pred_x0"
+        )
+    trained = range(n) if store == "all" else () if store == "image" else store
+    slots = sorted({end} | {j for i in (*trained, *kept) if i < end for j in (i, i + 1)})
+
+    cond, outputs = policy.encode(noise.prompts), []
+    x = noise.normal(FIRST, shape, policy.device)
+    latents = x.new_empty(b, len(slots), *shape, device="cpu" if offload else None)  # filled as they come: one stack
+    if 0 in slots:
+        latents[:, 0] = x
+    log_probs = torch.full((b, n), float("nan"), device=policy.device)
+    image = x
+    for i in range(end):
+        with torch.set_grad_enabled(want_graph and i >= first):
+            seen = x.detach() if plan.detach_input else x
+            with torch.set_grad_enabled(torch.is_grad_enabled() and i in kept):
+                branches = policy.branches(seen, sampler.timesteps[i].expand(b), cond, sampler.guidance_scale)
+            out = guide(branches, sampler.guidance_scale)
+            if i in kept:
+                outputs.append(branches)
+            if i == end - 1 and (plan.x0_image or plan.stop is not None):
+                image = sampler.x0(i, x, out)
+            mean = sampler.mean(i, x, out)
+            x = sampler.draw(i, mean, noise.normal(i, shape, policy.device)) if random[i] else mean
+            if random[i]:
+                log_probs[:, i] = sampler.log_prob(i, x, mean).detach()
+            if i + 1 in slots:
+                latents[:, slots.index(i + 1)] = x
+    if not (plan.x0_image or plan.stop is not None):
+        image = x
+
+    with torch.set_grad_enabled(want_graph and bool(kept)):
+        record = Rollout(
+            prompts=noise.prompts,
+            cond=replace(cond),  # without its guided copy, which ends with the steps or their graphs
+            sampler=sampler,
+            noise=noise,
+            slots=tuple(slots),
+            latents=latents,
+            log_probs=log_probs,
+            images=policy.decode(image),
+            kept=kept,
+            outputs=torch.stack(outputs, 2).transpose(0, 1).transpose(1, 2) if outputs else None,
+        )
+        return _with_renoised(policy, record, plan.renoise) if plan.renoise else record
+
+
+def _with_renoised(policy: Policy, record: Rollout, copies: int) -> Rollout:
+    """DRaFT-LV (arXiv 2309.17400, section 3): x_1^j = alpha sg(x_0) + sigma noise_j, and its predicted x_0."""
+    sampler, n, b = record.sampler, len(record.sampler), len(record)
+    if record.kept != (n - 1,):
+        raise ValueError(f"DRaFT-LV re-noises to the last step only, so K must be 1, not the steps {record.kept}")
+    rows = torch.arange(b).repeat(1 + copies)
+    cond, last = record.cond[rows[b:]], n - 1
+    x0 = record.latent(torch.arange(b), torch.full((b,), n)).detach()
+    draws = [record.noise.normal(n + j, policy.latent_shape, policy.device) for j in range(copies)]
+    x1 = torch.cat([sampler.renoise(last, x0, z) for z in draws])
+    branches = policy.branches(x1, sampler.timesteps[last].expand(len(x1)), cond, sampler.guidance_scale)
+    x0_j = sampler.x0(last, x1, guide(branches, sampler.guidance_scale))
+    assert record.outputs is not None
+    return replace(
+        record,
+        prompts=record.prompts * (1 + copies),
+        cond=record.cond[rows],
+        noise=record.noise[rows.tolist()],
+        slots=(last, n),
+        latents=torch.cat([record.latents[:, -2:], torch.stack([x1, x0_j], 1)]),
+        log_probs=record.log_probs[rows],
+        images=torch.cat([record.images, policy.decode(x0_j)]),
+        outputs=torch.cat([record.outputs, branches.transpose(0, 1).unsqueeze(1)]),
+        renoised=copies,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """The current policy's view of stored (sample, step) pairs."""
+
+    x: Tensor
+    """[M, C, h, w] the stored latents x_i."""
+    out: Tensor
+    """[M, C, h, w] guided output, with its graph."""
+    log_prob: Tensor
+    """[M] of the stored x_{i+1}."""
+
+
+def replay(policy: Policy, record: Rollout, rows: Tensor, steps: Tensor) -> Replay:
+    """Predicts and scores the pairs (rows[m], steps[m]) again: same prediction, same guidance, same kernel as the rollout."""
+    sampler = record.sampler
+    x, x_next = (record.latent(rows, i).to(policy.device) for i in (steps, steps + 1))
+    rows, steps = rows.to(policy.device), steps.to(policy.device)
+    out = policy.predict(x, sampler.timesteps[steps], record.cond[rows], sampler.guidance_scale)
+    return Replay(x=x, out=out, log_prob=sampler.log_prob(steps, x_next, sampler.mean(steps, x, out)))

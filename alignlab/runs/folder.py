@@ -1,0 +1,755 @@
+"""The run directory: what a run leaves behind, and how it goes on after it was stopped.
+
+    RUN/config.yaml  metrics.jsonl  summary.json  samples/step_*.png  checkpoints/step_*/  model/
+
+A checkpoint is written aside with its checksums, synced and renamed, so a killed run never leaves half a one that counts, and one
+that went bad on the disk is known from a good one (sealed.py): the one before is used. A disk that takes no more ends a run with one
+sentence, and leaves what was there before as it was.
+
+Each checkpoint keeps the lines of metrics.jsonl so far, under its checksums: a metrics.jsonl that was damaged or lost is put back from
+there. They are about a kilobyte an epoch, beside the megabytes of the weights.
+"""
+
+import errno
+import glob
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import stat
+import subprocess
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from alignlab.files.bounded_yaml import read_yaml
+from alignlab.files.checksums import MANIFEST, Damaged, check, digest_of, seal, sync, whole
+from alignlab.files.safe_folder import LOCK, RunError, locked, refuse_devices, refuse_links
+from alignlab.runs.pasted import resume
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says of a disk that takes no more."""
+METRICS = "metrics.jsonl"
+FOLDERS = ("samples", "checkpoints", "collected", "tensorboard", "model")
+FILES = ("config.yaml", METRICS, "summary.json", ".lock")
+"""What a run makes in its folder."""
+STRAY = re.compile(r"\.DS_Store|\._.*|Thumbs\.db|desktop\.ini|\.directory|\.nfs.*|.*~|\..*\.sw[a-p]")
+"""Files that file managers, editors and network file systems leave anywhere. They count as nothing, and stay."""
+KEPT_CHECKPOINTS = 2
+GUARDS = ("on_nonfinite", "max_ratio", "max_kl")
+NOT_SCIENCE = (
+    "output_dir", "resume", "device", "tracker", "checkpoint_every", "keep", *GUARDS, "offload", "push_to_hub", "allow_servers",
+)  # fmt: skip
+"""Keys in which a resumed run may differ."""
+LATER_KEYS = {
+    "quick": False, "lr_schedule": "constant", "lr_warmup": 0, "ema": 0.0, "select": "last", "compile": False,
+    "init_from": None, "push_to_hub": None, "keep": KEPT_CHECKPOINTS, "on_nonfinite": "stop", "max_ratio": None, "max_kl": None, "combine": "sum",
+    "eval_rewards": {}, "allow_servers": [],
+}  # fmt: skip
+LATER_POLICY_KEYS = {"decode_batch": None, "text_on_host": False, "channels_last": False, "shard": False}
+PARTS = (
+    "config.yaml", "metrics.jsonl", "summary.json", LOCK, ".new_*", "samples", "checkpoints", "collected", "tensorboard", "model", ".model",
+)  # fmt: skip
+"""What a run writes in its folder."""
+READ = (*PARTS, "evaluation", "probes")
+"""What commands read of it."""
+
+
+class Run:
+    """One run folder.
+
+    Args:
+        folder: looked at only, until `begin`.
+        config: the resolved configuration. A non-empty folder must have been started with the same one.
+        ignore: top-level keys in which the two may differ.
+
+    Raises:
+        RunError: if the folder holds another run, or files that are none.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any], *, ignore: tuple[str, ...] = ()) -> None:
+        self.folder, self.config, self.keep = folder, config, config.get("keep", KEPT_CHECKPOINTS)
+        self._damaged: list[Path] = []
+        """Checkpoints found bad: they stay until there is another one."""
+        self._known: list[bytes] | None = None
+        """The lines of metrics.jsonl, whatever becomes of the file; None before they were read."""
+        self._ignored, self._seen = ignore, self._progress()
+        self._look(folder, config, ignore)
+
+    def _look(self, folder: Path, config: dict[str, Any], ignore: tuple[str, ...]) -> None:
+        """Raises a RunError if the folder holds another run, files that are none, or links where an unfinished run will write."""
+        if not (folder / "summary.json").is_file():
+            refuse_links(folder, *PARTS)
+        stored = folder / "config.yaml"
+        if stored.is_file():
+            old = read_config(folder)
+            before, asked = ({k: v for k, v in c.items() if k not in ignore} for c in (old, config))
+            difference = first_difference(before, asked)
+            if difference is not None:
+                key, then, now = difference
+                raise RunError(
+                    f"{folder} holds a run with {key}={then}, but {key}={now} was asked for; choose another output_dir, or the same configuration to resume"
+                )
+        elif folder.is_dir() and not all(map(_begun, folder.iterdir())):
+            raise RunError(f"{folder} is not empty and holds no run (no config.yaml); choose another output_dir")
+        for path in (folder / name for name in (*FOLDERS, *FILES)):
+            if path.exists() and path.is_dir() != (path.name in FOLDERS):
+                is_one, needs = ("a folder", "a file") if path.is_dir() else ("a file", "a folder")
+                raise RunError(f"{path} is {is_one}, and a run needs {needs} of that name; move it, or choose another output_dir")
+
+    def _progress(self) -> tuple[bool, list[Path]]:
+        """Whether the run is finished, and the checkpoints that it has."""
+        return (self.folder / "summary.json").exists(), self._checkpoints()
+
+    def begin(self) -> None:
+        """Creates the folder, and keeps other processes out of it until this one ends.
+
+        Raises:
+            RunError: if it cannot be written, holds links, or another process trains in it, or did so since it was looked at.
+        """
+        refuse_links(self.folder, *PARTS)  # before a folder is made or a lock written
+        try:
+            for name in ("samples", "checkpoints"):
+                (self.folder / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{self.folder} cannot be written ({error.strerror}); choose another output_dir") from None
+        self._lock = locked(self.folder, "being trained")
+        self._look(self.folder, self.config, self._ignored)  # again: another process may have begun another run since
+        if self._progress() != self._seen:
+            raise RunError(f"{self.folder} was trained by another process while this one began; type the command again")
+        part_from_other_names(self.folder / "metrics.jsonl")
+        self._try_all()
+        for left in (
+            *(path for name in (".step_*", ".new_*", ".tmp*") for path in self.folder.glob(f"checkpoints/{name}")),
+            *self.folder.glob("samples/.new_*"),
+            *self.folder.glob(".new_*"),
+            self.folder / ".model",
+        ):
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)  # what a killed run was writing
+        with self.room_for("config.yaml"):
+            write_aside(self.folder / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
+
+    def _try_all(self) -> None:
+        """Writes into every folder, and to the end of metrics.jsonl, what is needed hours later too.
+
+        Raises:
+            RunError: for the first that cannot be written.
+        """
+        folders = [self.folder, *(path for name in FOLDERS if (path := self.folder / name).is_dir()), *self._checkpoints()]
+        place = self.folder
+        try:
+            for place in folders:
+                try_to_write(place)
+            place = self.folder / METRICS
+            if place.is_file():
+                place.open("ab").close()
+        except OSError as error:
+            raise RunError(f"{place} cannot be written ({error.strerror}); mend that, or choose another output_dir") from None
+
+    @contextmanager
+    def room_for(self, what: str) -> Iterator[None]:
+        """Inside, something of the folder is written; where the disk takes no more, a sentence says so.
+
+        Raises:
+            RunError: in place of the library's own error, and for a link where that is written.
+        """
+        refuse_links(self.folder, what)
+        try:
+            yield
+        except (OSError, SafetensorError, RuntimeError) as error:
+            found = unwritten(error)
+            if found is None:
+                raise
+            reason, full = found
+            mend = "make room" if full else "mend that"
+            raise RunError(
+                f"{self.folder / what} cannot be written ({reason}): what was saved before is intact; {mend} and go on with {resume(self.folder)}"
+            ) from None
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """summary.json of a finished run.
+
+        Raises:
+            RunError: if it is none.
+        """
+        path = self.folder / "summary.json"
+        if not path.is_file():
+            return None
+        try:
+            its = json.loads(path.read_text(encoding="utf-8"))
+            if not all(isinstance(its[key], dict) for key in ("base", "final")):
+                raise TypeError
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            raise RunError(
+                f"{path} is no summary of a run; remove it, and the run is finished again from its last checkpoint"
+            ) from None
+        return dict(its)
+
+    def finished(self) -> dict[str, Any] | None:
+        """The summary of a finished run, which is told so; its metrics.jsonl is put back if it is not what the last checkpoint keeps."""
+        summary = self.summary
+        if summary is not None:
+            changed = changed_metrics(self.folder)
+            if changed is not None:
+                self._put_back(*changed)
+            self._tell(f"{self.folder} is finished; nothing to do")
+        return summary
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        with self.room_for("summary.json"):
+            write_aside(self.folder / "summary.json", json.dumps(_finite(summary), indent=2) + "\n")
+        (self.folder / ".lock").unlink(missing_ok=True)
+
+    # -- metrics
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Appends one JSON object to metrics.jsonl, to the disk; a line that does not fit is taken back."""
+        path, known = self.folder / METRICS, self._lines()
+        written = (json.dumps(_finite(line)) + "\n").encode()
+        with self.room_for(path.name), path.open("ab", buffering=0) as file:
+            before = file.tell()
+            try:
+                text = memoryview(written)
+                while text:
+                    text = text[file.write(text) :]
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(before)
+                raise
+        known.append(written)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl.
+
+        Raises:
+            RunError: if one of them was damaged.
+        """
+        return read_metrics(self.folder)
+
+    def evaluated(self, name: str, before: int | None = None) -> dict[int, float]:
+        """What the evaluations during training measured, by epoch; only those before an epoch, if one is given."""
+        seen = _evaluated(self.metrics(), name)
+        return {step: value for step, value in seen.items() if before is None or step < before}
+
+    def _lines(self) -> list[bytes]:
+        """The whole lines of metrics.jsonl as they were when this process first looked, and those that it wrote."""
+        if self._known is None:
+            path = self.folder / METRICS
+            lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+            self._known = [line for line in lines if line.endswith(b"\n") and line.strip()]
+        return self._known
+
+    # -- checkpoints
+
+    def save_checkpoint(self, step: int, policy: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """`policy` goes to policy.safetensors; `state` (plain values and tensors) to state.pt. The newest `keep` of them stay."""
+        final = self.folder / "checkpoints" / f"step_{step:06d}"
+        if final.is_dir() and final not in self._damaged:
+            return  # it is that of this run, and to replace it would leave a moment without it
+        aside = final.with_name(f".{final.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        with self.room_for(f"checkpoints/{final.name}"):
+            try:
+                aside.mkdir(parents=True)
+                save_file({k: v.contiguous() for k, v in policy.items()}, aside / "policy.safetensors")
+                with (aside / "state.pt").open("wb") as file:
+                    torch.save({"step": step, "metrics_lines": len(self._lines()), **state}, file)
+                (aside / METRICS).write_bytes(b"".join(self._lines()))
+                with_usual_permissions(aside)
+                seal(aside)
+                shutil.rmtree(final, ignore_errors=True)
+                aside.rename(final)
+                sync(final.parent)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)  # there only after a failure, when the room is wanted
+        good = [path for path in self._checkpoints() if path == final or path not in self._damaged]
+        for old in self._checkpoints():
+            if old not in good[-self.keep :]:
+                with self.room_for(f"checkpoints/{old.name}"):
+                    shutil.rmtree(old)
+        self._damaged = []
+
+    def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The newest intact one, with metrics.jsonl cut back to it; None if there is none.
+
+        Raises:
+            RunError: if there are some, and none is intact; or if the best weights so far, which `select` asks for, are not.
+        """
+        found = self._checkpoints()
+        for path in reversed(found):
+            try:
+                policy, state = _opened(path)
+                self._cut_back(state["metrics_lines"], path)
+            except Damaged as damage:
+                self._damaged.append(path)
+                self._tell(f"warning: {path} is damaged ({damage}); the one before it is used, if there is one")
+                continue
+            seen = _evaluated(map(json.loads, self._lines()), self.config.get("select", "last"))
+            if seen:
+                self.load_best(max(seen, key=seen.__getitem__))  # the end of the run may need it
+            return policy, state
+        if found:
+            raise RunError(
+                f"{self.folder / 'checkpoints'} holds no intact checkpoint ({', '.join(path.name for path in found)}); "
+                "start again in another output_dir, or put one of them back from a copy of the folder"
+            )
+        self._cut_back(0)
+        return None
+
+    def _cut_back(self, count: int, checkpoint: Path | None = None) -> None:
+        """Leaves the first `count` lines of metrics.jsonl. What a checkpoint keeps of them decides what they are; where it keeps none (one of
+        an earlier version), they must be there and whole.
+
+        Raises:
+            Damaged: if they are neither there nor kept.
+        """
+        path, kept = self.folder / METRICS, None if checkpoint is None else _kept(checkpoint, count)
+        lines = [line for line in (path.read_bytes().splitlines(keepends=True) if path.is_file() else []) if line.strip()]
+        if checkpoint is not None and kept is not None and lines[:count] != kept:
+            self._put_back(checkpoint / METRICS, kept)
+            lines = kept
+        if len(lines) < count or not all(map(_is_line, lines[:count])):
+            raise Damaged(f"{path.name} lacks some of its {count} lines, or has bad ones")
+        self._known = lines[:count]
+        if path.is_file() and path.read_bytes() != b"".join(self._known):
+            self._replace(path, b"".join(self._known).decode())
+
+    def _put_back(self, kept: Path, lines: list[bytes]) -> None:
+        path = self.folder / METRICS
+        state = "was damaged" if path.is_file() else "was lost"
+        self._replace(path, b"".join(lines).decode())
+        self._tell(f"warning: {path} {state}; it is put back from {kept}")
+
+    def _replace(self, path: Path, text: str) -> None:
+        with self.room_for(path.name):
+            write_aside(path, text)
+
+    def _tell(self, sentence: str) -> None:
+        print(sentence)
+
+    def _checkpoints(self) -> list[Path]:
+        return numbered(self.folder / "checkpoints", "step")
+
+    def save_best(self, step: int, policy: dict[str, Tensor]) -> None:
+        """Keeps the weights that did best so far in an evaluation, and those before, which a resumed run may come back to."""
+        final, tensors = self._best(step), {k: v.contiguous() for k, v in policy.items()}
+        with self.room_for(f"checkpoints/{final.name}"), aside_of(final) as aside:
+            save_file(tensors, aside, metadata={"blake2b": digest_of(tensors)})
+        for old in numbered(final.parent, "best", ".safetensors")[: -self.keep]:
+            old.unlink()
+
+    def load_best(self, step: int) -> dict[str, Tensor]:
+        """What `save_best` kept.
+
+        Raises:
+            RunError: if it is not there, or not what was written.
+        """
+        path = self._best(step)
+        try:
+            with safe_open(path, "pt") as file:
+                expected = (file.metadata() or {}).get("blake2b")
+            tensors = load_file(path)
+        except (OSError, SafetensorError):
+            tensors, expected = {}, ""
+        if expected is not None and digest_of(tensors) != expected:
+            raise RunError(
+                f"{path} is damaged or not there; export the last weights instead, with select=last in another output_dir"
+            )
+        return tensors
+
+    def _best(self, step: int) -> Path:
+        return self.folder / "checkpoints" / f"best_{step:06d}.safetensors"
+
+    def save_model(self, save: Callable[[Path], None]) -> None:
+        """RUN/model, by a function that writes such a folder: aside, synced and renamed."""
+        final, aside = self.folder / "model", self.folder / ".model"
+        shutil.rmtree(aside, ignore_errors=True)
+        with self.room_for("model"):
+            try:
+                save(aside)
+                with_usual_permissions(aside)
+                for path in (*aside.rglob("*"), aside):
+                    sync(path)
+                shutil.rmtree(final, ignore_errors=True)  # of an earlier attempt: this run is not finished
+                aside.rename(final)
+                sync(self.folder)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+
+    @property
+    def started(self) -> bool:
+        """Whether it has a checkpoint to go on from."""
+        return bool(self._checkpoints())
+
+    # -- pictures
+
+    def save_samples(self, step: int, images: Tensor, columns: int) -> None:
+        final = self.folder / "samples" / f"step_{step:06d}.png"
+        with self.room_for(f"samples/{final.name}"), aside_of(final) as aside:
+            save_grid(images, aside, columns)
+
+
+class Onlooker(Run):
+    """A run as the other processes see it, that train it too: process 0 writes."""
+
+    def begin(self) -> None: ...
+    def finish(self, summary: dict[str, Any]) -> None: ...
+    def log(self, line: dict[str, Any]) -> None: ...
+    def save_checkpoint(self, step: int, policy: dict[str, Tensor], state: dict[str, Any]) -> None: ...
+    def save_best(self, step: int, policy: dict[str, Tensor]) -> None: ...
+    def save_samples(self, step: int, images: Tensor, columns: int) -> None: ...
+    def _replace(self, path: Path, text: str) -> None: ...
+    def _tell(self, sentence: str) -> None: ...
+
+    def save_model(self, save: Callable[[Path], None]) -> None:
+        save(self.folder / ".model")  # a split model is put together by all
+
+    def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        if not (self.folder / "config.yaml").is_file():
+            raise RunError(f"{self.folder} is not to be seen here; set output_dir to a folder that all machines share")
+        return super().load_checkpoint()
+
+
+def _begun(path: Path) -> bool:
+    """Whether a run that was killed before it had a config.yaml may have left this in its folder, or its sweep."""
+    if path.name in ("samples", "checkpoints"):
+        return path.is_dir() and all(map(is_stray, path.iterdir()))
+    return is_stray(path) or path.name in ("tensorboard", "multirun.yaml", "overrides.yaml", ".lock", ".new_config.yaml")
+
+
+def is_stray(path: Path) -> bool:
+    """Whether it is a file that a file manager, an editor or a network file system left, and nobody's work."""
+    return STRAY.fullmatch(path.name) is not None and path.is_file()
+
+
+def numbered(folder: Path, kind: str, ending: str = "") -> list[Path]:
+    """What a run numbered by its epochs, in their order: step_000002, but not step_x or step_000002.bak, which are somebody else's."""
+    name = re.compile(rf"{kind}_([0-9]{{6,}}){re.escape(ending)}")
+    named = {path: match for path in folder.glob(f"{kind}_*") if (match := name.fullmatch(path.name))}
+    return sorted(named, key=lambda path: int(named[path][1]))
+
+
+def _kept(checkpoint: Path, count: int) -> list[bytes] | None:
+    """The lines of metrics.jsonl that a checkpoint keeps; None if it keeps none, or damaged ones."""
+    path = checkpoint / METRICS
+    if not path.is_file():
+        return None
+    content = whole(checkpoint, METRICS) if (checkpoint / MANIFEST).is_file() else path.read_bytes()
+    lines = [] if content is None else content.splitlines(keepends=True)
+    return lines if len(lines) == count and all(map(_is_line, lines)) else None
+
+
+def _is_line(text: bytes) -> bool:
+    """Whether it is a whole line of metrics.jsonl."""
+    try:
+        return text.endswith(b"\n") and "step" in dict(json.loads(text))
+    except (ValueError, TypeError, RecursionError):
+        return False
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of RUN/metrics.jsonl; none if it is not there.
+
+    Raises:
+        RunError: if one of them was damaged.
+    """
+    path = run / METRICS
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    for number, line in enumerate(lines, 1):
+        if line.strip() and not _is_line(line + b"\n"):
+            raise RunError(f"line {number} of {path} cannot be read; this mends it from a checkpoint: {resume(run)}")
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+def _evaluated(lines: Iterable[dict[str, Any]], name: str) -> dict[int, float]:
+    return {line["step"]: line[f"eval/{name}"] for line in lines if line.get(f"eval/{name}") is not None}
+
+
+def changed_metrics(run: Path) -> tuple[Path, list[bytes]] | None:
+    """What the newest checkpoint of a finished run keeps of metrics.jsonl, and where, if the file is not that; None if it is, and for runs
+    of earlier versions, whose checkpoints keep nothing."""
+    path = run / METRICS
+    for checkpoint in reversed(numbered(run / "checkpoints", "step")):
+        content = whole(checkpoint, METRICS)
+        if content is not None:
+            kept = content.splitlines(keepends=True)
+            there = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+            return None if [line for line in there if line.strip()] == kept else (checkpoint / METRICS, kept)
+    return None
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """RUN/config.yaml; keys that came later have the value that they had before they were keys.
+
+    Raises:
+        RunError: if it cannot be read, or is none.
+    """
+    refuse_devices(run, *READ)
+    path = run / "config.yaml"
+    try:
+        read = read_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise RunError(
+            f"{path} cannot be read as YAML ({next(iter(str(error).splitlines()), '')}); give a run folder that is whole"
+        ) from None
+    groups = ("model", "algo", "reward", "prompts", "policy", "eval_rewards")
+    if not isinstance(read, dict) or not all(isinstance(read.get(key, {}), dict) for key in groups):
+        raise RunError(
+            f"{path} is not the configuration of a run ({', '.join(groups)} are tables there); give a run folder that is whole"
+        )
+    stored: dict[str, Any] = {**LATER_KEYS, **read}
+    if stored.get("policy", {}).get("_target_") == "alignlab.engine.policy.Policy":
+        stored["policy"] = {**LATER_POLICY_KEYS, **stored["policy"]}
+    if stored.get("algo", {}).get("statistics"):
+        stored["algo"]["statistics"].setdefault("combine", "sum")
+    if stored.get("algo", {}).get("_target_") == "alignlab.objectives.dpo.DPO":
+        stored["algo"].setdefault("label_smoothing", 0.0)
+    return stored
+
+
+def weights(run: Path) -> Path:
+    """RUN/model, which must hold some.
+
+    Raises:
+        RunError: if it does not.
+    """
+    refuse_devices(run, "model")
+    if not any((run / "model").rglob("*.safetensors")):
+        raise RunError(f"{run / 'model'} holds no weights; finish the run first: {resume(run)}")
+    return run / "model"
+
+
+def save_grid(images: Tensor, path: Path, columns: int) -> None:
+    """A grid of images [n, 3, H, W] in [0, 1], small ones enlarged for the eye."""
+    from torchvision.utils import save_image
+
+    factor = max(1, 96 // images.shape[-1])
+    save_image(images.repeat_interleave(factor, 2).repeat_interleave(factor, 3), path, nrow=columns, padding=2)
+
+
+def run_folders(pattern: str) -> list[Path]:
+    """The run folders that a name, or a pattern of names, means. A folder's own name may hold brackets."""
+    found = [pattern] if Path(pattern).is_dir() else sorted(glob.glob(pattern, recursive=True))
+    found = found or sorted(glob.glob(pattern.replace("[", "[[]"), recursive=True))  # brackets of the names themselves
+    return [folder for folder in map(Path, found) if (folder / "config.yaml").is_file()]
+
+
+def first_difference(old: Any, new: Any, prefix: str = "") -> tuple[str, Any, Any] | None:
+    """The first key in which two nested dictionaries differ, with both values."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return None if old == new else (prefix.rstrip("."), old, new)
+    for key in (*new, *(k for k in old if k not in new)):
+        found = first_difference(old.get(key), new.get(key), f"{prefix}{key}.")
+        if found is not None:
+            return found
+    return None
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity and no NaN: they are written as null."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_aside(path: Path, text: str) -> None:
+    """Replaces a file in one step: a reader sees the old text or the new, never half."""
+    with aside_of(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def aside_of(path: Path) -> Iterator[Path]:
+    """A name to write a file under, which then takes the place of `path` in one step, synced; nothing is left of it if that fails."""
+    aside = path.with_name(f".new_{path.name}")
+    aside.unlink(missing_ok=True)  # of a killed process, or a link that would lead elsewhere
+    try:
+        yield aside
+        with_usual_permissions(aside)
+        sync(aside)
+        aside.replace(path)
+        sync(path.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_aside_of(path: Path) -> Iterator[Path]:
+    """The same for a new folder: a name that is not there yet, to write a folder under."""
+    aside = path.with_name(f".new_{path.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        yield aside
+        with_usual_permissions(aside)
+        for part in (*aside.rglob("*"), aside):
+            sync(part)
+        aside.replace(path)
+        sync(path.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def all_aside(folder: Path, last: str) -> Iterator[Path]:
+    """A folder to write files in that then take the places of those of the same names in `folder`, the file `last` after the others.
+    Nothing is changed in `folder` if one of them cannot be written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / ".new_files"
+    shutil.rmtree(aside, ignore_errors=True)  # what a killed command was writing
+    aside.mkdir()
+    try:
+        yield aside
+        with_usual_permissions(aside)
+        files = sorted(aside.iterdir(), key=lambda path: path.name == last)
+        for path in files:
+            sync(path)
+        for path in files:
+            path.replace(folder / path.name)
+        sync(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def with_usual_permissions(path: Path) -> None:
+    """Gives a file, or all files in a folder, the permissions of one that a program makes here: safetensors makes its own for the owner
+    alone, and other members of a group could not read what a run leaves."""
+    folder = path if path.is_dir() else path.parent
+    usual = folder / f".new_{os.getpid()}"
+    try:
+        usual.touch()
+        mode = stat.S_IMODE(usual.stat().st_mode)
+    finally:
+        usual.unlink(missing_ok=True)
+    for file in path.rglob("*") if path.is_dir() else (path,):
+        if file.is_file() and not file.is_symlink():
+            file.chmod(mode)
+
+
+def try_to_write(folder: Path) -> None:
+    """Makes a file in a folder, and removes it.
+
+    Raises:
+        OSError: if that cannot be done.
+    """
+    trial = folder / f".new_{os.getpid()}"
+    trial.touch()
+    trial.unlink()
+
+
+def refuse_unwritable(folder: Path, key: str, *names: str) -> None:
+    """Tries to write where results will go, before hours are spent on them. Makes no folder.
+
+    Args:
+        key: the key that chooses the folder, for the sentence.
+        names: of the files that will be written there.
+
+    Raises:
+        RunError: if one of them could not be.
+    """
+    place = folder
+    try:
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        if place.is_dir():
+            try_to_write(place)
+        else:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    except OSError as error:
+        raise RunError(f"{place} cannot be written ({error.strerror}); mend that, or choose another {key}") from None
+    for path in (folder / name for name in names):
+        if path.is_dir():
+            raise RunError(f"{path} is a folder, and a file of that name is to be written; move it, or choose another {key}")
+
+
+@contextmanager
+def room_for(path: Path, key: str = "output_dir") -> Iterator[None]:
+    """Inside, `path` is written by a command that can be typed again.
+
+    Args:
+        key: the key that chooses another place.
+
+    Raises:
+        RunError: in place of the library's own error.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        found = unwritten(error)
+        if found is None:
+            raise
+        reason, full = found
+        mend = "make room" if full else f"mend that, or choose another {key}"
+        raise RunError(
+            f"{path} cannot be written ({reason}); {mend}, and type the command again: what was written is intact"
+        ) from None
+
+
+def part_from_other_names(path: Path) -> None:
+    """Gives a file that is to be appended to a content of its own, if it shares that with a file of another name (a hard link)."""
+    if path.is_file() and path.stat().st_nlink > 1:
+        with aside_of(path) as aside:
+            shutil.copyfile(path, aside)
+
+
+def unwritten(error: BaseException) -> tuple[str, bool] | None:
+    """Why the disk did not take something, and whether it is full; None if the error is of another kind. safetensors, torch.save and
+    shutil.copytree have errors of their own."""
+    if isinstance(error, (SafetensorError, shutil.Error)):
+        said = str(error).rpartition("I/O error: ")[2] if isinstance(error, SafetensorError) else str(error.args[0][0][2])
+        number = re.search(r"\(os error (\d+)\)|\[Errno (\d+)\]", said)
+        code = int(number[1] or number[2]) if number else 0
+        return os.strerror(code) if code else said, code in FULL
+    if isinstance(error, RuntimeError):  # torch.save's, raised while it handled the one of the system
+        return unwritten(error.__context__) if isinstance(error.__context__, OSError) else None
+    return (error.strerror or str(error), error.errno in FULL) if isinstance(error, OSError) else None
+
+
+def _opened(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A checkpoint's weights and state.
+
+    Raises:
+        Damaged: if it is not what was written.
+    """
+    check(path, spare=METRICS)  # without it the others are still good
+    try:
+        state: dict[str, Any] = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+        return load_file(path / "policy.safetensors"), {"metrics_lines": state["metrics_lines"], **state}
+    except Exception as error:  # of a checkpoint without checksums: zip, pickle and safetensors each have errors of their own
+        raise Damaged(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}") from None
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """What made the numbers: versions, machine, and the commit of the checkout (None outside one)."""
+    here = Path(__file__).parent
+
+    def git(*command: str) -> str | None:
+        try:
+            return subprocess.run(["git", *command], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return None
+
+    commit = git("rev-parse", "HEAD")
+    return {
+        "versions": {name: version(name) for name in ("alignlab", "torch", "diffusers", "peft")}
+        | {"python": platform.python_version()},
+        "machine": {"device": str(device), "processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "git": commit and {"commit": commit, "clean": not git("status", "--porcelain", "--untracked-files=no")},
+    }
+
+
+def processor() -> str:
+    """The CPU's name, where the system tells it."""
+    told = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*: (.+)$", told.read_text(), re.MULTILINE) if told.is_file() else []
+    return names[0] if names else platform.processor() or platform.machine()

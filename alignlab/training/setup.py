@@ -1,0 +1,167 @@
+"""Everything a run is made of, built from a checked configuration."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from alignlab.config.build import build
+from alignlab.config.checks import without_weighing
+from alignlab.config.schema import device_of
+from alignlab.data.prompts import Prompts
+from alignlab.distributed.ranks import gathered, rank
+from alignlab.distributed.sharding import ShardedOptimizer
+from alignlab.engine.policy import Policy
+from alignlab.engine.samplers import Sampler
+from alignlab.fast.malloc import keep_freed_memory
+from alignlab.metrics.diversity import PerceptualDistance
+from alignlab.objectives import Objective
+from alignlab.rewards.compose import WeightedSum
+from alignlab.training.lr_schedule import set_lr
+from alignlab.training.unfinished_epoch import Collected
+from alignlab.weights.init_from import begin_from
+
+STATEFUL = ("objective", "optimizer", "scaler", "reward", "ema")
+"""The parts whose state a checkpoint holds, beside the policy's weights."""
+
+
+@dataclass(kw_only=True)
+class Bench:
+    """A policy and what measures it."""
+
+    policy: Policy
+    eval_sampler: Sampler
+    reward: WeightedSum
+    held_out: WeightedSum
+    diversity: PerceptualDistance
+    prompts: Prompts
+
+    @classmethod
+    def of(cls, c: dict[str, Any], policy: Policy, **more: Any) -> Self:
+        prompts = build(c["prompts"])
+        warn_of_cut(policy, [*prompts.prompts, *prompts.unseen])
+        return cls(
+            policy=policy,
+            eval_sampler=build(c["eval_sampler"], scheduler=policy.family.scheduler).to(policy.device),
+            reward=weighted_sum(c["reward"], group=c["prompts"].get("per_prompt", 1)),
+            held_out=weighted_sum({k: node for k, node in c["eval_rewards"].items() if k not in c["reward"]}),
+            diversity=build(c["diversity"]),
+            prompts=prompts,
+            **more,
+        )
+
+    @property
+    def units(self) -> dict[str, str]:
+        """Of every reward that is measured, trained on or held out."""
+        return {name: reward.unit for name, reward in {**self.reward.rewards, **self.held_out.rewards}.items()}
+
+    def score(self, images: Tensor, prompts: Sequence[str], group: int) -> dict[str, Tensor]:
+        """Training and held-out rewards by name, [B] each; `group` images of a prompt are in a row."""
+        return {**self.held_out.score(images, prompts, group), **self.reward.score(images, prompts, group)}
+
+    def pointwise(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Of these, the ones that look at one image at a time."""
+        return {**self.held_out.pointwise(images, prompts), **self.reward.pointwise(images, prompts)}
+
+    def within_prompts(self, images: Tensor, prompts: Sequence[str], group: int) -> dict[str, Tensor]:
+        """And those that look at all images of a prompt."""
+        return {**self.held_out.within_prompts(images, prompts, group), **self.reward.within_prompts(images, prompts, group)}
+
+
+@dataclass(kw_only=True)
+class Lab(Bench):
+    """The same, with what trains it."""
+
+    sampler: Sampler
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    ema: Any
+    """diffusers' EMAModel of the trained weights, or None."""
+    collected: Collected = field(default_factory=Collected)
+    """Keeps the samples of an epoch that is cut short."""
+
+    @classmethod
+    def from_config(cls, c: dict[str, Any], *, resumed: bool = False) -> Self:
+        """The seed decides the LoRA's initial A; all other draws are keyed (noise.py). `resumed`: a checkpoint gives the weights."""
+        from diffusers.training_utils import EMAModel  # slow to import
+
+        torch.manual_seed(c["seed"])
+        keep_freed_memory()
+        device = device_of(c["device"])
+        family = build(c["model"])
+        policy = build(c["policy"], family=family, precision=c["precision"], compile=c["compile"], device=device)
+        begin_from(policy, None if resumed else c["init_from"])
+        optimizer = build(c["optimizer"], params=policy.parameters())
+        objective = build(c["algo"])
+        warn_of_cut(policy, getattr(getattr(objective, "data", None), "prompts", ()))  # of pairs of images
+        set_lr(optimizer, 1.0)  # its groups remember their own lr before a checkpoint is read
+        return cls.of(
+            c,
+            policy,
+            sampler=build(c["sampler"], scheduler=family.scheduler).to(device),
+            objective=objective,
+            optimizer=optimizer,
+            scaler=torch.amp.GradScaler(device.type, enabled=c["precision"] == "fp16"),
+            ema=EMAModel(policy.parameters(), decay=c["ema"]) if c["ema"] else None,
+        )
+
+    def spent(self) -> dict[str, int]:
+        """What methods are compared at, counted since the start by all processes: images that the training reward scored, and passes of
+        one latent through the denoiser (a guided prediction is two; recomputation under checkpointing counts)."""
+        passes = self.policy.passes
+        counts = gathered([self.reward.queries, passes["forward"], passes["backward"]])
+        return dict(
+            zip(("reward_queries", "denoiser_forwards", "denoiser_backwards"), map(sum, zip(*counts, strict=True)), strict=True)
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: part.state_dict() for name, part in self._stateful().items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, part in self._stateful().items():
+            part.load_state_dict(state[name])
+        if self.ema is not None:
+            self.ema.to(self.policy.device)
+
+    def _stateful(self) -> dict[str, Any]:
+        parts = {name: getattr(self, name) for name in STATEFUL if getattr(self, name) is not None}
+        if self.policy.sharded:
+            parts["optimizer"] = ShardedOptimizer(self.policy.family.denoiser, self.optimizer)
+        return parts
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the policy has the moving average of its weights, where ema > 0: what is evaluated and kept."""
+        if self.ema is None:
+            yield
+            return
+        self.ema.store(self.policy.parameters())
+        self.ema.copy_to(self.policy.parameters())
+        try:
+            yield
+        finally:
+            self.ema.restore(self.policy.parameters())
+
+
+def warn_of_cut(policy: Policy, prompts: Sequence[str]) -> None:
+    """Says how many prompts are too long for the model's tokenizers: they are cut, as the pipeline does."""
+    cut = getattr(policy.family, "cut", None)  # a family of the user's own may not know
+    found = cut(prompts) if cut else []
+    if found and rank() == 0:
+        which = f"{len(found)} of {len(prompts)} prompts are longer than the model's tokenizer reads, and are cut there"
+        print(f"warning: {which}; the first: {found[0][:60]!r} ...", file=sys.stderr)
+
+
+def weighted_sum(nodes: dict[str, Any], *, group: int = 1) -> WeightedSum:
+    """The rewards of one group of the configuration, with their weights; `group` images of a prompt are in a row in training."""
+    return WeightedSum(
+        {name: build(without_weighing(node)) for name, node in nodes.items()},
+        {name: node["weight"] for name, node in nodes.items()},
+        {name for name, node in nodes.items() if node["normalize"]},
+        group=group,
+    )
