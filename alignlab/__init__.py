@@ -12,6 +12,6 @@ spin_shortly()  # before torch is loaded
 
 def load(run: str | Path) -> Any:
     """The diffusers pipeline of a finished run (`alignlab.weights.load.load`)."""
-    from alignlab import tuned  # slow to import
+    from alignlab.weights import load as weights  # slow to import
 
-    return tuned.load(run)
+    return weights.load(run)

@@ -141,13 +141,20 @@ def train_epoch(lab: Lab, c: dict[str, Any], epoch: int) -> dict[str, Any]:
     return line | {"seconds": seconds, "images_per_second": n / seconds, "peak_memory_mb": peak_memory_mb(lab.policy.device)}
 
 
+def smaller(c: dict[str, Any], key: str) -> str:
+    """What to lower after memory ran out, by a dry run of this loop."""
+    from alignlab.planning import fit  # the simulator of devices is of use only now
+
+    return fit.smaller(c, key, train_epoch)
+
+
 @command("train")
 def main(cfg: DictConfig) -> float:
     """Hydra's task: checks everything, then trains. Returns the final reward, for sweepers that optimise."""
     c = checked(cfg)
     join(device_of(c["device"]))
     folder = run_folder(c)
-    with watched(folder), stoppable(folder, notice()), explained(c, folder, train_epoch):
+    with watched(folder), stoppable(folder, notice()), explained(c, folder, smaller):
         summary = train(c, folder)
     if rank() == 0:
         tell(summary, folder)

@@ -115,14 +115,16 @@ def test_every_common_metric_is_explained():
     metrics = set()
     places = {
         "train.py": ("train_epoch",),
-        "guards.py": ("Guard.numbers",),
-        "measure.py": ("Measured.numbers", "distance_to_base"),
+        "training/guards.py": ("Guard.numbers",),
+        "training/evaluation.py": ("Measured.numbers", "distance_to_base"),
     }
     for file, names in places.items():
         for name in names:
             nodes = ast.walk(function(f"alignlab/{file}", name))
             keys = [key for node in nodes if isinstance(node, ast.Dict) for key in node.keys]
-            metrics |= {("eval/" if file == "measure.py" else "") + key.value for key in keys if isinstance(key, ast.Constant)}
+            metrics |= {
+                ("eval/" if file == "training/evaluation.py" else "") + key.value for key in keys if isinstance(key, ast.Constant)
+            }
     assert metrics >= {"loss", "kl", "grad_norm", "eval/lpips", "eval/kl_trajectory"}
     table = rows(section("ddpo", "Logged"))
     for metric in metrics - {"reward"}:  # the sum, whose mean and std are logged

@@ -18,11 +18,10 @@ from alignlab.objectives.ddpo import DDPO
 from alignlab.planning import fit as memory
 from alignlab.planning.footprint import TRAINING, Footprint
 from alignlab.rewards.brightness import Brightness
-from alignlab.train import train_epoch
-from alignlab.training import failures as failures
-from alignlab.training import guards as guards
-from alignlab.training.evaluation import measure_all
-from alignlab.training.failures import explained
+from alignlab.train import smaller, train_epoch
+from alignlab.training import guards
+from alignlab.training.evaluation import in_evaluation, measure_all
+from alignlab.training.failures import explained, is_out_of_memory
 from alignlab.training.guards import Leap, Unscored
 from alignlab.training.setup import Lab
 from tests.running import command_line, configured, tiny
@@ -220,8 +219,8 @@ def test_out_of_memory_says_what_to_lower(tiny_sd: str, tmp_path: Path, monkeypa
     monkeypatch.setattr(memory, "footprint", predicted)  # which tests/test_plan.py holds against real runs
     needs = {k: memory.MARGIN * 1000 * k for k in (2, 4, 8)}
     room = (needs[2] + needs[4]) / 2
-    monkeypatch.setattr(failures, "free_memory", lambda device: room)
-    with pytest.raises(ConfigError) as error, explained(c, tmp_path, train_epoch):
+    monkeypatch.setattr(memory, "free_memory", lambda device: room)
+    with pytest.raises(ConfigError) as error, explained(c, tmp_path, smaller):
         too_much()
     said = str(error.value)
     assert said.startswith(f"out of memory: micro_batch=8 needs about {memory.size(needs[8])} of {memory.size(room)}; ")
@@ -233,11 +232,11 @@ def test_out_of_memory_says_what_to_lower(tiny_sd: str, tmp_path: Path, monkeypa
         patch.setenv("WORLD_SIZE", "2")
         patch.setattr(memory, "footprint", lambda *_, **__: pytest.fail("run dry"))
         assert memory.instead(c, "micro_batch", room, train_epoch) == "micro_batch=8 is too much; set micro_batch=4"
-    monkeypatch.setattr(failures, "free_memory", lambda device: None)
+    monkeypatch.setattr(memory, "free_memory", lambda device: None)
     for fail in (too_much, too_much_numpy, too_much_cuda):
         with (
             pytest.raises(ConfigError, match="micro_batch=8 is too much; set micro_batch=4"),
-            explained(c, tmp_path, train_epoch),
+            explained(c, tmp_path, smaller),
         ):
             fail()
 
@@ -256,7 +255,7 @@ def test_the_evaluation_has_a_batch_of_its_own(tiny_sd: str, monkeypatch) -> Non
         try:
             step()
         except RuntimeError as error:
-            seen.append((failures.is_out_of_memory(error), failures._in_evaluation(error)))
+            seen.append((is_out_of_memory(error), in_evaluation(error)))
     assert seen == [(True, False), (True, True)]
 
 

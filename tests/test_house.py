@@ -20,204 +20,61 @@ from tests.running import configured, lines, tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE, CONF = ROOT / "alignlab", ROOT / "conf"
-COMMANDS = {
-    "train",
-    "make_pairs",
-    "train_reward",
-    "evaluate",
-    "report",
-    "sample",
-    "figure",
-    "export",
-    "plan",
-    "rewards/__main__",
-    "serve_reward",
-    "stages",
-}
-
-# What each module may import of alignlab, beside its own package; a package's row is its modules'.
-MAY = {
-    "noise": set(),
-    "sharding": {"ranks"},
-    "frozen": set(),
-    "malloc": set(),
-    "lora": {"one_product"},
-    "one_product": {"frozen"},
-    "shared_start": set(),
-    "ranks": set(),
-    "schedule": set(),
-    "adamw8bit": set(),
-    "nodes": {"pasted", "undisturbed"},
-    "samplers": set(),
-    "conditioning": set(),
-    "forward": {"samplers"},
-    "models": {"ranks"},
-    "judge": set(),
-    "rewards": {"frozen", "judge", "servers", "undisturbed"},
-    "rewards/__main__": {"bounded_yaml", "checks", "config", "nodes", "rewards", "servers"},
-    "metrics": {"judge"},
-    "data": {"bounded_yaml"},
-    "sealed": set(),
-    "bounded_yaml": set(),
-    "folder": set(),
-    "runs": {"bounded_yaml", "folder", "pasted", "sealed"},
-    "journal": {"ranks"},
-    "policy": {"conditioning", "frozen", "lora", "models", "ranks", "sharding", "shared_start"},
-    "stops": {"pasted", "ranks"},
-    "peers": {"nodes", "pasted", "ranks"},
-    "collected": {"noise", "objectives", "policy", "ranks", "rewards", "rollout", "runs", "samplers", "sealed", "stops"},
-    "guards": {"journal", "lab", "ranks", "rewards", "rollout", "runs"},
-    "memory": {"checks", "footprint", "ranks"},
-    "failures": {"config", "footprint", "guards", "memory", "nodes", "pasted", "ranks", "rewards", "rollout", "runs"},
-    "start": {"lora", "models", "policy", "runs", "sharding"},
-    "dials": {"conditioning", "lora", "policy", "samplers"},
-    "tuned": {"config", "dials", "lora", "malloc", "nodes", "noise", "policy", "rollout", "runs", "samplers", "start"},
-    "rollout": {"conditioning", "noise", "policy", "samplers"},
-    "drift": {"policy", "rollout", "samplers"},
-    "scoring": {"policy", "rewards", "rollout"},
-    "objectives": {"conditioning", "data", "drift", "forward", "noise", "policy", "ranks", "rollout", "samplers"},
-    "secrecy": set(),
-    "foreign": {"bounded_yaml", "servers"},
-    "servers": set(),
-    "spinning": set(),
-    "checks": {"nodes", "path_keys", "ranks", "rewards", "runs", "secrecy", "start"},
-    "config": {
-        "checks",
-        "folder",
-        "foreign",
-        "job_names",
-        "nodes",
-        "pasted",
-        "path_keys",
-        "ranks",
-        "runs",
-        "secrecy",
-        "servers",
-        "typed",
-    },
-    "lab": {
-        "checks",
-        "collected",
+ROOMS = {
+    "distributed": set(),
+    "files": set(),
+    "fast": set(),
+    "data": {"files"},
+    "models": {"distributed", "fast"},
+    "metrics": {"models"},
+    "rewards": {"fast", "models"},
+    "engine": {"distributed", "fast", "models"},
+    "objectives": {"data", "distributed", "engine"},
+    "runs": {"data", "files", "models"},
+    "config": {"distributed", "files", "rewards", "runs"},
+    "weights": {"config", "distributed", "engine", "fast", "models", "runs"},
+    "training": {
         "config",
         "data",
-        "malloc",
+        "distributed",
+        "engine",
+        "fast",
+        "files",
         "metrics",
-        "nodes",
         "objectives",
-        "policy",
-        "ranks",
-        "rewards",
-        "samplers",
-        "schedule",
-        "sharding",
-        "start",
-    },
-    "measure": {"drift", "lab", "metrics", "noise", "policy", "ranks", "rollout", "runs", "samplers", "stops"},
-    "images": set(),
-    "compare": {"images", "metrics", "pasted", "runs", "sealed"},
-    "outcomes": {"compare", "images", "metrics"},
-    "figures": {"compare", "metrics"},
-    "train_reward": {"bounded_yaml", "config", "data", "folder", "nodes", "pasted", "rewards", "runs"},
-    "serve_reward": {"checks", "config", "nodes", "rewards", "servers"},
-    "train": {
-        "card",
-        "collected",
-        "config",
-        "failures",
-        "guards",
-        "journal",
-        "lab",
-        "measure",
-        "noise",
-        "peers",
-        "ranks",
-        "rollout",
-        "runs",
-        "schedule",
-        "scoring",
-        "stops",
-    },
-    "stages": {"bounded_yaml", "config", "folder", "foreign", "nodes", "pasted", "runs", "servers"},
-    "dry": set(),
-    "footprint": {"dry", "lab", "measure", "models", "nodes", "objectives", "rollout"},
-    "plan": {"checks", "config", "footprint", "lab", "memory", "nodes", "pasted", "rewards", "rollout", "train"},
-    "card": {"bounded_yaml", "checks", "config", "folder", "lab", "nodes", "pasted", "ranks", "runs"},
-    "export": {"card", "checks", "config", "folder", "models", "nodes", "runs", "start"},
-    "evaluate": {
-        "checks",
-        "config",
-        "data",
-        "folder",
-        "images",
-        "lab",
-        "measure",
-        "metrics",
-        "nodes",
         "rewards",
         "runs",
-        "sealed",
-        "tuned",
+        "weights",
     },
-    "sample": {"checks", "config", "folder", "nodes", "runs", "tuned"},
-    "candidates": {"bounded_yaml", "data", "folder", "runs"},
-    "make_pairs": {
-        "candidates",
-        "checks",
-        "config",
-        "data",
-        "folder",
-        "lab",
-        "nodes",
-        "noise",
-        "pasted",
-        "rewards",
-        "rollout",
-        "runs",
-        "sealed",
-        "tuned",
-    },
-    "probes": {"checks", "config", "data", "dials", "folder", "lab", "measure", "nodes", "runs", "tuned"},
-    "tables": {"metrics"},
-    "paper": {"compare", "figures", "metrics"},
-    "figure": {
-        "compare",
-        "config",
-        "folder",
-        "job_names",
-        "metrics",
-        "nodes",
-        "paper",
-        "pasted",
-        "probes",
-        "rewards",
-        "runs",
-        "tables",
-    },
-    "report": {"compare", "config", "figures", "folder", "metrics", "nodes", "outcomes", "pasted", "runs", "tables"},
-    "path_keys": set(),
-    "pasted": set(),
-    "typed": {"pasted", "path_keys"},
-    "job_names": {"bounded_yaml"},
-    "undisturbed": set(),
+    "planning": {"config", "distributed", "engine", "models", "objectives", "training"},
+    "compare": {"files", "metrics", "runs"},
+    "paper": {"compare", "config", "data", "files", "metrics", "runs", "training", "weights"},
 }
-OTHERS = {
-    "samplers": {"torch"},
-    "conditioning": {"torch"},
-    "forward": {"torch"},
-    "noise": {"numpy", "torch"},
-    "rollout": {"torch"},
-    "drift": {"torch"},
+"""The rooms, from the bottom up, and those that each may import beside itself. A command may import every room."""
+NOT_ROOMS = {"assets"}
+"""Folders without code."""
+COMMANDS_THAT_IMPORT_ONE = {"plan": {"train"}, "rewards/__main__": {"rewards_table"}}
+"""plan runs the train loop on the meta device; what is typed as alignlab.rewards is the command rewards_table."""
+LIBRARIES = {
+    "engine/samplers": {"torch"},
+    "engine/conditioning": {"torch"},
+    "engine/forward_process": {"torch"},
+    "engine/noise": {"numpy", "torch"},
+    "engine/rollout": {"torch"},
+    "engine/distance_to_base": {"torch"},
 }
-"""Libraries of the modules that hold formulas: nothing else."""
+"""What the modules that hold formulas may import beside Python's own library."""
 
 
 def modules() -> Iterator[tuple[str, Path]]:
+    """Every module, by its path below the package."""
     for path in sorted(PACKAGE.rglob("*.py")):
-        name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        if path.stem == "__main__":
-            name = f"{name}/__main__"
-        if name != "__init__":
-            yield name, path
+        yield str(path.relative_to(PACKAGE).with_suffix("")), path
+
+
+def commands() -> list[str]:
+    """The files at the top, and the one in a room that `python -m alignlab.rewards` runs."""
+    return [*(path.stem for path in sorted(PACKAGE.glob("*.py")) if not path.stem.startswith("__")), "rewards/__main__"]
 
 
 def imports(path: Path) -> set[str]:
@@ -232,26 +89,40 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize(("name", "path"), modules(), ids=lambda v: str(v.relative_to(PACKAGE)) if isinstance(v, Path) else "")
-def test_imports_run_one_way(name: str, path: Path) -> None:
-    """A module imports what its row allows; only config.py, typed.py and the commands touch Hydra; nobody imports a command, but plan the
-    train loop that it runs dry."""
-    assert name in MAY, f"{path} has no row in MAY: which rooms may it enter?"
-    ours = {word.split(".")[1] for word in imports(path) if word.startswith("alignlab.")}
-    assert ours <= MAY[name] | ({name} if path.parent != PACKAGE else set())
-    libraries = {word.split(".")[0] for word in imports(path)} - {"alignlab", *sys.stdlib_module_names}
-    assert libraries <= OTHERS.get(name, libraries)
-    assert name in COMMANDS | {"config", "typed"} or not libraries & {"hydra", "omegaconf"}
-    assert not ours & COMMANDS - ({"train"} if name == "plan" else set())
+def test_files_at_the_top_are_commands_and_folders_are_rooms() -> None:
+    """`ls alignlab` shows what can be typed, and the rooms of the table, each a package."""
+    for name in commands():
+        text = (PACKAGE / f"{name}.py").read_text()
+        assert 'if __name__ == "__main__":' in text and "main()" in text, f"{name} is no command; give it a room"
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"} - {"conf"}
+    assert folders == ROOMS.keys() | NOT_ROOMS
+    assert all((PACKAGE / room / "__init__.py").is_file() for room in ROOMS)
 
 
-def test_the_rows_have_no_cycle() -> None:
-    """The rules themselves run one way."""
-    done: list[str] = []
-    while len(done) < len(MAY):
-        ready = [name for name, allowed in MAY.items() if name not in done and allowed <= {*done}]
-        assert ready, f"a cycle among {MAY.keys() - {*done}}"
-        done += ready
+def test_imports_run_one_way() -> None:
+    """A module imports its own room and those that the room's row allows. Nobody imports a command, but plan the train loop. Only
+    config/ and the commands touch Hydra; formulas need torch alone."""
+    wrong = []
+    for name, path in modules():
+        room, every = name.partition("/")[0], imports(path)
+        ours = {word.split(".")[1] for word in every if word.startswith("alignlab.")}
+        libraries = {word.split(".")[0] for word in every} - {"alignlab", *sys.stdlib_module_names}
+        command = name in commands() or name in ("__init__", "__main__")
+        allowed = {*ROOMS} if command else ROOMS[room] | {room}
+        allowed |= COMMANDS_THAT_IMPORT_ONE.get(name, set())
+        wrong += [f"{name} imports alignlab.{other}" for other in sorted(ours - allowed)]
+        wrong += [f"{name} imports {library}" for library in sorted(libraries - LIBRARIES.get(name, libraries))]
+        if libraries & {"hydra", "omegaconf"} and not command and room != "config":
+            wrong.append(f"{name} touches Hydra")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_rooms_stand_in_order() -> None:
+    """Each room imports rooms above it in the table only, so there is no cycle."""
+    seen: set[str] = set()
+    for room, allowed in ROOMS.items():
+        assert allowed <= seen, f"{room} imports {allowed - seen}, which stand below it"
+        seen.add(room)
 
 
 def files() -> list[tuple[str, str]]:

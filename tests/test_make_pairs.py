@@ -16,7 +16,7 @@ from alignlab.data.judgements import image
 from alignlab.data.pairing import NORMALISED, RULES, Pairing
 from alignlab.data.preferences import preferences
 from alignlab.rewards.compose import RewardError, WeightedSum
-from alignlab.runs import candidates as candidates
+from alignlab.runs import candidates
 from alignlab.train import train
 from tests.running import command_line, configured, tiny
 

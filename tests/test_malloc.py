@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from alignlab.fast import malloc as malloc
+from alignlab.fast import malloc
 
 FAULTS = """
 import resource, sys

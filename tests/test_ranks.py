@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 import alignlab.runs.folder as runs_module
 import alignlab.training.unfinished_epoch as collected_module
-from alignlab.distributed import ranks as ranks
+from alignlab.distributed import ranks
 from alignlab.runs.folder import Run, read_config
 from alignlab.train import train
 from alignlab.training import watchdog as peers

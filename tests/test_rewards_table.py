@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from alignlab import rewards_table as table
 from alignlab.config.schema import CONF
-from alignlab.rewards import __main__ as table
 from alignlab.rewards.clip import Clip
 from alignlab.rewards.description import Description
 from tests.running import command_line

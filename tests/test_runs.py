@@ -185,7 +185,9 @@ def test_checkpoints(tmp_path) -> None:
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["step_000003", "step_000004"]
 
 
-@pytest.mark.parametrize("call", ["runs.save_file", "runs.torch.save", "sealed.sync", "runs.Path.rename"])
+@pytest.mark.parametrize(
+    "call", ["runs.folder.save_file", "runs.folder.torch.save", "files.checksums.sync", "runs.folder.Path.rename"]
+)
 def test_a_checkpoint_is_whole_or_not_there(call: str, tmp_path, monkeypatch) -> None:
     """Whatever fails while one is written, the one before counts, and the next one is written."""
     run = Run(tmp_path / "run", dict(LATER_KEYS))

@@ -26,7 +26,7 @@ from alignlab import evaluate, export, make_pairs, plan, stages, train
 from alignlab import report as report_command
 from alignlab import sample as sample_command
 from alignlab.compare.finished import read_runs
-from alignlab.config import secrecy as secrecy
+from alignlab.config import secrecy
 from alignlab.config.build import node_problems
 from alignlab.config.checks import leaf_problems
 from alignlab.data.captioned import captioned

@@ -1,4 +1,4 @@
-"""What is wrong with a plain configuration, before anything is loaded: values, nodes (nodes.py), and pairs that cannot be."""
+"""What is wrong with a plain configuration, before anything is loaded: values, nodes (build.py), and pairs that cannot be."""
 
 import importlib.util
 import inspect
@@ -17,7 +17,7 @@ from alignlab.config.secrecy import secret_in
 from alignlab.distributed.ranks import launched
 from alignlab.rewards import Declared
 from alignlab.runs.folder import run_folders
-from alignlab.weights.init_from import start_problems
+from alignlab.runs.weight_files import start_problems
 
 CHOICES = {
     "precision": ("fp32", "bf16", "fp16"),
@@ -44,7 +44,7 @@ GROUPS = {
     "algo": (),
     "optimizer": ("params",),
 }
-"""The groups that are one node each, with the arguments that lab.py adds once a model is there."""
+"""The groups that are one node each, with the arguments that training/setup.py adds once a model is there."""
 OFFERS = {
     "model": ("encode", "denoise", "decode"),
     "policy": ("predict",),

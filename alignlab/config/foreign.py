@@ -1,4 +1,4 @@
-"""What files of others, found by --config-dir, may not decide: how Hydra itself works. Their _target_ is held to the rule of nodes.py."""
+"""What files of others, found by --config-dir, may not decide: how Hydra itself works. Their _target_ is held to the rule of build.py."""
 
 from collections.abc import Collection, Iterator
 from pathlib import Path

@@ -1,6 +1,6 @@
 """From the command line to a checked, plain configuration, and from mistakes to one sentence each, before a model is loaded.
 
-Nothing below this file knows Hydra or OmegaConf: checks.py says what is wrong with plain values, nodes.py makes objects of them.
+Nothing below this file knows Hydra or OmegaConf: checks.py says what is wrong with plain values, build.py makes objects of them.
 """
 
 import atexit
@@ -43,9 +43,10 @@ from alignlab.distributed.ranks import launched, rank, shared
 from alignlab.files.safe_folder import RunError, fresh, give_back, refuse_links
 from alignlab.rewards.servers import in_a_command, naming
 from alignlab.runs.folder import KEPT_CHECKPOINTS, NOT_SCIENCE, read_config
+from alignlab.runs.moved_targets import with_moved_targets
 from alignlab.runs.pasted import list_word, word
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]  # alignlab/
 CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"  # in a wheel, or in a checkout
 
 
@@ -201,7 +202,7 @@ def plain(cfg: DictConfig) -> Any:
         ConfigError: if a reference leads nowhere, or a value is one that no key may have.
     """
     try:
-        c: Any = OmegaConf.to_container(cfg, resolve=True)
+        c: Any = with_moved_targets(OmegaConf.to_container(cfg, resolve=True))
     except OmegaConfBaseException as error:
         reason = re.sub(r"^TypeError raised .*", "a resolver in it is given the wrong arguments", _first_line(error))
         reason = re.sub(

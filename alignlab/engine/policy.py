@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from alignlab.distributed import sharding as sharding
+from alignlab.distributed import sharding
 from alignlab.distributed.ranks import rank, world
 from alignlab.engine.conditioning import Conditioning
 from alignlab.fast.frozen_layers import freeze

@@ -2,7 +2,7 @@
 
     e(x) = mean_D (target - out(x_t, t, c))^2,   x_t = alpha_t x + sigma_t eps,   t uniform over all training timesteps
 
-with the model's own target (eps, v, x0 or velocity: forward.py). t and eps are draws of the image's noise key, so that they are the
+with the model's own target (eps, v, x0 or velocity: engine/forward_process.py). t and eps are draws of the image's noise key, so that they are the
 same whatever micro-batch or process it falls in.
 """
 

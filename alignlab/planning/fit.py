@@ -118,3 +118,8 @@ def instead(c: dict[str, Any], key: str, room: float | None, epoch: Epoch) -> st
         return f"{key}={its} needs about {size(now)} of {size(room)}; {key}={chosen} needs {size(known[chosen])}: set that"
     except Exception as error:  # a part that cannot be run dry: a reward of the user's own, say
         return f"{key}={its} is too much; set {key}={lower[-1]} (no prediction: {type(error).__name__})"
+
+
+def smaller(c: dict[str, Any], key: str, epoch: Epoch) -> str:
+    """What `instead` says, for the memory that the device has now."""
+    return instead(c, key, free_memory(c["device"]), epoch)

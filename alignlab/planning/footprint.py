@@ -1,6 +1,6 @@
 """How much memory a configuration takes, from a dry run of its own code.
 
-A lab is built on the meta device (dry.py) from the model's configurations alone, and two epochs of the train loop and the
+A lab is built on the meta device (meta_device.py) from the model's configurations alone, and two epochs of the train loop and the
 evaluations run on it. Nothing is modelled: the rollouts, the reward, the objective's updates and losses, the backward
 pass and the optimiser are the run's own. It is short because nothing is computed, calls without a graph are run once for
 each shape, and an epoch ends after two updates of two micro-batches: by then everything that lasts is there.

@@ -14,7 +14,7 @@ purpose: `reward=emoji_preference eval_rewards=true_preference`.
     warm       (mean red - mean blue + 0.4) / 0.8 within 0..1
     light      1 - |mean luminance - 0.65| / 0.4, at least 0
 
-P is the judge's (judge.py). The subject is what differs by more than 0.12 in some channel from the background, a plane
+P is the judge's (models/emoji_judge.py). The subject is what differs by more than 0.12 in some channel from the background, a plane
 fitted to the border's pixels in each channel.
 """
 

@@ -32,6 +32,7 @@ from alignlab.data.preferences import objects
 from alignlab.files.bounded_yaml import read_yaml
 from alignlab.files.safe_folder import LOCK, locked, refuse_devices, refuse_links
 from alignlab.runs.folder import RunError, aside_of, first_difference, is_stray, part_from_other_names, room_for, write_aside
+from alignlab.runs.moved_targets import with_moved_targets
 
 ABOUT, CANDIDATES, PAIRS, LABELS = "make_pairs.yaml", "candidates.jsonl", "pairs.jsonl", "labels.jsonl"
 TEXTS = (ABOUT, CANDIDATES, PAIRS, LABELS)
@@ -247,7 +248,7 @@ def read_about(folder: Path) -> dict[str, Any]:
     path = folder / ABOUT
     refuse_devices(folder, *TEXTS)
     try:
-        found = read_yaml(path.read_text(encoding="utf-8"))
+        found = with_moved_targets(read_yaml(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = next(iter(str(error).splitlines()), "")
         raise RunError(f"{path} cannot be read ({reason}); give a folder that alignlab.make_pairs wrote") from None

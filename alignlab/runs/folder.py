@@ -3,7 +3,7 @@
     RUN/config.yaml  metrics.jsonl  summary.json  samples/step_*.png  checkpoints/step_*/  model/
 
 A checkpoint is written aside with its checksums, synced and renamed, so a killed run never leaves half a one that counts, and one
-that went bad on the disk is known from a good one (sealed.py): the one before is used. A disk that takes no more ends a run with one
+that went bad on the disk is known from a good one (checksums.py): the one before is used. A disk that takes no more ends a run with one
 sentence, and leaves what was there before as it was.
 
 Each checkpoint keeps the lines of metrics.jsonl so far, under its checksums: a metrics.jsonl that was damaged or lost is put back from
@@ -35,6 +35,7 @@ from torch import Tensor
 from alignlab.files.bounded_yaml import read_yaml
 from alignlab.files.checksums import MANIFEST, Damaged, check, digest_of, seal, sync, whole
 from alignlab.files.safe_folder import LOCK, RunError, locked, refuse_devices, refuse_links
+from alignlab.runs.moved_targets import with_moved_targets
 from alignlab.runs.pasted import resume
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -498,7 +499,7 @@ def read_config(run: Path) -> dict[str, Any]:
     refuse_devices(run, *READ)
     path = run / "config.yaml"
     try:
-        read = read_yaml(path.read_text(encoding="utf-8"))
+        read = with_moved_targets(read_yaml(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise RunError(
             f"{path} cannot be read as YAML ({next(iter(str(error).splitlines()), '')}); give a run folder that is whole"

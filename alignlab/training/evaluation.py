@@ -1,7 +1,8 @@
 """What training measures of itself: the same prompts and noises for the base model and every run, never the training noise."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +83,26 @@ def measure_all(lab: Lab, c: dict[str, Any]) -> Measured:
     return evaluate(lab, lab.prompts.prompts, images=images, stream="final", batch=batch, between=leave_if_asked)
 
 
+IN_EVALUATION = "while the run measured itself"
+"""The note on an error that was raised in an evaluation."""
+
+
+@contextmanager
+def _noted() -> Iterator[None]:
+    """Notes on what fails inside that it was an evaluation."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        error.add_note(IN_EVALUATION)
+        raise
+
+
+def in_evaluation(error: BaseException) -> bool:
+    """Whether an error was raised in an evaluation."""
+    return IN_EVALUATION in getattr(error, "__notes__", ())
+
+
+@_noted()
 @torch.no_grad()
 def evaluate(
     bench: Bench, prompts: Sequence[str], *, images: int, stream: str, batch: int, between: Callable[[], None] = lambda: None
@@ -115,6 +136,7 @@ def _joined(parts: Sequence[dict[str, Tensor]], n: int) -> dict[str, Tensor]:
     return {name: whole(torch.cat([part[name] for part in parts]).float())[:n] for name in parts[0]}
 
 
+@_noted()
 @torch.no_grad()
 def distance_to_base(policy: Policy, sampler: Sampler, prompts: Sequence[str]) -> dict[str, float | None]:
     """The three distances to the frozen model over all steps of the sampler (in a run the *training* one), one image a prompt."""

@@ -3,7 +3,7 @@
 import gc
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,10 @@ from alignlab.config.build import ConfigError
 from alignlab.config.schema import device_of
 from alignlab.distributed.ranks import signed
 from alignlab.engine.rollout import NothingToLearn
-from alignlab.planning.fit import free_memory, instead
-from alignlab.planning.footprint import Epoch
 from alignlab.rewards.compose import RewardError
 from alignlab.runs.folder import FULL, RunError
 from alignlab.runs.pasted import resume
+from alignlab.training.evaluation import in_evaluation
 from alignlab.training.guards import Leap, Unscored
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
@@ -26,12 +25,13 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_
 
 
 @contextmanager
-def explained(c: dict[str, Any], folder: Path, epoch: Epoch) -> Iterator[None]:
+def explained(c: dict[str, Any], folder: Path, smaller: Callable[[dict[str, Any], str], str]) -> Iterator[None]:
     """Around a run.
 
     Args:
         c: its configuration.
-        epoch: `train_epoch`, for the prediction of what would fit.
+        smaller: says what to lower after memory ran out, from the configuration (with the type of the device in `device`) and the key
+            that was too large: micro_batch or evaluation.batch. It is called once everything of the run is let go of.
 
     Raises:
         ConfigError: in place of every error that has a remedy.
@@ -55,9 +55,9 @@ def explained(c: dict[str, Any], folder: Path, epoch: Epoch) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        key = "evaluation.batch" if _in_evaluation(error) else "micro_batch"
-        room = _room(error, device_of(c["device"]).type)
-        mend = instead({**c, "device": device_of(c["device"]).type}, key, room, epoch)
+        key, device = "evaluation.batch" if in_evaluation(error) else "micro_batch", device_of(c["device"]).type
+        _let_go(error, device)
+        mend = smaller({**c, "device": device}, key)
         raise ConfigError(
             signed(
                 f"out of memory: {mend}, in another output_dir, for it is another run ({folder} is as its last checkpoint left it)"
@@ -74,18 +74,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _in_evaluation(error: BaseException) -> bool:
-    """Whether it happened while the run measured itself (measure.py)."""
-    return any(frame.filename.endswith("measure.py") for frame in traceback.extract_tb(error.__traceback__))
-
-
-def _room(error: BaseException, device: str) -> float | None:
-    """Bytes that the device has once everything of the run is let go of."""
+def _let_go(error: BaseException, device: str) -> None:
+    """Frees what the failed run held."""
     traceback.clear_frames(error.__traceback__)
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
-    return free_memory(device)
 
 
 def _quiet(args: threading.ExceptHookArgs) -> None:

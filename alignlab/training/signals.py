@@ -6,7 +6,7 @@
     SIGUSR2   the same under submitit (hydra/launcher=slurm), which then queues the job again
 
 A signal sets a flag. The run looks at it before each rollout, where the epoch's samples are kept and the state before the epoch is
-saved (collected.py), and after each epoch, whose state is saved. An epoch whose first update is done is finished, for its own
+saved (unfinished_epoch.py), and after each epoch, whose state is saved. An epoch whose first update is done is finished, for its own
 beginning is gone. Processes that train together agree on it first.
 """
 

@@ -2,38 +2,15 @@
 
 import copy
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from alignlab.distributed.sharding import unsharded
 from alignlab.engine.policy import Policy
-from alignlab.models import lora_files, lora_keys
-from alignlab.models.lora import LoRA
-from alignlab.runs.folder import RunError, weights
-
-
-def start_problems(c: dict[str, Any]) -> Iterator[str]:
-    """What the names and the headers of the files say before a model is loaded; nothing where a checkpoint takes over."""
-    init_from, policy = c["init_from"], c["policy"]
-    here = Path(c["resume"] or c["output_dir"] or ".")  # of a sweep, the folder of its runs
-    if init_from is None or any(here.glob("checkpoints/step_*")) or any(here.glob("*/checkpoints/step_*")):
-        return
-    try:
-        path, whole = source(init_from)
-        found = None if whole else _rank_and_alpha(path)
-    except (RunError, OSError) as error:
-        yield str(error) if isinstance(error, RunError) else f"init_from={init_from} cannot be read ({error.strerror})"
-        return
-    if isinstance(policy, dict) and not policy.get("full"):
-        asked = {"rank": LoRA.rank, "alpha": LoRA.alpha} | (policy.get("lora") or {})
-        if whole:
-            yield _whole(init_from)
-        elif found and found != (asked["rank"], asked["alpha"]):
-            yield _other_rank(init_from, found, (asked["rank"], asked["alpha"]))
+from alignlab.models import lora_files
+from alignlab.runs.folder import RunError
+from alignlab.runs.weight_files import a_pipeline, another_rank, source
 
 
 def begin_from(policy: Policy, init_from: str | None) -> None:
@@ -46,7 +23,7 @@ def begin_from(policy: Policy, init_from: str | None) -> None:
         return
     path, whole = source(init_from)
     if whole and not policy.full:
-        raise RunError(_whole(init_from))
+        raise RunError(a_pipeline(init_from))
     family = policy.family
     try:
         if whole:
@@ -60,7 +37,7 @@ def begin_from(policy: Policy, init_from: str | None) -> None:
     if not policy.full:
         asked: Any = policy.lora_config
         if (config["rank"], config["alpha"]) != (asked.r, asked.lora_alpha):
-            raise RunError(_other_rank(init_from, (config["rank"], config["alpha"]), (asked.r, asked.lora_alpha)))
+            raise RunError(another_rank(init_from, (config["rank"], config["alpha"]), (asked.r, asked.lora_alpha)))
         _same_targets(init_from, policy, lora)
     refuse_unlike(f"init_from={init_from}", policy, state)
     policy.load_state_dict(state)
@@ -72,33 +49,6 @@ def refuse_unlike(where: str, policy: Policy, state: dict[str, Tensor]) -> None:
         if key not in state or state[key].shape != ours.shape:
             there = f"{key} is {list(state[key].shape)} there" if key in state else f"{key} is missing there"
             raise RunError(f"{where} is of another model: {there}, and {list(ours.shape)} in model.path_or_id")
-
-
-def source(init_from: str) -> tuple[Path, bool]:
-    """The folder or file of the weights, and whether they are a whole pipeline's.
-
-    Raises:
-        RunError: if there are none.
-    """
-    path = Path(init_from)
-    if (path / "config.yaml").is_file():
-        path = weights(path)
-    if (path / "model_index.json").is_file():
-        return path, True
-    if path.suffix in lora_files.PICKLES or (
-        path.is_dir() and any(f.suffix in (".safetensors", *lora_files.PICKLES) for f in path.iterdir())
-    ):
-        return path, False  # a pickle is refused where a LoRA is read
-    if path.is_file() and path.suffix == ".safetensors":
-        try:
-            if lora_keys.resembles(lora_files.header(path)):
-                return path, False
-        except SafetensorError as error:
-            raise RunError(f"init_from={init_from} cannot be read as .safetensors ({error})") from None
-        raise RunError(f"init_from={init_from} is no LoRA; a whole model is given as model.path_or_id")
-    raise RunError(
-        f"init_from={init_from} holds no weights; give a run folder, a LoRA folder, a LoRA's .safetensors file or a pipeline folder"
-    )
 
 
 def fused(denoiser: nn.Module, lora: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
@@ -119,28 +69,6 @@ def fused(denoiser: nn.Module, lora: dict[str, Tensor], config: dict[str, Any]) 
     merged.fuse_lora()
     merged.unload_lora()
     return merged.state_dict()
-
-
-def _rank_and_alpha(path: Path) -> tuple[int, float] | None:
-    """Of a LoRA that says one rank and one alpha for all of it, from its header."""
-    try:
-        return lora_files.rank_and_alpha(path)
-    except ValueError as error:
-        raise RunError(str(error)) from None
-
-
-def _whole(init_from: str) -> str:
-    return (
-        f"init_from={init_from} is a whole pipeline, and policy.full=false trains a LoRA; "
-        "give it as model.path_or_id (it is then the reference too), or set policy.full=true"
-    )
-
-
-def _other_rank(init_from: str, its: tuple[int, float], asked: tuple[int, float]) -> str:
-    return (
-        f"init_from={init_from} has rank {its[0]} and alpha {its[1]}, but policy.lora has rank {asked[0]} and alpha {asked[1]}; "
-        f"set policy.lora.rank={its[0]} policy.lora.alpha={its[1]}"
-    )
 
 
 def _same_targets(init_from: str, policy: Policy, lora: dict[str, Tensor]) -> None:

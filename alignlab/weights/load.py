@@ -59,7 +59,7 @@ def load(run: str | Path, *, allow_targets: Sequence[str] = ()) -> Any:
     """The diffusers pipeline of a finished run: `alignlab.load("runs/demo")("a lion", num_inference_steps=20).images[0]`.
 
     Args:
-        run: its folder. What its config.yaml may build is limited as on the command line (nodes.py).
+        run: its folder. What its config.yaml may build is limited as on the command line (config/build.py).
         allow_targets: modules of your own that it may build from.
 
     Raises:

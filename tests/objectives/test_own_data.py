@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from alignlab.distributed import ranks as ranks
+from alignlab.distributed import ranks
 from alignlab.engine.forward_process import ForwardProcess
 from alignlab.engine.noise import noise_key
 from alignlab.engine.rollout import NothingToLearn
