@@ -183,23 +183,20 @@ def test_one_class_and_one_file_extend_it(tiny_sd: str, tmp_path: Path) -> None:
     pieces = {
         "mine.py": '''
             import torch
-            from alignlab.objectives import Update
+            from alignlab.objectives import Objective, Update
             from alignlab.engine.rollout import Gradients
 
 
-            class Nudge:
+            class Nudge(Objective):
                 """Follows the reward's gradient through the last step, with a decaying weight."""
 
-                needs_noise, needs_gradient, kl_coeff = False, True, 0.0
+                needs_gradient = True
 
                 def __init__(self, *, strength: float = 1.0):
                     self.strength, self.epochs = strength, 0
 
                 def plan(self, steps, rng):
                     return Gradients.last(1, steps)
-
-                def store(self, steps):
-                    return "image"
 
                 def updates(self, policy, rollouts, micro_batch, rng):
                     self.epochs += 1

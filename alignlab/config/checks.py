@@ -332,13 +332,13 @@ def _impossible_pairs(c: dict[str, Any]) -> Iterator[str]:
     for key in COUNTED:
         if c["algo"].get(key, samples) != samples:
             yield f"algo.{key}={c['algo'][key]} is not samples_per_step={samples}; set samples_per_step, and leave algo.{key} alone"
-    if per_prompt < getattr(objective, "least_per_prompt", 1):
+    if per_prompt < objective.least_per_prompt:
         compares = f"{type(objective).__name__} compares the images of a prompt with each other"
         yield f"{compares}, but prompts.per_prompt={per_prompt}; set prompts.per_prompt=4, say"
     unknown = [name for name in (c["algo"].get("pairing") or {}).get("weights") or {} if name not in c["reward"]]
     if unknown:
         yield f"algo.pairing.weights.{unknown[0]} names no reward; they are {', '.join(c['reward'])}"
-    if c["policy"].get("shard") and getattr(objective, "swaps_weights", False):
+    if c["policy"].get("shard") and objective.swaps_weights:
         yield "policy.shard=true cannot hold a second set of weights for algo.ref_update_every; set it to 0, or policy.shard=false"
     yield from sampler_problems(c, ("sampler", "eval_sampler"))
     try:

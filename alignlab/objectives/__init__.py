@@ -5,9 +5,10 @@ micro-batch and so holds one graph at a time; DDPO and RWR exhaust the stream, s
 own (own_data.py) and leave the stream alone; online DPO does the one or the other. Nothing here knows a model family, a scheduler or a config.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,38 +29,60 @@ class Update:
     batches: Iterable[tuple[float, Any]]
 
 
-class Objective(Protocol):
-    """An objective may also say `least_per_prompt`, the images of a prompt without which it has nothing to compare, `swaps_weights`,
-    if it puts other weights in the policy's place, and `learns_from`, what its own data are (for a model card)."""
+class Objective(ABC):
+    """What the train loop asks of an algorithm. A new one writes `updates` and `loss`, or `loss` alone if it inherits from another;
+    what is not said here no part of the package asks for."""
 
-    needs_noise: bool
+    needs_noise: bool = False
     """True if it needs log-probs, so a sampler with eta > 0."""
-    needs_gradient: bool
+    needs_gradient: bool = False
     """True if it differentiates the reward."""
-    kl_coeff: float
+    kl_coeff: float = 0.0
+    """Weight of its distance to the frozen model."""
+    least_per_prompt: int = 1
+    """Images of a prompt without which it has nothing to compare."""
+    swaps_weights: bool = False
+    """True if it puts other weights in the policy's place, which a split model does not allow."""
+    learns_from: str | None = None
+    """What its own data are, for a model card; None if it learns from rollouts."""
 
-    def plan(self, steps: int, rng: np.random.Generator) -> Gradients | None:
-        """Which of `steps` sampler steps keep their graph in the next rollout; None for none."""
-
-    def store(self, steps: int) -> Literal["all", "image"]:
-        """Which latents the rollouts must keep."""
-
+    @abstractmethod
     def updates(
         self, policy: Policy, rollouts: Iterator[Rollout], micro_batch: int, rng: np.random.Generator
     ) -> Iterator[Update]:
         """The updates of one epoch. `rollouts` runs the sampler as it is consumed; what trains on data of its own leaves it alone, and
         the epoch then has no reward."""
 
+    @abstractmethod
     def loss(self, policy: Policy, batch: Any) -> tuple[Tensor, Metrics]:
         """The mean loss of one micro-batch, and what to log. Backward, accumulation and clipping are the loop's."""
 
+    def plan(self, steps: int, rng: np.random.Generator) -> Gradients | None:
+        """Which of `steps` sampler steps keep their graph in the next rollout; None for none.
+
+        Raises:
+            ValueError: if it cannot work with so many steps.
+        """
+        return None
+
+    def store(self, steps: int) -> Literal["all", "image"]:
+        """Which latents the rollouts must keep."""
+        return "image"
+
+    def own_prompts(self) -> Sequence[str]:
+        """The prompts of its own data, to be told if the model's tokenizer cuts them."""
+        return ()
+
     def epoch_metrics(self) -> dict[str, float]:
         """What was measured once for the whole epoch."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """What a bit-exact resume needs. Its tensors do not change in place afterwards."""
+        return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027  nothing to do where state_dict is empty
+        """Goes on from what `state_dict` gave."""
 
 
 def shares(items: Sequence[Any] | Tensor, size: int) -> Iterator[tuple[float, Any]]:

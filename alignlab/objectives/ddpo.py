@@ -20,8 +20,8 @@ from torch import Tensor
 
 from alignlab.distributed.ranks import gathered, own, own_shares
 from alignlab.engine.policy import Policy
-from alignlab.engine.rollout import Gradients, NothingToLearn, Rollout, replay
-from alignlab.objectives import Metrics, Update, one_of, shares, split
+from alignlab.engine.rollout import NothingToLearn, Rollout, replay
+from alignlab.objectives import Metrics, Objective, Update, one_of, shares, split
 from alignlab.objectives.advantages import PromptStatistics
 
 REFERENCE_DIMENSIONS = 16384  # of Stable Diffusion at 512 px, where the published clip of 1e-4 was chosen
@@ -40,7 +40,7 @@ class Pairs:
     """[B, N] float32"""
 
 
-class DDPO:
+class DDPO(Objective):
     """Policy gradients through the sampler's log-probs.
 
     Args:
@@ -57,7 +57,6 @@ class DDPO:
     """
 
     needs_noise = True
-    needs_gradient = False
 
     def __init__(
         self,
@@ -93,9 +92,6 @@ class DDPO:
         self.kl_coeff, self.kl_gradient = kl_coeff, kl_gradient
         self.statistics = statistics or PromptStatistics()
         self._epoch: dict[str, float] = {}
-
-    def plan(self, steps: int, rng: np.random.Generator) -> Gradients | None:
-        return None
 
     def store(self, steps: int) -> Literal["all", "image"]:
         return "all"

@@ -15,7 +15,7 @@ Differs from the published code: latents are the mode of the VAE's posterior, no
 model's own (eps, v, x0 or velocity), published: eps; no horizontal flips. The prediction is without guidance, as published.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Literal
@@ -30,7 +30,7 @@ from alignlab.engine.forward_process import ForwardProcess
 from alignlab.engine.noise import NoiseKey
 from alignlab.engine.policy import Policy
 from alignlab.engine.rollout import Rollout
-from alignlab.objectives import Metrics, Update, one_of
+from alignlab.objectives import Metrics, Objective, Update, one_of
 from alignlab.objectives.own_data import Latents, Passes, dealt, refuse, with_dropout
 from alignlab.objectives.regression import Examples, errors
 
@@ -89,7 +89,7 @@ class PairLoss:
         return loss.mean(), metrics
 
 
-class DPO:
+class DPO(Objective):
     """Direct preference optimisation on a fixed set of pairs.
 
     Args:
@@ -104,9 +104,6 @@ class DPO:
         updates_per_epoch: optimiser steps among which they are divided.
     """
 
-    needs_noise = False
-    needs_gradient = False
-    kl_coeff = 0.0
     learns_from = "preferred images"
 
     def __init__(
@@ -129,12 +126,6 @@ class DPO:
         self.prompt_dropout, self.pairs, self.updates_per_epoch = prompt_dropout, pairs, updates_per_epoch
         self._passes, self._latents = Passes(self.data.examples(), "pairs"), Latents()
 
-    def plan(self, steps: int, rng: np.random.Generator) -> None:
-        return None
-
-    def store(self, steps: int) -> Literal["all", "image"]:
-        return "image"
-
     def updates(
         self, policy: Policy, rollouts: Iterator[Rollout], micro_batch: int, rng: np.random.Generator
     ) -> Iterator[Update]:
@@ -152,6 +143,9 @@ class DPO:
 
     def loss(self, policy: Policy, batch: ImagePairs) -> tuple[Tensor, Metrics]:
         return self.of_pairs(policy, batch, policy.reference())
+
+    def own_prompts(self) -> Sequence[str]:
+        return self.data.prompts
 
     def epoch_metrics(self) -> dict[str, float]:
         return {"dpo/pairs": float(len(self.data)), "dpo/ties": float(self.data.ties)}

@@ -26,7 +26,7 @@ from alignlab.engine.forward_process import ForwardProcess
 from alignlab.engine.noise import NoiseKey
 from alignlab.engine.policy import Policy
 from alignlab.engine.rollout import NothingToLearn, Rollout
-from alignlab.objectives import Metrics, Update
+from alignlab.objectives import Metrics, Objective, Update
 from alignlab.objectives.dpo import HELD, ImagePairs, PairLoss
 from alignlab.objectives.own_data import dealt, refuse, with_dropout
 from alignlab.objectives.snapshot import Snapshot
@@ -46,7 +46,7 @@ class Pool:
     """Mean of the winners' scores minus the losers'."""
 
 
-class OnlineDPO:
+class OnlineDPO(Objective):
     """Direct preference optimisation on pairs of the policy's own samples.
 
     Args:
@@ -57,9 +57,6 @@ class OnlineDPO:
         updates_per_epoch: optimiser steps among which the pairs are divided, as far as there are pairs.
     """
 
-    needs_noise = False
-    needs_gradient = False
-    kl_coeff = 0.0
     least_per_prompt = 2
 
     def __init__(
@@ -85,20 +82,10 @@ class OnlineDPO:
         self.pairing, self.resample_every, self.ref_update_every = pairing or Pairing(), resample_every, ref_update_every
         self.prompt_dropout, self.updates_per_epoch = prompt_dropout, updates_per_epoch
         self.reference, self.ties = Snapshot(), 0
+        self.swaps_weights = ref_update_every > 0
         self.pool: Pool | None = None
         self.epochs = 0
         """Begun so far."""
-
-    @property
-    def swaps_weights(self) -> bool:
-        """Whether it puts other weights in the policy's place, which a split model does not allow."""
-        return self.ref_update_every > 0
-
-    def plan(self, steps: int, rng: np.random.Generator) -> None:
-        return None
-
-    def store(self, steps: int) -> Literal["all", "image"]:
-        return "image"
 
     def updates(
         self, policy: Policy, rollouts: Iterator[Rollout], micro_batch: int, rng: np.random.Generator

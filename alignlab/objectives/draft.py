@@ -13,7 +13,7 @@ published form, whose gradient at the optimum is not zero for K > 1).
 """
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,10 +22,10 @@ from torch import Tensor
 from alignlab.engine.distance_to_base import drift
 from alignlab.engine.policy import Policy
 from alignlab.engine.rollout import Gradients, NothingToLearn, Rollout
-from alignlab.objectives import Metrics, Update, one_of
+from alignlab.objectives import Metrics, Objective, Update, one_of
 
 
-class DRaFT:
+class DRaFT(Objective):
     """Reward gradients through the sampler.
 
     Args:
@@ -86,10 +86,7 @@ class DRaFT:
         )
         self.refl, self.reward_on, self.reward_cap = refl, reward_on, reward_cap
         self.kl_coeff, self.kl, self.ref_grad = kl_coeff, kl, ref_grad
-
-    @property
-    def needs_noise(self) -> bool:
-        return self.kl_coeff > 0 and self.kl == "trajectory"
+        self.needs_noise = kl_coeff > 0 and kl == "trajectory"
 
     def plan(self, steps: int, rng: np.random.Generator) -> Gradients:
         k = steps if self.k is None else self.k
@@ -108,9 +105,6 @@ class DRaFT:
             kept = (stop,)
         x0_image = self.reward_on == "pred_x0" or self.lv_samples > 0  # DRaFT-LV's terms all weigh the prediction by q
         return Gradients(steps=kept, stop=stop, detach_input=self.detach_input, x0_image=x0_image, renoise=self.lv_samples)
-
-    def store(self, steps: int) -> Literal["all", "image"]:
-        return "image"
 
     def updates(
         self, policy: Policy, rollouts: Iterator[Rollout], micro_batch: int, rng: np.random.Generator
@@ -142,12 +136,3 @@ class DRaFT:
                 metrics["kl/trajectory"] = away.trajectory.detach()
         scale = 1 + batch.renoised if self.lv_reduction == "sum" else 1
         return scale * loss, metrics
-
-    def epoch_metrics(self) -> dict[str, float]:
-        return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """DRaFT keeps nothing between updates."""

@@ -33,7 +33,7 @@ from alignlab.engine.forward_process import ForwardProcess
 from alignlab.engine.noise import NoiseKey
 from alignlab.engine.policy import Policy
 from alignlab.engine.rollout import Rollout
-from alignlab.objectives import Metrics, Update, one_of
+from alignlab.objectives import Metrics, Objective, Update, one_of
 from alignlab.objectives.own_data import Latents, Passes, dealt, refuse, with_dropout
 from alignlab.objectives.regression import Examples, errors
 
@@ -50,7 +50,7 @@ class Judged(Examples):
     """Of the whole update."""
 
 
-class KTO:
+class KTO(Objective):
     """Kahneman-Tversky optimisation on labelled images.
 
     Args:
@@ -64,9 +64,6 @@ class KTO:
         updates_per_epoch: optimiser steps among which they are divided.
     """
 
-    needs_noise = False
-    needs_gradient = False
-    kl_coeff = 0.0
     learns_from = "labelled images"
 
     def __init__(
@@ -94,12 +91,6 @@ class KTO:
         self.prompt_dropout, self.images, self.updates_per_epoch = prompt_dropout, images, updates_per_epoch
         self._passes, self._latents = Passes(self.data.examples(), "images"), Latents()
         self._z0: list[float] = []
-
-    def plan(self, steps: int, rng: np.random.Generator) -> None:
-        return None
-
-    def store(self, steps: int) -> Literal["all", "image"]:
-        return "image"
 
     def updates(
         self, policy: Policy, rollouts: Iterator[Rollout], micro_batch: int, rng: np.random.Generator
@@ -157,6 +148,9 @@ class KTO:
             "kto/error": (batch.reference - g).mean(),
         }
         return loss.mean(), metrics
+
+    def own_prompts(self) -> Sequence[str]:
+        return self.data.prompts
 
     def epoch_metrics(self) -> dict[str, float]:
         counts = {"kto/images": len(self.data), "kto/desirable": sum(self.data.desirable), "kto/ties": self.data.ties}

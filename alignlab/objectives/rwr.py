@@ -27,7 +27,7 @@ from alignlab.engine.forward_process import ForwardProcess
 from alignlab.engine.noise import NoiseKey
 from alignlab.engine.policy import Policy
 from alignlab.engine.rollout import Rollout
-from alignlab.objectives import Metrics, Update, one_of, split
+from alignlab.objectives import Metrics, Objective, Update, one_of, split
 from alignlab.objectives.advantages import PromptStatistics
 from alignlab.objectives.regression import error, timestep_rows
 
@@ -46,7 +46,7 @@ class Weighted:
     """Which pass over the samples this is: it names the noise and the timesteps."""
 
 
-class RWR:
+class RWR(Objective):
     """Reward-weighted regression on the policy's own samples.
 
     Args:
@@ -60,9 +60,6 @@ class RWR:
         inner_epochs: shuffled passes over the samples, each with fresh timesteps and noise.
         updates_per_epoch: optimiser steps in each pass.
     """
-
-    needs_noise = False
-    needs_gradient = False
 
     def __init__(
         self,
@@ -107,12 +104,6 @@ class RWR:
         self.recent: deque[float] = deque(maxlen=streaming or None)
         self.streaming = streaming
         self._epoch: dict[str, float] = {}
-
-    def plan(self, steps: int, rng: np.random.Generator) -> None:
-        return None
-
-    def store(self, steps: int) -> Literal["all", "image"]:
-        return "image"
 
     def updates(
         self, policy: Policy, rollouts: Iterator[Rollout], micro_batch: int, rng: np.random.Generator

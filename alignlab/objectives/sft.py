@@ -9,8 +9,8 @@ Its population minimiser is the exact denoiser of the images' distribution. Noth
 epochs and the learning rate do. Left out: offset noise, other laws of t, random crops and flips, training of the text encoder.
 """
 
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +21,12 @@ from alignlab.engine.forward_process import ForwardProcess
 from alignlab.engine.noise import NoiseKey
 from alignlab.engine.policy import Policy
 from alignlab.engine.rollout import NothingToLearn, Rollout
-from alignlab.objectives import Metrics, Update
+from alignlab.objectives import Metrics, Objective, Update
 from alignlab.objectives.own_data import Latents, dealt, refuse, with_dropout
 from alignlab.objectives.regression import Examples, errors
 
 
-class SFT:
+class SFT(Objective):
     """Supervised fine-tuning on captioned images.
 
     Args:
@@ -42,9 +42,6 @@ class SFT:
         updates_per_epoch: optimiser steps among which they are divided.
     """
 
-    needs_noise = False
-    needs_gradient = False
-    kl_coeff = 0.0
     learns_from = "captioned images"
 
     def __init__(
@@ -74,12 +71,6 @@ class SFT:
         self.images, self.updates_per_epoch = images, updates_per_epoch
         self._latents = Latents(keep=self.data.size is not None)
 
-    def plan(self, steps: int, rng: np.random.Generator) -> None:
-        return None
-
-    def store(self, steps: int) -> Literal["all", "image"]:
-        return "image"
-
     def updates(
         self, policy: Policy, rollouts: Iterator[Rollout], micro_batch: int, rng: np.random.Generator
     ) -> Iterator[Update]:
@@ -107,6 +98,9 @@ class SFT:
         for k, name in enumerate(order(("low_noise", "middle_noise", "high_noise"))):
             metrics[f"sft/error_{name}"] = e.detach().masked_fill(third != k, torch.nan)
         return loss.mean(), metrics
+
+    def own_prompts(self) -> Sequence[str]:
+        return self.data.prompts
 
     def epoch_metrics(self) -> dict[str, float]:
         return {} if self.data.size is None else {"sft/images": float(self.data.size), "sft/ties": float(self.data.ties)}

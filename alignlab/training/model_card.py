@@ -76,7 +76,7 @@ def write_card(lab: Lab, c: dict[str, Any], run: Run, summary: dict[str, Any]) -
     units = lab.units
     units |= {"reward": summary["reward_unit"], "lpips": f"{summary['diversity_metric']}, between images of a prompt"}
     trained, own = ", ".join(lab.reward.rewards), next((key for key in COUNTED if key in c["algo"]), None)
-    aim, what = getattr(lab.objective, "learns_from", trained), own or "images"
+    aim, what = lab.objective.learns_from or trained, own or "images"
     table = [
         f"| {key} | {unit} | {summary['base'][key]:.4g} | {summary['final'][key]:.4g} |"
         for key, unit in units.items()

@@ -98,7 +98,7 @@ class Lab(Bench):
         begin_from(policy, None if resumed else c["init_from"])
         optimizer = build(c["optimizer"], params=policy.parameters())
         objective = build(c["algo"])
-        warn_of_cut(policy, getattr(getattr(objective, "data", None), "prompts", ()))  # of pairs of images
+        warn_of_cut(policy, objective.own_prompts())
         set_lr(optimizer, 1.0)  # its groups remember their own lr before a checkpoint is read
         return cls.of(
             c,
