@@ -13,7 +13,8 @@ NAMES = {"rewards_table": "rewards"}
 
 
 def commands() -> dict[str, str]:
-    """What can be typed after `python -m alignlab.`, with the first sentence on it in the file's own words."""
+    """What can be typed after `python -m alignlab.`, with the first sentence on it in the file's own
+    words."""
     found = {}
     for path in sorted(HERE.glob("*.py")):
         if not path.stem.startswith("__"):

@@ -1,14 +1,15 @@
 """python -m alignlab.evaluate run=runs/DIR
 
-What was learned, against the model it started from: the same prompts and the same noises, so that every number is a
-difference image by image. Three sets of images:
+What was learned, against the model it started from: the same prompts and the same noises, so that every
+number is a difference image by image. Three sets of images:
 
     train      every training prompt                                 rewards, win rate, drift from the base model
     unseen     prompts that training never drew                      the same: does it generalise?
     diversity  many images of each of a few training prompts         mean pairwise LPIPS and Vendi score (DRaFT+'s protocol)
 
-RUN/evaluation/evaluation.json has the numbers with their intervals, images.csv one line for each image of the run and
-base.csv those of the base model, which are computed once and kept by the hash of the model and of all that measures it.
+RUN/evaluation/evaluation.json has the numbers with their intervals, images.csv one line for each image of the
+run and base.csv those of the base model, which are computed once and kept by the hash of the model and of all
+that measures it.
 """
 
 import hashlib
@@ -37,14 +38,23 @@ from alignlab.metrics.statistics import Interval, bootstrap, win_rate
 from alignlab.metrics.vendi import vendi_score
 from alignlab.rewards.clip import Clip, locate
 from alignlab.rewards.compose import RewardError
-from alignlab.runs.folder import RunError, all_aside, provenance, read_config, refuse_unwritable, room_for, run_folders
+from alignlab.runs.folder import (
+    RunError,
+    all_aside,
+    provenance,
+    read_config,
+    refuse_unwritable,
+    room_for,
+    run_folders,
+)
 from alignlab.training.evaluation import distance_to_base, evaluate
 from alignlab.training.setup import Bench
 from alignlab.weights.load import TunedConfig, dialled, of_run, policy_of
 
 GROUPS = ("model", "reward", "prompts", "eval_sampler", "diversity")
 RESULT = "evaluation.json"
-"""It has its own digest and those of the tables beside it: what was damaged, or is of another evaluation, is told from what is whole."""
+"""It has its own digest and those of the tables beside it: what was damaged, or is of another evaluation, is
+told from what is whole."""
 
 
 @dataclass
@@ -111,7 +121,8 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
 
 
 def as_the_run(c: dict[str, Any], run: Path) -> dict[str, Any]:
-    """`c` with the groups of the run, but for those that were asked for by name. The run's rewards are all measured."""
+    """`c` with the groups of the run, but for those that were asked for by name. The run's rewards are all
+    measured."""
     watched = {**(read_config(run).get("eval_rewards") or {}), **(c["eval_rewards"] or {})}
     return {**of_run(c, run, GROUPS), "eval_rewards": watched}
 
@@ -127,7 +138,9 @@ class Evaluation:
         self.c = c
         self.policy = policy_of(c)
         bench = Bench.of(c, self.policy)
-        turned = dialled(self.policy, bench.eval_sampler, lora_scale=c["lora_scale"], annealing=c["annealing"])
+        turned = dialled(
+            self.policy, bench.eval_sampler, lora_scale=c["lora_scale"], annealing=c["annealing"]
+        )
         self.bench = replace(bench, policy=turned)
         self.features = None if c["features"] is None else _clip(c["features"])
         prompts = self.bench.prompts
@@ -152,19 +165,31 @@ class Evaluation:
                 seen = evaluate(self.bench, chosen, images=n, stream=f"paired/{name}", batch=self.c["batch"])
                 columns = {**seen.rewards, **{f"image/{k}": v for k, v in seen.statistics.items()}}
                 rows += [
-                    {"set": name, "prompt": chosen[k // n], "image": k % n, **{c: six_digits(v[k]) for c, v in columns.items()}}
+                    {
+                        "set": name,
+                        "prompt": chosen[k // n],
+                        "image": k % n,
+                        **{c: six_digits(v[k]) for c, v in columns.items()},
+                    }
                     for k in range(n * len(chosen))
                 ]
                 if name == "train":
                     kept.append((seen.images * 255).round().byte())
                 if name == "diversity":
-                    prompt_rows += [self.spread(*row) for row in zip(chosen, seen.lpips, seen.images.split(n), strict=True)]
+                    prompt_rows += [
+                        self.spread(*row)
+                        for row in zip(chosen, seen.lpips, seen.images.split(n), strict=True)
+                    ]
                 progress.advance(task, n * len(chosen))
         return Images(rows=rows, prompts=prompt_rows, pictures=torch.cat(kept))
 
     def spread(self, prompt: str, lpips: float, images: Tensor) -> dict[str, Any]:
         """The diversity of one prompt's images."""
-        vendi = None if self.features is None else vendi_score(self.features.images(images.to(self.policy.device)))
+        vendi = (
+            None
+            if self.features is None
+            else vendi_score(self.features.images(images.to(self.policy.device)))
+        )
         return {"prompt": prompt, "lpips": lpips, "vendi": vendi}
 
     @torch.no_grad()
@@ -187,16 +212,22 @@ class Evaluation:
 
     @cached_property
     def key(self) -> str:
-        """Of the base model's weights, of what was asked of it, and of the rewards: what they are, and how they and the distance judge
-        four fixed pictures."""
+        """Of the base model's weights, of what was asked of it, and of the rewards: what they are, and how
+        they and the distance judge four fixed pictures."""
         digest = hashlib.blake2b(digest_size=12)
         with self.policy.reference():
             modules = (self.policy.family.denoiser, *self.policy.family.frozen)
         for module in modules:
             # Whatever adapters there are: theirs left out, what they wrap by its own name.
-            weights = {name.replace(".base_layer", ""): w for name, w in module.state_dict().items() if "lora_" not in name}
+            weights = {
+                name.replace(".base_layer", ""): w
+                for name, w in module.state_dict().items()
+                if "lora_" not in name
+            }
             for _, weight in sorted(weights.items()):
-                digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+                digest.update(
+                    weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+                )
         probe = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(self.policy.device)
         with torch.no_grad():
             judged = {
@@ -204,9 +235,13 @@ class Evaluation:
                 "diversity": self.bench.diversity.pairwise(probe).flatten(),
             }
         asked = {
-            "sets": self.sets, "eval_sampler": self.c["eval_sampler"], "diversity": self.bench.diversity.name,
-            "features": self.c["features"], "rewards": self.judges, "judged": {k: [f"{x:.4g}" for x in v.tolist()] for k, v in judged.items()},
-        }  # fmt: skip
+            "sets": self.sets,
+            "eval_sampler": self.c["eval_sampler"],
+            "diversity": self.bench.diversity.name,
+            "features": self.c["features"],
+            "rewards": self.judges,
+            "judged": {k: [f"{x:.4g}" for x in v.tolist()] for k, v in judged.items()},
+        }
         digest.update(json.dumps(asked, sort_keys=True).encode())
         return digest.hexdigest()
 
@@ -215,10 +250,14 @@ class Evaluation:
         """The rewards by name: their arguments, and of one on a server what that holds."""
         nodes = {**(self.c["eval_rewards"] or {}), **self.c["reward"]}
         built = {**self.bench.held_out.rewards, **self.bench.reward.rewards}
-        return {k: [without_weighing(nodes[k]), *(getattr(built[k], key, None) for key in ("held", "digest"))] for k in built}
+        return {
+            k: [without_weighing(nodes[k]), *(getattr(built[k], key, None) for key in ("held", "digest"))]
+            for k in built
+        }
 
     def drift(self, mine: Images, base: Images) -> dict[str, float | None]:
-        """How far the policy is from the base model: perceptually, image by image, and in the model's own distances."""
+        """How far the policy is from the base model: perceptually, image by image, and in the model's own
+        distances."""
         assert mine.pictures is not None and base.pictures is not None
         apart = self.bench.diversity.between(mine.pictures.float() / 255, base.pictures.float() / 255)
         few = self.sets["train"][0][: self.c["batch"]]
@@ -261,7 +300,11 @@ def spread(mine: Images, base: Images) -> dict[str, Any]:
     """Diversity within each prompt, averaged over prompts, with 95 % intervals over the prompts."""
     out: dict[str, Any] = {}
     for measure in ("lpips", "vendi"):
-        pairs = [(m[measure], b[measure]) for m, b in zip(mine.prompts, base.prompts, strict=True) if m[measure] is not None]
+        pairs = [
+            (m[measure], b[measure])
+            for m, b in zip(mine.prompts, base.prompts, strict=True)
+            if m[measure] is not None
+        ]
         for who, column in zip(("tuned", "base"), zip(*pairs, strict=True) if pairs else (), strict=False):
             values: Interval = bootstrap(np.asarray(column, dtype=float)[None, :, None])
             out.setdefault(measure, {})[who] = asdict(values)
@@ -269,11 +312,16 @@ def spread(mine: Images, base: Images) -> dict[str, Any]:
 
 
 def shifts(mine: Images, base: Images) -> dict[str, Any]:
-    """Image statistics on the training prompts: means, and the shift in standard deviations of the base model's images."""
+    """Image statistics on the training prompts: means, and the shift in standard deviations of the base
+    model's images."""
     out = {}
     for name in (c for c in mine.columns if c.startswith("image/")):
         m, b = mine.values("train", name), base.values("train", name)
-        out[name.removeprefix("image/")] = {"base": b.mean(), "tuned": m.mean(), "z": (m.mean() - b.mean()) / max(b.std(), 1e-9)}
+        out[name.removeprefix("image/")] = {
+            "base": b.mean(),
+            "tuned": m.mean(),
+            "z": (m.mean() - b.mean()) / max(b.std(), 1e-9),
+        }
     return out
 
 
@@ -283,7 +331,9 @@ def run_evaluation(c: dict[str, Any], folder: Path) -> dict[str, Any]:
     refuse_unwritable(folder, "name", RESULT, *TABLES)
     refuse_unwritable(Path(c["cache"]).expanduser(), "cache")
     this = Evaluation(c)
-    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as progress:
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    ) as progress:
         base = this.base(progress)
         cached = time.perf_counter()
         mine = this.images(progress, str(c["run"] or c["lora"] or "model"))
@@ -296,7 +346,9 @@ def run_evaluation(c: dict[str, Any], folder: Path) -> dict[str, Any]:
             "base": this.key,
             "eval_sampler": c["eval_sampler"],
             "resolution": None if mine.pictures is None else list(mine.pictures.shape[-2:]),
-            "sets": {name: {"prompts": list(prompts), "images": n} for name, (prompts, n) in this.sets.items()},
+            "sets": {
+                name: {"prompts": list(prompts), "images": n} for name, (prompts, n) in this.sets.items()
+            },
             "diversity_metric": bench.diversity.name,
             "vendi_features": c["features"],
         },
@@ -351,13 +403,17 @@ def summary(result: dict[str, Any]) -> str:
         for name, row in rewards.items() if where != "diversity" else ():
             base, gain, wins = row["base"], row["gain"], row["win_rate"]
             out.append(
-                f"{where:>7} {name:>20}  base {base['value']:8.3f}  gain {gain['value']:+8.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]"
+                f"{where:>7} {name:>20}  base {base['value']:8.3f}  gain {gain['value']:+8.3f} "
+                f"[{gain['low']:+.3f}, {gain['high']:+.3f}]"
                 f"  wins {wins['value']:.0%}"
             )
     for name, row in result["diversity"].items():
         label = result["protocol"]["diversity_metric"] if name == "lpips" else "vendi"
         out.append(f"{label:>28}  base {row['base']['value']:8.3f}  tuned {row['tuned']['value']:8.3f}")
-    out.append(f"{'distance to base':>28}  {result['drift']['lpips_to_base']:.3f} ({result['protocol']['diversity_metric']})")
+    out.append(
+        f"{'distance to base':>28}  {result['drift']['lpips_to_base']:.3f} "
+        f"({result['protocol']['diversity_metric']})"
+    )
     return "\n".join(out)
 
 

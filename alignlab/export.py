@@ -39,8 +39,8 @@ class ExportConfig:
     run: str | None = None
     """The folder of a finished run."""
     to: str = "kohya"
-    """kohya: one LoRA file for ComfyUI and its like; diffusers: the LoRA folder; pipeline: a whole pipeline folder, the LoRA fused;
-    hub: a repository of the Hugging Face hub."""
+    """kohya: one LoRA file for ComfyUI and its like; diffusers: the LoRA folder; pipeline: a whole pipeline
+    folder, the LoRA fused; hub: a repository of the Hugging Face hub."""
     output: str | None = None
     """A new .safetensors file, a new folder, or owner/name."""
     allow_targets: list[str] | None = None
@@ -58,8 +58,8 @@ def to_kohya(its: dict[str, Any], learned: Path, output: Path) -> None:
 
 
 def to_folder(its: dict[str, Any], learned: Path, output: Path) -> None:
-    """The folder, a LoRA in the form that every reader gets right (lora_files.py). A link in it would copy a file of another place, so it
-    may hold none."""
+    """The folder, a LoRA in the form that every reader gets right (lora_files.py). A link in it would copy a
+    file of another place, so it may hold none."""
     refuse_links(learned.parent, learned.name)
     with room_for(output, "output"), folder_aside_of(output) as aside:
         shutil.copytree(learned, aside)
@@ -68,7 +68,8 @@ def to_folder(its: dict[str, Any], learned: Path, output: Path) -> None:
 
 
 def to_pipeline(its: dict[str, Any], learned: Path, output: Path) -> None:
-    """A pipeline folder in float32: the base model with the LoRA in its weights, or the tuned model as it is."""
+    """A pipeline folder in float32: the base model with the LoRA in its weights, or the tuned model as it
+    is."""
     if its.get("policy", {}).get("full"):
         return to_folder(its, learned, output)
     family: Any = build(its["model"])
@@ -92,8 +93,11 @@ def to_hub(its: dict[str, Any], learned: Path, output: Path) -> None:
 
 
 FORMS: dict[str, Callable[[dict[str, Any], Path, Path], None]] = {
-    "kohya": to_kohya, "diffusers": to_folder, "pipeline": to_pipeline, "hub": to_hub,
-}  # fmt: skip
+    "kohya": to_kohya,
+    "diffusers": to_folder,
+    "pipeline": to_pipeline,
+    "hub": to_hub,
+}
 
 
 def checked(cfg: DictConfig) -> dict[str, Any]:
@@ -111,7 +115,10 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
         what = f"names {len(folders)} runs" if folders else "is no run folder (it has no config.yaml)"
         found.append(f"run={c['run']} {what}; give the folder of a finished run")
     if output is None:
-        found.append("output has no value; set output=FILE.safetensors (to=kohya), output=FOLDER, or output=owner/name (to=hub)")
+        found.append(
+            "output has no value; set output=FILE.safetensors (to=kohya), output=FOLDER, or "
+            "output=owner/name (to=hub)"
+        )
     elif to == "hub":
         if not is_hub_id(output):
             found.append(f"output={output} is no repository of the hub; write owner/name")

@@ -1,8 +1,9 @@
 """python -m alignlab.figure name=draftp_fig3
 
-Makes a figure of the papers: runs the sweeps that it needs (finished runs are kept in results/runs and skipped, a killed sweep
-goes on), asks their weights what it must know, draws it, and writes PNG, SVG (but of pictures), table and page into results/paper/NAME.
-`quick=true` does the same with tiny runs of one seed, in runs/quick, and stamps the figure.
+Makes a figure of the papers: runs the sweeps that it needs (finished runs are kept in results/runs and
+skipped, a killed sweep goes on), asks their weights what it must know, draws it, and writes PNG, SVG (but of
+pictures), table and page into results/paper/NAME. `quick=true` does the same with tiny runs of one seed, in
+runs/quick, and stamps the figure.
 """
 
 import os
@@ -93,15 +94,19 @@ def grid(experiment: str, quick: bool) -> list[str]:
 def run_sweeps(experiments: Sequence[str], c: dict[str, Any]) -> list[str]:
     """Those that are not finished, `workers` runs at a time; what failed, a sentence each.
 
-    Results: one sweep after another, its jobs side by side. Quick ones, whose jobs are shorter than a process's start: sweeps side by side, a process each.
+    Results: one sweep after another, its jobs side by side. Quick ones, whose jobs are shorter than a
+    process's start: sweeps side by side, a process each.
     """
     there = {experiment: home(c) / "runs" / experiment for experiment in experiments}
-    unfinished = [e for e in experiments if not {*grid(e, c["quick"])} <= {job_of(run) for run in summarised(there[e])}]
+    unfinished = [
+        e for e in experiments if not {*grid(e, c["quick"])} <= {job_of(run) for run in summarised(there[e])}
+    ]
     sweeps, jobs = (c["workers"], 1) if c["quick"] else (1, c["workers"])
     with ThreadPoolExecutor(sweeps) as pool:
         codes = pool.map(lambda e: run_sweep(e, there[e], jobs, c), unfinished)
         return [
-            f"experiment={experiment} ended with code {code}; what it says stands above; type the command again to go on"
+            f"experiment={experiment} ended with code {code}; what it says stands above; type the command "
+            "again to go on"
             for experiment, code in zip(unfinished, codes, strict=True)
             if code
         ]
@@ -152,21 +157,37 @@ def make(name: str, figure: PaperFigure, c: dict[str, Any]) -> Path:
         CompareError: if there is too little to draw, or runs that cannot be compared.
     """
     runs = {
-        experiment: finished(home(c) / "runs" / experiment, grid(experiment, c["quick"])) for experiment in figure.experiments
+        experiment: finished(home(c) / "runs" / experiment, grid(experiment, c["quick"]))
+        for experiment in figure.experiments
     }
     for ask in figure.probes:
-        lost = [run for run in runs[ask.experiment] if ask.of(run.config) and not probe(run.folder, ask.question)]
+        lost = [
+            run for run in runs[ask.experiment] if ask.of(run.config) and not probe(run.folder, ask.question)
+        ]
         if lost:
             print(
-                f"{name}: the weights of {lost[0].folder}{' and others' * (len(lost) > 1)} are gone, so {ask.question} is without them"
+                f"{name}: the weights of {lost[0].folder}{' and others' * (len(lost) > 1)} are gone, so "
+                f"{ask.question} is without them"
             )
     if not any(runs.values()):
-        raise CompareError(f"no run of {', '.join(figure.experiments)} is finished{'; leave out draw_only' * c['draw_only']}")
+        raise CompareError(
+            f"no run of {', '.join(figure.experiments)} is finished{'; leave out draw_only' * c['draw_only']}"
+        )
     folder = home(c) / "paper" / name
     with plt.rc_context(STYLE):
         drawn, rows = figure.draw({experiment: there for experiment, there in runs.items() if there})
         if c["quick"]:
-            drawn.text(0.5, 0.5, "quick", fontsize=64, color="#d1495b", alpha=0.25, ha="center", va="center", rotation=20)
+            drawn.text(
+                0.5,
+                0.5,
+                "quick",
+                fontsize=64,
+                color="#d1495b",
+                alpha=0.25,
+                ha="center",
+                va="center",
+                rotation=20,
+            )
         with room_for(folder, "home"), all_aside(folder, last="README.md") as aside:
             drawn.savefig(aside / "figure.png", dpi=130)
             if not any(axes.images for axes in drawn.axes):
@@ -182,7 +203,9 @@ def spread_out(row: dict[str, Any]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key, value in row.items():
         if isinstance(value, Interval):
-            ends = (value.low, value.high) if np.isfinite(value.low) else (None, None)  # one seed has no interval
+            ends = (
+                (value.low, value.high) if np.isfinite(value.low) else (None, None)
+            )  # one seed has no interval
             out |= {key: value.value, f"{key} low": ends[0], f"{key} high": ends[1]}
         else:
             out[key] = value
@@ -203,7 +226,9 @@ def page(name: str, figure: PaperFigure, runs: dict[str, list[Finished]], rows: 
         minutes = sum(run.summary["wall_seconds"] for run in there) / 60
         seeds = ", ".join(map(str, sorted({run.seed for run in there}))) or "–"
         lines.append(
-            f"- `python -m alignlab.train -m experiment={experiment}{' quick=true seed=0' * quick}`: {len(there)} of {len(grid(experiment, quick))} runs finished, seeds {seeds}, {minutes:.0f} minutes of runs."
+            f"- `python -m alignlab.train -m experiment={experiment}{' quick=true seed=0' * quick}`: "
+            f"{len(there)} of {len(grid(experiment, quick))} runs finished, seeds {seeds}, {minutes:.0f} "
+            "minutes of runs."
         )
     summaries = [run.summary for there in runs.values() for run in there]
     machines = {", ".join(f"{k} {v}" for k, v in summary["machine"].items()) for summary in summaries}
@@ -247,7 +272,11 @@ def main(cfg: DictConfig) -> None:
     tried: set[str] = set()
     for batch in [names] if c["quick"] else [[name] for name in names]:
         if not c["draw_only"]:
-            wanted = [e for e in dict.fromkeys(e for name in batch for e in FIGURES[name].experiments) if e not in tried]
+            wanted = [
+                e
+                for e in dict.fromkeys(e for name in batch for e in FIGURES[name].experiments)
+                if e not in tried
+            ]
             failed += run_sweeps(wanted, c)
             tried |= set(wanted)
         for name in batch:

@@ -1,8 +1,9 @@
 """python -m alignlab.make_pairs run=runs/DIR candidates=8 output_dir=pairs
 
-Preference pairs made by rewards: several images of each prompt from any model or run, scored, and paired by a rule
-(data/pairing.py). The folder that it writes is data for training: `algo=dpo algo.data=pairs`. Candidates keep their scores, so that
-other pairs can be made of them without sampling: `again=pairs pairing.rule=pareto`.
+Preference pairs made by rewards: several images of each prompt from any model or run, scored, and paired by a
+rule (data/pairing.py). The folder that it writes is data for training: `algo=dpo algo.data=pairs`. Candidates
+keep their scores, so that other pairs can be made of them without sampling: `again=pairs
+pairing.rule=pareto`.
 """
 
 import hashlib
@@ -32,7 +33,17 @@ from alignlab.engine.rollout import rollout
 from alignlab.files.checksums import digest_of
 from alignlab.files.safe_folder import fresh, locked
 from alignlab.rewards.compose import RewardError
-from alignlab.runs.candidates import ABOUT, CANDIDATES, LABELS, PAIRS, Candidates, copy, read_about, read_candidates, write_pairs
+from alignlab.runs.candidates import (
+    ABOUT,
+    CANDIDATES,
+    LABELS,
+    PAIRS,
+    Candidates,
+    copy,
+    read_about,
+    read_candidates,
+    write_pairs,
+)
 from alignlab.runs.folder import RunError, provenance, refuse_unwritable, run_folders
 from alignlab.runs.pasted import line, word
 from alignlab.training.setup import warn_of_cut, weighted_sum
@@ -48,7 +59,8 @@ class MakePairsConfig(TunedConfig):
     """The keys of conf/make_pairs.yaml."""
 
     again: str | None = None
-    """A folder that this command wrote: makes its pairs anew by `pairing`, without sampling or scoring, in place or in output_dir."""
+    """A folder that this command wrote: makes its pairs anew by `pairing`, without sampling or scoring, in
+    place or in output_dir."""
     candidates: int = 4
     """Images of each prompt."""
     split: str = "seen"
@@ -56,14 +68,16 @@ class MakePairsConfig(TunedConfig):
     max_prompts: int | None = None
     """Of them; more are thinned out evenly. Null takes all."""
     shared_latent: bool = False
-    """All images of a prompt begin at the same x_T, as D3PO's do; the sampler must then draw noise (eval_sampler.eta=1)."""
+    """All images of a prompt begin at the same x_T, as D3PO's do; the sampler must then draw noise
+    (eval_sampler.eta=1)."""
     seed: int = 0
     batch: int = 64
     """Images sampled at once."""
     output_dir: str | None = None
     """A new folder under runs/ if it is null. The same command goes on in the same folder."""
     pairing: Any = None
-    """Which candidate beats which: rule, k, margin, normalise, scope, and weights (null: those of the rewards)."""
+    """Which candidate beats which: rule, k, margin, normalise, scope, and weights (null: those of the
+    rewards)."""
     reward: Any = None
     prompts: Any = None
 
@@ -84,9 +98,14 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     if c["again"] is not None:
         sampling = sorted(key for key in asked() if key.partition(".")[0] not in CHANGEABLE)
         if sampling:
-            found.append(f"again={c['again']} samples and scores nothing, so {sampling[0]} has no effect; leave it out")
+            found.append(
+                f"again={c['again']} samples and scores nothing, so {sampling[0]} has no effect; leave it out"
+            )
         if not (Path(c["again"]) / "make_pairs.yaml").is_file():
-            found.append(f"again={c['again']} is no folder that alignlab.make_pairs wrote (it has no make_pairs.yaml); give one")
+            found.append(
+                f"again={c['again']} is no folder that alignlab.make_pairs wrote (it has no "
+                "make_pairs.yaml); give one"
+            )
         if found:
             raise ConfigError("\n".join(found))
         return c
@@ -122,30 +141,54 @@ def _impossible(c: dict[str, Any]) -> list[str]:
     """What is wrong with values that are each right by themselves."""
     found, pairing = list(sampler_problems(c, ("eval_sampler",))), c["pairing"]
     if c["shared_latent"] and not np.any(c["eval_sampler"].get("eta", 0)):
-        found.append("shared_latent=true with eval_sampler.eta=0 draws the same image every time; set eval_sampler.eta=1")
-    if pairing.get("rule") == "topk_bottomk" and isinstance(pairing.get("k"), int) and 2 * pairing["k"] > c["candidates"]:
-        found.append(f"pairing.k={pairing['k']} best and as many worst are more than candidates={c['candidates']}; lower it")
-    weights = {**{name: node["weight"] for name, node in c["reward"].items()}, **(pairing.get("weights") or {})}
+        found.append(
+            "shared_latent=true with eval_sampler.eta=0 draws the same image every time; set "
+            "eval_sampler.eta=1"
+        )
+    if (
+        pairing.get("rule") == "topk_bottomk"
+        and isinstance(pairing.get("k"), int)
+        and 2 * pairing["k"] > c["candidates"]
+    ):
+        found.append(
+            f"pairing.k={pairing['k']} best and as many worst are more than candidates={c['candidates']}; "
+            "lower it"
+        )
+    weights = {
+        **{name: node["weight"] for name, node in c["reward"].items()},
+        **(pairing.get("weights") or {}),
+    }
     unknown = [name for name in weights if name not in c["reward"]]
     if unknown:
         found.append(f"pairing.weights.{unknown[0]} names no reward; they are {', '.join(c['reward'])}")
     elif not any(weights.values()):
-        found.append(f"every reward has the weight 0 ({', '.join(weights)}), so none would choose; set reward.NAME.weight=1")
+        found.append(
+            f"every reward has the weight 0 ({', '.join(weights)}), so none would choose; set "
+            "reward.NAME.weight=1"
+        )
     for name, node in c["reward"].items():
         if node.get("normalize") and pairing.get("normalise") == "none":
             found.append(
-                f"reward.{name}.normalize=true counts in standard deviations of a run's base model, which are not known here; "
+                f"reward.{name}.normalize=true counts in standard deviations of a run's base model, which "
+                "are not known here; "
                 "set pairing.normalise=zscore, or normalize=false"
             )
     if not chosen(c):
-        found.append(f"split={c['split']}, but these prompts have none; choose another split, or prompts with unseen ones")
+        found.append(
+            f"split={c['split']}, but these prompts have none; choose another split, or prompts with unseen "
+            "ones"
+        )
     return found
 
 
 def chosen(c: dict[str, Any]) -> tuple[str, ...]:
     """The prompts."""
     its = build(c["prompts"])
-    prompts: tuple[str, ...] = {"seen": its.prompts, "unseen": its.unseen, "all": (*its.prompts, *its.unseen)}.get(c["split"], ())
+    prompts: tuple[str, ...] = {
+        "seen": its.prompts,
+        "unseen": its.unseen,
+        "all": (*its.prompts, *its.unseen),
+    }.get(c["split"], ())
     return prompts if c["max_prompts"] is None else thinned(prompts, c["max_prompts"])
 
 
@@ -163,7 +206,8 @@ def fill(c: dict[str, Any], folder: Path) -> None:
     if done == len(prompts) and not out.damaged:
         return
     print(
-        f"{len(prompts) - done} of {len(prompts)} prompts are to be sampled into {folder} (the same command, with {word('output_dir', folder)}, goes on there)"
+        f"{len(prompts) - done} of {len(prompts)} prompts are to be sampled into {folder} (the same command, "
+        f"with {word('output_dir', folder)}, goes on there)"
     )
     reward = weighted_sum(c["reward"], group=each)
     policy = policy_of(c)
@@ -187,10 +231,18 @@ def fill(c: dict[str, Any], folder: Path) -> None:
                 continue
             if out.missing(first, len(some)):
                 key = noise_key(
-                    [p for p in some for _ in range(each)], seed=c["seed"], stream="pairs", shared_first=c["shared_latent"]
+                    [p for p in some for _ in range(each)],
+                    seed=c["seed"],
+                    stream="pairs",
+                    shared_first=c["shared_latent"],
                 )
-                parts = [key[range(k, min(k + c["batch"], len(key.prompts)))] for k in range(0, len(key.prompts), c["batch"])]
-                out.save(first, torch.cat([rollout(turned, sampler, part, store="image").images for part in parts]))
+                parts = [
+                    key[range(k, min(k + c["batch"], len(key.prompts)))]
+                    for k in range(0, len(key.prompts), c["batch"])
+                ]
+                out.save(
+                    first, torch.cat([rollout(turned, sampler, part, store="image").images for part in parts])
+                )
             images = out.images(first, len(some), policy.family.image_size).to(policy.device)
             scores = reward.score(images, [p for p in some for _ in range(each)], each)
             out.log(first, len(some), c["seed"], {name: values.tolist() for name, values in scores.items()})
@@ -205,14 +257,20 @@ def pair(c: dict[str, Any], folder: Path) -> tuple[Paired, list[str]]:
     """
     source = Path(c["again"] or folder)
     other = folder.resolve() != source.resolve()
-    with nullcontext() if other or c["again"] is None else locked(folder, "being filled"):  # `fill` holds it already
+    with (
+        nullcontext() if other or c["again"] is None else locked(folder, "being filled")
+    ):  # `fill` holds it already
         rows = read_candidates(source)
         if not rows:
-            raise RunError(f"{source} holds no scored candidates yet; finish it first, by the command that began it")
+            raise RunError(
+                f"{source} holds no scored candidates yet; finish it first, by the command that began it"
+            )
         names, prompts = [*rows[0].rewards], [row.prompt for row in rows]
         node = {**c["pairing"], "weights": {**_weights(source, names), **(c["pairing"].get("weights") or {})}}
         try:
-            paired: Paired = build(node)(prompts, {name: [row.rewards[name] for row in rows] for name in names})
+            paired: Paired = build(node)(
+                prompts, {name: [row.rewards[name] for row in rows] for name in names}
+            )
         except ValueError as error:
             raise RunError(f"pairing: {error}") from None
         if other:
@@ -224,7 +282,11 @@ def pair(c: dict[str, Any], folder: Path) -> tuple[Paired, list[str]]:
 def _weights(source: Path, names: Sequence[str]) -> dict[str, float]:
     """Of the rewards, as the folder's make_pairs.yaml has them."""
     nodes = read_about(source)["config"].get("reward")
-    its = {name: nodes[name].get("weight") for name in names if isinstance(nodes, dict) and isinstance(nodes.get(name), dict)}
+    its = {
+        name: nodes[name].get("weight")
+        for name in names
+        if isinstance(nodes, dict) and isinstance(nodes.get(name), dict)
+    }
     return {name: weight for name, weight in its.items() if isinstance(weight, (int, float))}
 
 
@@ -241,7 +303,9 @@ def main(cfg: DictConfig) -> float:
             fill(c, folder)
         paired, prompts = pair(c, folder)
     except RewardError as error:
-        raise ConfigError(f"{error}; the images are kept in {folder}, and the same command goes on there") from None
+        raise ConfigError(
+            f"{error}; the images are kept in {folder}, and the same command goes on there"
+        ) from None
     except RunError as error:
         raise ConfigError(str(error)) from None
     print(summary(c["pairing"], paired, prompts, time.perf_counter() - began))
@@ -256,10 +320,13 @@ def summary(pairing: dict[str, Any], paired: Paired, prompts: Sequence[str], sec
     margins = sorted(pair.margin for pair in paired.pairs)
     out = [
         f"{len(prompts)} candidates of {len(every)} prompts ({seconds:.0f} s)",
-        f"{len(margins)} pairs by {pairing.get('rule', pairing['_target_'])}, {paired.ties} ties left out, {len(every - winning)} prompts without a pair",
+        f"{len(margins)} pairs by {pairing.get('rule', pairing['_target_'])}, {paired.ties} ties left out, "
+        f"{len(every - winning)} prompts without a pair",
     ]
     if margins:
-        out.append(f"margins {margins[0]:.4g} to {margins[-1]:.4g}, the middle one {margins[len(margins) // 2]:.4g}")
+        out.append(
+            f"margins {margins[0]:.4g} to {margins[-1]:.4g}, the middle one {margins[len(margins) // 2]:.4g}"
+        )
     return "\n".join([*out, f"{len(paired.labels)} labels, {good} good and {len(paired.labels) - good} bad"])
 
 

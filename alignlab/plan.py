@@ -1,8 +1,8 @@
 """python -m alignlab.plan model=sd15 algo=ddpo precision=bf16 device=cuda memory=24
 
-Will it fit? The command line is that of alignlab.train. A dry run of the same code (footprint.py) says how much memory each
-phase takes and which micro_batch fits; it reads no weights and needs no GPU. `measure=true` runs a small real epoch on the
-device at hand and says how long a run would take.
+Will it fit? The command line is that of alignlab.train. A dry run of the same code (footprint.py) says how
+much memory each phase takes and which micro_batch fits; it reads no weights and needs no GPU. `measure=true`
+runs a small real epoch on the device at hand and says how long a run would take.
 """
 
 import math
@@ -46,7 +46,8 @@ ConfigStore.instance().store(name="plan_schema", node=PlanConfig)
 
 
 def checked(cfg: DictConfig) -> dict[str, Any]:
-    """The checked configuration of the run, with the keys of OWN; `device` is the one that is meant, which need not be here.
+    """The checked configuration of the run, with the keys of OWN; `device` is the one that is meant, which
+    need not be here.
 
     Raises:
         ConfigError: with every problem that was found.
@@ -64,7 +65,9 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     if asked_for["memory"] is not None and not asked_for["memory"] > 0:
         found.append(f"memory={asked_for['memory']} must be positive (GiB)")
     if elsewhere and asked_for["measure"]:
-        found.append(f"measure=true with device={meant}, but this torch sees no such device; leave one of them out")
+        found.append(
+            f"measure=true with device={meant}, but this torch sees no such device; leave one of them out"
+        )
     if found:
         raise ConfigError("\n".join(found))
     return c | asked_for | {"device": meant if elsewhere else device_of(c["device"]).type}
@@ -81,7 +84,11 @@ def images_per_second(c: dict[str, Any]) -> float:
     least = max(2 * chunk, c["algo"].get("updates_per_epoch", 1))
     few = min(whole, unit * math.ceil(least / unit))
     images = few if whole % unit == 0 else whole
-    small = {**c, "samples_per_step": images, "algo": {**c["algo"], **{key: images for key in COUNTED if key in c["algo"]}}}
+    small = {
+        **c,
+        "samples_per_step": images,
+        "algo": {**c["algo"], **{key: images for key in COUNTED if key in c["algo"]}},
+    }
     lab = Lab.from_config(small)
     lab.reward.statistics = dict.fromkeys(lab.reward.normalize, (0.0, 1.0))
     return [float(train_epoch(lab, small, number)["images_per_second"]) for number in (1, 2)][-1]
@@ -133,19 +140,33 @@ def main(cfg: DictConfig) -> None:
         if c["device"] != "cpu":
             print(f"this prediction was never compared with a {c['device']} device; leave room")
         if c["policy"].get("shard"):
-            print("policy.shard=true is not taken into account: this is the need of one process that shares nothing")
+            print(
+                "policy.shard=true is not taken into account: this is the need of one process that shares "
+                "nothing"
+            )
         if free is None:
-            print(f"there is no {c['device']} here to ask how much is free; say memory=GiB to be told which micro_batch fits")
+            print(
+                f"there is no {c['device']} here to ask how much is free; say memory=GiB to be told which "
+                "micro_batch fits"
+            )
         else:
             print(words(run, proposals(run, now, free / MARGIN, train_epoch), free / MARGIN))
         if c["measure"]:
             if free is not None and now.training > free:
-                raise ConfigError(f"micro_batch={c['micro_batch']} does not fit, so it cannot be measured; set the one above")
+                raise ConfigError(
+                    f"micro_batch={c['micro_batch']} does not fit, so it cannot be measured; set the one "
+                    "above"
+                )
             speed = images_per_second(run)
             seconds = c["samples_per_step"] / speed
-            where = torch.cuda.get_device_name() if c["device"] == "cuda" else platform.processor() or platform.machine()
+            where = (
+                torch.cuda.get_device_name()
+                if c["device"] == "cuda"
+                else platform.processor() or platform.machine()
+            )
             print(
-                f"{speed:.3g} images/s on {where}: {seconds:.3g} s an epoch, {c['steps'] * seconds / 3600:.3g} h for {c['steps']} epochs "
+                f"{speed:.3g} images/s on {where}: {seconds:.3g} s an epoch, "
+                f"{c['steps'] * seconds / 3600:.3g} h for {c['steps']} epochs "
                 "and the evaluations beside"
             )
     except (RewardError, NothingToLearn) as error:

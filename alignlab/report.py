@@ -1,7 +1,8 @@
 """python -m alignlab.report 'runs=multirun/DIR/*'
 
-Finished runs side by side in one page that needs no network: curves, the Pareto plot, reward hacking in units of the base
-model, the same pictures over training, tables of outcomes, contrasts and configurations. The tables lie beside it as CSV.
+Finished runs side by side in one page that needs no network: curves, the Pareto plot, reward hacking in units
+of the base model, the same pictures over training, tables of outcomes, contrasts and configurations. The
+tables lie beside it as CSV.
 """
 
 import base64
@@ -91,10 +92,15 @@ def report(runs: Sequence[Finished], folder: Path, title: str) -> Path:
     """
     refuse_unlike(runs)
     those = variants(runs)
-    alone = [run.folder for run in runs if run.summary["final"]["lpips"] is None or run.summary["base"]["lpips"] is None]
+    alone = [
+        run.folder
+        for run in runs
+        if run.summary["final"]["lpips"] is None or run.summary["base"]["lpips"] is None
+    ]
     if alone and not evaluated(those):
         raise CompareError(
-            f"{alone[0]} measured no diversity (evaluation.final_images=1); evaluate it first: {line('evaluate', word('run', alone[0]))}"
+            f"{alone[0]} measured no diversity (evaluation.final_images=1); evaluate it first: "
+            f"{line('evaluate', word('run', alone[0]))}"
         )
     found, first = outcomes(those), runs[0]
     rows, palette = [run_row(v, run) for v in those for run in v.runs], figures.colours(those)
@@ -108,18 +114,51 @@ def report(runs: Sequence[Finished], folder: Path, title: str) -> Path:
         "pareto": figures.pareto(those, points, base, (f"reward ({unit})", diversity)),
         "z_scores": figures.z_scores(those),
     }
-    nonce = secrets.token_urlsafe(16)  # without it no script of the page runs: not one that came in with a prompt, even unescaped
-    env = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=select_autoescape(default=True, default_for_string=True))
+    nonce = secrets.token_urlsafe(
+        16
+    )  # without it no script of the page runs: not one that came in with a prompt, even unescaped
+    env = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+    )
     env.filters["interval"] = interval_text
     page = env.get_template("report.html").render(
-        title=title, nonce=nonce, plotly=Markup(get_plotlyjs()), first=first, those=those, outcomes=found, evaluated=evaluated(those), unit=unit, diversity=diversity,
-        figures={name: Markup(f.to_html(full_html=False, include_plotlyjs=False, div_id=name, config={"displayModeBar": False, "responsive": True}).replace("<script", f'<script nonce="{nonce}"')) for name, f in drawn.items()},
-        base=base, area=hypervolume([(r.value, d.value) for r, d in points.values()], (base[0], 0.0)), level=level,
-        budget=equal_budget(those, "samples_seen"), contrasts=contrasts(those), strips=strips(those), rows=rows,
-        palette=palette, trained=list(found[0].trained), held_out=list(found[0].held_out),
-        units=(first.evaluation or first.summary).get("units", {}), listed=len(those) <= figures.LEGEND, legend=figures.LEGEND,
-        panels=min(len(those), figures.PANELS), paired=PAIRED,
-    )  # fmt: skip
+        title=title,
+        nonce=nonce,
+        plotly=Markup(get_plotlyjs()),
+        first=first,
+        those=those,
+        outcomes=found,
+        evaluated=evaluated(those),
+        unit=unit,
+        diversity=diversity,
+        figures={
+            name: Markup(
+                f.to_html(
+                    full_html=False,
+                    include_plotlyjs=False,
+                    div_id=name,
+                    config={"displayModeBar": False, "responsive": True},
+                ).replace("<script", f'<script nonce="{nonce}"')
+            )
+            for name, f in drawn.items()
+        },
+        base=base,
+        area=hypervolume([(r.value, d.value) for r, d in points.values()], (base[0], 0.0)),
+        level=level,
+        budget=equal_budget(those, "samples_seen"),
+        contrasts=contrasts(those),
+        strips=strips(those),
+        rows=rows,
+        palette=palette,
+        trained=list(found[0].trained),
+        held_out=list(found[0].held_out),
+        units=(first.evaluation or first.summary).get("units", {}),
+        listed=len(those) <= figures.LEGEND,
+        legend=figures.LEGEND,
+        panels=min(len(those), figures.PANELS),
+        paired=PAIRED,
+    )
     with room_for(folder), all_aside(folder, last=PAGE) as aside:
         metric = {"diversity metric": first.summary["diversity_metric"]}
         write_table(aside / "variants.csv", [flat(asdict(o)) | metric for o in found])
@@ -132,13 +171,17 @@ def run_row(variant: Variant, run: Finished) -> dict[str, Any]:
     """One line of the table of runs: budgets, outcome, flags."""
     last = run.evaluations[-1]
     return {
-        "variant": variant.label, "seed": run.seed, "folder": str(run.folder),
+        "variant": variant.label,
+        "seed": run.seed,
+        "folder": str(run.folder),
         **{name: last.get(key) for name, key in BUDGETS.items()},
-        "reward, base": run.summary["base"]["reward"], "reward, final": run.summary["final"]["reward"],
-        "diversity, base": run.summary["base"]["lpips"], "diversity, final": run.summary["final"]["lpips"],
+        "reward, base": run.summary["base"]["reward"],
+        "reward, final": run.summary["final"]["reward"],
+        "diversity, base": run.summary["base"]["lpips"],
+        "diversity, final": run.summary["final"]["lpips"],
         "diversity metric": run.summary["diversity_metric"],
         "flags": len(run.flags),
-    }  # fmt: skip
+    }
 
 
 def strips(those: Sequence[Variant]) -> list[dict[str, Any]]:
@@ -149,10 +192,14 @@ def strips(those: Sequence[Variant]) -> list[dict[str, Any]]:
         if len(pictures) > most:
             pictures = [pictures[round(k)] for k in np.linspace(0, len(pictures) - 1, most)]
         if pictures:
-            out.append({
-                "label": variant.label, "seed": variant.runs[0].seed, "steps": [int(p.stem.removeprefix("step_")) for p in pictures],
-                "images": [data_uri(p) for p in pictures],
-            })  # fmt: skip
+            out.append(
+                {
+                    "label": variant.label,
+                    "seed": variant.runs[0].seed,
+                    "steps": [int(p.stem.removeprefix("step_")) for p in pictures],
+                    "images": [data_uri(p) for p in pictures],
+                }
+            )
     return out
 
 
@@ -163,7 +210,9 @@ def data_uri(path: Path) -> str:
                 raise ValueError(f"{picture.width} x {picture.height} pixels are more than {PIXELS}")
             small = picture.convert("RGB")
     except Exception as error:  # Pillow's readers fail in any way on what is broken
-        raise CompareError(f"{path} is no picture ({' '.join(str(error).split())[:200]}); remove it") from None
+        raise CompareError(
+            f"{path} is no picture ({' '.join(str(error).split())[:200]}); remove it"
+        ) from None
     small.thumbnail((PICTURE, PICTURE), Image.Resampling.LANCZOS)
     packed = io.BytesIO()
     small.save(packed, "WEBP", quality=82)

@@ -1,6 +1,7 @@
 """python -m alignlab.rewards
 
-A table of every reward=NAME, from conf/reward and the classes' own declarations. No weights are loaded, no network is asked.
+A table of every reward=NAME, from conf/reward and the classes' own declarations. No weights are loaded, no
+network is asked.
 """
 
 import importlib.resources
@@ -23,7 +24,19 @@ from alignlab.rewards.clip import open_clip_weights
 from alignlab.rewards.servers import MEND
 
 FORMATS = ("table", "markdown")
-HEADINGS = ("name", "what", "unit", "typical range", "gradient", "prompt", "pixels", "licence", "weights", "revision", "offline")
+HEADINGS = (
+    "name",
+    "what",
+    "unit",
+    "typical range",
+    "gradient",
+    "prompt",
+    "pixels",
+    "licence",
+    "weights",
+    "revision",
+    "offline",
+)
 IN_DOCS = HEADINGS[:-1]
 """The columns that do not depend on the machine."""
 LICENCE = "Apache-2.0"
@@ -63,11 +76,19 @@ def rows(folders: Sequence[Path], allowed: Sequence[str] = ()) -> list[Row]:
 
 def _rows(path: Path, allowed: Sequence[str]) -> Iterator[Row]:
     text = path.read_text(encoding="utf-8")
-    comment = " ".join(line.removeprefix("# ") for line in text.splitlines() if line.startswith("# ") and "@package" not in line)
+    comment = " ".join(
+        line.removeprefix("# ")
+        for line in text.splitlines()
+        if line.startswith("# ") and "@package" not in line
+    )
     what = comment.partition(". ")[0].rstrip(".")
     for name, node in (read_yaml(text) or {}).items():
         own = without_weighing(node)
-        found = [s for s in node_problems(f"reward.{name}", own, allowed=allowed) if "has no value" not in s and MEND not in s]
+        found = [
+            s
+            for s in node_problems(f"reward.{name}", own, allowed=allowed)
+            if "has no value" not in s and MEND not in s
+        ]
         try:
             said = declared(node) if not any("._target_" in s or ".function" in s for s in found) else None
         except (ValueError, ConfigError) as error:
@@ -86,18 +107,29 @@ def _rows(path: Path, allowed: Sequence[str]) -> Iterator[Row]:
         low, high = (f"{x:g}" for x in said.typical_range) if said.typical_range else ("", "")
         yield Row(
             cells=(
-                path.stem, what, said.unit, f"{low} to {high}" if low else "unstated",
-                "yes" if said.differentiable else "no", "yes" if said.needs_prompt else "no", "any" if side is None else str(side),
-                LICENCE if shipped else _licence(said, weights), " + ".join([*(["yours"] if own.get("path") == "???" else []), *weights]) or "none", "" if revision is None else str(revision)[:12],
+                path.stem,
+                what,
+                said.unit,
+                f"{low} to {high}" if low else "unstated",
+                "yes" if said.differentiable else "no",
+                "yes" if said.needs_prompt else "no",
+                "any" if side is None else str(side),
+                LICENCE if shipped else _licence(said, weights),
+                " + ".join([*(["yours"] if own.get("path") == "???" else []), *weights]) or "none",
+                "" if revision is None else str(revision)[:12],
                 "no" if lacks else "yes",
             ),
             lacks=lacks,
-        )  # fmt: skip
+        )
 
 
 def _weights(own: dict[str, Any]) -> list[str]:
     """What `path` names, and every other argument that is an id of the hub's."""
-    ids = {k: v for k, v in own.items() if k == "path" or (is_hub_id(v) and k not in ("revision", "function", "_target_"))}
+    ids = {
+        k: v
+        for k, v in own.items()
+        if k == "path" or (is_hub_id(v) and k not in ("revision", "function", "_target_"))
+    }
     return [str(value) for value in ids.values() if value not in (None, "???")]
 
 
@@ -109,7 +141,11 @@ def _shipped(weights: str) -> Path | None:
 def _side(folder: Path) -> int | None:
     """Pixels that the CLIP in a shipped folder sees, or the CLIP that its head stands on."""
     if (folder / "open_clip_config.json").is_file():
-        return int(json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]["vision_cfg"]["image_size"])
+        return int(
+            json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]["vision_cfg"][
+                "image_size"
+            ]
+        )
     about = folder / "reward.json"
     below = _shipped(json.loads(about.read_text())["clip"]) if about.is_file() else None
     return None if below is None else _side(below)
@@ -131,11 +167,16 @@ def _listed_side(weights: str) -> int | None:
 
 def _licence(said: Declared, weights: Sequence[str]) -> str:
     """That of OpenAI's CLIPs is known."""
-    return "MIT" if said.licence == OWN_LICENCE and [w.partition("/")[2] for w in weights] == ["openai"] else said.licence
+    return (
+        "MIT"
+        if said.licence == OWN_LICENCE and [w.partition("/")[2] for w in weights] == ["openai"]
+        else said.licence
+    )
 
 
 def _missing(own: dict[str, Any], weights: Sequence[str]) -> Iterator[str]:
-    """What a class says that it lacks on this machine; of one that does not say, the hub's repositories that are not in its cache."""
+    """What a class says that it lacks on this machine; of one that does not say, the hub's repositories that
+    are not in its cache."""
     given = {k: v for k, v in own.items() if k != "_target_"}
     if given.get("path") == "???":
         return
@@ -151,7 +192,9 @@ def _missing(own: dict[str, Any], weights: Sequence[str]) -> Iterator[str]:
             try:
                 snapshot_download(name, revision=revision, local_files_only=True)
             except LocalEntryNotFoundError:
-                yield f"{name} is not in the hub's cache; hf download {name}" + (f" --revision {revision}" if revision else "")
+                yield f"{name} is not in the hub's cache; hf download {name}" + (
+                    f" --revision {revision}" if revision else ""
+                )
 
 
 def markdown(these: Sequence[Row]) -> str:
@@ -173,7 +216,9 @@ def show(these: Sequence[Row]) -> None:
     if not console.is_terminal:
         console = Console(width=200)
     table = Table(
-        *(h for h in HEADINGS if h != "what"), box=box.SIMPLE_HEAD, title="reward=NAME; larger is better in all of them"
+        *(h for h in HEADINGS if h != "what"),
+        box=box.SIMPLE_HEAD,
+        title="reward=NAME; larger is better in all of them",
     )
     for row in these:
         table.add_row(*(cell for heading, cell in zip(HEADINGS, row.cells, strict=True) if heading != "what"))
@@ -200,7 +245,9 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
 def main(cfg: DictConfig) -> None:
     """Hydra's task."""
     c = checked(cfg)
-    sources = [Path(source.path) for source in HydraConfig.get().runtime.config_sources if source.schema == "file"]
+    sources = [
+        Path(source.path) for source in HydraConfig.get().runtime.config_sources if source.schema == "file"
+    ]
     found = rows([folder / "reward" for folder in sources], c["allow_targets"])
     if c["format"] == "markdown":
         print(markdown(found))

@@ -1,6 +1,7 @@
 """python -m alignlab.sample run=runs/DIR prompt='a lion'
 
-Pictures of a prompt, to look at: the base model's above, the tuned one's below, the same noise in each column.
+Pictures of a prompt, to look at: the base model's above, the tuned one's below, the same noise in each
+column.
 """
 
 from dataclasses import dataclass
@@ -37,7 +38,8 @@ ConfigStore.instance().store(name="sample_schema", node=SampleConfig)
 
 
 def checked(cfg: DictConfig) -> dict[str, Any]:
-    """The plain configuration, `prompt` a list, with the run's model, sampler and precision unless they were asked for by name.
+    """The plain configuration, `prompt` a list, with the run's model, sampler and precision unless they were
+    asked for by name.
 
     Raises:
         ConfigError: with every problem that was found.
@@ -48,7 +50,11 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     found = [*tuned_problems(c)]
     if c["n"] < 1:
         found.append(f"n={c['n']} must be at least 1")
-    if not (isinstance(c["prompt"], list) and c["prompt"] and all(isinstance(prompt, str) for prompt in c["prompt"])):
+    if not (
+        isinstance(c["prompt"], list)
+        and c["prompt"]
+        and all(isinstance(prompt, str) for prompt in c["prompt"])
+    ):
         its = not_texts("prompt", c["prompt"]) if isinstance(c["prompt"], list) and c["prompt"] else ""
         found.append(f"prompt={c['prompt']} must be a text, or a list of texts{its}")
     if c["output"] is not None and not c["output"].endswith(".png"):

@@ -1,6 +1,7 @@
 """python -m alignlab.serve_reward reward=jpeg_compressibility port=8000
 
-A reward as a service, for runs on other machines or in other environments: `reward=remote reward.remote.url=http://HOST:8000`.
+A reward as a service, for runs on other machines or in other environments: `reward=remote
+reward.remote.url=http://HOST:8000`.
 """
 
 import hashlib
@@ -25,7 +26,8 @@ class ServeRewardConfig:
     """The keys of conf/serve_reward.yaml."""
 
     host: str = "127.0.0.1"
-    """127.0.0.1 is this machine only; 0.0.0.0 everyone who can reach it, which needs a secret in ALIGNLAB_REWARD_TOKEN."""
+    """127.0.0.1 is this machine only; 0.0.0.0 everyone who can reach it, which needs a secret in
+    ALIGNLAB_REWARD_TOKEN."""
     port: int = 8000
     """0 takes a free one."""
     device: str = "auto"
@@ -33,7 +35,8 @@ class ServeRewardConfig:
     max_megabytes: float = 64.0
     """The longest body of a request, in MiB."""
     max_megapixels: float = 64.0
-    """The most pixels of a request's images together, in units of 2^20: 64 images of 1024 px. They count as the reward resizes them."""
+    """The most pixels of a request's images together, in units of 2^20: 64 images of 1024 px. They count as
+    the reward resizes them."""
     max_images: int = 64
     """The most images of a request, however small; runs ask for no more at once."""
     allow_targets: list[str] | None = None
@@ -65,11 +68,16 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
         found += bench_problems({"reward": c["reward"]}, c["allow_targets"], ())
         if not found and declared(c["reward"][names[0]]).groupwise:
             found.append(
-                f"reward={names[0]} compares the images of a prompt with each other, which runs do themselves; choose another"
+                f"reward={names[0]} compares the images of a prompt with each other, which runs do "
+                "themselves; choose another"
             )
     if not 0 <= c["port"] <= 65535:
         found.append(f"port={c['port']} is outside 0..65535")
-    found += [f"{key}={c[key]} must be positive" for key in ("max_megabytes", "max_megapixels", "max_images") if not c[key] > 0]
+    found += [
+        f"{key}={c[key]} must be positive"
+        for key in ("max_megabytes", "max_megapixels", "max_images")
+        if not c[key] > 0
+    ]
     if c["device"] not in ("auto", "cpu", "cuda", "mps"):
         found.append(f"device={c['device']} is not one of auto, cpu, cuda, mps")
     try:
@@ -79,7 +87,8 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
         found.append(str(error))
     if not _is_loopback(c["host"]) and secret is None:
         found.append(
-            f"host={c['host']} is open to other machines; set the environment variable {TOKEN} to a secret, here and there"
+            f"host={c['host']} is open to other machines; set the environment variable {TOKEN} to a secret, "
+            "here and there"
         )
     if found:
         raise ConfigError("\n".join(found))
@@ -105,7 +114,9 @@ def server(c: dict[str, Any]) -> RewardServer:
     limits = Limits(megabytes=c["max_megabytes"], megapixels=c["max_megapixels"], images=c["max_images"])
     reward, device = build(node), device_of(c["device"])
     try:
-        return RewardServer((c["host"], c["port"]), name, reward, digest=digest, device=device, token=token(), limits=limits)
+        return RewardServer(
+            (c["host"], c["port"]), name, reward, digest=digest, device=device, token=token(), limits=limits
+        )
     except OSError as error:
         raise ConfigError(
             f"host={c['host']} port={c['port']} cannot be had ({error.strerror or error}); choose another"
@@ -117,7 +128,9 @@ def main(cfg: DictConfig) -> None:
     """Hydra's task."""
     with server(checked(cfg)) as serving:
         url = f"http://{serving.server_name}:{serving.server_port}"
-        print(f"{serving.name} ({serving.reward.unit}) on {serving.device}: {url}; Ctrl-C ends it", flush=True)
+        print(
+            f"{serving.name} ({serving.reward.unit}) on {serving.device}: {url}; Ctrl-C ends it", flush=True
+        )
         try:
             serving.serve_forever()
         except KeyboardInterrupt:

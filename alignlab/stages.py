@@ -1,9 +1,10 @@
 """python -m alignlab.stages recipe=rlhf output_dir=FOLDER
 
-Commands that follow each other, in one: each stage is a command of alignlab that writes FOLDER/STAGE, and later ones begin from what
-earlier ones left there ("{STAGE}" in their words). Stopped and typed again, it goes on where it was: a finished stage is left as it is,
-and one that was cut short goes on as its own command does. The words of every stage are composed before the first one begins, so that a
-mistyped key or option of the last one is found at once.
+Commands that follow each other, in one: each stage is a command of alignlab that writes FOLDER/STAGE, and
+later ones begin from what earlier ones left there ("{STAGE}" in their words). Stopped and typed again, it
+goes on where it was: a finished stage is left as it is, and one that was cut short goes on as its own command
+does. The words of every stage are composed before the first one begins, so that a mistyped key or option of
+the last one is found at once.
 """
 
 import re
@@ -66,12 +67,16 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     stages: Any = c["recipe"]
     found: list[str] = []
     if not isinstance(stages, dict) or not stages:
-        raise ConfigError("recipe has no stages; choose a file of conf/recipe with recipe=NAME (--help lists them)")
+        raise ConfigError(
+            "recipe has no stages; choose a file of conf/recipe with recipe=NAME (--help lists them)"
+        )
     for name, stage in stages.items():
         found += _stage_problems(name, stage, _typed_words(c["more"].get(name, ""), name))
     for key in ("given", "more"):
         found += [
-            f"{key}.{name} is no stage of the recipe; {nearest(name, stages, f'{key}.')}" for name in c[key] if name not in stages
+            f"{key}.{name} is no stage of the recipe; {nearest(name, stages, f'{key}.')}"
+            for name in c[key]
+            if name not in stages
         ]
     for name, more in c["more"].items():
         try:
@@ -82,7 +87,9 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
         if f"more.{name}" not in asked():  # a file's
             found += _foreign_problems(name, words)
     found += [
-        f"given.{name}={path} does not exist; give a folder" for name, path in c["given"].items() if not Path(path).exists()
+        f"given.{name}={path} does not exist; give a folder"
+        for name, path in c["given"].items()
+        if not Path(path).exists()
     ]
     if found:
         raise ConfigError("\n".join(found))
@@ -104,14 +111,17 @@ def _stage_problems(name: str, stage: Any, typed: Sequence[str]) -> Iterator[str
     lists = [its.get("words"), its.get("quick", [])]
     words = [word for some in lists for word in (some if isinstance(some, list) else [None])]
     if its.get("command") not in COMMANDS or not all(isinstance(word, str) for word in words):
-        yield f"recipe.{name} is no stage; give it command (one of {', '.join(COMMANDS)}), words and, if you like, quick: lists of texts"
+        yield (
+            f"recipe.{name} is no stage; give it command (one of {', '.join(COMMANDS)}), words and, if you "
+            "like, quick: lists of texts"
+        )
     else:
         yield from _foreign_problems(name, [str(word) for word in words], typed)
 
 
 def _foreign_problems(name: str, words: Sequence[str], typed: Sequence[str] = ()) -> Iterator[str]:
-    """What a file may not say, because for the stage's command it would be typed: a recipe may be somebody else's. An address that
-    the user types too may stand there."""
+    """What a file may not say, because for the stage's command it would be typed: a recipe may be somebody
+    else's. An address that the user types too may stand there."""
     known = named_by(typed) | bound()
     for text in words:
         if re.match(rf"-|[+~]*({'|'.join(DOORS)}|hydra)\b", text) or named_by([text]) - known:
@@ -130,7 +140,9 @@ def command_lines(c: dict[str, Any], folder: Path) -> dict[str, list[str]]:
 
     def folder_of(named: re.Match[str], user: str) -> str:
         if named[1] not in there:
-            raise ConfigError(f"recipe.{user}: {named[0]} is no earlier stage; known are {', '.join(there) or 'none'}")
+            raise ConfigError(
+                f"recipe.{user}: {named[0]} is no earlier stage; known are {', '.join(there) or 'none'}"
+            )
         return there[named[1]]
 
     for name, stage in c["recipe"].items():
@@ -149,11 +161,13 @@ def command_lines(c: dict[str, Any], folder: Path) -> dict[str, list[str]]:
 
 
 def run(words: list[str], *flags: str, quiet: bool = False) -> int:
-    """`python -m alignlab.COMMAND WORDS`, in a process of its own; its exit code. Signals that ask it to end are its: Ctrl-C comes from
-    the terminal, the others are passed on."""
+    """`python -m alignlab.COMMAND WORDS`, in a process of its own; its exit code. Signals that ask it to end
+    are its: Ctrl-C comes from the terminal, the others are passed on."""
     typed = [sys.executable, "-m", f"alignlab.{words[0]}", *words[1:], *flags]
     with subprocess.Popen(typed, stdout=subprocess.DEVNULL if quiet else None) as stage:
-        before = {number: signal.signal(number, lambda got, _: stage.send_signal(got)) for number in PASSED_ON}
+        before = {
+            number: signal.signal(number, lambda got, _: stage.send_signal(got)) for number in PASSED_ON
+        }
         before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             code = stage.wait()
@@ -172,14 +186,18 @@ def remember(folder: Path, lines: dict[str, list[str]]) -> None:
     path = folder / "stages.yaml"
     try:
         before = read_yaml(path.read_text(encoding="utf-8")) if path.is_file() else lines
-        difference = first_difference(before, lines) if isinstance(before, dict) else ("all", before, "stages")
+        difference = (
+            first_difference(before, lines) if isinstance(before, dict) else ("all", before, "stages")
+        )
         if difference is None:
             write_aside(path, yaml.safe_dump(lines, sort_keys=False))
             return
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read or written ({error}); choose another output_dir") from None
     name, then, now = difference
-    raise ConfigError(f"{path} says {name}: {then}, but {name}: {now} was asked for; choose another output_dir")
+    raise ConfigError(
+        f"{path} says {name}: {then}, but {name}: {now} was asked for; choose another output_dir"
+    )
 
 
 def go_through(lines: dict[str, list[str]], folder: Path) -> None:
@@ -190,7 +208,8 @@ def go_through(lines: dict[str, list[str]], folder: Path) -> None:
         code = run(words)
         if code:
             print(
-                f"{name} ended with code {code}; the same command, with {word('output_dir', folder)}, goes on from there",
+                f"{name} ended with code {code}; the same command, with {word('output_dir', folder)}, goes "
+                "on from there",
                 file=sys.stderr,
             )
             sys.exit(code)
@@ -203,7 +222,9 @@ def main(cfg: DictConfig) -> None:
     c = checked(cfg)
     folder = Path(c["output_dir"] or fresh(f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}-stages"))
     lines = command_lines(c, folder)
-    refuse_links(folder, "stages.yaml", ".new_stages.yaml", *lines, inside=False)  # each stage looks into its own folder
+    refuse_links(
+        folder, "stages.yaml", ".new_stages.yaml", *lines, inside=False
+    )  # each stage looks into its own folder
     for name, words in lines.items():
         if run(words, "--cfg", "job", quiet=True):
             raise ConfigError(f"recipe.{name}: what is wrong with its words stands above; nothing was begun")

@@ -1,7 +1,7 @@
 """python -m alignlab.train algo=draftp kl_coeff=0.25
 
-The loop, top to bottom: rollout -> reward -> advantages -> objective -> step -> evaluate -> save. It knows no algorithm:
-an objective consumes a lazy stream of scored rollouts and yields updates (objectives/__init__.py).
+The loop, top to bottom: rollout -> reward -> advantages -> objective -> step -> evaluate -> save. It knows no
+algorithm: an objective consumes a lazy stream of scored rollouts and yields updates (objectives/__init__.py).
 """
 
 import time
@@ -61,12 +61,18 @@ def train(c: dict[str, Any], folder: Path) -> dict[str, Any]:
     if saved is None:
         save(0)
     epochs = range(start + 1, c["steps"] + 1)
-    with Journal(folder, epochs, tracker=c["tracker"], device=lab.policy.device, diversity=lab.diversity.name) as journal:
+    with Journal(
+        folder, epochs, tracker=c["tracker"], device=lab.policy.device, diversity=lab.diversity.name
+    ) as journal:
         if saved is None:
             journal(first)
         for step in epochs:
             with lab.collected.epoch(step, lab.policy, lab.objective, save):
-                line = {"step": step, "samples_seen": step * c["samples_per_step"], **train_epoch(lab, c, step)}
+                line = {
+                    "step": step,
+                    "samples_seen": step * c["samples_per_step"],
+                    **train_epoch(lab, c, step),
+                }
             if step % c["eval_every"] == 0 or step == c["steps"]:
                 line |= measure(lab, c, run, step)
             run.log(line)
@@ -80,12 +86,19 @@ def train(c: dict[str, Any], folder: Path) -> dict[str, Any]:
     run.save_model(lab.policy.save)
     lines, final = run.metrics()[1:], measure_all(lab, c).numbers(lab.reward.combine)
     summary = {
-        "base": base, "final": final, "diversity_metric": lab.diversity.name, "reward_unit": lab.reward.unit, "units": lab.units,
-        "wall_seconds": spent + time.perf_counter() - began, "samples_seen": c["steps"] * c["samples_per_step"],
+        "base": base,
+        "final": final,
+        "diversity_metric": lab.diversity.name,
+        "reward_unit": lab.reward.unit,
+        "units": lab.units,
+        "wall_seconds": spent + time.perf_counter() - began,
+        "samples_seen": c["steps"] * c["samples_per_step"],
         "images_per_second": float(np.median([line["images_per_second"] for line in lines])),
-        "peak_memory_mb": max(line["peak_memory_mb"] for line in lines), "seed": c["seed"], "selected_step": selected,
+        "peak_memory_mb": max(line["peak_memory_mb"] for line in lines),
+        "seed": c["seed"],
+        "selected_step": selected,
         **provenance(lab.policy.device),
-    }  # fmt: skip
+    }
     if rank() == 0:
         write_card(lab, c, run, summary)
     run.finish(summary)
@@ -95,10 +108,13 @@ def train(c: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def train_epoch(lab: Lab, c: dict[str, Any], epoch: int) -> dict[str, Any]:
-    """One epoch: sample and score (lazily), then the objective's updates. Every draw is a pure function of (seed, epoch)."""
+    """One epoch: sample and score (lazily), then the objective's updates. Every draw is a pure function of
+    (seed, epoch)."""
     n, chunk, began = c["samples_per_step"], min(c["micro_batch"], c["samples_per_step"]), time.perf_counter()
     mine, rng = own(n), np.random.default_rng([c["seed"], epoch])
-    key = noise_key(lab.prompts.draw(n, seed=c["seed"], epoch=epoch), seed=c["seed"], stream="train", epoch=epoch)
+    key = noise_key(
+        lab.prompts.draw(n, seed=c["seed"], epoch=epoch), seed=c["seed"], stream="train", epoch=epoch
+    )
     lr = set_lr(lab.optimizer, lr_factor(c["lr_schedule"], epoch, epochs=c["steps"], warmup=c["lr_warmup"]))
     rewards: list[dict[str, Tensor]] = []
     guard, before, trained = Guard(lab, c, epoch), lab.spent(), lab.policy.parameters()
@@ -138,7 +154,11 @@ def train_epoch(lab: Lab, c: dict[str, Any], epoch: int) -> dict[str, Any]:
     seconds = time.perf_counter() - began
     line: dict[str, Any] = {**reward_numbers(rewards), **guard.numbers(), "lr": lr}
     line |= {kind: count - before[kind] for kind, count in lab.spent().items()}
-    return line | {"seconds": seconds, "images_per_second": n / seconds, "peak_memory_mb": peak_memory_mb(lab.policy.device)}
+    return line | {
+        "seconds": seconds,
+        "images_per_second": n / seconds,
+        "peak_memory_mb": peak_memory_mb(lab.policy.device),
+    }
 
 
 def smaller(c: dict[str, Any], key: str) -> str:

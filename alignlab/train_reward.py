@@ -1,8 +1,9 @@
 """python -m alignlab.train_reward kind=preference data=FOLDER
 
-Fits a reward on what people said of images (data/judgements.py, data/preferences.py): a head on a frozen CLIP, or its last blocks too
-(rewards/train.py). The folder that it writes is a reward: `reward=preference reward.preference.path=FOLDER`. The same command again
-leaves a finished one as it is, and begins one that was killed anew.
+Fits a reward on what people said of images (data/judgements.py, data/preferences.py): a head on a frozen
+CLIP, or its last blocks too (rewards/train.py). The folder that it writes is a reward: `reward=preference
+reward.preference.path=FOLDER`. The same command again leaves a finished one as it is, and begins one that was
+killed anew.
 """
 
 import json
@@ -33,10 +34,26 @@ from alignlab.files.safe_folder import LOCK, fresh, locked, refuse_links
 from alignlab.rewards.clip import Clip, locate
 from alignlab.rewards.heads import save
 from alignlab.rewards.train import Fit
-from alignlab.runs.folder import RunError, all_aside, first_difference, is_stray, refuse_unwritable, room_for, write_aside
+from alignlab.runs.folder import (
+    RunError,
+    all_aside,
+    first_difference,
+    is_stray,
+    refuse_unwritable,
+    room_for,
+    write_aside,
+)
 from alignlab.runs.pasted import word
 
-PARTS = ("config.yaml", "metrics.jsonl", "reward.json", "head.safetensors", "clip.safetensors", ".new_*", LOCK)
+PARTS = (
+    "config.yaml",
+    "metrics.jsonl",
+    "reward.json",
+    "head.safetensors",
+    "clip.safetensors",
+    ".new_*",
+    LOCK,
+)
 """What the command writes in its folder."""
 
 
@@ -112,7 +129,8 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _taken(c: dict[str, Any], folder: Path) -> Iterator[str]:
-    """What stands in the way of a folder that is not empty: anything but what this very command left there."""
+    """What stands in the way of a folder that is not empty: anything but what this very command left
+    there."""
     if not folder.is_dir() or all(
         path.name in (LOCK, "multirun.yaml", "overrides.yaml") or is_stray(path) for path in folder.iterdir()
     ):
@@ -128,11 +146,15 @@ def _taken(c: dict[str, Any], folder: Path) -> Iterator[str]:
     difference = first_difference({**before, **free}, {**c, **free})
     if difference is not None:
         key, then, now = difference
-        yield f"output_dir={folder} holds a reward with {key}={then}, but {key}={now} was asked for; choose another"
+        yield (
+            f"output_dir={folder} holds a reward with {key}={then}, but {key}={now} was asked for; choose "
+            "another"
+        )
 
 
 def train_reward(c: dict[str, Any], folder: Path) -> dict[str, float]:
-    """Fits the reward that a checked configuration describes, writes it to `folder`, and returns the held-out numbers."""
+    """Fits the reward that a checked configuration describes, writes it to `folder`, and returns the held-out
+    numbers."""
     written = ("config.yaml", "metrics.jsonl", "head.safetensors", "clip.safetensors", "reward.json")
     refuse_unwritable(folder, "output_dir", *written)
     clip = Clip(c["clip"], key="clip")
@@ -145,7 +167,10 @@ def train_reward(c: dict[str, Any], folder: Path) -> dict[str, float]:
         order = torch.randperm(n, generator=torch.Generator().manual_seed(c["seed"])).tolist()
         cut = max(1, round(c["held_out_share"] * n))
         if cut >= n:
-            raise ValueError(f"data={c['data']} holds {n} row(s), too few to hold some out; add rows, or give held_out=TABLE")
+            raise ValueError(
+                f"data={c['data']} holds {n} row(s), too few to hold some out; add rows, or give "
+                "held_out=TABLE"
+            )
         data, held_out = Subset(data, order[cut:]), Subset(data, order[:cut])
     fit = Fit(c["kind"], clip, blocks=c["blocks"], hidden=tuple(c["hidden"]), relu=c["relu"], seed=c["seed"])
     new = not folder.is_dir() or not any(folder.iterdir())
@@ -177,10 +202,16 @@ def _without_lock_in_the_end(folder: Path) -> Iterator[None]:
         (folder / LOCK).unlink(missing_ok=True)
 
 
-def _fitted(c: dict[str, Any], fit: Fit, data: Dataset[Any], held_out: Dataset[Any], log: Path) -> dict[str, float]:
+def _fitted(
+    c: dict[str, Any], fit: Fit, data: Dataset[Any], held_out: Dataset[Any], log: Path
+) -> dict[str, float]:
     """Trains, with a bar and a line of metrics an epoch, and returns the held-out numbers."""
     bar = Progress(
-        TextColumn("epoch"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn()
+        TextColumn("epoch"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
     )
     log.unlink(missing_ok=True)  # of an attempt that was killed
     with room_for(log):
@@ -195,13 +226,20 @@ def _fitted(c: dict[str, Any], fit: Fit, data: Dataset[Any], held_out: Dataset[A
             bar.update(task, completed=int(line["epoch"]), note=note)
 
         return fit.run(
-            data, held_out, epochs=c["epochs"], lr=c["lr"], batch_size=c["batch_size"], weight_decay=c["weight_decay"],
-            device=device_of(c["device"]), tell=tell,
-        )  # fmt: skip
+            data,
+            held_out,
+            epochs=c["epochs"],
+            lr=c["lr"],
+            batch_size=c["batch_size"],
+            weight_decay=c["weight_decay"],
+            device=device_of(c["device"]),
+            tell=tell,
+        )
 
 
 def _look_again(c: dict[str, Any], folder: Path) -> None:
-    """Raises a RunError if another process began another reward here, or finished this one, before this process had the lock."""
+    """Raises a RunError if another process began another reward here, or finished this one, before this
+    process had the lock."""
     found = list(_taken(c, folder))
     if not found and _finished(folder):
         found = [f"{folder} was finished by another process while this one began; type the command again"]

@@ -1,12 +1,14 @@
 """python scripts/attack.py --write
 
-The faults that people met with fine-tuning programs, tried on this one: every test of tests/faults/, and every other test that is marked
-`@pytest.mark.fault("kind")`. Prints a table: kind, cases tried, cases that hold, and what was tried. `--write` puts the table into
-results/reliability.md, and the list of all cases into results/reliability/attack.md.
+The faults that people met with fine-tuning programs, tried on this one: every test of tests/faults/, and
+every other test that is marked `@pytest.mark.fault("kind")`. Prints a table: kind, cases tried, cases that
+hold, and what was tried. `--write` puts the table into results/reliability.md, and the list of all cases into
+results/reliability/attack.md.
 
-`--inputs FOLDER` tries a folder of inputs too, which others may have made: FOLDER/images, FOLDER/prompts and FOLDER/makers (scripts that
-write more inputs to build/faults and print what alignlab makes of them; scripts/faults/inputs.py has the rules). A line for each input
-says whether it holds. The exit code is 1 if anything does not.
+`--inputs FOLDER` tries a folder of inputs too, which others may have made: FOLDER/images, FOLDER/prompts and
+FOLDER/makers (scripts that write more inputs to build/faults and print what alignlab makes of them;
+scripts/faults/inputs.py has the rules). A line for each input says whether it holds. The exit code is 1 if
+anything does not.
 """
 
 import argparse
@@ -67,11 +69,14 @@ class Reporter:
 
 
 def kind_of(item: pytest.Item) -> str | None:
-    """The kind of fault that a test tries: its mark's, or in tests/faults that of its file; None if it tries none."""
+    """The kind of fault that a test tries: its mark's, or in tests/faults that of its file; None if it tries
+    none."""
     mark = item.get_closest_marker("fault")
     if mark is not None:
         return str(mark.args[0])
-    return item.path.stem.removeprefix("test_").replace("_", " ") if item.path.parent.name == "faults" else None
+    return (
+        item.path.stem.removeprefix("test_").replace("_", " ") if item.path.parent.name == "faults" else None
+    )
 
 
 def sentence_of(item: pytest.Item) -> str:
@@ -108,7 +113,8 @@ def page(attacks: list[Attack]) -> list[str]:
         "",
         "    python scripts/attack.py --write",
         "",
-        "Each test makes an input after a public report and asks for the right value, or for one sentence with exit code 2, with nothing lost.",
+        "Each test makes an input after a public report and asks for the right value, or for one sentence "
+        "with exit code 2, with nothing lost.",
         "[attack.md](reliability/attack.md) says of each test what it tried.",
         *([f"Not tried on the machine that made this table: {skipped} cases."] if skipped else []),
         "",
@@ -119,7 +125,12 @@ def page(attacks: list[Attack]) -> list[str]:
 
 def cases(attacks: list[Attack]) -> list[str]:
     """results/reliability/attack.md: a line for each test, by kind."""
-    lines = ["# What was tried", "", "Written by `python scripts/attack.py --write`; a line for each test.", ""]
+    lines = [
+        "# What was tried",
+        "",
+        "Written by `python scripts/attack.py --write`; a line for each test.",
+        "",
+    ]
     kind = ""
     for attack in sorted(attacks, key=lambda attack: attack.kind):
         if attack.kind != kind:
@@ -137,9 +148,13 @@ def put(section: list[str], text: str) -> str:
 
 
 def main() -> int:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     arguments.add_argument("--write", action="store_true", help="put the table into results/")
-    arguments.add_argument("--inputs", type=Path, help="try a folder of inputs instead: images/, prompts/, makers/")
+    arguments.add_argument(
+        "--inputs", type=Path, help="try a folder of inputs instead: images/, prompts/, makers/"
+    )
     arguments.add_argument("--only", default="", help="of the inputs, those whose kind or name holds this")
     asked = arguments.parse_args()
     if asked.inputs is not None:

@@ -1,11 +1,13 @@
-"""alignlab against a peer, against the limit, and as it grows; all as ratios of alternating rounds. `make bench`
+"""alignlab against a peer, against the limit, and as it grows; all as ratios of alternating rounds. `make
+bench`
 
     python scripts/bench.py                                    # everything, into results/benchmarks.md and .json
     python scripts/bench.py --only 'limit/*' growth/start --rounds 2
     python scripts/bench.py --peer FOLDER --peer-python FILE   # the peer's scripts, and the Python of its environment
 
-Rounds are kept as they come: stopped, it goes on where it was; finished, the next call begins anew. Without the peer its part is left out.
-docs/benchmarks.md says what is measured and how the peer's environment is made.
+Rounds are kept as they come: stopped, it goes on where it was; finished, the next call begins anew. Without
+the peer its part is left out. docs/benchmarks.md says what is measured and how the peer's environment is
+made.
 """
 
 import argparse
@@ -36,14 +38,23 @@ KEPT = "rounds.json"
 
 
 def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--only", nargs="+", default=["*"], metavar="PATTERN", help="names of items, such as 'peer/*' or growth/start"
+        "--only",
+        nargs="+",
+        default=["*"],
+        metavar="PATTERN",
+        help="names of items, such as 'peer/*' or growth/start",
     )
     parser.add_argument("--rounds", type=int, help="at most so many of each item, for a try")
     parser.add_argument("--list", action="store_true", help="names the items")
     parser.add_argument(
-        "--peer", type=Path, default=ROOT.parent / "shared" / "peers" / "trl", help="folder of the peer's scripts"
+        "--peer",
+        type=Path,
+        default=ROOT.parent / "shared" / "peers" / "trl",
+        help="folder of the peer's scripts",
     )
     parser.add_argument("--peer-python", type=Path, default=ROOT / "build" / "trl-venv" / "bin" / "python")
     parser.add_argument("--results", type=Path, default=ROOT / "results")
@@ -85,12 +96,17 @@ def measure(item: Item, setting: Setting, wanted: int, kept: dict[str, Any], pat
             sides = item.measure(setting, len(rounds))
         rounds.append({"sides": rounded(sides), "others": round(onlooker.others, 2)})
         write(path, {"items": kept})
-        print(f"{item.name}: round {len(rounds)} of {wanted}, {time.perf_counter() - began:.0f} s", flush=True)
+        print(
+            f"{item.name}: round {len(rounds)} of {wanted}, {time.perf_counter() - began:.0f} s", flush=True
+        )
 
 
 def about() -> str:
     """The machine and the versions, in words."""
-    return f"{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
+    return (
+        f"{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch "
+        f"{torch.__version__}"
+    )
 
 
 def main() -> int:
@@ -105,7 +121,9 @@ def main() -> int:
         sys.exit(f"error: --rounds {args.rounds} measures nothing; give at least 1")
     for folder in (args.work, args.results):
         folder.mkdir(parents=True, exist_ok=True)
-    setting = Setting(peer=args.peer.resolve(), peer_python=args.peer_python.absolute(), work=args.work.resolve())
+    setting = Setting(
+        peer=args.peer.resolve(), peer_python=args.peer_python.absolute(), work=args.work.resolve()
+    )
     missing = peer.absent(setting)
     if missing and any(item.needs_peer for item in chosen):
         print(f"left out: the comparison with TRL ({missing})")
@@ -140,5 +158,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the process that is being measured is ended too
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # so that the process that is being measured is ended too
     sys.exit(main())

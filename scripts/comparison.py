@@ -1,5 +1,6 @@
-"""The algorithms compared on a learned preference reward, three seeds each: DRaFT, DRaFT+, DDPO, RWR, Diffusion-DPO offline and
-online. Trains, evaluates and reports; writes results/comparison. The runs are those of the figure `preferences`, in results/runs.
+"""The algorithms compared on a learned preference reward, three seeds each: DRaFT, DRaFT+, DDPO, RWR,
+Diffusion-DPO offline and online. Trains, evaluates and reports; writes results/comparison. The runs are those
+of the figure `preferences`, in results/runs.
 
     python scripts/comparison.py                     # make comparison; goes on where it was stopped
     python scripts/comparison.py --report-only       # the page from the evaluated runs
@@ -26,7 +27,10 @@ RESULTS = Path("results/comparison")
 KL = (0.0, 0.03)
 SWEEPS = {
     "draftp_fig3": [f"kl_coeff={','.join(f'{kl:g}' for kl in KL)}"],
-    **{name: [] for name in ("ddpo_preference", "rwr_preference", "dpo_offline_preference", "dpo_online_preference")},
+    **{
+        name: []
+        for name in ("ddpo_preference", "rwr_preference", "dpo_offline_preference", "dpo_online_preference")
+    },
 }
 SEEDS = 3
 
@@ -34,13 +38,20 @@ SEEDS = 3
 def python(*words: str) -> None:
     print("python -m", *words, flush=True)
     subprocess.run(
-        [sys.executable, "-m", *words], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL
+        [sys.executable, "-m", *words],
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
     )
 
 
 def finished() -> list[Finished]:
     """The runs of the comparison that are trained, DRaFT first."""
-    folders = [str(path.parent) for sweep in SWEEPS for path in sorted(Path("results/runs", sweep).glob("*/summary.json"))]
+    folders = [
+        str(path.parent)
+        for sweep in SWEEPS
+        for path in sorted(Path("results/runs", sweep).glob("*/summary.json"))
+    ]
     return [run for run in (read_runs(folders) if folders else []) if run.config["kl_coeff"] in KL]
 
 
@@ -49,36 +60,59 @@ def page(runs: Sequence[Finished]) -> None:
     those = variants(runs)
     base = base_point(those)
     lines = [
-        "# The algorithms compared", "", "    make comparison", "",
-        f"{len(runs)} of {(len(KL) + len(SWEEPS) - 1) * SEEDS} runs are trained and evaluated. On the learned reward `emoji_preference`",
-        "(log-odds), two runs at a time with one CPU thread each. After training, 45 prompts with 4 images each; diversity (lpips-emoji) and Vendi",
-        f"score on 8 prompts with 100 images each. Base model: reward {base[0]:.2f}, diversity {base[1]:.3f}. Intervals: 95 % hierarchical bootstrap over",
-        "seeds, prompts and images. The minutes are of shared machines: compare them with care.", "",
-        "| variant | seeds | gain | win rate | gain, unseen | true_preference | clip | diversity | Vendi | distance to base | minutes | flags |",
+        "# The algorithms compared",
+        "",
+        "    make comparison",
+        "",
+        f"{len(runs)} of {(len(KL) + len(SWEEPS) - 1) * SEEDS} runs are trained and evaluated. On the "
+        "learned reward `emoji_preference`",
+        "(log-odds), two runs at a time with one CPU thread each. After training, 45 prompts with 4 images "
+        "each; diversity (lpips-emoji) and Vendi",
+        f"score on 8 prompts with 100 images each. Base model: reward {base[0]:.2f}, diversity "
+        f"{base[1]:.3f}. Intervals: 95 % hierarchical bootstrap over",
+        "seeds, prompts and images. The minutes are of shared machines: compare them with care.",
+        "",
+        "| variant | seeds | gain | win rate | gain, unseen | true_preference | clip | diversity | Vendi | "
+        "distance to base | minutes | flags |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
+    ]
     for o, variant in zip(outcomes(those), those, strict=True):
         held = o.held_out
         minutes = sum(run.summary["wall_seconds"] for run in variant.runs) / len(variant.runs) / 60
         cells = [
-            label(variant), str(o.seeds), interval_text(o.gain, ".2f"), interval_text(o.win_rate, ".2f"), interval_text(o.unseen_gain, ".2f"),
-            interval_text(held.get("true_preference"), "+.2f"), interval_text(held.get("clip"), "+.2f"), interval_text(o.diversity),
-            interval_text(o.vendi, ".2f"), f"{o.lpips_to_base or 0:.3f}", f"{minutes:.0f}", str(len(o.flags)),
-        ]  # fmt: skip
+            label(variant),
+            str(o.seeds),
+            interval_text(o.gain, ".2f"),
+            interval_text(o.win_rate, ".2f"),
+            interval_text(o.unseen_gain, ".2f"),
+            interval_text(held.get("true_preference"), "+.2f"),
+            interval_text(held.get("clip"), "+.2f"),
+            interval_text(o.diversity),
+            interval_text(o.vendi, ".2f"),
+            f"{o.lpips_to_base or 0:.3f}",
+            f"{minutes:.0f}",
+            str(len(o.flags)),
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "The page (`report.html`, made by the command):", "", "![the page](page.png)"]
     (RESULTS / "README.md").write_text("\n".join(lines) + "\n")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--report-only", action="store_true")
     args = parser.parse_args()
     os.chdir(ROOT)
     if not args.report_only:
         for sweep, more in SWEEPS.items():
-            launcher = ["hydra/launcher=workers", f"hydra.launcher.n_jobs={args.workers}"] if args.workers > 1 else []
+            launcher = (
+                ["hydra/launcher=workers", f"hydra.launcher.n_jobs={args.workers}"]
+                if args.workers > 1
+                else []
+            )
             python("alignlab.train", "-m", f"experiment={sweep}", *more, *launcher)
         waiting = [run.folder for run in finished() if not run.evaluation]
         with ThreadPoolExecutor(args.workers) as pool:
@@ -90,10 +124,13 @@ def main() -> None:
     python("alignlab.report", f"runs=[{folders}]", f"output_dir={RESULTS}", "title='The algorithms compared'")
     chromium = shutil.which("chromium")
     if chromium is not None:
-        flags = (
-            "--headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1240,3300 --virtual-time-budget=8000".split()
-        )
-        shot = [chromium, *flags, f"--screenshot={RESULTS / 'page.png'}", (ROOT / RESULTS / "report.html").as_uri()]
+        flags = "--headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1240,3300 --virtual-time-budget=8000".split()
+        shot = [
+            chromium,
+            *flags,
+            f"--screenshot={RESULTS / 'page.png'}",
+            (ROOT / RESULTS / "report.html").as_uri(),
+        ]
         subprocess.run(shot, check=True, capture_output=True)
 
 

@@ -1,10 +1,12 @@
-"""Does a long run stay as large as it was? Memory and open files of a training process over its optimiser steps.
+"""Does a long run stay as large as it was? Memory and open files of a training process over its optimiser
+steps.
 
     python scripts/endurance.py --work FOLDER --steps 2000
 
-DRaFT-1 on the embedded model, two images an epoch, so an epoch is one optimiser step; evaluated and saved on the way. Resident memory and
-open files are read from /proc (Linux) after every epoch. The growth is that of the mean over the last tenth above the mean over the
-steps from 100 on, as long. Writes results/reliability/endurance.json.
+DRaFT-1 on the embedded model, two images an epoch, so an epoch is one optimiser step; evaluated and saved on
+the way. Resident memory and open files are read from /proc (Linux) after every epoch. The growth is that of
+the mean over the last tenth above the mean over the steps from 100 on, as long. Writes
+results/reliability/endurance.json.
 """
 
 import argparse
@@ -53,7 +55,9 @@ def watched(command: list[str], metrics: Path) -> list[tuple[int, float, int]]:
 
 def growth(seen: list[tuple[int, float, int]]) -> dict[str, float]:
     """Of what was seen after the first steps."""
-    steps, memory, files = (np.array(column) for column in zip(*(s for s in seen if s[0] >= SETTLED), strict=True))
+    steps, memory, files = (
+        np.array(column) for column in zip(*(s for s in seen if s[0] >= SETTLED), strict=True)
+    )
     window = (steps[-1] - SETTLED) / 10
     early, late = steps <= SETTLED + window, steps >= steps[-1] - window
     return {
@@ -67,12 +71,23 @@ def growth(seen: list[tuple[int, float, int]]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--work", type=Path, required=True, help="a folder that is not there yet, for the run")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="a folder that is not there yet, for the run"
+    )
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "reliability")
     args = parser.parse_args()
-    command = [sys.executable, "-m", "alignlab.train", *SIZES, f"steps={args.steps}", f"output_dir={args.work.resolve()}"]
+    command = [
+        sys.executable,
+        "-m",
+        "alignlab.train",
+        *SIZES,
+        f"steps={args.steps}",
+        f"output_dir={args.work.resolve()}",
+    ]
     seen = watched(command, args.work / "metrics.jsonl")
     args.results.mkdir(parents=True, exist_ok=True)
     about = growth(seen)

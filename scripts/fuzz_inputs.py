@@ -1,9 +1,10 @@
 """python scripts/fuzz_inputs.py --configs 600 --seed 0 --out results/reliability_inputs.json
 
-Hostile inputs of every kind, each of which must be taken or end in sentences and exit code 2, with no traceback and nothing written:
-mutated configurations of every command, files of prompts and pairs, damaged pipelines, LoRAs, rewards, CLIPs and run folders. In this
-process, up to the point where the work would begin; a sample in processes of their own, and a sample of what was taken trains for real.
-Prints what is broken and a table, writes JSON; the exit code is 1 if anything is broken.
+Hostile inputs of every kind, each of which must be taken or end in sentences and exit code 2, with no
+traceback and nothing written: mutated configurations of every command, files of prompts and pairs, damaged
+pipelines, LoRAs, rewards, CLIPs and run folders. In this process, up to the point where the work would begin;
+a sample in processes of their own, and a sample of what was taken trains for real. Prints what is broken and
+a table, writes JSON; the exit code is 1 if anything is broken.
 """
 
 import argparse
@@ -32,7 +33,18 @@ from scripts.fuzz.files import SMALL, million, pairs_tried, png, prompts_tried
 from scripts.fuzz.outcome import Outcome, attempt, command_line
 
 ASSETS = Path(train.__file__).parent / "assets"
-KINDS = ("configurations", "prompts", "pairs", "pipelines", "loras", "rewards", "clips", "runs", "processes", "training")
+KINDS = (
+    "configurations",
+    "prompts",
+    "pairs",
+    "pipelines",
+    "loras",
+    "rewards",
+    "clips",
+    "runs",
+    "processes",
+    "training",
+)
 TINY = [w for w in SMALL if not w.startswith("output_dir")]
 
 
@@ -55,10 +67,18 @@ def prepared(home: Path, pipeline: str) -> dict[str, str]:
     (home / "file").write_text("x")
     for name in ("0.png", "1.png"):
         (home / name).write_bytes(png(16, 16))
-    return {"run": f"{home}/run", "table": f"{home}/table.csv", "file": f"{home}/file", "new": f"{home}/new", "huge": "x" * 5000}
+    return {
+        "run": f"{home}/run",
+        "table": f"{home}/table.csv",
+        "file": f"{home}/file",
+        "new": f"{home}/new",
+        "huge": "x" * 5000,
+    }
 
 
-def fuzzed(kinds: list[str], home: Path, pipeline: str, *, seed: int, configs: int, sample_of: int) -> Iterator[Outcome]:
+def fuzzed(
+    kinds: list[str], home: Path, pipeline: str, *, seed: int, configs: int, sample_of: int
+) -> Iterator[Outcome]:
     """Everything of the kinds that were asked for, in a desk of its own below `home`."""
     places, desk = prepared(home, pipeline), home / "desk"
     desk.mkdir()
@@ -70,7 +90,10 @@ def fuzzed(kinds: list[str], home: Path, pipeline: str, *, seed: int, configs: i
         yield from prompts_tried(pipeline, desk)
     if "pairs" in kinds:
         yield from pairs_tried(pipeline, desk)
-    copy, whole = f"{desk}/copy", [*TINY, "prompts.prompts=[cat,dog]", "prompts.unseen=[]", "output_dir=written"]
+    copy, whole = (
+        f"{desk}/copy",
+        [*TINY, "prompts.prompts=[cat,dog]", "prompts.unseen=[]", "output_dir=written"],
+    )
     plain = [word for word in whole if not word.startswith("reward=")]
     build = "train.Run.begin"  # everything is built, nothing is written
     source = ASSETS / pipeline if (ASSETS / pipeline).is_dir() else Path(pipeline)
@@ -104,25 +127,36 @@ def fuzzed(kinds: list[str], home: Path, pipeline: str, *, seed: int, configs: i
     if "clips" in kinds:
         its = ["reward=clip", f"reward.clip.path={copy}", f"model.path_or_id={pipeline}"]
         for name, damage in folders.clip_damages(ASSETS / "emoji_clip"):
-            yield from folders.damaged("CLIP", ASSETS / "emoji_clip", name, damage, desk, [(train, build, [*plain, *its])])
+            yield from folders.damaged(
+                "CLIP", ASSETS / "emoji_clip", name, damage, desk, [(train, build, [*plain, *its])]
+            )
     if "runs" in kinds:
         jobs: list[Any] = [
-            (train, build, [f"resume={copy}"]), (evaluate, "evaluate.run_evaluation", [f"run={copy}"]), (sample, "sample.save_grid", [f"run={copy}", "n=1"]),
-            (export, None, [f"run={copy}", "output=written.safetensors"]), (report, None, [f"runs={copy}", "output_dir=written"]),
-        ]  # fmt: skip
+            (train, build, [f"resume={copy}"]),
+            (evaluate, "evaluate.run_evaluation", [f"run={copy}"]),
+            (sample, "sample.save_grid", [f"run={copy}", "n=1"]),
+            (export, None, [f"run={copy}", "output=written.safetensors"]),
+            (report, None, [f"runs={copy}", "output_dir=written"]),
+        ]
         for name, damage in folders.run_damages(yaml.safe_load((home / "run" / "config.yaml").read_text())):
             yield from folders.damaged("run folder", home / "run", name, damage, desk, jobs)
     draw = random.Random(seed)
     if "processes" in kinds:
         known = {
-            (name, tuple(words)): tried(name, words, desk) for name, words in draw.sample(lines, min(len(lines), 4 * sample_of))
+            (name, tuple(words)): tried(name, words, desk)
+            for name, words in draw.sample(lines, min(len(lines), 4 * sample_of))
         }
         refused = [key for key, outcome in known.items() if outcome.verdict == "refused"][:sample_of]
         for name, typed in refused:
             yield process(name, list(typed), desk, known[name, typed].said)
     if "training" in kinds:
         for name, words in draw.sample(lines, len(lines)):
-            if name == "train" and sample_of and "-m" not in words and tried(name, words, desk).verdict == "valid":
+            if (
+                name == "train"
+                and sample_of
+                and "-m" not in words
+                and tried(name, words, desk).verdict == "valid"
+            ):
                 sample_of -= 1
                 yield trained(words, whole, pipeline, desk)
 
@@ -132,27 +166,43 @@ def process(name: str, words: list[str], desk: Path, said: str) -> Outcome:
 
     def call() -> int:
         done = subprocess.run(
-            [sys.executable, "-m", COMMANDS[name][0].__name__, *words], cwd=desk, capture_output=True, text=True, timeout=120
+            [sys.executable, "-m", COMMANDS[name][0].__name__, *words],
+            cwd=desk,
+            capture_output=True,
+            text=True,
+            timeout=120,
         )
         print(done.stderr, file=sys.stderr, end="")
         return done.returncode
 
     outcome = attempt("process of its own", f"{name}: {' '.join(words)[:300]}", call, desk, limit=150)
     if outcome.verdict == "refused" and outcome.said != said:
-        return Outcome(outcome.kind, outcome.case, "broken", f"said {outcome.said!r}, and in process {said!r}", outcome.seconds)
+        return Outcome(
+            outcome.kind,
+            outcome.case,
+            "broken",
+            f"said {outcome.said!r}, and in process {said!r}",
+            outcome.seconds,
+        )
     return outcome
 
 
 def trained(words: list[str], small: list[str], pipeline: str, desk: Path) -> Outcome:
-    """What the check took, trained in the smallest size (keys that it set stay as they are, but for sizes)."""
+    """What the check took, trained in the smallest size (keys that it set stay as they are, but for
+    sizes)."""
     sizes = [word for word in small if not word.startswith(("reward=", "prompts."))]
     sizes += (
         []
         if any("path_or_id" in word or word.startswith(("model=", "~model")) for word in words)
         else [f"model.path_or_id={pipeline}"]
     )
-    typed = [*(word for word in words if word.partition("=")[0] not in {size.partition("=")[0] for size in sizes}), *sizes]
-    outcome = attempt("training", " ".join(words)[:300], lambda: command_line(train, typed), desk, limit=180, writes=True)
+    typed = [
+        *(word for word in words if word.partition("=")[0] not in {size.partition("=")[0] for size in sizes}),
+        *sizes,
+    ]
+    outcome = attempt(
+        "training", " ".join(words)[:300], lambda: command_line(train, typed), desk, limit=180, writes=True
+    )
     for new in ("written", "outputs", "multirun", "runs"):
         shutil.rmtree(desk / new, ignore_errors=True)
     return outcome
@@ -165,9 +215,15 @@ def table(found: list[Outcome]) -> str:
     for outcome in found:
         counts[outcome.kind][outcome.verdict] += 1
         seconds[outcome.kind] += outcome.seconds
-    rows = ["| kind | inputs | taken | refused in sentences | broken | seconds |", "|---|---|---|---|---|---|"]
+    rows = [
+        "| kind | inputs | taken | refused in sentences | broken | seconds |",
+        "|---|---|---|---|---|---|",
+    ]
     for kind, its in counts.items():
-        rows.append(f"| {kind} | {its.total()} | {its['valid']} | {its['refused']} | {its['broken']} | {seconds[kind]:.0f} |")
+        rows.append(
+            f"| {kind} | {its.total()} | {its['valid']} | {its['refused']} | {its['broken']} | "
+            f"{seconds[kind]:.0f} |"
+        )
     return "\n".join(rows)
 
 
@@ -186,7 +242,12 @@ def main() -> int:
         home = Path(folder).resolve()
         with contextlib.redirect_stdout(sys.stderr):
             for outcome in fuzzed(
-                asked.kinds.split(","), home, asked.pipeline, seed=asked.seed, configs=asked.configs, sample_of=asked.sample
+                asked.kinds.split(","),
+                home,
+                asked.pipeline,
+                seed=asked.seed,
+                configs=asked.configs,
+                sample_of=asked.sample,
             ):
                 found.append(outcome)
                 if outcome.verdict == "broken":

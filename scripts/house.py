@@ -23,7 +23,16 @@ LONG, DEEP, WIDE = 60, 20, 110
 """Lines of a function, its cyclomatic complexity, and characters of a line: what is above is counted."""
 CORE = ("samplers", "policy", "rollout", "train")
 """The files that are read with an objective, wherever they lie."""
-BRANCHES = (ast.If, ast.For, ast.While, ast.IfExp, ast.ExceptHandler, ast.Assert, ast.comprehension, ast.match_case)
+BRANCHES = (
+    ast.If,
+    ast.For,
+    ast.While,
+    ast.IfExp,
+    ast.ExceptHandler,
+    ast.Assert,
+    ast.comprehension,
+    ast.match_case,
+)
 
 
 def modules(package: Path) -> dict[str, Path]:
@@ -66,7 +75,11 @@ def lines(names: set[str], known: dict[str, Path]) -> int:
 def complexity(function: ast.AST) -> int:
     """Cyclomatic complexity: one, and one more for each branch and each further operand of `and` and `or`."""
     branches = sum(isinstance(node, BRANCHES) for node in ast.walk(function))
-    return 1 + branches + sum(len(node.values) - 1 for node in ast.walk(function) if isinstance(node, ast.BoolOp))
+    return (
+        1
+        + branches
+        + sum(len(node.values) - 1 for node in ast.walk(function) if isinstance(node, ast.BoolOp))
+    )
 
 
 def functions(known: dict[str, Path]) -> Iterator[tuple[str, int, int]]:
@@ -74,7 +87,11 @@ def functions(known: dict[str, Path]) -> Iterator[tuple[str, int, int]]:
     for name, path in known.items():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-                yield f"{name}.{node.name}", (node.end_lineno or node.lineno) - node.lineno + 1, complexity(node)
+                yield (
+                    f"{name}.{node.name}",
+                    (node.end_lineno or node.lineno) - node.lineno + 1,
+                    complexity(node),
+                )
 
 
 def comments(text: str) -> int:
@@ -90,14 +107,20 @@ def measured(root: Path) -> dict[str, str]:
     text = {name: path.read_text() for name, path in known.items()}
     filled = [line for one in text.values() for line in one.splitlines() if line.strip()]
     every = list(functions(known))
-    signs = {"entries of `ls alignlab`": str(sum(1 for path in package.iterdir() if not path.name.startswith("__")))}
+    signs = {
+        "entries of `ls alignlab`": str(
+            sum(1 for path in package.iterdir() if not path.name.startswith("__"))
+        )
+    }
     for algorithm in ("ddpo", "draft"):
         objective = f"alignlab.objectives.{algorithm}"
         core = {name for name in known if re.sub(r"^alignlab\.(engine\.)?", "", name) in CORE} | {objective}
         inner = {name for name in core if name != "alignlab.train"}
         whole = reached({"alignlab.train", objective, "alignlab.models.sd", "alignlab.rewards.clip"}, known)
         counts = [lines(core, known), lines(reached(inner, known), known), lines(whole, known)]
-        signs[f"lines to read for {algorithm}: core, with all imports, a whole run"] = ", ".join(f"{n:,}" for n in counts)
+        signs[f"lines to read for {algorithm}: core, with all imports, a whole run"] = ", ".join(
+            f"{n:,}" for n in counts
+        )
     signs[f"functions over {LONG} lines"] = str(sum(length > LONG for _, length, _ in every))
     signs[f"functions over complexity {DEEP}"] = str(sum(branches > DEEP for *_, branches in every))
     signs["characters a line that is not blank"] = f"{sum(map(len, filled)) / len(filled):.1f}"
@@ -110,7 +133,9 @@ def measured(root: Path) -> dict[str, str]:
 
 def collected(root: Path) -> str:
     """How many tests pytest collects."""
-    said = subprocess.run([sys.executable, "-m", "pytest", "--collect-only", "-q"], cwd=root, capture_output=True, text=True)
+    said = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q"], cwd=root, capture_output=True, text=True
+    )
     return next((line for line in reversed(said.stdout.splitlines()) if "tests" in line), "not collected")
 
 
@@ -126,7 +151,9 @@ def main() -> None:
     if asked.commit:
         with tempfile.TemporaryDirectory() as home:
             tree = Path(home) / "tree"
-            subprocess.run(["git", "worktree", "add", "-q", "--detach", tree, asked.commit], cwd=ROOT, check=True)
+            subprocess.run(
+                ["git", "worktree", "add", "-q", "--detach", tree, asked.commit], cwd=ROOT, check=True
+            )
             try:
                 columns.insert(0, (asked.commit, measured(tree)))
             finally:

@@ -3,10 +3,11 @@
     python scripts/kill_and_resume.py --work FOLDER
     python scripts/kill_and_resume.py --work FOLDER --only 'ddpo*' --kills 5
 
-Every objective, LoRA and full, on a tiny Stable Diffusion XL with random weights. A chain is one run folder: its process is killed (SIGKILL)
-at a random moment of the phase that is still rarest, started again, killed again, until it finishes; then it is compared with the
-undisturbed run bit by bit: weights, optimiser, statistics, moving average, every line of metrics.jsonl, grids. Each phase is met in at
-least a sixth of --kills; what a death hit is logged. Writes results/reliability/kills.json and prints its table.
+Every objective, LoRA and full, on a tiny Stable Diffusion XL with random weights. A chain is one run folder:
+its process is killed (SIGKILL) at a random moment of the phase that is still rarest, started again, killed
+again, until it finishes; then it is compared with the undisturbed run bit by bit: weights, optimiser,
+statistics, moving average, every line of metrics.jsonl, grids. Each phase is met in at least a sixth of
+--kills; what a death hit is logged. Writes results/reliability/kills.json and prints its table.
 """
 
 import argparse
@@ -73,7 +74,12 @@ TIMING = {"seconds", "images_per_second", "peak_memory_mb", "wall_seconds", "git
 
 def configuration(name: str, kind: str, home: Path) -> dict[str, Any]:
     """The checked configuration of a case."""
-    words = [*SIZES, *OBJECTIVES[name], f"policy.full={str(kind == 'full').lower()}", f"model.path_or_id={home / 'tiny'}"]
+    words = [
+        *SIZES,
+        *OBJECTIVES[name],
+        f"policy.full={str(kind == 'full').lower()}",
+        f"model.path_or_id={home / 'tiny'}",
+    ]
     words += [f"algo.data={preferences(home / 'pairs')}"] if name in OFFLINE else []
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return checked(hydra.compose("train", words))
@@ -93,7 +99,8 @@ def preferences(folder: Path) -> Path:
 
 
 class Phase:
-    """What a child is doing, readable after its death: a byte for the phase, and how often each was entered."""
+    """What a child is doing, readable after its death: a byte for the phase, and how often each was
+    entered."""
 
     def __init__(self) -> None:
         self.shared = mmap.mmap(-1, 2 * len(PHASES) + 1)
@@ -175,8 +182,8 @@ def finished(child: int) -> bool:
 
 
 def killed(child: int, phase: Phase, target: str, visit: int, delay: float) -> str | None:
-    """Waits for the `visit`th time that the child is in `target` (or for nothing), `delay` seconds longer, and kills it.
-    Returns the phase that it died in; None if it ended before."""
+    """Waits for the `visit`th time that the child is in `target` (or for nothing), `delay` seconds longer,
+    and kills it. Returns the phase that it died in; None if it ended before."""
     while target != PHASES[-1] and not (phase.entered(target) >= visit and phase.now == target):
         if finished(child):
             return None
@@ -203,12 +210,17 @@ def differences(one: Path, two: Path) -> Iterator[str]:
     if lines[0] != lines[1]:
         yield f"metrics.jsonl: {len(lines[0])} and {len(lines[1])} lines"
     summaries = [
-        {k: v for k, v in json.loads((run / "summary.json").read_text()).items() if k not in TIMING} for run in (one, two)
+        {k: v for k, v in json.loads((run / "summary.json").read_text()).items() if k not in TIMING}
+        for run in (one, two)
     ]
     if summaries[0] != summaries[1]:
         yield "summary.json"
     names = [
-        {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file() and not {"tensorboard", ".lock"} & {*p.parts}}
+        {
+            str(p.relative_to(run))
+            for p in run.rglob("*")
+            if p.is_file() and not {"tensorboard", ".lock"} & {*p.parts}
+        }
         for run in (one, two)
     ]
     yield from (f"{name} is in one only" for name in sorted(names[0] ^ names[1]))
@@ -231,7 +243,11 @@ def equal(a: Any, b: Any) -> bool:
     if isinstance(a, torch.Tensor):
         return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a if k not in TIMING)
+        return (
+            isinstance(b, dict)
+            and a.keys() == b.keys()
+            and all(equal(a[k], b[k]) for k in a if k not in TIMING)
+        )
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(equal, a, b))
     return bool(a == b)
@@ -249,7 +265,9 @@ def disturb(name: str, kind: str, kills: int, home: Path, rng: random.Random) ->
     usual = json.loads((there / "undisturbed.phases").read_text())
     deaths: list[dict[str, Any]] = []
     chains, wrong = 0, []
-    kinds = [phase for phase in PHASES if usual.get(phase, [1.0])]  # DPO samples and scores in its evaluations only
+    kinds = [
+        phase for phase in PHASES if usual.get(phase, [1.0])
+    ]  # DPO samples and scores in its evaluations only
 
     def rarest() -> tuple[int, str]:
         seen = Counter(death["phase"] for death in deaths)
@@ -264,7 +282,11 @@ def disturb(name: str, kind: str, kills: int, home: Path, rng: random.Random) ->
             died = killed(child, phase, choice, rng.randint(1, 8), delay if more else 1e9)
             if died is None:
                 break
-            steps = len((folder / "metrics.jsonl").read_text().splitlines()) - 1 if (folder / "metrics.jsonl").is_file() else -1
+            steps = (
+                len((folder / "metrics.jsonl").read_text().splitlines()) - 1
+                if (folder / "metrics.jsonl").is_file()
+                else -1
+            )
             deaths.append({"case": f"{name} {kind}", "chain": chains - 1, "phase": died, "after_line": steps})
         wrong += [f"chain {chains - 1}: {what}" for what in differences(there / "undisturbed", folder)]
     return {"case": f"{name} {kind}", "kills": deaths, "chains": chains, "different": wrong}
@@ -272,7 +294,10 @@ def disturb(name: str, kind: str, kills: int, home: Path, rng: random.Random) ->
 
 def page(results: list[dict[str, Any]]) -> str:
     """The table of what was killed where."""
-    head = ["| run | kills | " + " | ".join(PHASES) + " | chains | that differ |", "|---|" + "---|" * (len(PHASES) + 3)]
+    head = [
+        "| run | kills | " + " | ".join(PHASES) + " | chains | that differ |",
+        "|---|" + "---|" * (len(PHASES) + 3),
+    ]
     rows = []
     for r in results:
         died = Counter(death["phase"] for death in r["kills"])
@@ -283,9 +308,13 @@ def page(results: list[dict[str, Any]]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", default="*", help="a pattern of cases, for example 'ddpo lora'")
-    parser.add_argument("--kills", type=int, help="of each case (default: 30 for ddpo and draftp, 8 for the others)")
+    parser.add_argument(
+        "--kills", type=int, help="of each case (default: 30 for ddpo and draftp, 8 for the others)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, required=True, help="an empty folder for the runs")
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "reliability")
@@ -301,7 +330,9 @@ def main(arguments: list[str] | None = None) -> int:
                 results.append(disturb(name, kind, kills, args.work, rng))
                 print(page(results[-1:]).splitlines()[-1], *results[-1]["different"], sep="\n", flush=True)
     args.results.mkdir(parents=True, exist_ok=True)
-    (args.results / "kills.json").write_text(json.dumps({"seed": args.seed, "cases": results}, indent=1) + "\n")
+    (args.results / "kills.json").write_text(
+        json.dumps({"seed": args.seed, "cases": results}, indent=1) + "\n"
+    )
     print(page(results))
     return int(any(r["different"] for r in results))
 

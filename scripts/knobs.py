@@ -1,9 +1,10 @@
-"""What the memory and speed keys cost in time: an epoch with each, against one without, alternating. `python scripts/knobs.py`
+"""What the memory and speed keys cost in time: an epoch with each, against one without, alternating. `python
+scripts/knobs.py`
 
     python scripts/knobs.py --rounds 5 --only ema 'checkpointing'
 
-CPU seconds of one thread (seconds of the device on CUDA), median of the rounds' ratios, on the embedded model with DRaFT-5. The memory that
-they save is in `python -m alignlab.plan`.
+CPU seconds of one thread (seconds of the device on CUDA), median of the rounds' ratios, on the embedded model
+with DRaFT-5. The memory that they save is in `python -m alignlab.plan`.
 """
 
 import argparse
@@ -59,7 +60,9 @@ def seconds(made: tuple[Lab, dict[str, Any]], epoch: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--only", nargs="+", default=[""], help="parts of the keys' names")
@@ -75,7 +78,10 @@ def main() -> None:
             ratios = []
             for epoch in range(2, 2 + args.rounds):
                 ratios.append(seconds(other, epoch) / seconds(plain, epoch))
-            print(f"| `{name}` | {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |", flush=True)
+            print(
+                f"| `{name}` | {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

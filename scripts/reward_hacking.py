@@ -1,4 +1,5 @@
-"""Reward hacking, measured: trains on the learned preference model while its hidden rule watches. Writes results/reward_hacking.
+"""Reward hacking, measured: trains on the learned preference model while its hidden rule watches. Writes
+results/reward_hacking.
 
 python scripts/reward_hacking.py                  # make reward-hacking
 python scripts/reward_hacking.py --collect-only   # figure and page from the finished runs
@@ -28,9 +29,13 @@ from alignlab.compare.finished import read_runs  # noqa: E402
 RESULTS = ROOT / "results" / "reward_hacking"
 RUNS = {"draft": ["algo=draft", "lr=6e-3"]}
 COMMON = [
-    "reward=emoji_preference", "eval_rewards=true_preference", "steps=60", "eval_every=10", "evaluation.images=4",
+    "reward=emoji_preference",
+    "eval_rewards=true_preference",
+    "steps=60",
+    "eval_every=10",
+    "evaluation.images=4",
     "evaluation.final_images=2",
-]  # fmt: skip
+]
 LABELS = {"draft": "DRaFT-1, no penalty, lr 6e-3"}
 COLOURS = {"draft": "#d94801"}
 
@@ -38,7 +43,9 @@ COLOURS = {"draft": "#d94801"}
 def run(name: str, runs: Path) -> None:
     command = [sys.executable, "-m", "alignlab.train", *RUNS[name], *COMMON, f"output_dir={runs / name}"]
     print(" ".join(command[1:]), flush=True)
-    subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    subprocess.run(
+        command, cwd=ROOT, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL
+    )
 
 
 def collect(runs: Path) -> None:
@@ -62,7 +69,10 @@ def collect(runs: Path) -> None:
             axis.plot(x, [line[key] for line in lines], "o-", ms=3, color=COLOURS[name], label=LABELS[name])
         rows.append((name, json.loads((kept / "summary.json").read_text())))
     for axis, title, unit in zip(
-        axes, ("learned: emoji_preference", "its hidden rule: true_preference"), ("log-odds", "points of 5"), strict=True
+        axes,
+        ("learned: emoji_preference", "its hidden rule: true_preference"),
+        ("log-odds", "points of 5"),
+        strict=True,
     ):
         axis.set(title=title, xlabel="epoch", ylabel=unit)
         axis.grid(alpha=0.25)
@@ -73,31 +83,57 @@ def collect(runs: Path) -> None:
 
 def flags() -> list[str]:
     """What the watchdog of `alignlab.report` says of the runs."""
-    return [f"- {LABELS[run.folder.name]}: {flag}." for run in read_runs([str(RESULTS / "runs" / "*")]) for flag in run.flags]
+    return [
+        f"- {LABELS[run.folder.name]}: {flag}."
+        for run in read_runs([str(RESULTS / "runs" / "*")])
+        for flag in run.flags
+    ]
 
 
 def page(rows: list[tuple[str, dict[str, Any]]]) -> None:
     lines = [
-        "# Reward hacking, measured", "", "    make reward-hacking", "",
-        "DRaFT-1 without a penalty and at three times its usual step, 60 epochs of 16 images, seed 0, follows the learned preference model",
-        "`emoji_preference`; its hidden rule `true_preference` (right animal, large, centred, contrasting background) only watches. The curves",
-        "are measured on eight prompts with four images each, the table on all 45 prompts with two others each; LPIPS is lpips-emoji.", "",
-        *flags(), "",
-        "So on those eight prompts the learned reward goes on rising while the rule, having risen at first, falls below the base model; over",
-        "all 45 prompts it has gained nothing in the end (table).", "",
-        "![curves](curves.png)", "",
-        "| run | learned reward, base → final | true reward, base → final | LPIPS, base → final |", "|---|---|---|---|",
-    ]  # fmt: skip
+        "# Reward hacking, measured",
+        "",
+        "    make reward-hacking",
+        "",
+        "DRaFT-1 without a penalty and at three times its usual step, 60 epochs of 16 images, seed 0, "
+        "follows the learned preference model",
+        "`emoji_preference`; its hidden rule `true_preference` (right animal, large, centred, contrasting "
+        "background) only watches. The curves",
+        "are measured on eight prompts with four images each, the table on all 45 prompts with two others "
+        "each; LPIPS is lpips-emoji.",
+        "",
+        *flags(),
+        "",
+        "So on those eight prompts the learned reward goes on rising while the rule, having risen at first, "
+        "falls below the base model; over",
+        "all 45 prompts it has gained nothing in the end (table).",
+        "",
+        "![curves](curves.png)",
+        "",
+        "| run | learned reward, base → final | true reward, base → final | LPIPS, base → final |",
+        "|---|---|---|---|",
+    ]
     for name, summary in rows:
-        cells = [f"{summary['base'][k]:.2f} → {summary['final'][k]:.2f}" for k in ("reward", "true_preference", "lpips")]
+        cells = [
+            f"{summary['base'][k]:.2f} → {summary['final'][k]:.2f}"
+            for k in ("reward", "true_preference", "lpips")
+        ]
         lines.append(f"| {LABELS[name]} | {' | '.join(cells)} |")
     for name in RUNS:
-        lines += ["", f"{LABELS[name]}, before (left) and after:", "", f"![before]({name}_before.png) ![after]({name}_after.png)"]
+        lines += [
+            "",
+            f"{LABELS[name]}, before (left) and after:",
+            "",
+            f"![before]({name}_before.png) ![after]({name}_after.png)",
+        ]
     (RESULTS / "README.md").write_text("\n".join(lines) + "\n")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "reward_hacking")
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--collect-only", action="store_true")

@@ -17,9 +17,16 @@ from alignlab.models.lora import LoRA
 from alignlab.models.sd import StableDiffusion
 
 torch.set_num_threads(1)
-os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start: they may not have every core for themselves
+os.environ["OMP_NUM_THREADS"] = (
+    "1"  # of the processes that tests start: they may not have every core for themselves
+)
 
-SD_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
+SD_SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+}
 """Stable Diffusion 1.x, with no step-dependent option set."""
 
 
@@ -37,31 +44,65 @@ def _deterministic() -> None:
 
 @pytest.fixture(scope="session")
 def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder with a random pipeline of real diffusers classes: 8x8 latents, 16x16 images, attention at both levels."""
+    """A folder with a random pipeline of real diffusers classes: 8x8 latents, 16x16 images, attention at both
+    levels."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("tiny_sd")
     tokenizer, words = _tokenizer(folder)
     text = CLIPTextConfig(
-        vocab_size=words, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=12, bos_token_id=words - 2, eos_token_id=words - 1, pad_token_id=words - 1,
-    )  # fmt: skip
+        vocab_size=words,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=12,
+        bos_token_id=words - 2,
+        eos_token_id=words - 1,
+        pad_token_id=words - 1,
+    )
     unet = UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(16, 32), norm_num_groups=8,
-        cross_attention_dim=16, attention_head_dim=2,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-    )  # fmt: skip
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(16, 32),
+        norm_num_groups=8,
+        cross_attention_dim=16,
+        attention_head_dim=2,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    )
     vae = AutoencoderKL(
-        in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(8, 8), norm_num_groups=4, sample_size=16,
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-    )  # fmt: skip
+        in_channels=3,
+        out_channels=3,
+        latent_channels=4,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        sample_size=16,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    )
     with torch.no_grad():  # norms of a trained model are not 1 and 0, which 16 bits hold exactly
-        for norm in (m for net in (unet, vae) for m in net.modules() if isinstance(m, (torch.nn.GroupNorm, torch.nn.LayerNorm))):
+        for norm in (
+            m
+            for net in (unet, vae)
+            for m in net.modules()
+            if isinstance(m, (torch.nn.GroupNorm, torch.nn.LayerNorm))
+        ):
             norm.weight.add_(0.1 * torch.randn_like(norm.weight))
             norm.bias.add_(0.1 * torch.randn_like(norm.bias))
     StableDiffusionPipeline(
-        vae=vae, text_encoder=CLIPTextModel(text), tokenizer=tokenizer, unet=unet, safety_checker=None, feature_extractor=None,
-        scheduler=DDIMScheduler(**SD_SCHEDULE, set_alpha_to_one=False, steps_offset=1, prediction_type="v_prediction"), requires_safety_checker=False,
-    ).save_pretrained(folder / "pipeline")  # fmt: skip
+        vae=vae,
+        text_encoder=CLIPTextModel(text),
+        tokenizer=tokenizer,
+        unet=unet,
+        safety_checker=None,
+        feature_extractor=None,
+        scheduler=DDIMScheduler(
+            **SD_SCHEDULE, set_alpha_to_one=False, steps_offset=1, prediction_type="v_prediction"
+        ),
+        requires_safety_checker=False,
+    ).save_pretrained(folder / "pipeline")
     return str(folder / "pipeline")
 
 
@@ -86,7 +127,8 @@ PROMPTS = ("a cat", "a dog", "a cat", "a red bird", "a dog", "a cat", "", "two f
 def tiny_policy(
     path: str, *, size: float = 0.75, rank: int = 4, alpha: float = 4.0, scheduler: Any = None, **options: Any
 ) -> Policy:
-    """A policy on the tiny U-Net whose LoRA is random: `size` moves images by >= 0.05; 0 is the freshly initialised policy."""
+    """A policy on the tiny U-Net whose LoRA is random: `size` moves images by >= 0.05; 0 is the freshly
+    initialised policy."""
     family: Any = StableDiffusion(path)
     family.scheduler = scheduler or family.scheduler
     torch.manual_seed(1)

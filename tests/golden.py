@@ -4,9 +4,10 @@
     python -m tests.golden --against COMMIT      trains in a checkout of COMMIT too, and compares the two
     python -m tests.golden --write               makes the present numbers the stored ones
 
-A change of the house must leave every number as it is. Between two commits on one machine that holds to the bit. The stored file
-holds the bits of some kinds of processors, told apart by what a few of torch's kernels compute there, and the metrics themselves,
-which other processors must meet to 1 %. This file starts commands only: it does not know in which module anything lies.
+A change of the house must leave every number as it is. Between two commits on one machine that holds to the
+bit. The stored file holds the bits of some kinds of processors, told apart by what a few of torch's kernels
+compute there, and the metrics themselves, which other processors must meet to 1 %. This file starts commands
+only: it does not know in which module anything lies.
 """
 
 import argparse
@@ -24,7 +25,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 STORED = ROOT / "tests" / "data" / "golden.json"
 COMMON = (
-    "quick=true samples_per_step=4 micro_batch=2 sampler.steps=3 eval_sampler.steps=2 prompts.unseen=[] device=cpu "
+    "quick=true samples_per_step=4 micro_batch=2 sampler.steps=3 eval_sampler.steps=2 prompts.unseen=[] "
+    "device=cpu "
     "prompts.prompts=[cat,dog] prompts.per_prompt=2 policy.lora.rank=2 evaluation.prompts=1"
 ).split()
 RUNS = {
@@ -58,10 +60,16 @@ for run in sys.argv[1].split("\\n"):
 def trained(tree: Path, folder: Path, names: list[str]) -> dict[str, Any]:
     """The results of the named runs, made in `folder` by the package that lies in `tree`."""
     data = _pairs(folder / "data")
-    commands = ["\t".join([*COMMON, *RUNS[name], f"output_dir={folder / name}"]).format(data=data) for name in names]
+    commands = [
+        "\t".join([*COMMON, *RUNS[name], f"output_dir={folder / name}"]).format(data=data) for name in names
+    ]
     environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", TRAIN, "\n".join(commands)], cwd=folder, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", TRAIN, "\n".join(commands)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
         raise RuntimeError(f"the runs ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
@@ -108,7 +116,8 @@ def _pairs(folder: Path) -> Path:
 
 
 def processor() -> str:
-    """What tells kinds of processors and versions of torch apart: the bits that a few kernels compute on them."""
+    """What tells kinds of processors and versions of torch apart: the bits that a few kernels compute on
+    them."""
     import torch
     from torch.nn import functional as F
 
@@ -116,7 +125,12 @@ def processor() -> str:
     x, w = torch.randn(4, 16, 12, 12), torch.randn(24, 16, 3, 3)
     heads = torch.randn(3, 2, 4, 40, 16)
     seen = [F.conv2d(x, w, padding=1), F.conv2d(x.to(memory_format=torch.channels_last), w, padding=1)]
-    seen += [torch.randn(50, 64) @ torch.randn(64, 96), F.scaled_dot_product_attention(*heads), F.silu(x), x.softmax(1)]
+    seen += [
+        torch.randn(50, 64) @ torch.randn(64, 96),
+        F.scaled_dot_product_attention(*heads),
+        F.silu(x),
+        x.softmax(1),
+    ]
     bits = hashlib.sha256(b"".join(part.contiguous().numpy().tobytes() for part in seen)).hexdigest()[:12]
     return f"torch {torch.__version__.partition('+')[0]}, kernels {bits}"
 
@@ -152,7 +166,9 @@ def _apart(then: list[dict[str, Any]] | None, now: list[dict[str, Any]], toleran
 def main() -> int:
     """Runs the net from the command line; 1 if something differs."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--against", metavar="COMMIT", help="train in a checkout of this commit too, and compare to the bit")
+    parser.add_argument(
+        "--against", metavar="COMMIT", help="train in a checkout of this commit too, and compare to the bit"
+    )
     parser.add_argument("--write", action="store_true", help="store the present numbers")
     parser.add_argument("--only", nargs="*", default=list(RUNS), choices=list(RUNS))
     asked = parser.parse_args()
@@ -160,7 +176,9 @@ def main() -> int:
         now = trained(ROOT, Path(home) / "now", asked.only)
         if asked.against:
             tree = Path(home) / "tree"
-            subprocess.run(["git", "worktree", "add", "-q", "--detach", tree, asked.against], cwd=ROOT, check=True)
+            subprocess.run(
+                ["git", "worktree", "add", "-q", "--detach", tree, asked.against], cwd=ROOT, check=True
+            )
             try:
                 apart = list(differences(trained(tree, Path(home) / "then", asked.only), now, bits=True))
             finally:
@@ -187,10 +205,13 @@ def compared(now: dict[str, Any]) -> Iterator[str]:
 
 
 def write(now: dict[str, Any]) -> None:
-    """Stores the numbers, and the bits of this kind of processor. Bits of other kinds are dropped if a metric has changed."""
+    """Stores the numbers, and the bits of this kind of processor. Bits of other kinds are dropped if a metric
+    has changed."""
     stored = json.loads(STORED.read_text()) if STORED.is_file() else {"metrics": {}, "digests": {}}
     metrics = {name: result["metrics"] for name, result in now.items()}
-    same = not list(differences({name: {"metrics": old} for name, old in stored["metrics"].items()}, now, bits=False))
+    same = not list(
+        differences({name: {"metrics": old} for name, old in stored["metrics"].items()}, now, bits=False)
+    )
     kept = stored["digests"] if stored["metrics"] and same else {}
     digests = {**kept, processor(): {name: result["digests"] for name, result in now.items()}}
     STORED.write_text(json.dumps({"metrics": metrics, "digests": digests}, indent=1) + "\n")

@@ -5,8 +5,8 @@
     u       out = G_t x + h_t + delta                  the unconditional branch: not trained
     chain   mu' = A mu + c,  M' = A M A^T + s^2 I,      A = a I + b (G + w W),  c = b (h + w omega + (1 - w) delta)
 
-so the output distribution, E[r], every truncated gradient (by autograd through this float64 recursion) and the KL to the reference
-are exact. `World` stands in for `Policy` in rollout, replay and the objectives.
+so the output distribution, E[r], every truncated gradient (by autograd through this float64 recursion) and
+the KL to the reference are exact. `World` stands in for `Policy` in rollout, replay and the objectives.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,7 +33,9 @@ DELTA = torch.tensor([0.3, -0.2], dtype=torch.float64)
 
 def double(sampler: Sampler) -> Sampler:
     """The same float32-rounded table, calculated with in float64."""
-    return replace(sampler, **{k: getattr(sampler, k).double() for k in ("a", "b", "s", "p", "q", "alpha", "sigma")})
+    return replace(
+        sampler, **{k: getattr(sampler, k).double() for k in ("a", "b", "s", "p", "q", "alpha", "sigma")}
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,8 @@ class World:
 
     Args:
         scheduler: of diffusers; gives prediction type and noise levels.
-        timesteps: the rows of W and omega: one correction for each of these timesteps, or a single one for all (None).
+        timesteps: the rows of W and omega: one correction for each of these timesteps, or a single one for
+            all (None).
         bias_only: leave W at 0.
     """
 
@@ -86,15 +89,22 @@ class World:
     def exact(self, t: Tensor, mean: Tensor = MEAN, covariance: Tensor = COVARIANCE) -> tuple[Tensor, Tensor]:
         """G [M, D, D] and h [M, D] of E[target | x_t] for data N(mean, covariance), at timesteps t [M]."""
         row = (self.process.timesteps[None] - t[:, None]).abs().argmin(1)
-        alpha, sigma = self.process.alpha.double()[row, None, None], self.process.sigma.double()[row, None, None]
+        alpha, sigma = (
+            self.process.alpha.double()[row, None, None],
+            self.process.sigma.double()[row, None, None],
+        )
         eye = torch.eye(D, dtype=torch.float64)
         inverse = torch.linalg.inv(alpha**2 * covariance + sigma**2 * eye)
         eps, x0 = (
             sigma * inverse,
             alpha * covariance @ inverse,
         )  # E[eps | x] = eps (x - alpha m), E[x0 | x] = m + x0 (x - alpha m)
-        gain = {"epsilon": eps, "sample": x0, "flow": eps - x0, "v_prediction": alpha * eps - sigma * x0}[self.process.prediction]
-        constant = {"epsilon": 0.0, "sample": 1.0, "flow": -1.0, "v_prediction": -sigma[:, 0]}[self.process.prediction]
+        gain = {"epsilon": eps, "sample": x0, "flow": eps - x0, "v_prediction": alpha * eps - sigma * x0}[
+            self.process.prediction
+        ]
+        constant = {"epsilon": 0.0, "sample": 1.0, "flow": -1.0, "v_prediction": -sigma[:, 0]}[
+            self.process.prediction
+        ]
         return gain, constant * mean - (gain @ (alpha * mean[:, None]))[..., 0]
 
     def correction(self, t: Tensor) -> Tensor:
@@ -135,8 +145,11 @@ class World:
 
     # -- closed forms
 
-    def chain(self, sampler: Sampler, W: Tensor, omega: Tensor, *, frozen: int = 0) -> list[tuple[Tensor, Tensor]]:
-        """(mean, covariance) of x_0 .. x_N for the corrections W, omega; steps before `frozen` pass no gradient."""
+    def chain(
+        self, sampler: Sampler, W: Tensor, omega: Tensor, *, frozen: int = 0
+    ) -> list[tuple[Tensor, Tensor]]:
+        """(mean, covariance) of x_0 .. x_N for the corrections W, omega; steps before `frozen` pass no
+        gradient."""
         eye = torch.eye(D, dtype=torch.float64)
         mean, covariance = torch.zeros(D, dtype=torch.float64), eye
         moments = [(mean, covariance)]
@@ -148,7 +161,9 @@ class World:
             moments.append((mean, covariance))
         return moments
 
-    def affine(self, sampler: Sampler, W: Tensor, omega: Tensor, i: int, *, onto: str = "x_N") -> tuple[Tensor, Tensor]:
+    def affine(
+        self, sampler: Sampler, W: Tensor, omega: Tensor, i: int, *, onto: str = "x_N"
+    ) -> tuple[Tensor, Tensor]:
         """A and c of step i, x_{i+1} = A x_i + c + s z; or of its predicted x0."""
         a, b = (sampler.a[i], sampler.b[i]) if onto == "x_N" else (sampler.p[i], sampler.q[i])
         w, t = sampler.guidance_scale, sampler.timesteps[i : i + 1]
@@ -160,16 +175,22 @@ class World:
         """[N] E[KL(step i || reference)], the full KL (summed over D); inf at steps with s = 0."""
         total = []
         for i, (mean, covariance) in enumerate(self.chain(sampler, W, omega)[:-1]):
-            total.append((sampler.b[i] / sampler.s[i]) ** 2 / 2 * self._squared(sampler, W, omega, i, mean, covariance))
+            total.append(
+                (sampler.b[i] / sampler.s[i]) ** 2 / 2 * self._squared(sampler, W, omega, i, mean, covariance)
+            )
         return torch.stack(total)
 
     def eps_errors(self, sampler: Sampler, W: Tensor, omega: Tensor, *, frozen: int = 0) -> Tensor:
         """[N] E[mean over D of (eps - eps_ref)^2] of the guided prediction."""
         factor = (sampler.alpha * sampler.q / sampler.sigma) ** 2 / D
         chain = self.chain(sampler, W, omega, frozen=frozen)[:-1]
-        return torch.stack([factor[i] * self._squared(sampler, W, omega, i, *moments) for i, moments in enumerate(chain)])
+        return torch.stack(
+            [factor[i] * self._squared(sampler, W, omega, i, *moments) for i, moments in enumerate(chain)]
+        )
 
-    def _squared(self, sampler: Sampler, W: Tensor, omega: Tensor, i: int, mean: Tensor, covariance: Tensor) -> Tensor:
+    def _squared(
+        self, sampler: Sampler, W: Tensor, omega: Tensor, i: int, mean: Tensor, covariance: Tensor
+    ) -> Tensor:
         row, w = self.correction(sampler.timesteps[i : i + 1])[0], sampler.guidance_scale
         dW, shift = w * W[row], w * (W[row] @ mean + omega[row])
         return shift @ shift + torch.trace(dW @ covariance @ dW.T)
@@ -177,7 +198,9 @@ class World:
     def gradient(self, value: Any) -> list[Tensor]:
         """Gradients of value(W, omega), a float64 scalar, at the present parameters."""
         grads = torch.autograd.grad(value(self.W, self.omega), self.parameters(), allow_unused=True)
-        return [torch.zeros_like(p) if g is None else g for g, p in zip(grads, self.parameters(), strict=True)]
+        return [
+            torch.zeros_like(p) if g is None else g for g, p in zip(grads, self.parameters(), strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -209,8 +232,8 @@ def scored(record: Rollout, reward: Reward) -> Rollout:
 
 
 def z_scores(batches: Sequence[Sequence[Tensor]], exact: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """How many standard errors the mean of independent gradient estimates is from the exact one, and how many the exact one is
-    from 0 (the test's power); one number for each parameter.
+    """How many standard errors the mean of independent gradient estimates is from the exact one, and how many
+    the exact one is from 0 (the test's power); one number for each parameter.
 
     Args:
         batches: independent estimates of equal size, each a list of gradients.

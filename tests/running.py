@@ -51,7 +51,14 @@ def pairs(folder: Path, n: int = 6, ties: int = 1) -> str:
         for kind, colour in {"winner": (200, 60, 40), "loser": (40, 60, 200)}.items():
             pixels = np.clip(np.array(colour) + draw.normal(0, 25, (20, 16, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(folder / f"{kind}_{k}.png")
-        table.append({"prompt": ("cat", "dog")[k % 2], "winner": f"winner_{k}.png", "loser": f"loser_{k}.png", "margin": 1.0})
+        table.append(
+            {
+                "prompt": ("cat", "dog")[k % 2],
+                "winner": f"winner_{k}.png",
+                "loser": f"loser_{k}.png",
+                "margin": 1.0,
+            }
+        )
     table += [{"prompt": "cat", "winner": "loser_0.png", "loser": "loser_0.png"}] * ties
     (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, table)))
     return str(folder / "pairs.jsonl")
@@ -79,12 +86,17 @@ def command_line(monkeypatch: pytest.MonkeyPatch, *words: str, command: ModuleTy
 
 
 def lines(run: Path, leave_out: Sequence[str] = tuple(TIMING)) -> list[dict[str, Any]]:
-    """The epochs of metrics.jsonl, after the evaluation of the base model, without what depends on the machine's mood."""
+    """The epochs of metrics.jsonl, after the evaluation of the base model, without what depends on the
+    machine's mood."""
     text = (run / "metrics.jsonl").read_text()
-    return [{k: v for k, v in json.loads(line).items() if k not in leave_out} for line in text.splitlines()][1:]
+    return [{k: v for k, v in json.loads(line).items() if k not in leave_out} for line in text.splitlines()][
+        1:
+    ]
 
 
-def stopped_and_resumed(c: dict[str, Any], run: Path, monkeypatch: pytest.MonkeyPatch, *, before: int) -> None:
+def stopped_and_resumed(
+    c: dict[str, Any], run: Path, monkeypatch: pytest.MonkeyPatch, *, before: int
+) -> None:
     """Trains in `run` twice: the first time a signal ends it before epoch `before`."""
     real = train.train_epoch
 
@@ -102,5 +114,8 @@ def stopped_and_resumed(c: dict[str, Any], run: Path, monkeypatch: pytest.Monkey
 
 def same_weights(one: Path, other: Path) -> bool:
     """Whether two runs' last checkpoints hold bit-identical weights."""
-    a, b = (load_file(sorted((run / "checkpoints").glob("step_*"))[-1] / "policy.safetensors") for run in (one, other))
+    a, b = (
+        load_file(sorted((run / "checkpoints").glob("step_*"))[-1] / "policy.safetensors")
+        for run in (one, other)
+    )
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)

@@ -1,4 +1,5 @@
-"""Finished runs as tests need them: folders with the contract's files, made up but consistent, in milliseconds."""
+"""Finished runs as tests need them: folders with the contract's files, made up but consistent, in
+milliseconds."""
 
 import json
 from pathlib import Path
@@ -9,15 +10,32 @@ import yaml
 from PIL import Image
 
 CONFIG: dict[str, Any] = {
-    "kl_coeff": 0.0, "seed": 0, "steps": 20, "lr": 2e-3, "eval_every": 10, "output_dir": None,
+    "kl_coeff": 0.0,
+    "seed": 0,
+    "steps": 20,
+    "lr": 2e-3,
+    "eval_every": 10,
+    "output_dir": None,
     "algo": {"_target_": "alignlab.objectives.draft.DRaFT", "k": 1, "kl_coeff": 0.0},
-    "model": {"_target_": "alignlab.models.sd.StableDiffusion", "path_or_id": "emoji", "lora_targets": ["to_q"]},
-    "eval_sampler": {"_target_": "alignlab.engine.samplers.ddim", "steps": 20, "eta": 0.0, "guidance_scale": 3.0},
+    "model": {
+        "_target_": "alignlab.models.sd.StableDiffusion",
+        "path_or_id": "emoji",
+        "lora_targets": ["to_q"],
+    },
+    "eval_sampler": {
+        "_target_": "alignlab.engine.samplers.ddim",
+        "steps": 20,
+        "eta": 0.0,
+        "guidance_scale": 3.0,
+    },
     "prompts": {"_target_": "alignlab.data.prompts.Prompts", "prompts": ["cat", "dog"], "per_prompt": 1},
-    "reward": {"bright": {"_target_": "alignlab.rewards.brightness.Brightness", "weight": 2.0, "normalize": False}},
-    "eval_rewards": {}, "diversity": {"_target_": "alignlab.metrics.diversity.EmojiDistance"},
+    "reward": {
+        "bright": {"_target_": "alignlab.rewards.brightness.Brightness", "weight": 2.0, "normalize": False}
+    },
+    "eval_rewards": {},
+    "diversity": {"_target_": "alignlab.metrics.diversity.EmojiDistance"},
     "evaluation": {"prompts": 2, "images": 2, "final_images": 2, "batch": 64},
-}  # fmt: skip
+}
 
 
 def made_run(
@@ -45,7 +63,13 @@ def made_run(
     lines = []
     for k, step in enumerate((0, 10, 20)):
         reward, other = 1 + gain * k / 2 + 0.01 * rng.normal(), (-0.5 * k if held_out_falls else 0.1 * k)
-        line = {"step": step, "samples_seen": 16 * step, "eval/reward": reward, "eval/bright": reward / 2, "eval/held": other}
+        line = {
+            "step": step,
+            "samples_seen": 16 * step,
+            "eval/reward": reward,
+            "eval/bright": reward / 2,
+            "eval/held": other,
+        }
         line |= {
             "eval/reward_std": 0.5,
             "eval/bright_std": 0.25,
@@ -54,12 +78,23 @@ def made_run(
             "seconds": 3.0 * (k > 0),
         }
         lines.append(
-            line | {"reward_queries": 160 * (k > 0), "denoiser_forwards": 6400 * (k > 0), "denoiser_backwards": 320 * (k > 0)}
+            line
+            | {
+                "reward_queries": 160 * (k > 0),
+                "denoiser_forwards": 6400 * (k > 0),
+                "denoiser_backwards": 320 * (k > 0),
+            }
         )
         Image.new("RGB", (64, 64), (100 * k, 90, 40)).save(folder / "samples" / f"step_{step:06d}.png")
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     ends = {"base": {"reward": 1.0, "lpips": 0.6}, "final": {"reward": 1 + gain, "lpips": 0.6 - 0.2 * gain}}
-    about = {"reward_unit": "mean pixel", "diversity_metric": "lpips-emoji", "machine": {}, "versions": {}, "git": None}
+    about = {
+        "reward_unit": "mean pixel",
+        "diversity_metric": "lpips-emoji",
+        "machine": {},
+        "versions": {},
+        "git": None,
+    }
     (folder / "summary.json").write_text(json.dumps({**ends, **about}))
     if evaluated:
         write_evaluation(folder, gain, rng, list(config["prompts"]["prompts"]))
@@ -84,5 +119,8 @@ def write_evaluation(folder: Path, gain: float, rng: np.random.Generator, prompt
                     for k, v in enumerate(line)
                 ]
         (home / f"{name}.csv").write_text("\n".join(rows) + "\n")
-        spread = [{"prompt": p, "lpips": 0.6 - 0.4 * shift + 0.01 * k, "vendi": 5 - 4 * shift} for k, p in enumerate(prompts)]
+        spread = [
+            {"prompt": p, "lpips": 0.6 - 0.4 * shift + 0.01 * k, "vendi": 5 - 4 * shift}
+            for k, p in enumerate(prompts)
+        ]
         (home / f"{name}_diversity.json").write_text(json.dumps(spread))

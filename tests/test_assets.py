@@ -1,5 +1,5 @@
-"""The embedded world as it is shipped: plain diffusers loads it, it draws what it is asked for, it is small, and the README tells
-its measured numbers."""
+"""The embedded world as it is shipped: plain diffusers loads it, it draws what it is asked for, it is small,
+and the README tells its measured numbers."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,8 @@ ASSETS = Path(alignlab.__file__).parent / "assets"
 
 
 def test_diffusers_draws_the_same() -> None:
-    """`StableDiffusionPipeline.from_pretrained` on the folder, and our rollout, from the same latents: the same images."""
+    """`StableDiffusionPipeline.from_pretrained` on the folder, and our rollout, from the same latents: the
+    same images."""
     key = noise_key(["a fox", "a lion on a blue background"], seed=0, stream="test")
     policy = Policy(StableDiffusion("emoji"))
     sampler = ddim(policy.family.scheduler, steps=8, eta=0.0, guidance_scale=3.0)
@@ -38,14 +39,29 @@ def test_it_draws_what_it_is_asked_for() -> None:
     judge, names, colours = load_judge()
     asked = list(
         zip(
-            ("fox", "frog", "lion", "bear", "pig", "duck", "zebra", "rabbit", "butterfly", "wolf", "bee", "bat"),
+            (
+                "fox",
+                "frog",
+                "lion",
+                "bear",
+                "pig",
+                "duck",
+                "zebra",
+                "rabbit",
+                "butterfly",
+                "wolf",
+                "bee",
+                "bat",
+            ),
             colours,
             strict=True,
         )
     )
     policy = Policy(StableDiffusion("emoji"))
     sampler = ddim(policy.family.scheduler, steps=15, eta=0.0, guidance_scale=3.0)
-    key = noise_key([f"a {animal} on a {colour} background" for animal, colour in asked], seed=0, stream="test")
+    key = noise_key(
+        [f"a {animal} on a {colour} background" for animal, colour in asked], seed=0, stream="test"
+    )
     with torch.no_grad():
         animal, colour = judge(rollout(policy, sampler, key, store="image").images)
     assert sum(names[k] == a for k, (a, _) in zip(animal.argmax(1).tolist(), asked, strict=True)) >= 10
@@ -58,14 +74,19 @@ def test_it_is_small() -> None:
 
 
 def test_the_page_tells_the_measured_numbers() -> None:
-    """Every number of docs/embedded_world.md's table is that of results/emoji_world/numbers.json, and meets its target."""
+    """Every number of docs/embedded_world.md's table is that of results/emoji_world/numbers.json, and meets
+    its target."""
     n = json.loads((ROOT / "results" / "emoji_world" / "numbers.json").read_text())
     text = " ".join((ROOT / "docs" / "embedded_world.md").read_text().split())
     for name, target, said in (
         ("animal top-1", 0.9, "names {:.1%} of 180 generated animals"),
         ("background colour", 0.95, "{:.0%} of the backgrounds"),
         ("autoencoder PSNR (dB)", 26, "PSNR {:.1f} dB"),
-        ("diversity within a prompt / that of renderings (lpips-emoji)", 0.8, "diversity within a prompt {:.0%}"),
+        (
+            "diversity within a prompt / that of renderings (lpips-emoji)",
+            0.8,
+            "diversity within a prompt {:.0%}",
+        ),
         ("CLIP zero-shot animal on renderings", 0.95, "CLIP zero-shot {:.1%}"),
         ("preference, held-out accuracy", 0.9, "held-out choices in {:.1%}"),
         ("aesthetic, held-out spearman", 0.9, "at Spearman {:.3f}"),

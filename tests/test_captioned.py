@@ -1,4 +1,5 @@
-"""Captioned pictures from folders, tables, shards and datasets; shuffled passes that go on where they were."""
+"""Captioned pictures from folders, tables, shards and datasets; shuffled passes that go on where they
+were."""
 
 import csv
 import io
@@ -20,7 +21,9 @@ from tests.test_judgements import png
 def _cache(tmp_path_factory, monkeypatch) -> None:
     """What `datasets` writes of its own goes to the test's folder."""
     datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.getbasetemp() / "datasets"))
+    monkeypatch.setattr(
+        datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.getbasetemp() / "datasets")
+    )
 
 
 def pictures(folder: Path, n: int = 4) -> None:
@@ -59,7 +62,8 @@ FOUR = {f"picture {k}": 60 * k for k in range(4)}
 
 
 def test_a_folder_with_metadata(tmp_path) -> None:
-    """metadata.jsonl or .csv, the usual columns or those that are named; a split is a folder; names may lead below the table's folder."""
+    """metadata.jsonl or .csv, the usual columns or those that are named; a split is a folder; names may lead
+    below the table's folder."""
     pictures(tmp_path / "a" / "train" / "sub")
     lines = [{"file_name": f"sub/{k}.png", "text": f"picture {k}", "other": 1} for k in range(4)]
     (tmp_path / "a" / "train" / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
@@ -86,7 +90,8 @@ def test_a_folder_with_texts(tmp_path) -> None:
 
 
 def test_winners(tmp_path) -> None:
-    """A folder of pairs is its winners; ties are counted. What make_pairs writes beside them is not read as pairs."""
+    """A folder of pairs is its winners; ties are counted. What make_pairs writes beside them is not read as
+    pairs."""
     pairs(tmp_path, n=3, ties=2)
     (tmp_path / "make_pairs.yaml").touch()
     (tmp_path / "candidates.jsonl").write_text('{"prompt": "x", "image": "winner_0.png"}\n')
@@ -100,7 +105,12 @@ def test_pick_a_pic(tmp_path) -> None:
     arrow = pytest.importorskip("pyarrow.parquet")
     import pyarrow
 
-    columns = {"caption": ["x", "y"], "jpg_0": [png(0), png(20)], "jpg_1": [png(200), png(40)], "label_0": [0.0, 0.5]}
+    columns = {
+        "caption": ["x", "y"],
+        "jpg_0": [png(0), png(20)],
+        "jpg_1": [png(200), png(40)],
+        "label_0": [0.0, 0.5],
+    }
     arrow.write_table(pyarrow.table(columns), tmp_path / "0.parquet")
     data = captioned(str(tmp_path))
     (example,) = data.draw(1, 0)
@@ -109,7 +119,8 @@ def test_pick_a_pic(tmp_path) -> None:
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_shards(streaming: bool, tmp_path) -> None:
-    """Examples of several .tar, captions in .txt or .json; what has no caption, or no picture, is passed over; nothing is unpacked."""
+    """Examples of several .tar, captions in .txt or .json; what has no caption, or no picture, is passed
+    over; nothing is unpacked."""
     first = {
         "a/0.png": png(0),
         "a/0.txt": b"picture 0\n",
@@ -131,11 +142,15 @@ def test_shards(streaming: bool, tmp_path) -> None:
     assert data.size == (None if streaming else 4) and list(data.prompts) == ([] if streaming else [*FOUR])
     drawn = data.draw(4, 0)
     assert {e.caption: round(e.image((8, 8))[0].mean().item() * 255) for e in drawn} == FOUR
-    assert len({e.key for e in drawn}) == 4 and sorted(p.name for p in tmp_path.iterdir()) == ["00.tar", "01.tar"]
+    assert len({e.key for e in drawn}) == 4 and sorted(p.name for p in tmp_path.iterdir()) == [
+        "00.tar",
+        "01.tar",
+    ]
 
 
 def test_hostile_shards(tmp_path) -> None:
-    """Links, devices and folders are passed over, whatever they point to; compressed, cut and lying shards are refused."""
+    """Links, devices and folders are passed over, whatever they point to; compressed, cut and lying shards
+    are refused."""
     (tmp_path / "secret.txt").write_text("secret")
     with tarfile.open(tmp_path / "links.tar", "w") as out:
         for name, kind in (
@@ -193,7 +208,9 @@ def test_parquet(streaming: bool, tmp_path) -> None:
     pyarrow.parquet.write_table(evil, tmp_path / "evil" / "0.parquet")
     with pytest.raises(ValueError, match=r"holds no picture .its file's bytes."):
         captioned(str(tmp_path / "evil"), streaming=streaming).draw(1, 0)[0].image((8, 8))
-    with pytest.raises(ValueError, match=r"has no column nothing; set caption_column=NAME .its columns are image, text"):
+    with pytest.raises(
+        ValueError, match=r"has no column nothing; set caption_column=NAME .its columns are image, text"
+    ):
         captioned(str(tmp_path), streaming=streaming, caption_column="nothing")
 
 
@@ -231,7 +248,9 @@ def test_a_saved_dataset(streaming: bool, tmp_path) -> None:
         captioned(str(tmp_path / "two"), streaming=streaming)
 
 
-@pytest.mark.parametrize("data", ["no/such/thing", "https://x.org/y", "../x", "x.parquet", "x.tar", "a b", "/nowhere"])
+@pytest.mark.parametrize(
+    "data", ["no/such/thing", "https://x.org/y", "../x", "x.parquet", "x.tar", "a b", "/nowhere"]
+)
 def test_nothing_there(data: str, monkeypatch, tmp_path) -> None:
     """What is no file, and cannot be a dataset's name, is refused without asking the hub."""
     monkeypatch.chdir(tmp_path)
@@ -242,8 +261,9 @@ def test_nothing_there(data: str, monkeypatch, tmp_path) -> None:
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_dataset_of_the_hub(streaming: bool, monkeypatch, tmp_path) -> None:
-    """One in parquet is read; one that another reader of the library would read (it unpickles members of shards, follows paths) is
-    refused before it is; what the hub says is passed on. (A folder stands for the hub.)"""
+    """One in parquet is read; one that another reader of the library would read (it unpickles members of
+    shards, follows paths) is refused before it is; what the hub says is passed on. (A folder stands for the
+    hub.)"""
     import datasets
 
     builder, load = datasets.load_dataset_builder, datasets.load_dataset
@@ -262,7 +282,8 @@ def test_a_dataset_of_the_hub(streaming: bool, monkeypatch, tmp_path) -> None:
         ("empty", "cannot be loaded"),
     ):
         with pytest.raises(
-            ValueError, match=f"data=mine/{name}, split=train, cannot be loaded: .*{said if name != 'empty' else ''}"
+            ValueError,
+            match=f"data=mine/{name}, split=train, cannot be loaded: .*{said if name != 'empty' else ''}",
         ):
             captioned(f"mine/{name}", streaming=streaming)
 
@@ -278,7 +299,11 @@ def test_a_dataset_of_the_hub(streaming: bool, monkeypatch, tmp_path) -> None:
         ("metadata.jsonl", '{"file_name": 5, "text": "x"}', "file_name=5 in row 1 of .* is no path"),
         ("metadata.jsonl", '{"file_name": "0.png", "text": null}', "caption=None in row 1 of .* is no text"),
         ("metadata.jsonl", '{"file_name": "../0.png", "text": "x"}', "is no path below the table's folder"),
-        ("metadata.jsonl", '{"file_name": "/etc/hostname", "text": "x"}', "is no path below the table's folder"),
+        (
+            "metadata.jsonl",
+            '{"file_name": "/etc/hostname", "text": "x"}',
+            "is no path below the table's folder",
+        ),
         ("metadata.jsonl", '{"file_name": "9.png", "text": "x"}', "there is no file"),
         ("metadata.csv", "file_name,text\n0.png\n", "has another number of columns"),
         ("table.csv", "picture,words\n0.png,x\n", "has no file_name or image"),
@@ -294,7 +319,8 @@ def test_hostile_tables(name: str, text: str, words: str, tmp_path) -> None:
 
 
 def test_files_that_are_none(tmp_path) -> None:
-    """A file of another kind; a folder without anything; a stream of what is known at once; a broken picture."""
+    """A file of another kind; a folder without anything; a stream of what is known at once; a broken
+    picture."""
     pictures(tmp_path / "a")
     (tmp_path / "x.zip").touch()
     for data, words, streaming in (
@@ -315,7 +341,11 @@ def test_files_that_are_none(tmp_path) -> None:
 def ten(tmp_path: Path) -> Path:
     return tar(
         tmp_path / "ten.tar",
-        {f"{k}.{kind}": png(k) if kind == "png" else str(k).encode() for k in range(10) for kind in ("png", "txt")},
+        {
+            f"{k}.{kind}": png(k) if kind == "png" else str(k).encode()
+            for k in range(10)
+            for kind in ("png", "txt")
+        },
     )
 
 
@@ -337,7 +367,8 @@ def test_every_pass_has_every_example_once(how: dict, tmp_path) -> None:
 @pytest.mark.parametrize("how", [{}, {"streaming": True, "shuffle_buffer": 4}])
 @pytest.mark.parametrize("before", [0, 1, 4, 8, 10, 17])
 def test_it_goes_on_where_it_was(how: dict, before: int, tmp_path) -> None:
-    """A state taken anywhere, given to a new one, continues as the undisturbed one; it is plain enough for a checkpoint."""
+    """A state taken anywhere, given to a new one, continues as the undisturbed one; it is plain enough for a
+    checkpoint."""
     ten(tmp_path)
     one = captioned(str(tmp_path), **how)
     if before:
@@ -356,7 +387,8 @@ def test_other_data_is_refused(how: dict, tmp_path) -> None:
     one.draw(5, 0)
     (tmp_path / "ten.tar").unlink()
     tar(
-        tmp_path / "ten.tar", {f"{k}.{kind}": png(k) if kind == "png" else b"other" for k in range(10) for kind in ("png", "txt")}
+        tmp_path / "ten.tar",
+        {f"{k}.{kind}": png(k) if kind == "png" else b"other" for k in range(10) for kind in ("png", "txt")},
     )
     with pytest.raises(ValueError, match="holds other examples than the run began with"):
         captioned(str(tmp_path), **how).load_state_dict(one.state_dict())
@@ -380,11 +412,18 @@ def test_it_is_read_once(tmp_path, monkeypatch) -> None:
 def test_which_of_several_pictures_is_not_guessed(tmp_path) -> None:
     """Columns that are pictures by their type and not by a usual name."""
     datasets = pytest.importorskip("datasets")
-    columns = {"caption": ["x"], "jpg_0": [{"bytes": png(0), "path": None}], "jpg_1": [{"bytes": png(200), "path": None}]}
+    columns = {
+        "caption": ["x"],
+        "jpg_0": [{"bytes": png(0), "path": None}],
+        "jpg_1": [{"bytes": png(200), "path": None}],
+    }
     kinds = {"caption": datasets.Value("string"), "jpg_0": datasets.Image(), "jpg_1": datasets.Image()}
     datasets.Dataset.from_dict(columns, features=datasets.Features(kinds)).save_to_disk(tmp_path / "saved")
     with pytest.raises(
-        ValueError, match=r"several columns of pictures, jpg_0, jpg_1; set image_column=NAME; pairs of pictures go in"
+        ValueError,
+        match=r"several columns of pictures, jpg_0, jpg_1; set image_column=NAME; pairs of pictures go in",
     ):
         captioned(str(tmp_path / "saved"))
-    assert captioned(str(tmp_path / "saved"), image_column="jpg_1").draw(1, 0)[0].image((8, 8))[0].mean() > 0.7
+    assert (
+        captioned(str(tmp_path / "saved"), image_column="jpg_1").draw(1, 0)[0].image((8, 8))[0].mean() > 0.7
+    )

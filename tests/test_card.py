@@ -1,4 +1,5 @@
-"""The model card says what was done and how to use it, its example runs, and an upload can fail without losing a run."""
+"""The model card says what was done and how to use it, its example runs, and an upload can fail without
+losing a run."""
 
 import json
 import re
@@ -66,24 +67,35 @@ class Hub:
 
 @pytest.mark.parametrize("name", ["lora", "full"])
 def test_it_says_what_was_done(name: str, runs: dict[str, Path]) -> None:
-    """The hub's own reader finds library, tags and licence; the text has rewards with units and numbers, prompts, seed and configuration."""
+    """The hub's own reader finds library, tags and licence; the text has rewards with units and numbers,
+    prompts, seed and configuration."""
     card = ModelCard.load(runs[name] / "model" / "README.md")
     assert (
-        card.data.library_name == "diffusers" and card.data.pipeline_tag == "text-to-image" and card.data.license == "openrail++"
+        card.data.library_name == "diffusers"
+        and card.data.pipeline_tag == "text-to-image"
+        and card.data.license == "openrail++"
     )
     assert {"alignlab", "draft", name} <= set(card.data.tags)
     summary = json.loads((runs[name] / "summary.json").read_text())
     for reward, unit in {"brightness": "mean pixel", "jpeg_compressibility": "kB"}.items():
         row = next(line for line in card.text.splitlines() if line.startswith(f"| {reward} |"))
-        assert unit in row and row.endswith(f"| {summary['base'][reward]:.4g} | {summary['final'][reward]:.4g} |")
-    assert "seed 7" in card.text and "DRaFT, 2 epochs of 4 images" in card.text and "prompts: a cat; a dog; a fish" in card.text
+        assert unit in row and row.endswith(
+            f"| {summary['base'][reward]:.4g} | {summary['final'][reward]:.4g} |"
+        )
+    assert (
+        "seed 7" in card.text
+        and "DRaFT, 2 epochs of 4 images" in card.text
+        and "prompts: a cat; a dog; a fish" in card.text
+    )
     (block,) = re.findall(r"```yaml\n(.*?)```", card.text, re.DOTALL)
     stored = yaml.safe_load((runs[name] / "config.yaml").read_text())
     assert yaml.safe_load(block).items() <= stored.items() and "algo" in block and "output_dir" not in block
 
 
 @pytest.mark.parametrize("name", ["lora", "full"])
-def test_its_example_works(name: str, runs: dict[str, Path], base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_example_works(
+    name: str, runs: dict[str, Path], base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The code of the card, run in the folder it lies in, draws the tuned model's picture."""
     folder = runs[name] / "model"
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
@@ -91,7 +103,9 @@ def test_its_example_works(name: str, runs: dict[str, Path], base: str, monkeypa
     try:
         exec(code.replace("image = pipe(", "import torch; torch.manual_seed(0)\nimage = pipe("), {})
         drawn = Image.open("image.png")
-        pipe = StableDiffusionPipeline.from_pretrained(folder if name == "full" else base, safety_checker=None)
+        pipe = StableDiffusionPipeline.from_pretrained(
+            folder if name == "full" else base, safety_checker=None
+        )
         if name == "lora":
             pipe.load_lora_weights(folder)
         guidance = configured()["eval_sampler"]["guidance_scale"]
@@ -111,7 +125,11 @@ def test_examples_of_other_bases(tiny_sd: str, tmp_path: Path) -> None:
     c["model"] |= {"path_or_id": f"{tmp_path}/model.safetensors", "config": "owner/name"}
     assert f"from_single_file('{tmp_path}/model.safetensors', config='owner/name')" in usage(c, False, "x")
     flux = configured(
-        "model=flux", "sampler=flow", "eval_sampler=flow", "eval_sampler.guidance_scale=1", "sampler.guidance_scale=1"
+        "model=flux",
+        "sampler=flow",
+        "eval_sampler=flow",
+        "eval_sampler.guidance_scale=1",
+        "sampler.guidance_scale=1",
     )
     assert "guidance_scale=3.5, max_sequence_length=512, height=1024, width=1024)" in usage(flux, True, "x")
     shipped = usage(configured(), False, "a lion")
@@ -130,7 +148,9 @@ BROKEN_CARDS = {
 
 
 @pytest.mark.parametrize("name", BROKEN_CARDS)
-def test_a_broken_readme_of_the_base_model_loses_no_run(name: str, tiny_sd: str, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_broken_readme_of_the_base_model_loses_no_run(
+    name: str, tiny_sd: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
     """It is told in a line before the run begins, and the run ends with a card that names no licence."""
     shutil.copytree(tiny_sd, tmp_path / "base")
     (tmp_path / "base" / "README.md").write_bytes(BROKEN_CARDS[name])
@@ -146,7 +166,10 @@ def test_a_broken_readme_of_the_base_model_loses_no_run(name: str, tiny_sd: str,
     real = Run.begin
     monkeypatch.setattr(Run, "begin", begun)
     assert command_line(monkeypatch, *tiny(str(tmp_path / "base"), "steps=1", f"output_dir={run}")) == 0
-    assert "licence: that of the base model, which its folder does not name" in (run / "model" / "README.md").read_text()
+    assert (
+        "licence: that of the base model, which its folder does not name"
+        in (run / "model" / "README.md").read_text()
+    )
 
 
 def test_a_licence_that_is_no_text(tmp_path: Path) -> None:
@@ -156,13 +179,17 @@ def test_a_licence_that_is_no_text(tmp_path: Path) -> None:
         assert licence_of(str(tmp_path)) == (None, None)
 
 
-def test_push_to_hub_without_a_token(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_push_to_hub_without_a_token(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
     """It is missed before the run begins, and nothing is written."""
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     run = tmp_path / "run"
     assert command_line(monkeypatch, *tiny(base, f"output_dir={run}", "push_to_hub=me/brighter")) == 2
-    assert capsys.readouterr().err.startswith("error: push_to_hub=me/brighter needs a token of the Hugging Face hub")
+    assert capsys.readouterr().err.startswith(
+        "error: push_to_hub=me/brighter needs a token of the Hugging Face hub"
+    )
     assert not run.exists()
 
 
@@ -175,9 +202,15 @@ def test_licences(tmp_path: Path) -> None:
 
 
 def test_upload_at_the_end(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    """push_to_hub: a private repository, the folder, and the card with the repository in its example and no path of this machine."""
+    """push_to_hub: a private repository, the folder, and the card with the repository in its example and no
+    path of this machine."""
     hub = Hub(monkeypatch)
-    assert command_line(monkeypatch, *tiny(base, "steps=1", f"output_dir={tmp_path}/run", "push_to_hub=me/brighter")) == 0
+    assert (
+        command_line(
+            monkeypatch, *tiny(base, "steps=1", f"output_dir={tmp_path}/run", "push_to_hub=me/brighter")
+        )
+        == 0
+    )
     assert [name for name, _ in hub.calls] == ["create_repo", "upload_folder", "upload_file"]
     created, uploaded, card = (options for _, options in hub.calls)
     assert created == {"repo_id": "me/brighter", "private": True, "exist_ok": True}
@@ -188,27 +221,38 @@ def test_upload_at_the_end(base: str, tmp_path: Path, monkeypatch: pytest.Monkey
     assert "uploaded: https://huggingface.co/me/brighter" in capsys.readouterr().out
 
 
-def test_a_failed_upload_loses_nothing(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_a_failed_upload_loses_nothing(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
     """A warning says how to repeat it, and that command does; where it fails too, it ends with 2."""
     run = tmp_path / "run"
     Hub(monkeypatch, OSError("no route to the hub.\nmore"))
-    assert command_line(monkeypatch, *tiny(base, "steps=1", f"output_dir={run}", "push_to_hub=me/brighter")) == 0
+    assert (
+        command_line(monkeypatch, *tiny(base, "steps=1", f"output_dir={run}", "push_to_hub=me/brighter")) == 0
+    )
     err = capsys.readouterr().err
     again = f"python -m alignlab.export run={run} to=hub output=me/brighter"
-    said = f"{run}/model was not uploaded to me/brighter (no route to the hub); the run is whole in {run}; to upload it: {again}"
+    said = (
+        f"{run}/model was not uploaded to me/brighter (no route to the hub); the run is whole in {run}; to "
+        f"upload it: {again}"
+    )
     assert f"warning: {said}" in err.splitlines() and "Traceback" not in err
     assert (run / "summary.json").is_file() and (run / "model" / "README.md").is_file()
     from alignlab import export
 
     assert command_line(monkeypatch, *again.split()[3:], command=export) == 2
-    assert capsys.readouterr().err.splitlines()[-1] == f"error: {run}/model was not uploaded to me/brighter (no route to the hub)"
+    assert (
+        capsys.readouterr().err.splitlines()[-1]
+        == f"error: {run}/model was not uploaded to me/brighter (no route to the hub)"
+    )
     hub = Hub(monkeypatch)
     assert command_line(monkeypatch, *again.split()[3:], command=export) == 0
     assert [name for name, _ in hub.calls] == ["create_repo", "upload_folder", "upload_file"]
 
 
 def test_only_a_typed_name_is_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    """A resumed folder may be somebody else's and name a repository of the user's: a new one is made, one that is there stays."""
+    """A resumed folder may be somebody else's and name a repository of the user's: a new one is made, one
+    that is there stays."""
     (tmp_path / "model").mkdir()
     hub = Hub(monkeypatch)
     monkeypatch.setattr("alignlab.training.model_card.typed", lambda key: False)
@@ -216,14 +260,21 @@ def test_only_a_typed_name_is_written_over(tmp_path: Path, monkeypatch: pytest.M
     push(tmp_path, "me/mine")
     assert hub.calls == [] and "it is there already, and only a file names it" in capsys.readouterr().err
     push(tmp_path, "me/other")
-    assert [name for name, _ in hub.calls] == ["create_repo", "upload_folder"] and not hub.calls[0][1]["exist_ok"]
+    assert [name for name, _ in hub.calls] == ["create_repo", "upload_folder"] and not hub.calls[0][1][
+        "exist_ok"
+    ]
 
 
 def test_names_and_paths() -> None:
     """push_to_hub is owner/name and nothing of the run's science; paths are shortened, nothing else is."""
     with pytest.raises(ConfigError, match="push_to_hub=mine is no repository of the hub; write owner/name"):
         configured("push_to_hub=mine")
-    assert is_hub_id("a/b-c.d_1") and not any(is_hub_id(name) for name in ("a", "a/b/c", "/a/b", "a b/c", None, "https://x/y"))
-    assert without_paths("path: /home/me/models/sd-1.5\nat: '~/x/y.safetensors'") == "path: sd-1.5\nat: 'y.safetensors'"
+    assert is_hub_id("a/b-c.d_1") and not any(
+        is_hub_id(name) for name in ("a", "a/b/c", "/a/b", "a b/c", None, "https://x/y")
+    )
+    assert (
+        without_paths("path: /home/me/models/sd-1.5\nat: '~/x/y.safetensors'")
+        == "path: sd-1.5\nat: 'y.safetensors'"
+    )
     same = "https://huggingface.co/a/b base: a/b 1/2 and/or <x/> half a / b"
     assert without_paths(same) == same

@@ -5,7 +5,15 @@ import json
 import numpy as np
 import pytest
 
-from alignlab.compare.finished import CompareError, at_budget, equal_budget, matched_reward, read_runs, refuse_unlike, variants
+from alignlab.compare.finished import (
+    CompareError,
+    at_budget,
+    equal_budget,
+    matched_reward,
+    read_runs,
+    refuse_unlike,
+    variants,
+)
 from alignlab.compare.outcomes import base_point, contrasts, outcomes
 from tests.runs_on_disk import made_run
 
@@ -21,7 +29,8 @@ def six(tmp_path):
 
 
 def test_variants(six):
-    """Seeds are one variant; labels name the algorithm and what differs among its variants, and nothing else."""
+    """Seeds are one variant; labels name the algorithm and what differs among its variants, and nothing
+    else."""
     found = {v.label: [run.seed for run in v.runs] for v in variants(six)}
     assert found == {"DRaFT": [0, 1], "DRaFT+ kl_coeff=0.1": [0, 1], "DRaFT+ kl_coeff=1.0": [0, 1]}
 
@@ -60,7 +69,11 @@ def test_unlike_runs_are_refused(tmp_path, key, value, named):
     made_run(tmp_path / "b", {key: value}, seed=1)
     with pytest.raises(CompareError) as refused:
         refuse_unlike(read_runs([str(tmp_path / "*")]))
-    assert named in str(refused.value) and str(tmp_path / "a") in str(refused.value) and str(tmp_path / "b") in str(refused.value)
+    assert (
+        named in str(refused.value)
+        and str(tmp_path / "a") in str(refused.value)
+        and str(tmp_path / "b") in str(refused.value)
+    )
 
 
 @pytest.mark.parametrize(("key", "value"), [("reward_unit", "kB"), ("diversity_metric", "lpips-alex")])
@@ -78,13 +91,16 @@ def test_evaluations_of_other_resolution_are_refused(tmp_path):
     about = json.loads(path.read_text())
     about["protocol"]["resolution"] = [64, 64]
     path.write_text(json.dumps(about))
-    with pytest.raises(CompareError, match=r"evaluation.resolution is \[48, 48\] in the first and \[64, 64\]"):
+    with pytest.raises(
+        CompareError, match=r"evaluation.resolution is \[48, 48\] in the first and \[64, 64\]"
+    ):
         refuse_unlike(read_runs([str(tmp_path / "*")]))
 
 
 @pytest.mark.parametrize(("apart", "refused"), [(0.06, True), (0.04, False), (-0.06, True)])
 def test_other_weights_of_the_same_name_are_refused(tmp_path, apart, refused):
-    """A base model whose reward is a tenth of a standard deviation away is another one, whatever it is called; rounding is less."""
+    """A base model whose reward is a tenth of a standard deviation away is another one, whatever it is
+    called; rounding is less."""
     made_run(tmp_path / "a")
     path = made_run(tmp_path / "b", seed=1) / "summary.json"
     about = json.loads(path.read_text())
@@ -92,16 +108,22 @@ def test_other_weights_of_the_same_name_are_refused(tmp_path, apart, refused):
     path.write_text(json.dumps(about))
     runs = read_runs([str(tmp_path / "*")])
     if refused:
-        with pytest.raises(CompareError, match=r"rewards of 1 and .* so the weights of model.path_or_id were others"):
+        with pytest.raises(
+            CompareError, match=r"rewards of 1 and .* so the weights of model.path_or_id were others"
+        ):
             refuse_unlike(runs)
     else:
         refuse_unlike(runs)
 
 
 def test_training_may_differ(tmp_path):
-    """Learning rate, batch, training prompts' repetition and batch of the evaluation do not hinder a comparison."""
+    """Learning rate, batch, training prompts' repetition and batch of the evaluation do not hinder a
+    comparison."""
     made_run(tmp_path / "a")
-    made_run(tmp_path / "b", {"lr": 1e-4, "prompts.per_prompt": 4, "evaluation.batch": 8, "model.lora_targets": ["to_k"]})
+    made_run(
+        tmp_path / "b",
+        {"lr": 1e-4, "prompts.per_prompt": 4, "evaluation.batch": 8, "model.lora_targets": ["to_k"]},
+    )
     refuse_unlike(read_runs([str(tmp_path / "*")]))
 
 
@@ -123,17 +145,22 @@ def test_what_cannot_be_read(tmp_path):
 
 
 def test_budgets(tmp_path):
-    """Counts add up over epochs; a reward is read between evaluations; the equal budget is the least that all reached."""
+    """Counts add up over epochs; a reward is read between evaluations; the equal budget is the least that all
+    reached."""
     run = read_runs([str(made_run(tmp_path / "a"))])[0]
     assert run.curve("samples_seen") == [0, 160, 320] and run.curve("denoiser_forwards") == [0, 6400, 12800]
     assert run.curve("seconds") == [0, 3, 6]
     reward = run.curve("eval/reward")
     assert at_budget(run, "samples_seen", 80) == pytest.approx((reward[0] + reward[1]) / 2)
-    assert equal_budget(variants([run]), "samples_seen") == 320 and equal_budget(variants([run]), "unknown") is None
+    assert (
+        equal_budget(variants([run]), "samples_seen") == 320
+        and equal_budget(variants([run]), "unknown") is None
+    )
 
 
 def test_matched(six):
-    """Every variant is read at one reward that all of them reached: higher gain at the same slope, same diversity."""
+    """Every variant is read at one reward that all of them reached: higher gain at the same slope, same
+    diversity."""
     level, found = matched_reward(variants(six))
     assert 1.3 < level < 1.4
     for values in found.values():
@@ -142,20 +169,29 @@ def test_matched(six):
 
 
 def test_outcomes(six):
-    """Weighted rewards (weight 2), gains, win rates, diversity and held-out gains come out as they were put in."""
+    """Weighted rewards (weight 2), gains, win rates, diversity and held-out gains come out as they were put
+    in."""
     those = variants(six)
     by = {o.label: o for o in outcomes(those)}
     assert base_point(those)[0] == pytest.approx(1.0, abs=0.1)
     for label, gain in (("DRaFT", 1.0), ("DRaFT+ kl_coeff=0.1", 0.8), ("DRaFT+ kl_coeff=1.0", 0.4)):
         o = by[label]
-        assert o.seeds == 2 and o.gain.value == pytest.approx(gain, abs=0.02) and o.gain.low <= o.gain.value <= o.gain.high
-        assert o.iqm_gain.value == pytest.approx(gain, abs=0.02) and o.unseen_gain.value == pytest.approx(gain, abs=0.02)
+        assert (
+            o.seeds == 2
+            and o.gain.value == pytest.approx(gain, abs=0.02)
+            and o.gain.low <= o.gain.value <= o.gain.high
+        )
+        assert o.iqm_gain.value == pytest.approx(gain, abs=0.02) and o.unseen_gain.value == pytest.approx(
+            gain, abs=0.02
+        )
         assert (
             o.win_rate.value == 1
             and o.diversity.value == pytest.approx(0.605 - 0.2 * gain)
             and o.vendi.value == pytest.approx(5 - 2 * gain)
         )
-        assert o.held_out["held"].value == 0 and o.lpips_to_base == pytest.approx(0.1 * gain) and o.flags == ()
+        assert (
+            o.held_out["held"].value == 0 and o.lpips_to_base == pytest.approx(0.1 * gain) and o.flags == ()
+        )
     reward = {(c.first, c.second): c for c in contrasts(those)["reward"]}
     assert len(reward) == 3
     c = reward["DRaFT", "DRaFT+ kl_coeff=1.0"]

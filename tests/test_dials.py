@@ -20,7 +20,8 @@ from tests.running import command_line, configured, tiny
 
 @torch.no_grad()
 def test_the_scale_interpolates(tiny_sd: str) -> None:
-    """0 is the base model bit for bit, 1 the tuned one again, whatever was set in between; a half is neither."""
+    """0 is the base model bit for bit, 1 the tuned one again, whatever was set in between; a half is
+    neither."""
     policy = tiny_policy(tiny_sd)
     sampler, noise = ddim(policy.family.scheduler, steps=3, eta=0.0, guidance_scale=2.0), key(4)
     tuned = rollout(policy, sampler, noise).images
@@ -36,8 +37,8 @@ def test_the_scale_interpolates(tiny_sd: str) -> None:
 
 @torch.no_grad()
 def test_annealed_guidance(tiny_sd: str) -> None:
-    """out_i = g tuned + (1 - g) base with g = (i/N)^power, branch by branch; inside reference() it is the base model; a power must be
-    positive."""
+    """out_i = g tuned + (1 - g) base with g = (i/N)^power, branch by branch; inside reference() it is the
+    base model; a power must be positive."""
     policy = tiny_policy(tiny_sd)
     sampler = ddim(policy.family.scheduler, steps=4, eta=0.0, guidance_scale=2.0)
     x, t = torch.randn(3, *policy.latent_shape), sampler.timesteps[[3, 2, 0]]
@@ -67,7 +68,10 @@ def run(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @torch.no_grad()
 def test_a_run_is_loaded_as_a_pipeline(run: Path) -> None:
     """`alignlab.load`: its UNet answers like the run's policy, which is not the base model."""
-    pipe, policy = alignlab.load(run), policy_of({**configured(), **_config(run), "run": str(run), "lora": None, "device": "cpu"})
+    pipe, policy = (
+        alignlab.load(run),
+        policy_of({**configured(), **_config(run), "run": str(run), "lora": None, "device": "cpu"}),
+    )
     x, t, cond = torch.randn(2, *policy.latent_shape), torch.tensor([10, 700]), policy.encode(["cat", "dog"])
     theirs = pipe.unet(x, t, cond.text["prompt_embeds"]).sample
     mine = policy.branches(x, t, cond, 1.0)[0]
@@ -85,12 +89,25 @@ def _config(run: Path) -> dict:
 
 
 def test_the_sample_command(run: Path, tmp_path, monkeypatch, capsys) -> None:
-    """Base above, tuned below, a column a noise; half of the tuning lies between; none of it is the base model."""
+    """Base above, tuned below, a column a noise; half of the tuning lies between; none of it is the base
+    model."""
     for scale in (1, 0, 0.5):
-        words = [f"run={run}", "prompt=[cat,dog]", "n=3", f"lora_scale={scale}", f"output={tmp_path}/{scale}.png", "device=cpu"]
+        words = [
+            f"run={run}",
+            "prompt=[cat,dog]",
+            "n=3",
+            f"lora_scale={scale}",
+            f"output={tmp_path}/{scale}.png",
+            "device=cpu",
+        ]
         assert command_line(monkeypatch, *words, command=sample) == 0
-    rows = {scale: np.split(np.asarray(Image.open(tmp_path / f"{scale}.png")).astype(int)[2:], 4) for scale in (1, 0, 0.5)}
-    for base, tuned, half, none in zip(rows[1][::2], rows[1][1::2], rows[0.5][1::2], rows[0][1::2], strict=True):
+    rows = {
+        scale: np.split(np.asarray(Image.open(tmp_path / f"{scale}.png")).astype(int)[2:], 4)
+        for scale in (1, 0, 0.5)
+    }
+    for base, tuned, half, none in zip(
+        rows[1][::2], rows[1][1::2], rows[0.5][1::2], rows[0][1::2], strict=True
+    ):
         assert (none == base).all()
         assert 0 < np.abs(half - base).mean() < np.abs(tuned - base).mean()
     capsys.readouterr()

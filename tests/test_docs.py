@@ -48,7 +48,11 @@ def function(file: str, name: str) -> ast.AST:
 def rows(text: str) -> list[str]:
     """The lines of a text's tables, but for their headings and rules."""
     heads = re.findall(r"^(\|.*)\n\|[-|]+\|$", text, re.MULTILINE)
-    return [line for line in text.splitlines() if line.startswith("|") and line not in heads and not re.fullmatch(r"[-|]+", line)]
+    return [
+        line
+        for line in text.splitlines()
+        if line.startswith("|") and line not in heads and not re.fullmatch(r"[-|]+", line)
+    ]
 
 
 def leaves(node: dict[str, Any], prefix: str = "algo.") -> dict[str, Any]:
@@ -95,7 +99,9 @@ def test_every_algorithm_file_is_on_its_page(name):
 
 def test_every_algorithm_file_has_a_page():
     """No file of conf/algo is forgotten."""
-    assert {path.stem for path in (ROOT / "conf" / "algo").glob("*.yaml")} == {c for configs in PAGES.values() for c in configs}
+    assert {path.stem for path in (ROOT / "conf" / "algo").glob("*.yaml")} == {
+        c for configs in PAGES.values() for c in configs
+    }
 
 
 @pages
@@ -123,7 +129,9 @@ def test_every_common_metric_is_explained():
             nodes = ast.walk(function(f"alignlab/{file}", name))
             keys = [key for node in nodes if isinstance(node, ast.Dict) for key in node.keys]
             metrics |= {
-                ("eval/" if file == "training/evaluation.py" else "") + key.value for key in keys if isinstance(key, ast.Constant)
+                ("eval/" if file == "training/evaluation.py" else "") + key.value
+                for key in keys
+                if isinstance(key, ast.Constant)
             }
     assert metrics >= {"loss", "kl", "grad_norm", "eval/lpips", "eval/kl_trajectory"}
     table = rows(section("ddpo", "Logged"))

@@ -57,10 +57,13 @@ def test_a_finished_stage_is_not_trained_again(tmp_path: Path) -> None:
 
 
 def test_what_transformers_5_saved_is_rewritten_for_4(tmp_path: Path) -> None:
-    """Names get the prefix once, and values stay; the vocabulary's files read every text as tokenizer.json does."""
+    """Names get the prefix once, and values stay; the vocabulary's files read every text as tokenizer.json
+    does."""
     home = Path(alignlab.__file__).parent / "assets" / "emoji"
     named = load_file(home / "text_encoder" / "model.safetensors")
-    save_file({name.removeprefix(PREFIX): value for name, value in named.items()}, tmp_path / "model.safetensors")
+    save_file(
+        {name.removeprefix(PREFIX): value for name, value in named.items()}, tmp_path / "model.safetensors"
+    )
     for _ in range(2):
         name_tensors_as_before(tmp_path)
     again = load_file(tmp_path / "model.safetensors")

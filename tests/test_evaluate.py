@@ -1,4 +1,5 @@
-"""The evaluation command: paired, cached by what the base model is, the same for a run's folder and for its LoRA alone."""
+"""The evaluation command: paired, cached by what the base model is, the same for a run's folder and for its
+LoRA alone."""
 
 import csv
 import json
@@ -40,8 +41,9 @@ def table(path: Path) -> list[dict[str, str]]:
 
 
 def test_what_is_measured(run, tmp_path, monkeypatch, capsys):
-    """Three sets of the sizes asked for, each image paired with the base model's; means and win rates follow from the tables; the
-    base of the same protocol agrees whatever the run; a LoRA that does nothing is the base exactly."""
+    """Three sets of the sizes asked for, each image paired with the base model's; means and win rates follow
+    from the tables; the base of the same protocol agrees whatever the run; a LoRA that does nothing is the
+    base exactly."""
     assert typed(monkeypatch, f"run={run}", f"cache={tmp_path}/cache", *PROTOCOL) == 0
     home, out = run / "evaluation", result(run / "evaluation")
     mine, base = table(home / "images.csv"), table(home / "base.csv")
@@ -49,9 +51,16 @@ def test_what_is_measured(run, tmp_path, monkeypatch, capsys):
     assert place == [(row["set"], row["prompt"], row["image"]) for row in base]
     sizes = {name: sum(p[0] == name for p in place) for name in ("train", "unseen", "diversity")}
     assert sizes == {"train": 3 * 2, "unseen": 2 * 2, "diversity": 2 * 3}
-    pairs = [(float(m["brightness"]), float(b["brightness"])) for m, b in zip(mine, base, strict=True) if m["set"] == "train"]
+    pairs = [
+        (float(m["brightness"]), float(b["brightness"]))
+        for m, b in zip(mine, base, strict=True)
+        if m["set"] == "train"
+    ]
     row = out["rewards"]["train"]["brightness"]
-    assert row["gain"]["value"] == pytest.approx(sum(m - b for m, b in pairs) / len(pairs), abs=1e-5) and row["gain"]["low"] > 0
+    assert (
+        row["gain"]["value"] == pytest.approx(sum(m - b for m, b in pairs) / len(pairs), abs=1e-5)
+        and row["gain"]["low"] > 0
+    )
     assert row["win_rate"]["value"] == sum((m > b) + 0.5 * (m == b) for m, b in pairs) / len(pairs)
     assert row["gain"]["low"] <= row["gain"]["value"] <= row["gain"]["high"]
     assert out["drift"]["lpips_to_base"] > 0 and out["drift"]["kl_eps_guided"] > 0
@@ -63,10 +72,13 @@ def test_what_is_measured(run, tmp_path, monkeypatch, capsys):
 
 
 def test_the_base_is_measured_once(run, tmp_path, monkeypatch):
-    """A second evaluation reads the cache, and finds another one as soon as a weight, the sampler or a prompt set differs."""
+    """A second evaluation reads the cache, and finds another one as soon as a weight, the sampler or a prompt
+    set differs."""
     cache, drawn = tmp_path / "cache", []
     images = command.Evaluation.images
-    monkeypatch.setattr(command.Evaluation, "images", lambda self, bar, who: drawn.append(who) or images(self, bar, who))
+    monkeypatch.setattr(
+        command.Evaluation, "images", lambda self, bar, who: drawn.append(who) or images(self, bar, who)
+    )
     for more in ([], [], ["eval_sampler.steps=1"], ["images=1"]):
         assert typed(monkeypatch, f"run={run}", f"cache={cache}", *PROTOCOL, *more) == 0
     assert [who == "base model" for who in drawn] == [True, False, False, True, False, True, False]
@@ -82,13 +94,16 @@ def test_the_base_is_measured_once(run, tmp_path, monkeypatch):
 
 
 def test_other_judges_are_another_base(tiny_sd, monkeypatch):
-    """Even if they judge noise alike, as one that counts does. It is a prompt of the run that they are asked, not their weight."""
+    """Even if they judge noise alike, as one that counts does. It is a prompt of the run that they are asked,
+    not their weight."""
     words = tiny(tiny_sd, "eval_rewards=colour", "prompts.prompts=[dog]")
     c, prompts = {**_checked(*PROTOCOL), **configured(*words)}, []
     monkeypatch.setattr(command.Bench, "score", lambda self, images, said, group: prompts.extend(said) or {})
     colour = c["eval_rewards"]["colour"]
     changes = ({}, {"weight": 2.0}, {"channel": "blue"})
-    keys = [command.Evaluation({**c, "eval_rewards": {"colour": {**colour, **change}}}).key for change in changes]
+    keys = [
+        command.Evaluation({**c, "eval_rewards": {"colour": {**colour, **change}}}).key for change in changes
+    ]
     assert keys[0] == keys[1] != keys[2] and set(prompts) == {"a dog"}
 
 
@@ -102,12 +117,20 @@ def _checked(*words: str) -> dict:
 
 
 def test_a_lora_alone_is_the_run(run, tiny_sd, tmp_path, monkeypatch):
-    """model= and lora= without a run give the run's own images: rank, alpha and targets come with the LoRA; without lora= the base."""
+    """model= and lora= without a run give the run's own images: rank, alpha and targets come with the LoRA;
+    without lora= the base."""
     same = [f"cache={tmp_path}/cache", *PROTOCOL]
-    groups = ["prompts.prompts=[cat,dog,fish]", "prompts.unseen=[owl,seal]", "eval_sampler.steps=2", "reward=brightness"]
+    groups = [
+        "prompts.prompts=[cat,dog,fish]",
+        "prompts.unseen=[owl,seal]",
+        "eval_sampler.steps=2",
+        "reward=brightness",
+    ]
     assert typed(monkeypatch, f"run={run}", *same) == 0
     assert typed(monkeypatch, f"model.path_or_id={tiny_sd}", f"lora={run}/model", *groups, *same) == 0
-    assert (run / "model" / "evaluation" / "images.csv").read_text() == (run / "evaluation" / "images.csv").read_text()
+    assert (run / "model" / "evaluation" / "images.csv").read_text() == (
+        run / "evaluation" / "images.csv"
+    ).read_text()
     monkeypatch.chdir(tmp_path)
     assert typed(monkeypatch, f"model.path_or_id={tiny_sd}", *groups, *same) == 0
     base = result(tmp_path / "runs" / "evaluation")["rewards"]["train"]["brightness"]
@@ -165,10 +188,19 @@ def test_an_unfinished_run(run, monkeypatch, capsys):
 
 def test_tables_survive_the_disk(tmp_path):
     """Prompts with commas, quotes and line breaks; six digits of every value; the pictures to the bit."""
-    rows = [{"set": "train", "prompt": 'a "big",\ncat', "image": k, "r": 1 / 3 + k, "image/x": 1e-7} for k in range(2)]
+    rows = [
+        {"set": "train", "prompt": 'a "big",\ncat', "image": k, "r": 1 / 3 + k, "image/x": 1e-7}
+        for k in range(2)
+    ]
     pictures = torch.arange(2 * 3 * 4 * 4, dtype=torch.uint8).view(2, 3, 4, 4)
-    write_images(tmp_path, Images(rows, [{"prompt": "a", "lpips": 0.5, "vendi": None}], pictures), pictures=True)
+    write_images(
+        tmp_path, Images(rows, [{"prompt": "a", "lpips": 0.5, "vendi": None}], pictures), pictures=True
+    )
     back = read_images(tmp_path)
-    assert back.prompts == [{"prompt": "a", "lpips": 0.5, "vendi": None}] and torch.equal(back.pictures, pictures)
-    assert back.rows[0]["prompt"] == 'a "big",\ncat' and back.values("train", "r")[0] == pytest.approx([1 / 3, 4 / 3], rel=1e-5)
+    assert back.prompts == [{"prompt": "a", "lpips": 0.5, "vendi": None}] and torch.equal(
+        back.pictures, pictures
+    )
+    assert back.rows[0]["prompt"] == 'a "big",\ncat' and back.values("train", "r")[0] == pytest.approx(
+        [1 / 3, 4 / 3], rel=1e-5
+    )
     assert back.columns == ["r", "image/x"] and back.sets == ["train"]

@@ -1,4 +1,5 @@
-"""The papers' figures: every one is drawn from runs whose numbers are known; a quick one goes the whole way on the embedded model."""
+"""The papers' figures: every one is drawn from runs whose numbers are known; a quick one goes the whole way
+on the embedded model."""
 
 import csv
 import json
@@ -27,18 +28,31 @@ EVALUATIONS = (0, 10, 20)
 
 
 def write_run(folder: Path, c: dict[str, Any], gain: float) -> None:
-    """A finished run of that configuration: every reward rises linearly by `gain`, diversity falls by a tenth of it."""
+    """A finished run of that configuration: every reward rises linearly by `gain`, diversity falls by a tenth
+    of it."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(c))
     names, lines = dict.fromkeys(["reward", *c["reward"], *c["eval_rewards"]]), []
     for k, step in enumerate(EVALUATIONS):
-        line: dict[str, Any] = {"step": step, "samples_seen": 16 * step, "seconds": 5.0 * k, "reward_queries": 160 * (k > 0)}
-        line |= {"denoiser_forwards": 6400 * (k > 0), "denoiser_backwards": 320 * (k > 0), "eval/lpips": 0.6 - 0.05 * k * gain}
+        line: dict[str, Any] = {
+            "step": step,
+            "samples_seen": 16 * step,
+            "seconds": 5.0 * k,
+            "reward_queries": 160 * (k > 0),
+        }
+        line |= {
+            "denoiser_forwards": 6400 * (k > 0),
+            "denoiser_backwards": 320 * (k > 0),
+            "eval/lpips": 0.6 - 0.05 * k * gain,
+        }
         for name in names:
             line |= {f"eval/{name}": 5 + gain * k / 2, f"eval/{name}_std": 1.0}
         lines.append(json.dumps(line))
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    ends = {who: {**dict.fromkeys(names, 5 + g), "lpips": 0.6 - 0.1 * g} for who, g in (("base", 0.0), ("final", gain))}
+    ends = {
+        who: {**dict.fromkeys(names, 5 + g), "lpips": 0.6 - 0.1 * g}
+        for who, g in (("base", 0.0), ("final", gain))
+    }
     about = {
         "reward_unit": "points",
         "diversity_metric": "lpips-emoji",
@@ -66,14 +80,19 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def answer(run: Path) -> None:
-    """What weights would have said: a reward of 5 and the dial's value; gains of 2 to 6 on prompts of one kind after the other; grey pictures."""
+    """What weights would have said: a reward of 5 and the dial's value; gains of 2 to 6 on prompts of one
+    kind after the other; grey pictures."""
     dials = [
         {"dial": dial, "value": v, "reward": 5 + v, "true_preference": 5.5, "lpips": 0.5}
         for dial, values in (("lora_scale", LORA_SCALES), ("annealing", ANNEALING))
         for v in values
     ]
     kinds = {
-        name: {"prompts": ["a", "b"], "base": [[1.0, 2.0], [3.0, 4.0]], "tuned": [[3.0 + k, 4.0 + k], [5.0 + k, 6.0 + k]]}
+        name: {
+            "prompts": ["a", "b"],
+            "base": [[1.0, 2.0], [3.0, 4.0]],
+            "tuned": [[3.0 + k, 4.0 + k], [5.0 + k, 6.0 + k]],
+        }
         for k, name in enumerate(SETS)
     }
     for name, found in (
@@ -89,24 +108,33 @@ def answer(run: Path) -> None:
 
 
 def read(store: Path, *experiments: str) -> dict[str, list[Finished]]:
-    return {name: figure.finished(store / "runs" / name, figure.grid(name, quick=False)) for name in experiments}
+    return {
+        name: figure.finished(store / "runs" / name, figure.grid(name, quick=False)) for name in experiments
+    }
 
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_is_drawn(name: str, store: Path) -> None:
     """PNG, table and page; a page names command, runs and seeds; nothing is trained; no `quick` on it."""
-    folder = figure.make(name, FIGURES[name], {"quick": False, "home": str(store), "draw_only": True, "workers": 2})
+    folder = figure.make(
+        name, FIGURES[name], {"quick": False, "home": str(store), "draw_only": True, "workers": 2}
+    )
     picture = np.asarray(Image.open(folder / "figure.png").convert("RGB"))
     assert picture.std() > 5
     page = (folder / "README.md").read_text()
     assert f"name={name}\n" in page and "seeds 0, 2" in page and "figure.png" in page
-    assert all(f"alignlab.train -m experiment={experiment}`" in page for experiment in FIGURES[name].experiments)
-    assert ("lpips-emoji" in page) == (name not in ("draftp_fig4", "draftp_fig5"))  # which show pictures alone
+    assert all(
+        f"alignlab.train -m experiment={experiment}`" in page for experiment in FIGURES[name].experiments
+    )
+    assert ("lpips-emoji" in page) == (
+        name not in ("draftp_fig4", "draftp_fig5")
+    )  # which show pictures alone
     assert list(csv.DictReader((folder / "table.csv").open()))
 
 
 def test_the_numbers_of_a_figure(store: Path) -> None:
-    """Figure 3 of DRaFT+: the curves are the means over seeds, the table's gain is that of the summaries, in order of kl_coeff."""
+    """Figure 3 of DRaFT+: the curves are the means over seeds, the table's gain is that of the summaries, in
+    order of kl_coeff."""
     runs = read(store, "draftp_fig3", "ddpo_preference")
     drawn, rows = draftp_fig3(runs)
     assert [row["variant"] for row in rows] == [
@@ -115,17 +143,21 @@ def test_the_numbers_of_a_figure(store: Path) -> None:
         "DDPO-IS",
     ]
     for k, row in enumerate(rows[:6]):
-        assert row["gain"].value == pytest.approx(1 + k + 0.05) and row["seeds"] == 2 and row["learns"] == "yes"
+        assert (
+            row["gain"].value == pytest.approx(1 + k + 0.05) and row["seeds"] == 2 and row["learns"] == "yes"
+        )
         if k:  # diversity falls by a tenth of what the reward rises; the first variant never gets to 6.9
             assert row["diversity at 6.9"].value == pytest.approx(0.6 - 0.1 * 1.9)
         assert ("diversity at 6.9" in row) == (k > 0)
         np.testing.assert_allclose(drawn.axes[1].lines[k].get_ydata(), 5 + (1.05 + k) * np.array([0, 0.5, 1]))
-        np.testing.assert_allclose(drawn.axes[0].lines[k].get_ydata(), 0.6 - 0.1 * (1.05 + k) * np.array([0, 0.5, 1]))
+        np.testing.assert_allclose(
+            drawn.axes[0].lines[k].get_ydata(), 0.6 - 0.1 * (1.05 + k) * np.array([0, 0.5, 1])
+        )
 
 
 def test_generalisation_and_dials_come_from_the_answers(store: Path) -> None:
-    """Each kind's own gain, a panel for each reward that was asked; the dials' points lie where they were measured, their ends are the base model
-    and DRaFT."""
+    """Each kind's own gain, a panel for each reward that was asked; the dials' points lie where they were
+    measured, their ends are the base model and DRaFT."""
     drawn, rows = FIGURES["ddpo_generalisation"].draw(read(store, "ddpo_preference", "ddpo_fig4"))
     assert len(drawn.axes) == len({row["reward"] for row in rows}) == 5  # here every run has answers
     rows = [row for row in rows if row["reward"] == "emoji_preference"]
@@ -134,15 +166,21 @@ def test_generalisation_and_dials_come_from_the_answers(store: Path) -> None:
     rows = FIGURES["fronts"].draw(read(store, *FIGURES["fronts"].experiments))[1]
     found = {(row["regulariser"], row["setting"]): row for row in rows}
     for dial, values in (("LoRA scale", LORA_SCALES), ("annealed guidance", ANNEALING)):
-        assert all(found[dial, f"{v:g}"]["reward"].value == 5 + v and found[dial, f"{v:g}"]["lpips"].value == 0.5 for v in values)
+        assert all(
+            found[dial, f"{v:g}"]["reward"].value == 5 + v and found[dial, f"{v:g}"]["lpips"].value == 0.5
+            for v in values
+        )
     ends = [found["LoRA scale", setting]["reward"].value for setting in "01"]
     assert ends == [5.0, found["eps-MSE KL", "0"]["reward"].value]  # the base model, and DRaFT
-    assert {"eps-MSE KL", "trajectory KL (eta = 1)", "reward cap", "K", "early stopping"} <= {name for name, _ in found}
+    assert {"eps-MSE KL", "trajectory KL (eta = 1)", "reward cap", "K", "early stopping"} <= {
+        name for name, _ in found
+    }
 
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_of_what_there_is(name: str, store: Path) -> None:
-    """With any one of its experiments missing it is drawn without it, or one sentence says that it is too little."""
+    """With any one of its experiments missing it is drawn without it, or one sentence says that it is too
+    little."""
     for absent in FIGURES[name].experiments:
         runs = read(store, *(e for e in FIGURES[name].experiments if e != absent))
         try:
@@ -156,16 +194,22 @@ def test_a_figure_of_what_there_is(name: str, store: Path) -> None:
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_of_one_seed(name: str, store: Path) -> None:
     """No interval, no error bar, and nothing said of learning."""
-    runs = {e: [run for run in there if run.seed == 0] for e, there in read(store, *FIGURES[name].experiments).items()}
+    runs = {
+        e: [run for run in there if run.seed == 0]
+        for e, there in read(store, *FIGURES[name].experiments).items()
+    }
     drawn, rows = FIGURES[name].draw(runs)
     plt.close(drawn)
     for row in rows:
         assert row.get("seeds", 1) == 1 and row.get("learns", "one seed") == "one seed"
-        assert all(value is None for key, value in figure.spread_out(row).items() if key.endswith((" low", " high")))
+        assert all(
+            value is None for key, value in figure.spread_out(row).items() if key.endswith((" low", " high"))
+        )
 
 
 def test_a_front_beside_the_penalty(store: Path, tmp_path: Path) -> None:
-    """Fronts are interpolated to the reward of KL 0.03, seed by seed, and only where all seeds reach it; dials of one seed are of that seed alone."""
+    """Fronts are interpolated to the reward of KL 0.03, seed by seed, and only where all seeds reach it;
+    dials of one seed are of that seed alone."""
     runs = read(store, *FIGURES["fronts"].experiments)
     points = regularisers(runs)
     kl = dict(points["eps-MSE KL"])["0.03"]
@@ -177,7 +221,9 @@ def test_a_front_beside_the_penalty(store: Path, tmp_path: Path) -> None:
         assert x[0] <= kl["reward"][seed] <= x[-1]
         expected.append(np.interp(kl["reward"][seed], x, y) - kl["lpips"][seed])
     assert row["lpips less KL 0.03's"].value == pytest.approx(np.mean(expected)) and row["seeds"] == 2
-    assert "LoRA scale" not in {r["regulariser"] for r in beside_the_penalty({**points, "LoRA scale": points["LoRA scale"][:1]})}
+    assert "LoRA scale" not in {
+        r["regulariser"] for r in beside_the_penalty({**points, "LoRA scale": points["LoRA scale"][:1]})
+    }
     one = next(run for run in runs["draftp_fig3"] if run.config["kl_coeff"] == 0 and run.seed == 2)
     moved = shutil.copytree(one.folder, tmp_path / one.folder.name, ignore=lambda *_: ["dials"])
     fewer = [replace(run, folder=moved) if run is one else run for run in runs["draftp_fig3"]]
@@ -185,10 +231,13 @@ def test_a_front_beside_the_penalty(store: Path, tmp_path: Path) -> None:
 
 
 def test_the_grid_is_the_sweep(store: Path, tmp_path: Path) -> None:
-    """Folders are those that Hydra names; other settings of a run do not count, other seeds are drawn but fill no gap."""
+    """Folders are those that Hydra names; other settings of a run do not count, other seeds are drawn but
+    fill no gap."""
     names = figure.grid("draft_k", quick=False)
     assert len(names) == 12 and names[0] == "algo.k=2,experiment=draft_k,seed=0"
-    assert figure.grid("draftp_fig3", quick=True)[1] == "experiment=draftp_fig3,kl_coeff=0.01,quick=True,seed=0"
+    assert (
+        figure.grid("draftp_fig3", quick=True)[1] == "experiment=draftp_fig3,kl_coeff=0.01,quick=True,seed=0"
+    )
     c = configured("experiment=draft_k", "algo.k=2")
     for name in (names[0], names[0].replace("seed=0", "seed=7"), f"{names[1]},steps=9"):
         write_run(tmp_path / name, {**c, "seed": int(name.partition("seed=")[2][0])}, gain=1.0)
@@ -210,13 +259,18 @@ def test_without_weights_there_is_no_answer(store: Path, tmp_path: Path) -> None
     assert not probe(tmp_path / "run", "dials") and not (tmp_path / "run" / "probes").exists()
 
 
-def test_bad_names(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_bad_names(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     """One sentence, and code 2."""
     monkeypatch.chdir(tmp_path)
     for words, sentence in (
         (["name=draft_fig3"], "did you mean name=draftp_fig3?"),
         (["name=fronts", "workers=0"], "workers=0 must be at least 1"),
-        (["name=fronts", "draw_only=true"], "name=fronts: no run of draftp_fig3, trajectory_kl, reward_cap, draft_k is finished"),
+        (
+            ["name=fronts", "draw_only=true"],
+            "name=fronts: no run of draftp_fig3, trajectory_kl, reward_cap, draft_k is finished",
+        ),
     ):
         assert command_line(monkeypatch, *words, command=figure) == 2
         assert sentence in capsys.readouterr().err
@@ -229,14 +283,19 @@ def test_quick_is_small() -> None:
         for name, most in QUICK.items():
             group, _, last = name.rpartition(".")
             node = c[group] if group else c
-            assert last not in node or node[last] <= most  # algo.pairs and algo.images are of what has data of its own
+            assert (
+                last not in node or node[last] <= most
+            )  # algo.pairs and algo.images are of what has data of its own
         assert c["eval_sampler"]["steps"] == 2
-    with pytest.raises(ConfigError, match="samples_per_step=8 is not a multiple of micro_batch=6"):  # checked as it will be run
+    with pytest.raises(
+        ConfigError, match="samples_per_step=8 is not a multiple of micro_batch=6"
+    ):  # checked as it will be run
         configured("algo=draft", "quick=true", "samples_per_step=12", "micro_batch=6")
 
 
 def test_quick_sweeps_run_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process each; results one after another, their jobs side by side. One that fails is named, and the others run."""
+    """A process each; results one after another, their jobs side by side. One that fails is named, and the
+    others run."""
     monkeypatch.chdir(tmp_path)
     both, begun, running = Barrier(2, timeout=20), [], []
 
@@ -253,7 +312,9 @@ def test_quick_sweeps_run_side_by_side(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(figure.subprocess, "run", process)
     for quick, launcher in ((True, False), (False, True)):
         begun.clear()
-        (failed,) = figure.run_sweeps(["drtune", "draft_lv"], {"quick": quick, "workers": 2, "home": "results"})
+        (failed,) = figure.run_sweeps(
+            ["drtune", "draft_lv"], {"quick": quick, "workers": 2, "home": "results"}
+        )
         assert failed.startswith("experiment=drtune ended with code 3")
         assert len(begun) == 2 and all(("hydra/launcher=workers" in words) == launcher for words in begun)
 
@@ -261,7 +322,8 @@ def test_quick_sweeps_run_side_by_side(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_failed_sweep_leaves_what_is_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every unfinished sweep is started once, though figures share it; the figure is drawn from the runs there are; a sentence and code 2."""
+    """Every unfinished sweep is started once, though figures share it; the figure is drawn from the runs
+    there are; a sentence and code 2."""
     monkeypatch.chdir(tmp_path)
     begun: list[str] = []
 
@@ -285,8 +347,8 @@ def test_a_failed_sweep_leaves_what_is_finished(
 def test_a_quick_figure_goes_the_whole_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A sweep and a stamped figure; typed again, nothing is trained again and it is only drawn. Another figure asks the
-    weights of its run."""
+    """A sweep and a stamped figure; typed again, nothing is trained again and it is only drawn. Another
+    figure asks the weights of its run."""
     monkeypatch.chdir(tmp_path)
     home, words = tmp_path / "runs" / "quick", ("name=overoptimisation", "quick=true")
     assert command_line(monkeypatch, *words, command=figure) == 0

@@ -1,4 +1,5 @@
-"""Frozen layers are torch's: outputs, first and second gradients, in float32 and under autocast. A convolution keeps no input; unfrozen ones train."""
+"""Frozen layers are torch's: outputs, first and second gradients, in float32 and under autocast. A
+convolution keeps no input; unfrozen ones train."""
 
 import pytest
 import torch
@@ -11,9 +12,14 @@ from alignlab.fast.frozen_layers import ConvolutionInput, FrozenConv2d, FrozenLi
 def net() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(3, 6, 3, padding=1), nn.SiLU(), nn.Conv2d(6, 6, 3, stride=2, padding=(1, 2), bias=False), nn.Tanh(), nn.Linear(6, 7), nn.Tanh(),
+        nn.Conv2d(3, 6, 3, padding=1),
+        nn.SiLU(),
+        nn.Conv2d(6, 6, 3, stride=2, padding=(1, 2), bias=False),
+        nn.Tanh(),
+        nn.Linear(6, 7),
+        nn.Tanh(),
         nn.Linear(7, 2, bias=False),
-    )  # fmt: skip
+    )
 
 
 def both() -> tuple[nn.Sequential, nn.Sequential]:
@@ -23,7 +29,9 @@ def both() -> tuple[nn.Sequential, nn.Sequential]:
 
 
 def x(dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.randn(2, 3, 10, 9, generator=torch.Generator().manual_seed(1), dtype=dtype, requires_grad=True)
+    return torch.randn(
+        2, 3, 10, 9, generator=torch.Generator().manual_seed(1), dtype=dtype, requires_grad=True
+    )
 
 
 def gradients(module: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
@@ -51,7 +59,8 @@ def test_a_gradient_that_is_not_differentiated_again():
 def test_finite_differences():
     g = torch.Generator().manual_seed(0)
     image, weight, rows, W = (
-        torch.randn(size, dtype=torch.float64, generator=g) for size in ((1, 2, 5, 4), (3, 2, 3, 3), (2, 3), (4, 3))
+        torch.randn(size, dtype=torch.float64, generator=g)
+        for size in ((1, 2, 5, 4), (3, 2, 3, 3), (2, 3), (4, 3))
     )
     how = (2, 1), (1, 2)
     torch.autograd.gradcheck(lambda x: ConvolutionInput.apply(x, weight, None, *how), image.requires_grad_())
@@ -87,7 +96,9 @@ def test_unfrozen_ones_train():
     for module in (ours, theirs):
         module.requires_grad_(True)
         module(x()).square().sum().backward()
-    assert all(torch.equal(a.grad, b.grad) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+    assert all(
+        torch.equal(a.grad, b.grad) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True)
+    )
 
 
 def test_what_stays_torchs(monkeypatch):
@@ -95,7 +106,9 @@ def test_what_stays_torchs(monkeypatch):
     kinds = {"groups": 2}, {"padding_mode": "circular"}, {"padding": "same"}, {"dilation": 2}
     others = nn.Sequential(*(nn.Conv2d(2, 2, 3, **kind) for kind in kinds))
     freeze(others)
-    assert all(type(layer) is nn.Conv2d for layer in others) and not any(p.requires_grad for p in others.parameters())
+    assert all(type(layer) is nn.Conv2d for layer in others) and not any(
+        p.requires_grad for p in others.parameters()
+    )
     monkeypatch.setattr(frozen, "ONE_DNN", None)
     ours, theirs = both()
     assert torch.equal(ours(x()), theirs(x()))

@@ -1,5 +1,6 @@
-"""A few of the hostile inputs of scripts/fuzz_inputs.py, of every kind: each is taken, or ends in sentences with nothing written.
-Mutated configurations, as many as that script tries, are the script's; its figures are in results/reliability.md."""
+"""A few of the hostile inputs of scripts/fuzz_inputs.py, of every kind: each is taken, or ends in sentences
+with nothing written. Mutated configurations, as many as that script tries, are the script's; its figures are
+in results/reliability.md."""
 
 from pathlib import Path
 
@@ -41,7 +42,8 @@ def test_configurations(tmp_path: Path) -> None:
 
 
 def test_the_harness_sees_what_is_broken(tmp_path: Path) -> None:
-    """A traceback, a file that appears, an exit code without a sentence, and a sentence in Python's words are no outcome."""
+    """A traceback, a file that appears, an exit code without a sentence, and a sentence in Python's words are
+    no outcome."""
 
     def boom() -> int:
         raise KeyError("x")
@@ -59,7 +61,9 @@ def test_the_harness_sees_what_is_broken(tmp_path: Path) -> None:
     assert attempt("x", "x", lambda: 0, tmp_path).verdict == "valid"
 
 
-@pytest.mark.parametrize(("name", "file", "content"), prompt_files(), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("name", "file", "content"), prompt_files(), ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_prompt_files(name: str, file: str, content: bytes, tmp_path: Path) -> None:
     """All of them; what is taken is text, without a NUL, each prompt once."""
     (tmp_path / file).write_bytes(content)
@@ -68,7 +72,9 @@ def test_prompt_files(name: str, file: str, content: bytes, tmp_path: Path) -> N
         assert f"prompts.file={tmp_path}" in said or "holds no prompt" in said
     else:
         prompts = Prompts(file=str(tmp_path / file)).prompts
-        assert len({*prompts}) == len(prompts) and all(p.strip() == p and "\0" not in p and p.encode() for p in prompts)
+        assert len({*prompts}) == len(prompts) and all(
+            p.strip() == p and "\0" not in p and p.encode() for p in prompts
+        )
 
 
 REFUSED_PROMPTS = {
@@ -87,7 +93,8 @@ REFUSED_PROMPTS = {
 
 
 def test_which_prompt_files_are_refused(tmp_path: Path) -> None:
-    """Other encodings than UTF-8, NUL bytes, and nothing; of .jsonl, lines that are no object with a text. The others are taken."""
+    """Other encodings than UTF-8, NUL bytes, and nothing; of .jsonl, lines that are no object with a text.
+    The others are taken."""
     for name, file, content in prompt_files():
         (tmp_path / file).write_bytes(content)
         refused = bool(said_of(lambda f=file: Prompts(file=str(tmp_path / f))))
@@ -99,7 +106,9 @@ def test_which_prompt_files_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "file", "text", "more"), pair_files(), ids=lambda value: value if isinstance(value, str) and len(value) < 50 else ""
+    ("name", "file", "text", "more"),
+    pair_files(),
+    ids=lambda value: value if isinstance(value, str) and len(value) < 50 else "",
 )
 def test_pair_files(name: str, file: str, text: str, more: dict[str, bytes], tmp_path: Path) -> None:
     """All of them, down to the pictures."""
@@ -117,9 +126,20 @@ def test_pair_files(name: str, file: str, text: str, more: dict[str, bytes], tmp
 
 
 DAMAGES = (
-    "model_index.json is broken", "index names another library", "another family", "unet lacks a tensor", "unet cut to 50.0%", "vae has a wrong shape", "vae without scale",
-    "text_encoder lacks a tensor", "text_encoder is empty", "unet is a pickle", "unet: unet/config.json is a number", "tokenizer gone", "tokenizer without tokenizer_config.json",
-)  # fmt: skip
+    "model_index.json is broken",
+    "index names another library",
+    "another family",
+    "unet lacks a tensor",
+    "unet cut to 50.0%",
+    "vae has a wrong shape",
+    "vae without scale",
+    "text_encoder lacks a tensor",
+    "text_encoder is empty",
+    "unet is a pickle",
+    "unet: unet/config.json is a number",
+    "tokenizer gone",
+    "tokenizer without tokenizer_config.json",
+)
 
 
 def test_pipelines(tiny_sd: str, tmp_path: Path) -> None:
@@ -132,8 +152,13 @@ def test_pipelines(tiny_sd: str, tmp_path: Path) -> None:
 
 
 def test_rewards_and_clips(tmp_path: Path) -> None:
-    """All damages of the learned rewards and the CLIP that the library ships; each is refused but a tensor more or less... none."""
-    for kind, build in (("emoji_aesthetic", Aesthetic), ("emoji_preference", Preference), ("emoji_clip", Clip)):
+    """All damages of the learned rewards and the CLIP that the library ships; each is refused but a tensor
+    more or less... none."""
+    for kind, build in (
+        ("emoji_aesthetic", Aesthetic),
+        ("emoji_preference", Preference),
+        ("emoji_clip", Clip),
+    ):
         damages = folders.clip_damages if build is Clip else folders.reward_damages
         for name, damage in list(damages(ASSETS / kind))[::3]:
             copy = _copied(ASSETS / kind, tmp_path, damage)
@@ -158,7 +183,9 @@ def test_loras(tiny_sd: str, tmp_path: Path) -> None:
     for name, damage in folders.lora_damages("pytorch_lora_weights.safetensors"):
         if name in whole:
             words = [f"model.path_or_id={tiny_sd}", "n=1", "eval_sampler.steps=1", "device=cpu", "lora=copy"]
-            (outcome,) = folders.damaged("LoRA", tmp_path / "lora", name, damage, tmp_path, [(sample, "sample.save_grid", words)])
+            (outcome,) = folders.damaged(
+                "LoRA", tmp_path / "lora", name, damage, tmp_path, [(sample, "sample.save_grid", words)]
+            )
             assert outcome.verdict == "refused", outcome
 
 

@@ -1,4 +1,5 @@
-"""Every algorithm's tiny run gives the numbers that are stored: to the bit on processors that are known, else to 1 %."""
+"""Every algorithm's tiny run gives the numbers that are stored: to the bit on processors that are known, else
+to 1 %."""
 
 import subprocess
 from pathlib import Path
@@ -16,7 +17,9 @@ def test_every_algorithm_gives_the_stored_numbers(tmp_path: Path) -> None:
 def test_the_net_sees_a_changed_bit() -> None:
     """A metric that moved by its last bit, other weights, and a metric that is gone are told."""
     then = {"a": {"metrics": [{"step": 0, "loss": 0.5}], "digests": {"metrics": "m", "weights": "w"}}}
-    moved = {"a": {"metrics": [{"step": 0, "loss": 0.5 + 2**-53}], "digests": {"metrics": "n", "weights": "w"}}}
+    moved = {
+        "a": {"metrics": [{"step": 0, "loss": 0.5 + 2**-53}], "digests": {"metrics": "n", "weights": "w"}}
+    }
     assert list(differences(then, moved, bits=True)) == [
         "a: the metrics have other bits; loss of step 0 is 0.5000000000000001, and was 0.5"
     ]

@@ -1,4 +1,5 @@
-"""The GPU list on a CPU: the real architectures have the published sizes, and the numbers that it writes agree with each other."""
+"""The GPU list on a CPU: the real architectures have the published sizes, and the numbers that it writes
+agree with each other."""
 
 import json
 import sys
@@ -35,14 +36,20 @@ def check(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
 
 @pytest.mark.parametrize(
     ("size", "unet", "texts", "tflop", "shared"),
-    [("sd15", 859_520_964, (123_060_480,), 0.80, 0.026), ("sdxl", 2_567_463_684, (123_060_480, 694_659_840), 5.98 + 0.78, 0)],
+    [
+        ("sd15", 859_520_964, (123_060_480,), 0.80, 0.026),
+        ("sdxl", 2_567_463_684, (123_060_480, 694_659_840), 5.98 + 0.78, 0),
+    ],
 )
 def test_the_architectures_are_the_published_ones(
     size: str, unet: int, texts: tuple[int, ...], tflop: float, shared: float
 ) -> None:
-    """By their parameters, and by the operations of one forward pass (XL's 5.98 T are often quoted, without the 0.78 T of attention's products);
-    with a LoRA a backward pass costs about as much, not twice. Guidance's branches share their start in 1.5 alone."""
-    tokenizer = CLIPTokenizer.from_pretrained(str(Path(gpu_check.ROOT) / "alignlab" / "assets" / "emoji" / "tokenizer"))
+    """By their parameters, and by the operations of one forward pass (XL's 5.98 T are often quoted, without
+    the 0.78 T of attention's products); with a LoRA a backward pass costs about as much, not twice.
+    Guidance's branches share their start in 1.5 alone."""
+    tokenizer = CLIPTokenizer.from_pretrained(
+        str(Path(gpu_check.ROOT) / "alignlab" / "assets" / "emoji" / "tokenizer")
+    )
     with torch.device("meta"):
         parts = parts_of(ARCHITECTURES[size], tokenizer)
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
@@ -50,17 +57,23 @@ def test_the_architectures_are_the_published_ones(
     assert counts == {"unet": unet, "vae": 83_653_863, **dict(zip(names, texts, strict=True))}
     flops = unet_flops(ARCHITECTURES[size], parts["unet"], ("to_q", "to_k", "to_v", "to_out.0"), rank=8)
     for its in flops.values():
-        assert its["forward"] / 1e12 == pytest.approx(tflop, rel=0.02) and 1 < its["backward"] / its["forward"] < 1.3
+        assert (
+            its["forward"] / 1e12 == pytest.approx(tflop, rel=0.02)
+            and 1 < its["backward"] / its["forward"] < 1.3
+        )
     assert 1 - flops[True]["forward"] / flops[False]["forward"] == pytest.approx(shared, abs=0.001)
     assert flops[True]["backward"] <= flops[False]["backward"] if shared else flops[True] == flops[False]
 
 
 def test_a_pipeline_with_one_text_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stable Diffusion 1.5's form is written, loaded by our family and encodes prompts of the real length; it is made once."""
+    """Stable Diffusion 1.5's form is written, loaded by our family and encodes prompts of the real length; it
+    is made once."""
     small = ARCHITECTURES["tiny"]
     names = ("addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim")
     unet = {k: v for k, v in small.unet.items() if k not in names} | {"cross_attention_dim": 16}
-    monkeypatch.setitem(architectures.ARCHITECTURES, "small", replace(small, model="sd15", unet=unet, texts=small.texts[:1]))
+    monkeypatch.setitem(
+        architectures.ARCHITECTURES, "small", replace(small, model="sd15", unet=unet, texts=small.texts[:1])
+    )
     folder = pipeline_folder("small", tmp_path, CPU)
     made = folder.stat().st_mtime_ns
     assert pipeline_folder("small", tmp_path, CPU) == folder and folder.stat().st_mtime_ns == made
@@ -78,7 +91,11 @@ def test_every_item_of_the_real_sizes_composes(size: str) -> None:
     its = ARCHITECTURES[size]
     for item in items_of(size):
         c = configuration(its, item.overrides, **{"model.path_or_id": "owner/name", "precision": "bf16"})
-        assert c["sampler"]["steps"] == 50 and c["precision"] == "bf16" and c["samples_per_step"] in (1, its.images)
+        assert (
+            c["sampler"]["steps"] == 50
+            and c["precision"] == "bf16"
+            and c["samples_per_step"] in (1, its.images)
+        )
         assert (c["sampler"]["guidance_scale"] > 1) == (item.name != "rwr")
 
 
@@ -99,8 +116,8 @@ class Slow(nn.Module):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_time_inside_the_unet(checkpointing: bool, tiny_sd: str) -> None:
-    """A delay in the U-Net is counted, forward and backward, once a call, a checkpoint's recomputation as backward; one in the decoder is
-    not. Two of three steps keep their graph."""
+    """A delay in the U-Net is counted, forward and backward, once a call, a checkpoint's recomputation as
+    backward; one in the decoder is not. Two of three steps keep their graph."""
     policy = tiny_policy(tiny_sd, checkpointing=checkpointing)
     unet: Any = policy.family.denoiser
     delay = 0.05
@@ -118,12 +135,15 @@ def test_the_time_inside_the_unet(checkpointing: bool, tiny_sd: str) -> None:
 
 
 def passes(name: str, images: int, steps: int) -> tuple[int, int]:
-    """Forward and backward passes of single latents, by hand; w = 3 but for RWR, whose epoch has one pass over the images."""
+    """Forward and backward passes of single latents, by hand; w = 3 but for RWR, whose epoch has one pass
+    over the images."""
     if name == "rwr":
         return images * steps + images, images
     sampled = 2 * images * steps
     k = int(name.partition("k=")[2].partition(",")[0] or 1)
-    trained = {"rollout": 0, "ddpo_sf": sampled, "ddpo_is": sampled, "draft_lv": 3 * 2 * images}.get(name, 2 * images * k)
+    trained = {"rollout": 0, "ddpo_sf": sampled, "ddpo_is": sampled, "draft_lv": 3 * 2 * images}.get(
+        name, 2 * images * k
+    )
     again = {
         "ddpo_sf": trained,
         "ddpo_is": trained,
@@ -134,10 +154,22 @@ def passes(name: str, images: int, steps: int) -> tuple[int, int]:
     return sampled + again.get(name, trained if "checkpointing=true" in name else 0), trained
 
 
-def test_a_list_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every item is measured in a process of its own, with numbers that agree with each other and with what the objectives must do; asked
-    again, nothing is measured twice; a failure is named and the list goes on."""
-    words = ["--sizes", "tiny", "--device", "cpu", "--results", str(tmp_path), "--pipelines", str(tmp_path / "pipelines")]
+def test_a_list_on_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every item is measured in a process of its own, with numbers that agree with each other and with what
+    the objectives must do; asked again, nothing is measured twice; a failure is named and the list goes
+    on."""
+    words = [
+        "--sizes",
+        "tiny",
+        "--device",
+        "cpu",
+        "--results",
+        str(tmp_path),
+        "--pipelines",
+        str(tmp_path / "pipelines"),
+    ]
     check(monkeypatch, *words, "--only", "rollout", "ddpo_sf", "draft", "draftp", "memory/k=4*")
     file = tmp_path / "cpu-fp32.json"
     results = json.loads(file.read_text())
@@ -151,7 +183,10 @@ def test_a_list_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
         assert (item["images"], item["steps"], item["peak_memory_mb"]) == (images, 4, None)
         assert 0 < item["unet_fraction"] <= 1 and item["unet_tflop"] > 0
         assert (item["unet_seconds"]["backward"] > 0) == (item["passes"]["backward"] > 0)
-        assert item["images_per_second"] == pytest.approx(images / item["seconds"]) and item["seconds"] <= item["host_seconds"]
+        assert (
+            item["images_per_second"] == pytest.approx(images / item["seconds"])
+            and item["seconds"] <= item["host_seconds"]
+        )
     shown = file.with_suffix(".md").read_text()
     assert shown == page(results) and "| n/a | n/a |" in shown  # no peak and no memory of a CPU
     assert all(f"\n| {name} | " in shown for name in items if name not in memory) and "\n| 4 | n/a (" in shown
@@ -160,13 +195,16 @@ def test_a_list_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     results["items"]["tiny/ddpo_sf"]["status"] = "out of memory"
     file.write_text(json.dumps(results))
     assert "\n| ddpo_sf | out of memory |" in page(results)
-    check(monkeypatch, *words, "--budget-seconds", "0")  # no time to measure: what is done stays, what failed is to be done again
+    check(
+        monkeypatch, *words, "--budget-seconds", "0"
+    )  # no time to measure: what is done stays, what failed is to be done again
     after = json.loads(file.read_text())["items"]
     assert after == {name: item for name, item in results["items"].items() if name != "tiny/draft"}
 
 
 def test_a_process_that_dies_takes_one_item_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is recorded, and another process measures the rest; one that outlasts the budget leaves its item for the next call."""
+    """It is recorded, and another process measures the rest; one that outlasts the budget leaves its item for
+    the next call."""
     ends: list[Any] = [3, None]
 
     def fake(command: list[str], timeout: float | None) -> Any:
@@ -188,17 +226,35 @@ def test_a_process_that_dies_takes_one_item_with_it(tmp_path: Path, monkeypatch:
 
 
 def test_utilisation_needs_a_known_peak() -> None:
-    """Of dense 16-bit products, by the device's name; an unknown one has none. The share is the U-Net's operations over the peak's."""
+    """Of dense 16-bit products, by the device's name; an unknown one has none. The share is the U-Net's
+    operations over the peak's."""
     found = {
         name: peak_tflops(name)
-        for name in ("NVIDIA H200", "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB", "NVIDIA L40S", "NVIDIA GeForce RTX 4090")
+        for name in (
+            "NVIDIA H200",
+            "NVIDIA H100 80GB HBM3",
+            "NVIDIA A100-SXM4-80GB",
+            "NVIDIA L40S",
+            "NVIDIA GeForce RTX 4090",
+        )
     }
     assert [*found.values()] == [989, 989, 312, 362, 165] and peak_tflops("Tesla T4") is None
     item = {
-        "status": "measured", "torch": "2", "commit": None, "images": 8, "micro_batch": 4, "steps": 50, "guidance_scale": 3.0, "seconds": 2.0,
-        "images_per_second": 4.0, "updates_per_second": 0.5, "passes": {"forward": 800, "backward": 0}, "unet_fraction": 0.9,
-        "unet_tflop": 312.0, "peak_memory_mb": 2048.0,
-    }  # fmt: skip
+        "status": "measured",
+        "torch": "2",
+        "commit": None,
+        "images": 8,
+        "micro_batch": 4,
+        "steps": 50,
+        "guidance_scale": 3.0,
+        "seconds": 2.0,
+        "images_per_second": 4.0,
+        "updates_per_second": 0.5,
+        "passes": {"forward": 800, "backward": 0},
+        "unet_fraction": 0.9,
+        "unet_tflop": 312.0,
+        "peak_memory_mb": 2048.0,
+    }
     results = {
         "device": "NVIDIA A100",
         "command": "",
@@ -218,10 +274,15 @@ def test_utilisation_needs_a_known_peak() -> None:
 def test_a_machine_without_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """One sentence, also for a device without bfloat16."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit, match="torch sees no CUDA device; --sizes tiny --device cpu tries this without one"):
+    with pytest.raises(
+        SystemExit, match="torch sees no CUDA device; --sizes tiny --device cpu tries this without one"
+    ):
         check(monkeypatch)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
-    with pytest.raises(SystemExit, match=r"Tesla T4 \(compute capability 7.5\) has no bfloat16 arithmetic; set --precision fp16"):
+    with pytest.raises(
+        SystemExit,
+        match=r"Tesla T4 \(compute capability 7.5\) has no bfloat16 arithmetic; set --precision fp16",
+    ):
         check(monkeypatch)

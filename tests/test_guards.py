@@ -1,4 +1,5 @@
-"""What is not finite never reaches the optimiser; an update that leaps is not made; memory that ran out is told by how much."""
+"""What is not finite never reaches the optimiser; an update that leaps is not made; memory that ran out is
+told by how much."""
 
 import copy
 import errno
@@ -64,12 +65,19 @@ def spoil(patch: pytest.MonkeyPatch, how: Callable[[Tensor, Any], Tensor], calls
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        (infinite_loss, r"epoch 2, update 1: the loss is inf for image \d of prompt '.*' at step \d, image .* at step \d"),
-        (infinite_gradient, r"epoch 2, update 1: the gradient's norm is nan, from image \d of prompt '.*' at step \d, .* on"),
+        (
+            infinite_loss,
+            r"epoch 2, update 1: the loss is inf for image \d of prompt '.*' at step \d, image .* at step \d",
+        ),
+        (
+            infinite_gradient,
+            r"epoch 2, update 1: the gradient's norm is nan, from image \d of prompt '.*' at step \d, .* on",
+        ),
     ],
 )
 def test_a_skipped_update_changes_nothing(how, said: str, tiny_sd: str, monkeypatch, capsys) -> None:
-    """Weights, both moments, the step counter and the moving average are the same bits; the next update is made; both are counted."""
+    """Weights, both moments, the step counter and the moving average are the same bits; the next update is
+    made; both are counted."""
     lab, c = lab_of(tiny_sd, *DDPO_RUN, "on_nonfinite=skip")
     assert train_epoch(lab, c, 1)["skipped_updates"] == 0
     before = state_of(lab)
@@ -83,7 +91,11 @@ def test_a_skipped_update_changes_nothing(how, said: str, tiny_sd: str, monkeypa
     with monkeypatch.context() as patch:
         spoil(patch, how, calls=(1,))
         line = train_epoch(lab, c, 3)
-    assert (line["updates"], line["skipped_updates"]) == (1, 1) and np.isfinite(line["loss"]) and line["grad_norm"] > 0
+    assert (
+        (line["updates"], line["skipped_updates"]) == (1, 1)
+        and np.isfinite(line["loss"])
+        and line["grad_norm"] > 0
+    )
     assert all(v.isfinite().all() for v in state_of(lab).values())
     before = state_of(lab)
     spoil(monkeypatch, how, calls=(0,))
@@ -93,7 +105,8 @@ def test_a_skipped_update_changes_nothing(how, said: str, tiny_sd: str, monkeypa
 
 
 def test_a_scaler_that_falls_below_1(tiny_sd: str, monkeypatch) -> None:
-    """In fp16 an overflow is skipped, counted, and lowers the scale, whatever on_nonfinite says; but not for ever."""
+    """In fp16 an overflow is skipped, counted, and lowers the scale, whatever on_nonfinite says; but not for
+    ever."""
     lab, c = lab_of(tiny_sd, "algo=ddpo", "algo.updates_per_epoch=1")
     lab.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
     spoil(monkeypatch, infinite_gradient, calls=tuple(range(100)))
@@ -119,7 +132,8 @@ def scored(values: list[float]) -> Callable[..., Tensor]:
 
 
 def test_a_rollout_without_a_reward_is_left_out(tiny_sd: str, monkeypatch, capsys) -> None:
-    """All of it, whatever its other images earned; the epoch is that of the others. Without any, or with on_nonfinite=stop, it ends."""
+    """All of it, whatever its other images earned; the epoch is that of the others. Without any, or with
+    on_nonfinite=stop, it ends."""
     for words in (DDPO_RUN, ["algo=draft"]):
         lab, c = lab_of(tiny_sd, *words, "on_nonfinite=skip")
         with monkeypatch.context() as patch:
@@ -129,7 +143,9 @@ def test_a_rollout_without_a_reward_is_left_out(tiny_sd: str, monkeypatch, capsy
         assert np.isfinite(line["reward/mean"]) and line["reward/std"] > 0 and np.isfinite(line["loss"])
         said = r"epoch 1: reward brightness is nan for image 0 of prompt "
         out = capsys.readouterr().out
-        assert out.startswith(f"warning: {said}") and out.endswith("(1 of 2 images); its rollout is left out\n")
+        assert out.startswith(f"warning: {said}") and out.endswith(
+            "(1 of 2 images); its rollout is left out\n"
+        )
         before = state_of(lab)
         for policy, values, more in (
             ("skip", [float("inf")] * 2, "no rollout of this epoch has"),
@@ -137,24 +153,36 @@ def test_a_rollout_without_a_reward_is_left_out(tiny_sd: str, monkeypatch, capsy
         ):
             with monkeypatch.context() as patch:
                 patch.setattr(Brightness, "__call__", scored(values))
-                with pytest.raises(Unscored, match=rf"epoch 2: reward brightness is (nan|inf) for image .*{more}"):
+                with pytest.raises(
+                    Unscored, match=rf"epoch 2: reward brightness is (nan|inf) for image .*{more}"
+                ):
                     train_epoch(lab, c | {"on_nonfinite": policy}, 2)
         capsys.readouterr()
         assert all(v.equal(before[k]) for k, v in state_of(lab).items())
 
 
 def test_processes_leave_out_the_same(tiny_sd: str, monkeypatch) -> None:
-    """What another process' reward spoils, this one leaves out too, and counts with its own; what stops there stops here."""
+    """What another process' reward spoils, this one leaves out too, and counts with its own; what stops there
+    stops here."""
     lab, c = lab_of(tiny_sd, *DDPO_RUN, "on_nonfinite=skip")
     record = lab.collected.rollout(0, lab.policy, lab.sampler, _noise(lab, c))
-    guard, answer = guards.Guard(lab, c | {"samples_per_step": 8}, 1), lab.reward.submit(record.images, record.prompts)
+    guard, answer = (
+        guards.Guard(lab, c | {"samples_per_step": 8}, 1),
+        lab.reward.submit(record.images, record.prompts),
+    )
     assert guard.score(record, answer) is not None
-    monkeypatch.setattr(guards, "gathered", lambda value: [value, ("process 1: reward brightness is nan for image 3", 2)])
+    monkeypatch.setattr(
+        guards, "gathered", lambda value: [value, ("process 1: reward brightness is nan for image 3", 2)]
+    )
     assert guard.score(record, answer) is None and guard.nonfinite == 2
-    monkeypatch.setattr(guards, "gathered", lambda value: [value, ("process 1: the server does not answer", 0)])
+    monkeypatch.setattr(
+        guards, "gathered", lambda value: [value, ("process 1: the server does not answer", 0)]
+    )
     with pytest.raises(Unscored, match="epoch 1: process 1: the server does not answer"):
         guard.score(record, answer)
-    monkeypatch.setattr(guards, "gathered", lambda value: [value, ("the loss is nan for image 3", 0.0, 0.0, 0.0)])
+    monkeypatch.setattr(
+        guards, "gathered", lambda value: [value, ("the loss is nan for image 3", 0.0, 0.0, 0.0)]
+    )
     assert not guard.passes(1.0) and guard.skipped == 1
 
 
@@ -163,10 +191,15 @@ def _noise(lab: Lab, c: dict[str, Any]) -> Any:
 
 
 def test_an_update_that_leaps_is_not_made(tiny_sd: str) -> None:
-    """The ratio and the KL are looked at before the step: the sentence names epoch, update, value and what to lower."""
+    """The ratio and the KL are looked at before the step: the sentence names epoch, update, value and what to
+    lower."""
     lab, c = lab_of(tiny_sd, "algo=ddpo", "algo.updates_per_epoch=4", "lr=0.5", "max_ratio=1.0001")
     with pytest.raises(
-        Leap, match=r"epoch 1, update [234]: the importance ratio is .*-fold away from 1 \(max_ratio=1.0001\); lower lr=0.5"
+        Leap,
+        match=(
+            r"epoch 1, update [234]: the importance ratio is .*-fold away from 1 \(max_ratio=1.0001\); lower "
+            r"lr=0.5"
+        ),
     ):
         train_epoch(lab, c, 1)
     for words in ("algo=ddpo", "algo=draftp"):
@@ -174,7 +207,10 @@ def test_an_update_that_leaps_is_not_made(tiny_sd: str) -> None:
         train_epoch(lab, c | {"max_kl": None}, 1)
         before = state_of(lab)
         with pytest.raises(
-            Leap, match=r"epoch 2, update 1: the KL term is .* \(max_kl=1e-06\); raise kl_coeff=0.1 or lower lr=0.5"
+            Leap,
+            match=(
+                r"epoch 2, update 1: the KL term is .* \(max_kl=1e-06\); raise kl_coeff=0.1 or lower lr=0.5"
+            ),
         ):
             train_epoch(lab, c, 2)
         assert all(v.equal(before[k]) for k, v in state_of(lab).items())
@@ -223,15 +259,27 @@ def test_out_of_memory_says_what_to_lower(tiny_sd: str, tmp_path: Path, monkeypa
     with pytest.raises(ConfigError) as error, explained(c, tmp_path, smaller):
         too_much()
     said = str(error.value)
-    assert said.startswith(f"out of memory: micro_batch=8 needs about {memory.size(needs[8])} of {memory.size(room)}; ")
-    assert f"micro_batch=2 needs {memory.size(needs[2])}: set that" in said and f"{tmp_path} is as its last" in said
-    pairs = c | {"reward": {"mine": {"_target_": "alignlab.rewards.diversity.ClipDiversity", "path": "emoji_clip"}}}
+    assert said.startswith(
+        f"out of memory: micro_batch=8 needs about {memory.size(needs[8])} of {memory.size(room)}; "
+    )
+    assert (
+        f"micro_batch=2 needs {memory.size(needs[2])}: set that" in said
+        and f"{tmp_path} is as its last" in said
+    )
+    pairs = c | {
+        "reward": {"mine": {"_target_": "alignlab.rewards.diversity.ClipDiversity", "path": "emoji_clip"}}
+    }
     pairs["prompts"] = {**c["prompts"], "per_prompt": 2}
-    assert f"and micro_batch=2 still {memory.size(needs[2])}; try " in memory.instead(pairs, "micro_batch", 1.0, train_epoch)
+    assert f"and micro_batch=2 still {memory.size(needs[2])}; try " in memory.instead(
+        pairs, "micro_batch", 1.0, train_epoch
+    )
     with monkeypatch.context() as patch:  # a dry run would gather from processes that train
         patch.setenv("WORLD_SIZE", "2")
         patch.setattr(memory, "footprint", lambda *_, **__: pytest.fail("run dry"))
-        assert memory.instead(c, "micro_batch", room, train_epoch) == "micro_batch=8 is too much; set micro_batch=4"
+        assert (
+            memory.instead(c, "micro_batch", room, train_epoch)
+            == "micro_batch=8 is too much; set micro_batch=4"
+        )
     monkeypatch.setattr(memory, "free_memory", lambda device: None)
     for fail in (too_much, too_much_numpy, too_much_cuda):
         with (
@@ -244,7 +292,10 @@ def test_out_of_memory_says_what_to_lower(tiny_sd: str, tmp_path: Path, monkeypa
 def test_the_evaluation_has_a_batch_of_its_own(tiny_sd: str, monkeypatch) -> None:
     """Memory that ran out in an evaluation is its batch's; a size that cannot be lower has other remedies."""
     c = configured(*tiny(tiny_sd, "evaluation.batch=16"))
-    assert memory.instead(c, "evaluation.batch", None, train_epoch) == "evaluation.batch=16 is too much; set evaluation.batch=8"
+    assert (
+        memory.instead(c, "evaluation.batch", None, train_epoch)
+        == "evaluation.batch=16 is too much; set evaluation.batch=8"
+    )
     assert memory.instead(c | {"micro_batch": 1}, "micro_batch", None, train_epoch).startswith(
         "micro_batch=1 cannot be lower; try "
     )
@@ -267,7 +318,8 @@ def test_a_real_prediction(tiny_sd: str) -> None:
 
 
 def test_errors_without_a_remedy_stay_what_they_are(tmp_path: Path, capfd) -> None:
-    """A bug keeps its traceback. A full disk is a sentence wherever it strikes, also in TensorBoard's thread."""
+    """A bug keeps its traceback. A full disk is a sentence wherever it strikes, also in TensorBoard's
+    thread."""
     for error in (RuntimeError("shapes"), OSError(errno.ENOENT, "no such file"), KeyError("x")):
         with pytest.raises(type(error)), explained({}, tmp_path, train_epoch):
             raise error
@@ -277,7 +329,10 @@ def test_errors_without_a_remedy_stay_what_they_are(tmp_path: Path, capfd) -> No
 
     with pytest.raises(
         ConfigError,
-        match=r"events.out cannot be written \(No space left on device\): what was saved before is intact; make room and go on with python -m alignlab.train resume=",
+        match=(
+            r"events.out cannot be written \(No space left on device\): what was saved before is intact; "
+            r"make room and go on with python -m alignlab.train resume="
+        ),
     ):
         with explained({}, tmp_path, train_epoch):
             thread = threading.Thread(target=full)

@@ -1,4 +1,5 @@
-"""The rules of the house: imports run one way, every configuration builds, one class and one file extend it."""
+"""The rules of the house: imports run one way, every configuration builds, one class and one file extend
+it."""
 
 import ast
 import inspect
@@ -50,11 +51,13 @@ ROOMS = {
     "compare": {"files", "metrics", "runs"},
     "paper": {"compare", "config", "data", "files", "metrics", "runs", "training", "weights"},
 }
-"""The rooms, from the bottom up, and those that each may import beside itself. A command may import every room."""
+"""The rooms, from the bottom up, and those that each may import beside itself. A command may import every
+room."""
 NOT_ROOMS = {"assets"}
 """Folders without code."""
 COMMANDS_THAT_IMPORT_ONE = {"plan": {"train"}, "rewards/__main__": {"rewards_table"}}
-"""plan runs the train loop on the meta device; what is typed as alignlab.rewards is the command rewards_table."""
+"""plan runs the train loop on the meta device; what is typed as alignlab.rewards is the command
+rewards_table."""
 LIBRARIES = {
     "engine/samplers": {"torch"},
     "engine/conditioning": {"torch"},
@@ -74,7 +77,10 @@ def modules() -> Iterator[tuple[str, Path]]:
 
 def commands() -> list[str]:
     """The files at the top, and the one in a room that `python -m alignlab.rewards` runs."""
-    return [*(path.stem for path in sorted(PACKAGE.glob("*.py")) if not path.stem.startswith("__")), "rewards/__main__"]
+    return [
+        *(path.stem for path in sorted(PACKAGE.glob("*.py")) if not path.stem.startswith("__")),
+        "rewards/__main__",
+    ]
 
 
 def imports(path: Path) -> set[str]:
@@ -93,15 +99,19 @@ def test_files_at_the_top_are_commands_and_folders_are_rooms() -> None:
     """`ls alignlab` shows what can be typed, and the rooms of the table, each a package."""
     for name in commands():
         text = (PACKAGE / f"{name}.py").read_text()
-        assert 'if __name__ == "__main__":' in text and "main()" in text, f"{name} is no command; give it a room"
-    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"} - {"conf"}
+        assert 'if __name__ == "__main__":' in text and "main()" in text, (
+            f"{name} is no command; give it a room"
+        )
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"} - {
+        "conf"
+    }
     assert folders == ROOMS.keys() | NOT_ROOMS
     assert all((PACKAGE / room / "__init__.py").is_file() for room in ROOMS)
 
 
 def test_imports_run_one_way() -> None:
-    """A module imports its own room and those that the room's row allows. Nobody imports a command, but plan the train loop. Only
-    config/ and the commands touch Hydra; formulas need torch alone."""
+    """A module imports its own room and those that the room's row allows. Nobody imports a command, but plan
+    the train loop. Only config/ and the commands touch Hydra; formulas need torch alone."""
     wrong = []
     for name, path in modules():
         room, every = name.partition("/")[0], imports(path)
@@ -111,7 +121,9 @@ def test_imports_run_one_way() -> None:
         allowed = {*ROOMS} if command else ROOMS[room] | {room}
         allowed |= COMMANDS_THAT_IMPORT_ONE.get(name, set())
         wrong += [f"{name} imports alignlab.{other}" for other in sorted(ours - allowed)]
-        wrong += [f"{name} imports {library}" for library in sorted(libraries - LIBRARIES.get(name, libraries))]
+        wrong += [
+            f"{name} imports {library}" for library in sorted(libraries - LIBRARIES.get(name, libraries))
+        ]
         if libraries & {"hydra", "omegaconf"} and not command and room != "config":
             wrong.append(f"{name} touches Hydra")
     assert not wrong, "\n".join(wrong)
@@ -127,11 +139,16 @@ def test_the_rooms_stand_in_order() -> None:
 
 def files() -> list[tuple[str, str]]:
     found = [(p.parent.name, p.stem) for p in sorted(CONF.glob("*/*.yaml"))]
-    return [(group, option) for group, option in found if group != "recipe"]  # of alignlab.stages, and proved in its tests
+    return [
+        (group, option) for group, option in found if group != "recipe"
+    ]  # of alignlab.stages, and proved in its tests
 
 
 NEEDS = {
-    **{word: ["model=sd35", "sampler=flow", "eval_sampler=flow"] for word in ("sampler=flow", "eval_sampler=flow", "model=sd35")},
+    **{
+        word: ["model=sd35", "sampler=flow", "eval_sampler=flow"]
+        for word in ("sampler=flow", "eval_sampler=flow", "model=sd35")
+    },
     "model=flux": ["sampler=flow", "eval_sampler=flow"],  # what an option must be given to make sense
     "prompts=file": [f"prompts.file={ROOT / 'README.md'}"],
     **{f"algo={name}": ["algo.data={captions}/pairs.jsonl"] for name in ("dpo", "kto", "sft")},
@@ -155,18 +172,26 @@ NEEDS = {
 
 @pytest.mark.parametrize(("group", "option"), [f for f in files() if f != ("reward", "none")])
 def test_every_configuration_file_builds(group: str, option: str, tmp_path: Path) -> None:
-    """It composes, its _target_ resolves, its keys are the constructor's arguments and its constructor takes the values."""
+    """It composes, its _target_ resolves, its keys are the constructor's arguments and its constructor takes
+    the values."""
     (tmp_path / "train.csv").write_text("prompt\na lion\na cat\n")
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "a lion", "winner": "0.png", "loser": "1.png"}')
     for name in ("0.png", "1.png"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
-    configured(f"{group}={option}", *(word.format(captions=tmp_path) for word in NEEDS.get(f"{group}={option}", [])))
+    configured(
+        f"{group}={option}", *(word.format(captions=tmp_path) for word in NEEDS.get(f"{group}={option}", []))
+    )
 
 
 @pytest.mark.parametrize(("group", "option"), files())
 def test_every_configuration_file_says_what_it_is(group: str, option: str) -> None:
-    """Its first line that is not a package directive is a comment, and an algorithm's or experiment's holds a command."""
-    text = [line for line in (CONF / group / f"{option}.yaml").read_text().splitlines() if not line.startswith("# @")]
+    """Its first line that is not a package directive is a comment, and an algorithm's or experiment's holds a
+    command."""
+    text = [
+        line
+        for line in (CONF / group / f"{option}.yaml").read_text().splitlines()
+        if not line.startswith("# @")
+    ]
     assert text[0].startswith("# ")
     assert group not in ("algo", "experiment") or "python -m alignlab.train" in text[0]
 
@@ -225,7 +250,7 @@ def test_one_class_and_one_file_extend_it(tiny_sd: str, tmp_path: Path) -> None:
         "conf/algo/nudge.yaml": "_target_: mine.Nudge\nstrength: 2.0\n",
         "conf/reward/dark.yaml": "dark:\n  _target_: mine.Dark\n  weight: 1.0\n  normalize: false\n",
         "conf/prompts/zoo.yaml": "_target_: alignlab.data.prompts.Prompts\nprompts: [gnu, yak]\ntemplate: '{a}'\nper_prompt: 1\n",
-    }  # fmt: skip
+    }
     for name, text in pieces.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(dedent(text).lstrip())
@@ -241,7 +266,9 @@ def test_one_class_and_one_file_extend_it(tiny_sd: str, tmp_path: Path) -> None:
         "algo.strength=3",
     ]
     call = [sys.executable, "-m", "alignlab.train", "--config-dir", "conf", *words]
-    done = subprocess.run(call, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(
+        call, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     found = lines(tmp_path / "run")
     assert [line["nudge/epochs"] for line in found] == [1.0, 2.0] and found[0]["reward/dark/mean"] < 0
@@ -250,7 +277,8 @@ def test_one_class_and_one_file_extend_it(tiny_sd: str, tmp_path: Path) -> None:
 
 
 def test_the_wheel_is_complete(tmp_path: Path) -> None:
-    """The wheel holds the code, every configuration file (eval_rewards too, a link in the checkout) and the weights, and it runs."""
+    """The wheel holds the code, every configuration file (eval_rewards too, a link in the checkout) and the
+    weights, and it runs."""
     pytest.importorskip("hatchling")
     build = [
         sys.executable,
@@ -272,10 +300,14 @@ def test_the_wheel_is_complete(tmp_path: Path) -> None:
     assert {f"alignlab/conf/{p.relative_to(CONF)}" for p in CONF.glob("**/*.yaml")} <= names
     assert {f"alignlab/conf/eval_rewards/{p.name}" for p in (CONF / "reward").glob("*.yaml")} <= names
     assert {
-        f"alignlab/{p.relative_to(PACKAGE)}" for p in PACKAGE.rglob("*") if p.is_file() and "__pycache__" not in p.parts
+        f"alignlab/{p.relative_to(PACKAGE)}"
+        for p in PACKAGE.rglob("*")
+        if p.is_file() and "__pycache__" not in p.parts
     } <= names
     code = "import alignlab.train as t; print(t.__file__); t.main()"
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
-    done = subprocess.run([sys.executable, "-c", code, "lr=-1"], env=environment, capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", code, "lr=-1"], env=environment, capture_output=True, text=True, cwd=tmp_path
+    )
     assert done.stdout.strip().startswith(str(tmp_path / "site"))
     assert (done.returncode, done.stderr) == (2, "error: lr=-1.0 must be positive\n")

@@ -12,11 +12,20 @@ from alignlab.training.progress import Averages, peak_memory_mb
 
 
 def test_averages_by_hand():
-    """Scalars by share; one value a pair, over the pairs that have one; the largest of names ending in _max; a scalar's nan shows."""
+    """Scalars by share; one value a pair, over the pairs that have one; the largest of names ending in _max;
+    a scalar's nan shows."""
     log, nan = Averages(), float("nan")
-    log.add(0.75, {"loss": torch.tensor(1.0), "late": torch.tensor([1.0, nan, 0.0]), "gap_max": torch.tensor(2.0)})
     log.add(
-        0.25, {"loss": torch.tensor(5.0), "late": torch.tensor([1.0]), "gap_max": torch.tensor(1.0), "bad": torch.tensor(nan)}
+        0.75, {"loss": torch.tensor(1.0), "late": torch.tensor([1.0, nan, 0.0]), "gap_max": torch.tensor(2.0)}
+    )
+    log.add(
+        0.25,
+        {
+            "loss": torch.tensor(5.0),
+            "late": torch.tensor([1.0]),
+            "gap_max": torch.tensor(1.0),
+            "bad": torch.tensor(nan),
+        },
     )
     found = log.means()
     assert found["loss"] == pytest.approx(2.0) and found["gap_max"] == 2.0 and math.isnan(found["bad"])
@@ -24,12 +33,18 @@ def test_averages_by_hand():
 
 
 def test_peak_memory_is_the_process_own():
-    """A process that another one starts does not count what that one had; and the peak stays when the memory is given back."""
+    """A process that another one starts does not count what that one had; and the peak stays when the memory
+    is given back."""
     ballast = np.ones(2**27)  # 1 GiB
     mine = peak_memory_mb(torch.device("cpu"))
     assert mine > ballast.nbytes / 2**20
-    code = "import torch; from alignlab.training.progress import peak_memory_mb; print(peak_memory_mb(torch.device('cpu')))"
-    its = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    code = (
+        "import torch; from alignlab.training.progress import peak_memory_mb; "
+        "print(peak_memory_mb(torch.device('cpu')))"
+    )
+    its = float(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    )
     assert 50 < its < mine - 400
     del ballast
     assert peak_memory_mb(torch.device("cpu")) > mine - 1  # the kernel counts pages in batches

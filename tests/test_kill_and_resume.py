@@ -1,4 +1,5 @@
-"""The harness that kills runs: what it calls equal is, and runs that it killed end where undisturbed ones end (slow)."""
+"""The harness that kills runs: what it calls equal is, and runs that it killed end where undisturbed ones end
+(slow)."""
 
 import json
 from pathlib import Path
@@ -24,7 +25,8 @@ def test_what_counts_as_equal() -> None:
 
 @pytest.mark.slow
 def test_killed_runs_end_where_undisturbed_ones_do(tmp_path: Path) -> None:
-    """30 kills of DDPO and of DRaFT+, 8 of each other objective, LoRA and full; every phase met in at least a sixth of them."""
+    """30 kills of DDPO and of DRaFT+, 8 of each other objective, LoRA and full; every phase met in at least a
+    sixth of them."""
     assert kill_and_resume.main(["--work", str(tmp_path / "runs"), "--results", str(tmp_path)]) == 0
     cases = json.loads((tmp_path / "kills.json").read_text())["cases"]
     assert len(cases) == 10 and not any(case["different"] for case in cases)

@@ -1,4 +1,5 @@
-"""The lowest versions that pyproject.toml allows are those of constraints-lowest.txt, with which `make test-lowest` trains."""
+"""The lowest versions that pyproject.toml allows are those of constraints-lowest.txt, with which `make
+test-lowest` trains."""
 
 import os
 import re
@@ -14,7 +15,10 @@ ROOT = Path(__file__).resolve().parents[1]
 def lowest() -> dict[str, str]:
     """The lower bound of every package that an installation brings, and of pytest, from pyproject.toml."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *(x for x in project["optional-dependencies"]["test"] if x.startswith("pytest>="))]
+    wanted = [
+        *project["dependencies"],
+        *(x for x in project["optional-dependencies"]["test"] if x.startswith("pytest>=")),
+    ]
     bounds = {}
     for requirement in wanted:
         bound = re.fullmatch(r"([\w.-]+)>=([\d.]+)(,<[\d.]+)?", requirement)
@@ -33,7 +37,9 @@ def test_the_constraints_are_the_lower_bounds_of_pyproject() -> None:
     assert constrained() == lowest()
 
 
-@pytest.mark.skipif("ALIGNLAB_LOWEST" not in os.environ, reason="make test-lowest runs it in a venv of its own")
+@pytest.mark.skipif(
+    "ALIGNLAB_LOWEST" not in os.environ, reason="make test-lowest runs it in a venv of its own"
+)
 def test_these_versions_are_installed() -> None:
     """Of torch without its build (+cu124); 1.5 and 1.5.0 are the same version."""
     for name, bound in constrained().items():

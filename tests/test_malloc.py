@@ -1,4 +1,5 @@
-"""Freed memory is kept: tensors that come and go cost no traps into the kernel. The environment goes first; other systems are left alone."""
+"""Freed memory is kept: tensors that come and go cost no traps into the kernel. The environment goes first;
+other systems are left alone."""
 
 import os
 import subprocess
@@ -24,7 +25,11 @@ def faults(*words: str, **environment: str) -> tuple[str, int]:
     """Of tensors of 1, 2 ... 20 MiB, each freed before the next."""
     clean = {key: value for key, value in os.environ.items() if key not in malloc.CHOSEN}
     done = subprocess.run(
-        [sys.executable, "-c", FAULTS, *words], capture_output=True, text=True, env=clean | environment, check=True
+        [sys.executable, "-c", FAULTS, *words],
+        capture_output=True,
+        text=True,
+        env=clean | environment,
+        check=True,
     )
     kept, count = done.stdout.split()
     return kept, int(count)

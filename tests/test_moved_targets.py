@@ -1,4 +1,5 @@
-"""Names of before the rooms: stored configurations build, and who imports an old module is told its new name."""
+"""Names of before the rooms: stored configurations build, and who imports an old module is told its new
+name."""
 
 import importlib
 import sys
@@ -34,15 +35,23 @@ def test_a_stored_configuration_names_what_there_is() -> None:
         "_target_": "alignlab.engine.policy.Policy",
         "lora": {"_target_": "alignlab.models.lora.LoRA", "rank": 8},
     }
-    assert now["samplers"] == [{"_target_": "alignlab.engine.samplers.ddim"}] and now["algo"] == OF_A_RUN["algo"]
+    assert (
+        now["samplers"] == [{"_target_": "alignlab.engine.samplers.ddim"}] and now["algo"] == OF_A_RUN["algo"]
+    )
 
 
-def test_who_imports_an_old_module_is_told_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_imports_an_old_module_is_told_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In a module of the user's own, and in a name that is typed."""
     (tmp_path / "my_old_reward.py").write_text("from alignlab.rollout import Rollout\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(ImportError, match=r"alignlab\.rollout is alignlab\.engine\.rollout now; write that in my_old_reward"):
+    with pytest.raises(
+        ImportError, match=r"alignlab\.rollout is alignlab\.engine\.rollout now; write that in my_old_reward"
+    ):
         resolve("my_old_reward.Reward")
     assert "my_old_reward" not in sys.modules
-    with pytest.raises(ImportError, match=r"^alignlab\.samplers is alignlab\.engine\.samplers now; write that$"):
+    with pytest.raises(
+        ImportError, match=r"^alignlab\.samplers is alignlab\.engine\.samplers now; write that$"
+    ):
         resolve("alignlab.samplers.ddim")

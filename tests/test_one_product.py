@@ -1,4 +1,5 @@
-"""A LoRA layer as one product is peft's layer: outputs, gradients, scale, switched off, merged, with two adapters. In 16 bits peft's stays."""
+"""A LoRA layer as one product is peft's layer: outputs, gradients, scale, switched off, merged, with two
+adapters. In 16 bits peft's stays."""
 
 import pytest
 import torch
@@ -15,7 +16,11 @@ class Two(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.to_q, self.to_out, self.conv = nn.Linear(12, 20), nn.Linear(20, 7, bias=False), nn.Conv1d(1, 1, 1)
+        self.to_q, self.to_out, self.conv = (
+            nn.Linear(12, 20),
+            nn.Linear(20, 7, bias=False),
+            nn.Conv1d(1, 1, 1),
+        )
         self.requires_grad_(False)
 
     def add_adapter(self, config: LoraConfig, name: str = "default") -> None:
@@ -63,7 +68,9 @@ def results(net: Two, x: torch.Tensor) -> list[torch.Tensor]:
     return [out.detach(), x.grad, *(p.grad for p in net.parameters() if p.grad is not None)]
 
 
-@pytest.mark.parametrize("shape, kind", [((12,), Two), ((5, 12), Two), ((2, 3, 12), Two), ((2, 3, 12, 9), TwoConvolutions)])
+@pytest.mark.parametrize(
+    "shape, kind", [((12,), Two), ((5, 12), Two), ((2, 3, 12), Two), ((2, 3, 12, 9), TwoConvolutions)]
+)
 @pytest.mark.parametrize("scale", [1.0, 0.3])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_it_is_pefts_layer(shape, kind, scale, layout):
@@ -82,14 +89,19 @@ def test_it_is_pefts_layer(shape, kind, scale, layout):
 def test_it_is_pefts_layer_in_float32(shape, kind):
     """Whose products are oneDNN's."""
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    found, expected = (results(net, x) for net in (two(kind=kind).to(memory_format=torch.channels_last), pefts(two(kind=kind))))
+    found, expected = (
+        results(net, x)
+        for net in (two(kind=kind).to(memory_format=torch.channels_last), pefts(two(kind=kind)))
+    )
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_gradients_are_those_of_finite_differences():
     """First and second ones, in x, A and B: a reward may differentiate the image's gradient again."""
     g = torch.Generator().manual_seed(0)
-    x, W, A, B = (torch.randn(size, dtype=torch.float64, generator=g) for size in ((2, 3, 5), (4, 5), (2, 5), (4, 2)))
+    x, W, A, B = (
+        torch.randn(size, dtype=torch.float64, generator=g) for size in ((2, 3, 5), (4, 5), (2, 5), (4, 2))
+    )
     trained = tuple(t.requires_grad_() for t in (x, A, B))
     torch.autograd.gradcheck(lambda x, A, B: LowRank.apply(x, W, None, A, B, 0.7), trained)
     torch.autograd.gradgradcheck(lambda x, A, B: LowRank.apply(x, W, None, A, B, 0.7), trained)
@@ -101,13 +113,17 @@ def test_gradients_of_a_convolution_are_those_of_finite_differences():
     x, W, A, B = (torch.randn(size, dtype=torch.float64, generator=g) for size in sizes)
     trained = tuple(t.requires_grad_() for t in (x, A, B))
     torch.autograd.gradcheck(lambda x, A, B: LowRankConvolution.apply(x, W, None, A, B, 0.7, *how), trained)
-    torch.autograd.gradgradcheck(lambda x, A, B: LowRankConvolution.apply(x, W, None, A, B, 0.7, *how), trained)
+    torch.autograd.gradgradcheck(
+        lambda x, A, B: LowRankConvolution.apply(x, W, None, A, B, 0.7, *how), trained
+    )
 
 
 def test_switched_off_it_is_the_base_layer():
     net, x = two(), torch.randn(4, 12)
     switch(adapters(net), off=True)
-    assert torch.equal(net.to_q(x), nn.functional.linear(x, net.to_q.base_layer.weight, net.to_q.base_layer.bias))
+    assert torch.equal(
+        net.to_q(x), nn.functional.linear(x, net.to_q.base_layer.weight, net.to_q.base_layer.bias)
+    )
     switch(adapters(net), off=False)
     assert not torch.equal(net.to_q(x), net.to_q.base_layer(x))
 
@@ -122,7 +138,9 @@ def test_other_states_are_left_to_peft(kind, shape):
     torch.testing.assert_close(net(x), apart, rtol=1e-4, atol=1e-4)
     ours, theirs = two(kind=kind), pefts(two(kind=kind))
     for one in (ours, theirs):
-        one.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_q"], init_lora_weights=False), "second")
+        one.add_adapter(
+            LoraConfig(r=2, lora_alpha=2, target_modules=["to_q"], init_lora_weights=False), "second"
+        )
         one.to_q.set_adapter(["default", "second"])
         torch.manual_seed(2)
         randomised(one)
@@ -131,7 +149,8 @@ def test_other_states_are_left_to_peft(kind, shape):
 
 
 def test_what_stays_pefts():
-    """Convolutions of one dimension; and 16 bits, where W + s B A would be rounded to W's grid: an adapter of 1e-4 would be lost."""
+    """Convolutions of one dimension; and 16 bits, where W + s B A would be rounded to W's grid: an adapter of
+    1e-4 would be lost."""
     assert type(two().conv) not in (OneProduct, OneConvolution, Linear)
     assert type(two(dtype=torch.bfloat16).to_q) is Linear
     assert type(two(dtype=torch.bfloat16, kind=TwoConvolutions).to_q) is Conv2d

@@ -36,7 +36,8 @@ def slow(prompts, scores, rule, k, margin) -> tuple[set[tuple[int, int]], int]:
 
 @pytest.mark.parametrize("rule", RULES)
 def test_every_small_table(rule: str) -> None:
-    """Two prompts, woven into each other; two experts; all tables of the scores 0, 1, 2 for four candidates, and all margins and k."""
+    """Two prompts, woven into each other; two experts; all tables of the scores 0, 1, 2 for four candidates,
+    and all margins and k."""
     prompts = ["a", "b", "a", "a"]
     tables = list(product(range(3), repeat=4))
     for one, other in product(tables, tables[::7]):
@@ -44,17 +45,23 @@ def test_every_small_table(rule: str) -> None:
         for k, margin in ((1, 0.0), (2, 0.0), (1, 1.0)):
             found = Pairing(rule=rule, k=k, margin=margin)(prompts, scores)
             expected, ties = slow(prompts, scores, rule, k, margin)
-            assert {(p.winner, p.loser) for p in found.pairs} == expected and len(found.pairs) == len(expected)
+            assert {(p.winner, p.loser) for p in found.pairs} == expected and len(found.pairs) == len(
+                expected
+            )
             assert found.ties == ties
-            assert all(p.margin == found.totals[p.winner] - found.totals[p.loser] > margin for p in found.pairs)
+            assert all(
+                p.margin == found.totals[p.winner] - found.totals[p.loser] > margin for p in found.pairs
+            )
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_ties_are_never_trained_on(rule: str) -> None:
-    """All equal: no pair. flow_grpo's argmax and argmin train on an image against itself, or on candidates 0 and 1."""
+    """All equal: no pair. flow_grpo's argmax and argmin train on an image against itself, or on candidates 0
+    and 1."""
     found = Pairing(rule=rule)(["a"] * 4, {"x": [3.0] * 4, "y": [0.1] * 4})
     assert (
-        found.pairs == [] and found.ties == {"best_worst": 1, "topk_bottomk": 1, "all_pairs": 6, "median": 0, "pareto": 6}[rule]
+        found.pairs == []
+        and found.ties == {"best_worst": 1, "topk_bottomk": 1, "all_pairs": 6, "median": 0, "pareto": 6}[rule]
     )
 
 
@@ -65,7 +72,8 @@ def test_rounding_makes_no_winner() -> None:
 
 
 def test_ranks_meet_rank_by_rank() -> None:
-    """topk_bottomk: best with worst, second best with second worst; half of the candidates at most, and never one with itself."""
+    """topk_bottomk: best with worst, second best with second worst; half of the candidates at most, and never
+    one with itself."""
     scores = {"x": [5.0, 1.0, 4.0, 2.0, 3.0]}
     found = Pairing(rule="topk_bottomk", k=9)(["a"] * 5, scores)
     assert found.pairs == [Pair(0, 1, 4.0), Pair(2, 3, 2.0)] and found.ties == 0
@@ -78,10 +86,19 @@ def test_the_median_is_that_of_all_prompts() -> None:
 
 
 def test_pareto_wants_agreement() -> None:
-    """However large one expert's word, a pair on which two disagree is a tie; a weight of 0 silences one, a negative one turns it round."""
+    """However large one expert's word, a pair on which two disagree is a tie; a weight of 0 silences one, a
+    negative one turns it round."""
     prompts, scores = ["a", "a"], {"x": [100.0, 0.0], "y": [0.0, 0.1]}
-    assert Pairing(rule="pareto")(prompts, scores).pairs == [] and Pairing(rule="pareto")(prompts, scores).ties == 1
-    for weights, pair in (({"y": 0.0}, (0, 1)), ({"x": 0.0}, (1, 0)), ({"y": -1.0}, (0, 1)), ({"x": -1.0}, (1, 0))):
+    assert (
+        Pairing(rule="pareto")(prompts, scores).pairs == []
+        and Pairing(rule="pareto")(prompts, scores).ties == 1
+    )
+    for weights, pair in (
+        ({"y": 0.0}, (0, 1)),
+        ({"x": 0.0}, (1, 0)),
+        ({"y": -1.0}, (0, 1)),
+        ({"x": -1.0}, (1, 0)),
+    ):
         (found,) = Pairing(rule="pareto", weights=weights)(prompts, scores).pairs
         assert (found.winner, found.loser) == pair and found.margin > 0
 
@@ -99,13 +116,16 @@ def test_pareto_wants_agreement() -> None:
     ],
 )
 def test_normalised_and_weighted(normalise: str, scope: str, expected: list[float]) -> None:
-    """Each expert by itself, then weighted; one that gives all the same adds the same to all; one without a weight has the weight 1."""
+    """Each expert by itself, then weighted; one that gives all the same adds the same to all; one without a
+    weight has the weight 1."""
     prompts, x = ["a", "a", "a", "b", "b"], np.array([0.0, 1, 2, 4, 7])
     pairing = Pairing(normalise=normalise, scope=scope, weights={"x": 2.0, "same": 1.0})
     totals = pairing(prompts, {"x": torch.tensor(x, dtype=torch.float32), "same": [5.0] * 5, "y": -x}).totals
     constant = {"none": 5.0, "rank": 0.5}.get(normalise, 0.0)
     mirrored = {"none": lambda v: -v, "zscore": lambda v: -v}.get(normalise, lambda v: 1 - v)
-    np.testing.assert_allclose(totals, 2 * np.array(expected) + constant + mirrored(np.array(expected, float)), atol=1e-12)
+    np.testing.assert_allclose(
+        totals, 2 * np.array(expected) + constant + mirrored(np.array(expected, float)), atol=1e-12
+    )
 
 
 def test_the_order_is_no_matter_of_chance() -> None:
@@ -124,7 +144,12 @@ def test_labels() -> None:
     """Good if it won all of its pairs, bad if it lost all; what did both, or neither, has none."""
     scores = {"x": [3.0, 2.0, 1.0, 5.0]}
     assert Pairing(rule="all_pairs")(["a", "a", "a", "b"], scores).labels == {0: True, 2: False}
-    assert Pairing(rule="median")(["a", "a", "a", "a"], scores).labels == {0: True, 1: False, 2: False, 3: True}
+    assert Pairing(rule="median")(["a", "a", "a", "a"], scores).labels == {
+        0: True,
+        1: False,
+        2: False,
+        3: True,
+    }
 
 
 def test_one_candidate_and_none() -> None:

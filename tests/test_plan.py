@@ -1,4 +1,5 @@
-"""Will it fit: the memory that a dry run predicts is what a real run allocates, and the command proposes what fits."""
+"""Will it fit: the memory that a dry run predicts is what a real run allocates, and the command proposes what
+fits."""
 
 import gc
 import shutil
@@ -50,7 +51,10 @@ SMALL = "steps=2 samples_per_step=8 prompts.per_prompt=4 evaluation.final_images
 @pytest.fixture(scope="session")
 def folders(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Pipelines by the name of their model, and a few pairs of images."""
-    made = {name: str(make(tmp_path_factory.mktemp(name))) for name, make in (("sdxl", families.sdxl), ("sd35", families.sd3))}
+    made = {
+        name: str(make(tmp_path_factory.mktemp(name)))
+        for name, make in (("sdxl", families.sdxl), ("sd35", families.sd3))
+    }
     return {"emoji": tiny_sd, "pairs": pairs(tmp_path_factory.mktemp("pairs")), **made}
 
 
@@ -71,8 +75,9 @@ def words_of(case: str, folders: dict[str, str]) -> list[str]:
 def allocated(run: Callable[[], object]) -> int:
     """The most bytes that torch's allocator had handed out at once in `run`, of those it handed out in there.
 
-    The profiler's events come from the allocator itself: each malloc and free, scratch memory of kernels included. So this
-    shares nothing with a count of tensors, and unlike the process's resident memory it knows no heap that is kept for later.
+    The profiler's events come from the allocator itself: each malloc and free, scratch memory of kernels
+    included. So this shares nothing with a count of tensors, and unlike the process's resident memory it
+    knows no heap that is kept for later.
     """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         run()
@@ -88,19 +93,24 @@ def allocated(run: Callable[[], object]) -> int:
 def alive() -> dict[int, int]:
     """Bytes of every storage of a tensor that Python knows, by address."""
     gc.collect()
-    tensors = [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor) and thing.device.type == "cpu"]
+    tensors = [
+        thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor) and thing.device.type == "cpu"
+    ]
     return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
 
 
 def measured(c: dict[str, Any]) -> tuple[int, int]:
-    """Bytes that a real lab holds, and the most that two real epochs, and an evaluation after them, had beside: their two sums."""
+    """Bytes that a real lab holds, and the most that two real epochs, and an evaluation after them, had
+    beside: their two sums."""
     before = alive()
 
     def held() -> int:
         return sum(size for place, size in alive().items() if place not in before)
 
     lab = Lab.from_config(c)
-    measure_all(lab, c)  # a run begins with it: prompts are encoded, and the networks of rewards are on the device
+    measure_all(
+        lab, c
+    )  # a run begins with it: prompts are encoded, and the networks of rewards are on the device
     start = held()
     training = start + allocated(lambda: [train_epoch(lab, c, number) for number in (1, 2)])
     return training, held() + allocated(lambda: measure_all(lab, c))
@@ -110,13 +120,19 @@ QUICK = {"DRaFT-N, checkpointing", "DRaFT+, bf16", "DDPO", "SD3, DDPO"}
 """The others are slow together: pytest -m 'slow or not slow'."""
 
 
-@pytest.mark.parametrize("case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES])
+@pytest.mark.parametrize(
+    "case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+)
 def test_the_prediction_is_within_15_percent(case: str, folders: dict[str, str]) -> None:
     """Of the peak of real epochs and of a real evaluation on the CPU, by the allocator's own events."""
     c = configured(*words_of(case, folders))
     predicted, (training, evaluation) = footprint(c, train_epoch, device="cpu"), measured(c)
-    print(f"| {case} | {predicted.training / 1e6:.2f} | {training / 1e6:.2f} | {predicted.training / training - 1:+.1%} | "
-          f"{predicted.evaluation / 1e6:.2f} | {evaluation / 1e6:.2f} | {predicted.evaluation / evaluation - 1:+.1%} |")  # fmt: skip
+    print(
+        f"| {case} | {predicted.training / 1e6:.2f} | {training / 1e6:.2f} | "
+        f"{predicted.training / training - 1:+.1%} | "
+        f"{predicted.evaluation / 1e6:.2f} | {evaluation / 1e6:.2f} | "
+        f"{predicted.evaluation / evaluation - 1:+.1%} |"
+    )
     assert predicted.training == pytest.approx(training, rel=0.15)
     assert predicted.evaluation == pytest.approx(evaluation, rel=0.15)
 
@@ -130,11 +146,22 @@ def test_nobody_is_asked(tiny_sd: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_command(folders: dict[str, str], monkeypatch, capsys) -> None:
-    """The table, the largest micro_batch that fits (it does, and the next one does not), images/s, and the command to type."""
-    words = [w for w in words_of("DDPO, full, checkpointing", folders) if not w.startswith(("steps=", "device=", "micro_batch="))]
+    """The table, the largest micro_batch that fits (it does, and the next one does not), images/s, and the
+    command to type."""
+    words = [
+        w
+        for w in words_of("DDPO, full, checkpointing", folders)
+        if not w.startswith(("steps=", "device=", "micro_batch="))
+    ]
     assert (
         command_line(
-            monkeypatch, *words, "device=cpu", "micro_batch=1", f"memory={12.5e6 * 1.15 / 2**30}", "measure=true", command=plan
+            monkeypatch,
+            *words,
+            "device=cpu",
+            "micro_batch=1",
+            f"memory={12.5e6 * 1.15 / 2**30}",
+            "measure=true",
+            command=plan,
         )
         == 0
     )
@@ -161,14 +188,20 @@ def test_a_gpu_that_is_not_here(folders: dict[str, str], tmp_path: Path, monkeyp
     assert command_line(monkeypatch, *words, "device=cuda", command=plan) == 0
     assert "say memory=GiB" in capsys.readouterr().out
     assert command_line(monkeypatch, *words, "device=cuda", "memory=0.001", command=plan) == 0
-    assert "not even micro_batch=1 fits in 1.0 MiB; try policy.checkpointing=true, offload=true" in capsys.readouterr().out
+    assert (
+        "not even micro_batch=1 fits in 1.0 MiB; try policy.checkpointing=true, offload=true"
+        in capsys.readouterr().out
+    )
 
 
 MISTAKES = {
     "memory": ("memory=-1", "memory=-1.0 must be positive (GiB)"),
     "its own key": ("memry=24", "memry is not a known key; did you mean memory?"),
     "the run's": ("memory=24 lr=-1", "lr=-1.0 must be positive"),
-    "measured elsewhere": ("device=cuda measure=true", "measure=true with device=cuda, but this torch sees no such device"),
+    "measured elsewhere": (
+        "device=cuda measure=true",
+        "measure=true with device=cuda, but this torch sees no such device",
+    ),
 }
 
 
@@ -183,19 +216,33 @@ def test_mistakes(words: str, said: str, monkeypatch, capsys) -> None:
 
 def test_the_largest() -> None:
     """By bisection, of candidates that fit up to some size."""
-    assert [memory.largest([1, 2, 4, 8], lambda k, room=room: k <= room) for room in (0, 1, 5, 9)] == [None, 1, 4, 8]
+    assert [memory.largest([1, 2, 4, 8], lambda k, room=room: k <= room) for room in (0, 1, 5, 9)] == [
+        None,
+        1,
+        4,
+        8,
+    ]
 
 
 def test_its_groups_are_those_of_train() -> None:
-    """plan.yaml cannot include train.yaml (Hydra keeps its own settings to the primary file), so its list is compared."""
-    train, own = (yaml.safe_load((CONF / f"{name}.yaml").read_text())["defaults"][1:] for name in ("train", "plan"))
+    """plan.yaml cannot include train.yaml (Hydra keeps its own settings to the primary file), so its list is
+    compared."""
+    train, own = (
+        yaml.safe_load((CONF / f"{name}.yaml").read_text())["defaults"][1:] for name in ("train", "plan")
+    )
     assert own == train
 
 
 def test_proposals_hold_whole_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A group-wise reward is given micro-batches of whole groups only, the smallest of them too where the evaluation is what must shrink."""
+    """A group-wise reward is given micro-batches of whole groups only, the smallest of them too where the
+    evaluation is what must shrink."""
     c = configured(
-        "algo=ddpo", "reward=clip_diversity", "prompts.per_prompt=6", "samples_per_step=48", "micro_batch=48", "device=cpu"
+        "algo=ddpo",
+        "reward=clip_diversity",
+        "prompts.per_prompt=6",
+        "samples_per_step=48",
+        "micro_batch=48",
+        "device=cpu",
     )
     tried: list[int] = []
 

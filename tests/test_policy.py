@@ -18,7 +18,8 @@ def predictions(policy) -> torch.Tensor:
 
 @pytest.mark.parametrize("full", [False, True])
 def test_state_round_trip(tiny_sd, full):
-    """A fresh policy that loads a tuned one's state predicts the same, bit for bit, and its reference is still the base model."""
+    """A fresh policy that loads a tuned one's state predicts the same, bit for bit, and its reference is
+    still the base model."""
     tuned, fresh = tiny_policy(tiny_sd, full=full), tiny_policy(tiny_sd, size=0, full=full)
     with torch.no_grad():
         for p in tuned.parameters():
@@ -33,7 +34,8 @@ def test_state_round_trip(tiny_sd, full):
 
 @pytest.mark.parametrize("full", [False, True])
 def test_saved_model_is_the_policy(tiny_sd, tmp_path, full):
-    """What save() writes, loaded by plain diffusers, predicts what the policy does (LoRA alpha other than rank included)."""
+    """What save() writes, loaded by plain diffusers, predicts what the policy does (LoRA alpha other than
+    rank included)."""
     policy = tiny_policy(tiny_sd, full=full, alpha=2.0)
     with torch.no_grad():
         for p in policy.parameters():
@@ -62,7 +64,8 @@ def test_encoding_does_not_depend_on_the_batch(tiny_sd):
 
 @pytest.mark.parametrize("full", [False, True])
 def test_on_a_cpu_convolutions_are_channels_last(tiny_sd, full):
-    """Of the denoiser, its adapters, its copy and the decoder; the numbers are those of the other layout, to round-off."""
+    """Of the denoiser, its adapters, its copy and the decoder; the numbers are those of the other layout, to
+    round-off."""
     x, t = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([981, 500, 1])
     found = []
     for layout in (torch.channels_last, torch.contiguous_format):
@@ -88,7 +91,8 @@ def test_in_16_bits_the_layout_is_torchs(tiny_sd):
 
 @pytest.mark.parametrize("knob", [{"decode_batch": 1}, {"text_on_host": True}])
 def test_knobs_change_no_number(tiny_sd, knob, tmp_path):
-    """Memory and speed keys: the same images and the same gradient of their mean, to round-off; a LoRA on convolutions is saved."""
+    """Memory and speed keys: the same images and the same gradient of their mean, to round-off; a LoRA on
+    convolutions is saved."""
     Policy(StableDiffusion(tiny_sd), lora=LoRA(targets=("to_q", "conv1")), **knob).save(tmp_path)
     assert any(tmp_path.glob("*.safetensors"))
     found = []
@@ -110,7 +114,10 @@ def test_compiled(tiny_sd):
     found = []
     for compiled in (False, True):
         policy = tiny_policy(tiny_sd, compile=compiled)
-        x, t = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([981, 500, 1])
+        x, t = (
+            torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)),
+            torch.tensor([981, 500, 1]),
+        )
         out = policy.predict(x, t, policy.encode(PROMPTS[:3]), 3.0)
         out.square().mean().backward()
         with policy.reference(), torch.no_grad():

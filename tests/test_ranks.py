@@ -33,7 +33,13 @@ OBJECTIVES = {
     "rwr": ["algo=rwr", "algo.inner_epochs=1", "algo.weighting=dense"],
     "ddpo sf": ["algo=ddpo", "algo.estimator=sf"],
     "ddpo is": ["algo=ddpo", "algo.updates_per_epoch=3", "algo.timestep_fraction=0.7", "kl_coeff=0.1"],
-    "dpo": ["algo=dpo", "algo.data={pairs}", "algo.beta=100", "algo.updates_per_epoch=2", "algo.prompt_dropout=0.3"],
+    "dpo": [
+        "algo=dpo",
+        "algo.data={pairs}",
+        "algo.beta=100",
+        "algo.updates_per_epoch=2",
+        "algo.prompt_dropout=0.3",
+    ],
     "dpo online": [
         "algo=dpo_online",
         "prompts.per_prompt=2",
@@ -42,12 +48,25 @@ OBJECTIVES = {
         "algo.prompt_dropout=0.3",
         "reward=brightness",
     ],
-    "kto": ["algo=kto", "algo.data={pairs}", "algo.beta=100", "algo.updates_per_epoch=2", "algo.prompt_dropout=0.3"],
+    "kto": [
+        "algo=kto",
+        "algo.data={pairs}",
+        "algo.beta=100",
+        "algo.updates_per_epoch=2",
+        "algo.prompt_dropout=0.3",
+    ],
     "sft": ["algo=sft", "algo.data={pairs}", "algo.updates_per_epoch=2", "algo.prompt_dropout=0.3"],
     "draft": ["algo=draft", "algo.truncation=per_rollout"],
     "draftp": ["algo=draftp", "kl_coeff=0.5"],
 }
-SIZES = ["samples_per_step=8", "micro_batch=2", "steps=2", "eval_every=2", "evaluation.final_images=1", "optimizer.eps=1e-6"]
+SIZES = [
+    "samples_per_step=8",
+    "micro_batch=2",
+    "steps=2",
+    "eval_every=2",
+    "evaluation.final_images=1",
+    "optimizer.eps=1e-6",
+]
 
 
 def launch(script: str, *words: str) -> list[str]:
@@ -64,7 +83,17 @@ def launch(script: str, *words: str) -> list[str]:
         "--mixed_precision",
         "no",
     ]
-    call += ["--dynamo_backend", "no", "--num_cpu_threads_per_process", "1", "--main_process_port", "0", "-m", script, *words]
+    call += [
+        "--dynamo_backend",
+        "no",
+        "--num_cpu_threads_per_process",
+        "1",
+        "--main_process_port",
+        "0",
+        "-m",
+        script,
+        *words,
+    ]
     return call
 
 
@@ -75,9 +104,17 @@ def accelerated(script: str, *words: str, cwd: Path = ROOT) -> subprocess.Comple
 
 SHARDED = "draft sharded"
 RUNS = {
-    f"{name} {kind}": [*OBJECTIVES[name], f"policy.full={kind == 'full'}"] for name in OBJECTIVES for kind in ("lora", "full")
+    f"{name} {kind}": [*OBJECTIVES[name], f"policy.full={kind == 'full'}"]
+    for name in OBJECTIVES
+    for kind in ("lora", "full")
 }
-RUNS[SHARDED] = ["algo=draft", "algo.k=2", "policy.full=true", "policy.shard=true", "policy.checkpointing=true"]
+RUNS[SHARDED] = [
+    "algo=draft",
+    "algo.k=2",
+    "policy.full=true",
+    "policy.shard=true",
+    "policy.checkpointing=true",
+]
 SLOW = {"rwr full", "ddpo sf full", "draft full", "dpo full"} | {
     f"{a} {b}" for a in ("dpo online", "kto", "sft") for b in ("lora", "full")
 }
@@ -85,11 +122,16 @@ SLOW = {"rwr full", "ddpo sf full", "draft full", "dpo full"} | {
 
 
 @pytest.fixture(scope="session")
-def both(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> dict[str, tuple[Path, Path]]:
-    """Every objective's run by one process and by two, LoRA and full; and one whose weights are split. The slow ones when asked for."""
+def both(
+    tiny_sd: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> dict[str, tuple[Path, Path]]:
+    """Every objective's run by one process and by two, LoRA and full; and one whose weights are split. The
+    slow ones when asked for."""
     here, asked, out = tmp_path_factory.mktemp("ranks"), {}, {}
     table = pairs(here / "pairs")
-    wanted = {item.callspec.params["name"] for item in request.session.items if "of_one_process" in item.nodeid}
+    wanted = {
+        item.callspec.params["name"] for item in request.session.items if "of_one_process" in item.nodeid
+    }
     runs = {name: words for name, words in RUNS.items() if name in wanted or name == SHARDED}
     for name, words in runs.items():
         words = [word.format(pairs=table) for word in words]
@@ -103,13 +145,17 @@ def both(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory, request: pytest
     return out
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in RUNS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in RUNS]
+)
 def test_the_parameters_of_one_process(name: str, both: dict[str, tuple[Path, Path]]) -> None:
-    """To 1e-5, after two epochs that move them by much more. (AdamW's eps is raised to 1e-6: where a gradient is all round-off, it would
-    make a step of its sign.) The numbers of metrics.jsonl are those of the whole, and the files are the same."""
+    """To 1e-5, after two epochs that move them by much more. (AdamW's eps is raised to 1e-6: where a gradient
+    is all round-off, it would make a step of its sign.) The numbers of metrics.jsonl are those of the whole,
+    and the files are the same."""
     one, two = both[name]
     first, a, b = (
-        load_file(run / "checkpoints" / f"step_{k:06d}" / "policy.safetensors") for run, k in ((one, 1), (one, 2), (two, 2))
+        load_file(run / "checkpoints" / f"step_{k:06d}" / "policy.safetensors")
+        for run, k in ((one, 1), (one, 2), (two, 2))
     )
     moved = max((a[key] - first[key]).abs().max().item() for key in a)
     apart = max((a[key] - b[key]).abs().max().item() for key in a)
@@ -129,24 +175,31 @@ def test_the_parameters_of_one_process(name: str, both: dict[str, tuple[Path, Pa
         ):
             if mine.get(key) is not None:
                 assert mine[key] == pytest.approx(theirs[key], rel=1e-3, abs=1e-5), key
-    files = [{str(p.relative_to(run)) for p in run.rglob("*") if "tensorboard" not in str(p)} for run in (one, two)]
+    files = [
+        {str(p.relative_to(run)) for p in run.rglob("*") if "tensorboard" not in str(p)} for run in (one, two)
+    ]
     assert files[0] == files[1]
 
 
 def test_a_split_model_is_saved_whole(both: dict[str, tuple[Path, Path]]) -> None:
-    """What two processes with half the weights each saved is a pipeline folder that diffusers loads, and a state that one goes on from."""
+    """What two processes with half the weights each saved is a pipeline folder that diffusers loads, and a
+    state that one goes on from."""
     one, two = both[SHARDED]
-    mine, theirs = (UNet2DConditionModel.from_pretrained(run / "model" / "unet").state_dict() for run in (one, two))
+    mine, theirs = (
+        UNet2DConditionModel.from_pretrained(run / "model" / "unet").state_dict() for run in (one, two)
+    )
     assert max((mine[key] - theirs[key]).abs().max().item() for key in mine) < 1e-5
     moments = [
-        torch.load(run / "checkpoints/step_000002/state.pt", weights_only=True)["lab"]["optimizer"]["state"] for run in (one, two)
+        torch.load(run / "checkpoints/step_000002/state.pt", weights_only=True)["lab"]["optimizer"]["state"]
+        for run in (one, two)
     ]
     assert [len(state) for state in moments] == [len(mine)] * 2
 
 
 @pytest.mark.slow
 def test_a_split_run_goes_on(both: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
-    """Stopped after its first epoch and resumed, two processes with half the weights each end where the undisturbed ones did, bit for bit."""
+    """Stopped after its first epoch and resumed, two processes with half the weights each end where the
+    undisturbed ones did, bit for bit."""
     _, two = both[SHARDED]
     again = shutil.copytree(two, tmp_path / "again")
     (again / "summary.json").unlink()
@@ -158,7 +211,8 @@ def test_a_split_run_goes_on(both: dict[str, tuple[Path, Path]], tmp_path: Path)
 
 
 def test_rows_are_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every process's slices are its own rows, all of them once; the shares add up to 1; all have equally many slices."""
+    """Every process's slices are its own rows, all of them once; the shares add up to 1; all have equally
+    many slices."""
     for even in (True, False):
         dealt_out(even, monkeypatch)
 
@@ -172,24 +226,45 @@ def dealt_out(even: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         parts = list(ranks.own_shares(items, 12, 2, even=even))
         slices.add(len(parts))
         total += sum(share for share, _ in parts)
-        seen += [(row + ranks.own(12).start, step) for share, part in parts if share for row, step in part.tolist()]
+        seen += [
+            (row + ranks.own(12).start, step) for share, part in parts if share for row, step in part.tolist()
+        ]
         assert all(row in range(4) for _, part in parts for row in part[:, 0].tolist())
-    assert sorted(seen) == sorted(map(tuple, items.tolist())) and (len(slices) == 1 or not even) and total == pytest.approx(1)
+    assert (
+        sorted(seen) == sorted(map(tuple, items.tolist()))
+        and (len(slices) == 1 or not even)
+        and total == pytest.approx(1)
+    )
 
 
 def test_a_sweep_of_two_processes(tiny_sd: str, tmp_path: Path) -> None:
     """Both processes agree on the folders of a sweep, and only process 0 writes there."""
-    sizes = ["samples_per_step=4", "steps=1", "eval_every=1", "evaluation.final_images=1", "policy.lora.rank=1,2"]
-    done = accelerated("alignlab.train", "-m", *(w for w in tiny(tiny_sd, *sizes) if w != "policy.lora.rank=2"), cwd=tmp_path)
+    sizes = [
+        "samples_per_step=4",
+        "steps=1",
+        "eval_every=1",
+        "evaluation.final_images=1",
+        "policy.lora.rank=1,2",
+    ]
+    done = accelerated(
+        "alignlab.train", "-m", *(w for w in tiny(tiny_sd, *sizes) if w != "policy.lora.rank=2"), cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     (sweep,) = (tmp_path / "multirun").iterdir()
     runs = [path.parent for path in sweep.glob("*/summary.json")]
-    assert sorted(read_config(run)["policy"]["lora"]["rank"] for run in runs) == [1, 2] and [len(lines(run)) for run in runs] == [
+    assert sorted(read_config(run)["policy"]["lora"]["rank"] for run in runs) == [1, 2] and [
+        len(lines(run)) for run in runs
+    ] == [
         1,
         1,
     ]
     refused = accelerated("alignlab.train", "samples_per_step=6", "micro_batch=2", cwd=tmp_path)
-    assert refused.stderr.count("error: samples_per_step=6 cannot be dealt out in micro-batches of 2 to 2 processes") == 1
+    assert (
+        refused.stderr.count(
+            "error: samples_per_step=6 cannot be dealt out in micro-batches of 2 to 2 processes"
+        )
+        == 1
+    )
 
 
 # -- a process that is killed
@@ -202,7 +277,13 @@ LONG = "samples_per_step=4 steps=4 eval_every=4 sampler.steps=2 algo.updates_per
 def places(port: int) -> list[dict[str, str]]:
     """The environment of two processes without a launcher."""
     return [
-        {"RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        {
+            "RANK": str(r),
+            "LOCAL_RANK": str(r),
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
         for r in (0, 1)
     ]
 
@@ -213,8 +294,11 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def forked(said: Path, patch: pytest.MonkeyPatch, *words: str, disturb: Callable[[int], None] = lambda r: None) -> list[int]:
-    """The command line in two processes, forked without a launcher; their exit codes. What they say goes to 0.txt and 1.txt."""
+def forked(
+    said: Path, patch: pytest.MonkeyPatch, *words: str, disturb: Callable[[int], None] = lambda r: None
+) -> list[int]:
+    """The command line in two processes, forked without a launcher; their exit codes. What they say goes to
+    0.txt and 1.txt."""
     children = []
     for r, place in enumerate(places(free_port())):
         child = os.fork()
@@ -236,16 +320,21 @@ def forked(said: Path, patch: pytest.MonkeyPatch, *words: str, disturb: Callable
 
 
 def check_left(run: Path, said: str, dead: int) -> None:
-    """One sentence, no traceback, no file that is half there (but what process 0 was at when it was killed itself)."""
+    """One sentence, no traceback, no file that is half there (but what process 0 was at when it was killed
+    itself)."""
     assert said.count("error: ") == 1 and "Traceback" not in said, said
-    assert f"error: process {dead} has ended, so process {1 - dead} ends too: {run} is as its last checkpoint left it; " in said
+    assert (
+        f"error: process {dead} has ended, so process {1 - dead} ends too: {run} is as its last checkpoint "
+        "left it; " in said
+    )
     assert f"go on, on 2 processes or on one, with python -m alignlab.train resume={run}" in said
     assert dead == 0 or not [path for path in run.rglob(".*") if path.name != ".lock"]
     assert not (run / "summary.json").exists()
 
 
 def check_goes_on(whole: Path, two: Path, one: Path) -> None:
-    """Two processes end where undisturbed ones do, bit for bit; one process to 1e-5, in weights that moved by much more."""
+    """Two processes end where undisturbed ones do, bit for bit; one process to 1e-5, in weights that moved by
+    much more."""
     assert same_weights(whole, two) and lines(whole) == lines(two)
     first, a, b = (
         load_file(sorted((run / "checkpoints").glob("step_*"))[k] / "policy.safetensors")
@@ -258,10 +347,12 @@ def check_goes_on(whole: Path, two: Path, one: Path) -> None:
 
 
 def test_one_of_two_is_killed(tiny_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Process 1 while both sample, process 0 for a minute; process 0 while it writes a checkpoint. The other one ends with a sentence
-    and code 69, and the run goes on, on two processes or on one."""
+    """Process 1 while both sample, process 0 for a minute; process 0 while it writes a checkpoint. The other
+    one ends with a sentence and code 69, and the run goes on, on two processes or on one."""
     words, whole, killed = tiny(tiny_sd, *KILLED, *SHORT), tmp_path / "whole", tmp_path / "killed"
-    assert forked(tmp_path, monkeypatch, *words, f"output_dir={whole}") == [0, 0], (tmp_path / "0.txt").read_text()
+    assert forked(tmp_path, monkeypatch, *words, f"output_dir={whole}") == [0, 0], (
+        tmp_path / "0.txt"
+    ).read_text()
 
     def die() -> None:
         killed.touch()
@@ -310,9 +401,17 @@ def test_one_of_two_hangs(tiny_sd: str, tmp_path: Path, monkeypatch: pytest.Monk
             monkeypatch.setattr(Run, "load_checkpoint", lambda self: time.sleep(60))
         monkeypatch.setattr(peers, "GRACE", 1.0)
 
-    assert forked(tmp_path, monkeypatch, *tiny(tiny_sd, f"output_dir={tmp_path / 'run'}"), disturb=hang) == [LOST, LOST]
+    assert forked(tmp_path, monkeypatch, *tiny(tiny_sd, f"output_dir={tmp_path / 'run'}"), disturb=hang) == [
+        LOST,
+        LOST,
+    ]
     said = [(tmp_path / f"{r}.txt").read_text() for r in (0, 1)]
-    assert said[0].count("error: the other processes have not answered for 0.05 minutes, so process 0 ends too: ") == 1
+    assert (
+        said[0].count(
+            "error: the other processes have not answered for 0.05 minutes, so process 0 ends too: "
+        )
+        == 1
+    )
     assert "Traceback" not in "".join(said) and "error: " not in said[1]
 
 
@@ -337,22 +436,33 @@ def workers(launcher: int) -> dict[str, int]:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_one_of_two_is_killed_under_a_launcher(tiny_sd: str, tmp_path: Path) -> None:
-    """The same from outside, at any moment: `accelerate launch`, whose own code is 1, and two processes that nothing looks after."""
+    """The same from outside, at any moment: `accelerate launch`, whose own code is 1, and two processes that
+    nothing looks after."""
     words, whole = tiny(tiny_sd, *KILLED, *LONG), tmp_path / "whole"
     done = accelerated("alignlab.train", *words, f"output_dir={whole}")
     assert done.returncode == 0, done.stderr[-3000:]
 
-    def killed(run: Path, calls: list[list[str]], places: list[dict[str, str]], dead: int) -> tuple[list[int], str]:
+    def killed(
+        run: Path, calls: list[list[str]], places: list[dict[str, str]], dead: int
+    ) -> tuple[list[int], str]:
         said = run.with_suffix(".txt")
         with said.open("w") as file:
             began = [
-                subprocess.Popen([*call, f"output_dir={run}"], env=ENVIRONMENT | place, stdout=file, stderr=file)
+                subprocess.Popen(
+                    [*call, f"output_dir={run}"], env=ENVIRONMENT | place, stdout=file, stderr=file
+                )
                 for call, place in zip(calls, places, strict=True)
             ]
-        while not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_text().splitlines()) < 2:
+        while (
+            not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_text().splitlines()) < 2
+        ):
             assert all(process.poll() is None for process in began), said.read_text()
             time.sleep(0.02)
-        its = workers(began[0].pid) if len(began) == 1 else {str(r): process.pid for r, process in enumerate(began)}
+        its = (
+            workers(began[0].pid)
+            if len(began) == 1
+            else {str(r): process.pid for r, process in enumerate(began)}
+        )
         assert its.keys() == {"0", "1"}
         os.kill(its[str(dead)], signal.SIGKILL)
         since = time.monotonic()
@@ -360,7 +470,8 @@ def test_one_of_two_is_killed_under_a_launcher(tiny_sd: str, tmp_path: Path) -> 
         took = time.monotonic() - since
         assert not [pid for pid in its.values() if Path(f"/proc/{pid}").exists()]
         print(
-            f"process {dead} of two killed, {'under accelerate' if len(began) == 1 else 'no launcher'}: all ended after {took:.1f} s"
+            f"process {dead} of two killed, {'under accelerate' if len(began) == 1 else 'no launcher'}: all "
+            f"ended after {took:.1f} s"
         )
         return codes, said.read_text()
 
@@ -372,5 +483,10 @@ def test_one_of_two_is_killed_under_a_launcher(tiny_sd: str, tmp_path: Path) -> 
     check_left(one, said, 0)
     done = accelerated("alignlab.train", f"resume={two}")
     assert done.returncode == 0, done.stderr[-3000:]
-    subprocess.run([sys.executable, "-m", "alignlab.train", f"resume={one}"], env=ENVIRONMENT, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "alignlab.train", f"resume={one}"],
+        env=ENVIRONMENT,
+        check=True,
+        capture_output=True,
+    )
     check_goes_on(whole, two, one)

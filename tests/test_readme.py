@@ -28,8 +28,15 @@ def files() -> dict[str, str]:
 
 def command(name: str) -> list[str]:
     """The words of the README's train command in which `name` stands."""
-    (line,) = [line for _, text in blocks() for line in text.splitlines() if name in line and line.startswith("python -m")]
-    words = subprocess.run(["sh", "-c", f"printf '%s\\n' {line}"], capture_output=True, text=True, check=True).stdout.splitlines()
+    (line,) = [
+        line
+        for _, text in blocks()
+        for line in text.splitlines()
+        if name in line and line.startswith("python -m")
+    ]
+    words = subprocess.run(
+        ["sh", "-c", f"printf '%s\\n' {line}"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     return words[3:]
 
 
@@ -38,16 +45,23 @@ def test_the_blocks_are_found() -> None:
     assert [*files()] == ["my_rewards.py", "my_objective.py", "my_conf/algo/cautious.yaml"]
 
 
-@pytest.mark.parametrize(("name", "metric"), [("my_rewards", "reward/mine/mean"), ("my_objective", "draft/worst")])
+@pytest.mark.parametrize(
+    ("name", "metric"), [("my_rewards", "reward/mine/mean"), ("my_objective", "draft/worst")]
+)
 def test_your_own_works_as_it_stands_there(name: str, metric: str, tiny_sd: str, tmp_path: Path) -> None:
     """The files and the command, in an empty folder, on a tiny model; the metric that is theirs is logged."""
     for path, text in files().items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text)
     words = command(name)
-    small = [word for word in tiny(tiny_sd, "steps=1") if not (word.startswith("reward=") and "my_rewards" in name)]
+    small = [
+        word for word in tiny(tiny_sd, "steps=1") if not (word.startswith("reward=") and "my_rewards" in name)
+    ]
     small = [word for word in small if not word.startswith("steps=4")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)]), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)]),
+        "OMP_NUM_THREADS": "1",
+    }
     call = [sys.executable, "-m", "alignlab.train", *words, *small, "output_dir=run"]
     done = subprocess.run(call, env=environment, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

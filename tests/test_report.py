@@ -25,7 +25,8 @@ browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
 
 @pytest.fixture
 def page(tmp_path) -> Path:
-    """Three variants, one of them hacked, with a prompt and an option that would be code if they were not text."""
+    """Three variants, one of them hacked, with a prompt and an option that would be code if they were not
+    text."""
     words = {"prompts.prompts": ["cat", NASTY]}
     for seed in (0, 1):
         made_run(tmp_path / "runs" / f"draft-{seed}", words, seed=seed, held_out_falls=True)
@@ -35,22 +36,26 @@ def page(tmp_path) -> Path:
 
 
 def test_it_stands_alone(page):
-    """No address is loaded, no file beside it; prompts, labels and titles are text; the tables hold every variant and run."""
+    """No address is loaded, no file beside it; prompts, labels and titles are text; the tables hold every
+    variant and run."""
     text = page.read_text()
     own = text[text.rindex("</style>") :].partition("</script>")[2]  # after plotly's own code
     assert not re.search(r"""(?:src|href)=["'](?!data:)""", own)
     assert NASTY not in text and "&lt;script&gt;window.broken" in text
     rows = list(csv.DictReader((page.parent / "variants.csv").open()))
-    assert [row["label"] for row in rows] == ["DRaFT", f"DRaFT truncation={NASTY}", "DRaFT+ kl_coeff=0.1"] and float(
-        rows[0]["gain.value"]
-    ) > 0.9
+    assert [row["label"] for row in rows] == [
+        "DRaFT",
+        f"DRaFT truncation={NASTY}",
+        "DRaFT+ kl_coeff=0.1",
+    ] and float(rows[0]["gain.value"]) > 0.9
     runs = list(csv.DictReader((page.parent / "runs.csv").open()))
     assert len(runs) == 6
     assert all(row["diversity metric"] == "lpips-emoji" for row in (*rows, *runs))
 
 
 def in_browser(page: Path, script: str, tmp_path: Path) -> dict:
-    """What `script` leaves in document.title as JSON after it ran at the end of the page in headless Chromium."""
+    """What `script` leaves in document.title as JSON after it ran at the end of the page in headless
+    Chromium."""
     copy = tmp_path / "page.html"
     nonce = re.search(r"'nonce-([\w-]+)'", page.read_text())
     assert nonce
@@ -63,7 +68,10 @@ def in_browser(page: Path, script: str, tmp_path: Path) -> dict:
         --disable-sync --virtual-time-budget=20000 --window-size=1240,2400 --dump-dom""".split()
     assert CHROMIUM is not None
     done = subprocess.run(
-        [CHROMIUM, *flags, f"--user-data-dir={tmp_path / 'profile'}", copy.as_uri()], capture_output=True, text=True, timeout=120
+        [CHROMIUM, *flags, f"--user-data-dir={tmp_path / 'profile'}", copy.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     found = re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)
     assert found and found[1].startswith("{"), done.stdout[-500:]
@@ -72,8 +80,8 @@ def in_browser(page: Path, script: str, tmp_path: Path) -> dict:
 
 @browser
 def test_it_answers_in_a_browser(page, tmp_path):
-    """The figures are drawn; a click on the legend hides a variant in both panels; the menu changes the x axis; hover shows a value;
-    the slider moves through training; nothing of a prompt or label ran."""
+    """The figures are drawn; a click on the legend hides a variant in both panels; the menu changes the x
+    axis; hover shows a value; the slider moves through training; nothing of a prompt or label ran."""
     seen = in_browser(
         page,
         """
@@ -120,7 +128,14 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     made_run(tmp_path / "a", seed=0)
     made_run(tmp_path / "b", {"eval_sampler.steps": 5}, seed=1)
     assert (
-        command_line(monkeypatch, f"runs={tmp_path}/a", f"output_dir={tmp_path}/out", "title=Mine", command=report_command) == 0
+        command_line(
+            monkeypatch,
+            f"runs={tmp_path}/a",
+            f"output_dir={tmp_path}/out",
+            "title=Mine",
+            command=report_command,
+        )
+        == 0
     )
     assert "<h1>Mine</h1>" in (tmp_path / "out" / "report.html").read_text()
     capsys.readouterr()
@@ -147,15 +162,22 @@ def test_a_hundred_runs_are_quick(tmp_path):
 
 
 def test_the_parts_of_a_combined_reward(tmp_path):
-    """Trained on together, each reward has its own gain in its own unit, in the outcome, the figure and the page."""
+    """Trained on together, each reward has its own gain in its own unit, in the outcome, the figure and the
+    page."""
     parts = {name: {"_target_": "x", "weight": 1.0, "normalize": False} for name in ("bright", "held")}
     for seed in (0, 1):
         made_run(tmp_path / f"run-{seed}", {"reward": parts, "eval_rewards": {}}, seed=seed)
     those = variants(read_runs([str(tmp_path / "run-*")]))
     (outcome,) = outcomes(those)
     assert list(outcome.trained) == ["bright", "held"] and not outcome.held_out
-    assert outcome.trained["bright"].value == pytest.approx(0.5, abs=0.05) and outcome.trained["held"].value == 0
-    assert [trace.name for trace in figures.z_scores(those).data] == ["training reward", "bright (trained)", "held (trained)"]
+    assert (
+        outcome.trained["bright"].value == pytest.approx(0.5, abs=0.05) and outcome.trained["held"].value == 0
+    )
+    assert [trace.name for trace in figures.z_scores(those).data] == [
+        "training reward",
+        "bright (trained)",
+        "held (trained)",
+    ]
     page = report(read_runs([str(tmp_path / "run-*")]), tmp_path / "out", "Parts").read_text()
     assert "gain of each reward trained on" in page and "held<br>(points)" in page
     made_run(tmp_path / "one")
@@ -171,7 +193,8 @@ def many(folder: Path, n: int, letters: int, **options: bool) -> list[Variant]:
 
 
 def test_a_report_of_61_variants_with_labels_of_500_letters(tmp_path: Path) -> None:
-    """It is drawn: every variant has its line in the tables and a panel, panels do not overlap, and names are short enough to read."""
+    """It is drawn: every variant has its line in the tables and a panel, panels do not overlap, and names are
+    short enough to read."""
     those = many(tmp_path, 61, 500, evaluated=False)
     assert len(those) == 61 and all(len(v.short) > 500 for v in those)
     page = report(read_runs([str(tmp_path / "run-*")]), tmp_path / "out", "T" * 500).read_text()
@@ -182,17 +205,25 @@ def test_a_report_of_61_variants_with_labels_of_500_letters(tmp_path: Path) -> N
     assert len(axes) == 3 * 21 and len(heights) == 21 and len(drawn.layout.annotations) == 61
     inside = drawn.layout.height - drawn.layout.margin.t - drawn.layout.margin.b
     assert all((top - low) * inside > 100 for low, top in heights)  # pixels of a panel
-    assert all((low - top) * inside > 60 for (_, top), (low, _) in pairwise(heights))  # of a title and an axis
+    assert all(
+        (low - top) * inside > 60 for (_, top), (low, _) in pairwise(heights)
+    )  # of a title and an axis
     named = figures.names(those)
     assert len({*named.values()}) == 61 and all(len(name) < 100 for name in named.values())
     for figure in (figures.learning(those, "u", "d"), figures.trade_off(those, "u", "d")):
         assert not any(trace.showlegend for trace in figure.data) and figure.layout.height == 430
-        beside = [(trace.hovertemplate or "").partition("<extra>")[2].removesuffix("</extra>") for trace in figure.data]
-        assert all(len(line) <= 64 for text in beside for line in text.split("<br>")) and any(len(text) > 300 for text in beside)
+        beside = [
+            (trace.hovertemplate or "").partition("<extra>")[2].removesuffix("</extra>")
+            for trace in figure.data
+        ]
+        assert all(len(line) <= 64 for text in beside for line in text.split("<br>")) and any(
+            len(text) > 300 for text in beside
+        )
 
 
 def test_a_report_of_300_variants(tmp_path: Path) -> None:
-    """The pairs that are compared, the pictures and the panels do not grow with the square of the variants."""
+    """The pairs that are compared, the pictures and the panels do not grow with the square of the
+    variants."""
     those = many(tmp_path, 300, 0)
     pairs = contrasts(those)
     assert {what: len(rows) for what, rows in pairs.items()} == {"reward": 299, "diversity": 299}
@@ -206,7 +237,12 @@ def test_a_report_of_300_variants(tmp_path: Path) -> None:
 
 
 def test_a_long_legend_makes_a_figure_higher(tmp_path: Path) -> None:
-    """A few variants keep the height that they had; a legend that needs more room does not press the axes together."""
+    """A few variants keep the height that they had; a legend that needs more room does not press the axes
+    together."""
     few, more = many(tmp_path / "few", 3, 0), many(tmp_path / "more", 14, 80)
-    assert figures.trade_off(few, "u", "d").layout.height == 430 < figures.trade_off(more, "u", "d").layout.height
+    assert (
+        figures.trade_off(few, "u", "d").layout.height
+        == 430
+        < figures.trade_off(more, "u", "d").layout.height
+    )
     assert len(contrasts(few)["reward"]) == 3 and len(contrasts(more)["reward"]) == 14 * 13 / 2

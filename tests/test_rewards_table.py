@@ -39,15 +39,22 @@ def test_it_loads_no_weights(monkeypatch) -> None:
     monkeypatch.setattr(Clip, "__init__", refuse)
     monkeypatch.setattr("alignlab.rewards.emoji_rules.load_judge", refuse)
     found = {row.cells[0]: cells(row) for row in table.rows([CONF / "reward"])}
-    assert (found["clip"]["pixels"], found["clip"]["licence"], found["clip"]["offline"]) == ("48", "Apache-2.0", "yes")
+    assert (found["clip"]["pixels"], found["clip"]["licence"], found["clip"]["offline"]) == (
+        "48",
+        "Apache-2.0",
+        "yes",
+    )
     assert (found["emoji_preference"]["pixels"], found["emoji_preference"]["unit"]) == ("48", "log-odds")
-    assert (found["jpeg_compressibility"]["gradient"], found["jpeg_compressibility"]["licence"]) == ("no", "none needed")
+    assert (found["jpeg_compressibility"]["gradient"], found["jpeg_compressibility"]["licence"]) == (
+        "no",
+        "none needed",
+    )
     assert all("?" not in row.values() for row in found.values())
 
 
 def test_yours_and_what_is_missing(tmp_path: Path, monkeypatch, capsys) -> None:
-    """--config-dir: a weight that is on the hub only, a folder that is not there, a module not allowed, a class that says too little;
-    a file of the same name comes before the package's."""
+    """--config-dir: a weight that is on the hub only, a folder that is not there, a module not allowed, a
+    class that says too little; a file of the same name comes before the package's."""
     (tmp_path / "reward").mkdir()
     (tmp_path / "own_scorer.py").write_text(
         "class Scorer:\n"
@@ -69,7 +76,10 @@ def test_yours_and_what_is_missing(tmp_path: Path, monkeypatch, capsys) -> None:
         (tmp_path / "reward" / f"{name}.yaml").write_text(f"# What {name} is. More.\n{name}: {node}\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    said = {row.cells[0]: (cells(row), row.lacks) for row in table.rows([tmp_path / "reward", CONF / "reward"], ["own_scorer"])}
+    said = {
+        row.cells[0]: (cells(row), row.lacks)
+        for row in table.rows([tmp_path / "reward", CONF / "reward"], ["own_scorer"])
+    }
     hub, lacks = said["hub"]
     assert (hub["what"], hub["typical range"], hub["licence"]) == ("What hub is", "0 to 5", "MIT")
     assert (hub["weights"], hub["revision"], hub["offline"]) == ("some/where", "abc123", "no")
@@ -79,7 +89,10 @@ def test_yours_and_what_is_missing(tmp_path: Path, monkeypatch, capsys) -> None:
     assert "the reward Silent does not say its differentiable" in said["silent"][1]
     assert said["colour"][0]["what"] == "What colour is" and said["brightness"][0]["offline"] == "yes"
     assert said["aesthetic"][1] == "set reward.aesthetic.path=..."
-    assert command_line(monkeypatch, "--config-dir", str(tmp_path), "allow_targets=[own_scorer]", command=table) == 0
+    assert (
+        command_line(monkeypatch, "--config-dir", str(tmp_path), "allow_targets=[own_scorer]", command=table)
+        == 0
+    )
     out = capsys.readouterr().out
     assert "hf download some/where --revision abc123" in out and "larger is better" in out
     assert command_line(monkeypatch, "format=html", command=table) == 2
@@ -87,7 +100,8 @@ def test_yours_and_what_is_missing(tmp_path: Path, monkeypatch, capsys) -> None:
 
 
 def test_a_published_one_is_at_hand_when_its_files_are(tmp_path: Path, monkeypatch) -> None:
-    """Not when its configuration is, or an index without the parts; a revision is that of `path`, and each part has its own."""
+    """Not when its configuration is, or an index without the parts; a revision is that of `path`, and each
+    part has its own."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
 
     def there(repository: str, *files: str, commit: str = "a" * 40) -> None:
@@ -104,7 +118,10 @@ def test_a_published_one_is_at_hand_when_its_files_are(tmp_path: Path, monkeypat
 
     clip, fetch = "timm/vit_large_patch14_clip_224.openai", "is not in the hub's cache; hf download"
     there(clip)
-    assert lacks("clipscore") == f"open_clip_model.safetensors of {clip} {fetch} {clip} open_clip_model.safetensors"
+    assert (
+        lacks("clipscore")
+        == f"open_clip_model.safetensors of {clip} {fetch} {clip} open_clip_model.safetensors"
+    )
     there(clip, "open_clip_pytorch_model.bin")
     assert not lacks("clipscore") and clip not in lacks("laion_aesthetic")
 

@@ -1,4 +1,5 @@
-"""The engine on a real (tiny) U-Net: ratio, independence of the batch, gradients, memory. LoRA weights are random, not 0."""
+"""The engine on a real (tiny) U-Net: ratio, independence of the batch, gradients, memory. LoRA weights are
+random, not 0."""
 
 import weakref
 from contextlib import contextmanager
@@ -28,8 +29,12 @@ from tests.linear_gaussian import double
 N = 5
 
 
-def sampler_of(policy: Policy, kind: str = "ddim", *, steps: int = N, eta: float = 1.0, guidance: float = 1.0) -> Sampler:
-    return {"ddim": ddim, "flow": flow}[kind](policy.family.scheduler, steps=steps, eta=eta, guidance_scale=guidance)
+def sampler_of(
+    policy: Policy, kind: str = "ddim", *, steps: int = N, eta: float = 1.0, guidance: float = 1.0
+) -> Sampler:
+    return {"ddim": ddim, "flow": flow}[kind](
+        policy.family.scheduler, steps=steps, eta=eta, guidance_scale=guidance
+    )
 
 
 def shuffled_pairs(record: Rollout) -> tuple[Tensor, Tensor]:
@@ -43,10 +48,12 @@ def shuffled_pairs(record: Rollout) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize(("kind", "eta"), [("ddim", 1.0), ("ddim", 0.3), ("flow", 0.7)])
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 def test_ratio_is_1_before_any_update(tiny_sd, kind, eta, guidance):
-    """In float32 replay gives the rollout's log-probs exactly at the rollout's batch shape; at micro-batch 3 of batch 8 with random
-    (sample, step) pairs the ratio is within 2e-6 of 1 (2e-5 where s < 0.05: one ulp of x is then 1e-5 of s). The LoRA moves the
-    images by >= 0.05."""
-    policy = tiny_policy(tiny_sd, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0) if kind == "flow" else None)
+    """In float32 replay gives the rollout's log-probs exactly at the rollout's batch shape; at micro-batch 3
+    of batch 8 with random (sample, step) pairs the ratio is within 2e-6 of 1 (2e-5 where s < 0.05: one ulp of
+    x is then 1e-5 of s). The LoRA moves the images by >= 0.05."""
+    policy = tiny_policy(
+        tiny_sd, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0) if kind == "flow" else None
+    )
     sampler = sampler_of(policy, kind, eta=eta, guidance=guidance)
     with torch.no_grad():
         record = rollout(policy, sampler, key())
@@ -59,7 +66,12 @@ def test_ratio_is_1_before_any_update(tiny_sd, kind, eta, guidance):
         assert torch.equal(replay(policy, record, rows, steps).log_prob.detach(), record.log_probs[:, i])
     rows, steps = shuffled_pairs(record)
     with torch.no_grad():
-        again = torch.cat([replay(policy, record, rows[k : k + 3], steps[k : k + 3]).log_prob for k in range(0, len(rows), 3)])
+        again = torch.cat(
+            [
+                replay(policy, record, rows[k : k + 3], steps[k : k + 3]).log_prob
+                for k in range(0, len(rows), 3)
+            ]
+        )
     off = ((again - record.log_probs[rows, steps]).exp() - 1).abs()
     coarse = sampler.s[steps] < 0.05
     assert off[~coarse].max() <= 2e-6 and off[coarse].max() <= 2e-5
@@ -73,11 +85,15 @@ def test_ratio_is_1_in_bf16_at_equal_shape(tiny_sd, guidance):
         record = rollout(policy, sampler_of(policy, guidance=guidance), key())
     assert record.latents.dtype == record.log_probs.dtype == record.images.dtype == torch.float32
     for i in range(N):
-        assert torch.equal(replay(policy, record, torch.arange(8), torch.full((8,), i)).log_prob.detach(), record.log_probs[:, i])
+        assert torch.equal(
+            replay(policy, record, torch.arange(8), torch.full((8,), i)).log_prob.detach(),
+            record.log_probs[:, i],
+        )
 
 
 def test_ratio_moves_after_an_update(tiny_sd):
-    """The other side of the claim: a changed LoRA gives another log-prob, and its gradient reaches every LoRA weight."""
+    """The other side of the claim: a changed LoRA gives another log-prob, and its gradient reaches every LoRA
+    weight."""
     policy = tiny_policy(tiny_sd)
     with torch.no_grad():
         record = rollout(policy, sampler_of(policy), key(2))
@@ -94,7 +110,8 @@ def test_ratio_moves_after_an_update(tiny_sd):
 
 
 def test_image_does_not_depend_on_its_batch(tiny_sd):
-    """Image i has bit-equal noise and an image within 1e-5 whether it is drawn in a batch of 8, of 3 (other order), or alone."""
+    """Image i has bit-equal noise and an image within 1e-5 whether it is drawn in a batch of 8, of 3 (other
+    order), or alone."""
     policy = tiny_policy(tiny_sd)
     sampler, whole = sampler_of(policy, guidance=5.0), key()
     with torch.no_grad():
@@ -120,8 +137,8 @@ def test_guidance_1_runs_one_branch(tiny_sd):
 
 
 def test_reference_is_the_base_model(tiny_sd):
-    """Inside reference() the LoRA policy, and a full fine-tuned one, give the pretrained model's output bit for bit (LoRA's by its frozen layers); outside they
-    do not, and what is trained stays trainable."""
+    """Inside reference() the LoRA policy, and a full fine-tuned one, give the pretrained model's output bit
+    for bit (LoRA's by its frozen layers); outside they do not, and what is trained stays trainable."""
     base = StableDiffusion(tiny_sd)
     x, t = torch.randn(3, 4, 8, 8), torch.tensor([981, 500, 1])
     text = {"prompt_embeds": torch.cat([base.encode([p])["prompt_embeds"] for p in PROMPTS[:3]]).detach()}
@@ -148,7 +165,8 @@ def test_reference_is_the_base_model(tiny_sd):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("full", [False, True])
 def test_fresh_policy_is_the_reference(tiny_sd, full, precision):
-    """At the start every distance to the reference and its gradient are exactly 0, in any precision, LoRA or full."""
+    """At the start every distance to the reference and its gradient are exactly 0, in any precision, LoRA or
+    full."""
     policy = tiny_policy(tiny_sd, size=0, full=full, precision=precision)
     record = rollout(policy, sampler_of(policy, guidance=3.0), key(2), gradients=Gradients.last(2, N))
     away = drift(policy, record)
@@ -161,7 +179,8 @@ def test_fresh_policy_is_the_reference(tiny_sd, full, precision):
 
 
 class Policy64(Policy):
-    """The same policy in float64 throughout, whose LoRA may be moved along `direction` for late steps only."""
+    """The same policy in float64 throughout, whose LoRA may be moved along `direction` for late steps
+    only."""
 
     direction: list[Tensor] | None = None
     late: int = 0  # moved at timesteps <= late
@@ -169,7 +188,8 @@ class Policy64(Policy):
     def encode(self, prompts: Any) -> Conditioning:
         cond = super().encode(prompts)
         return Conditioning(
-            text={k: v.double() for k, v in cond.text.items()}, null={k: v.double() for k, v in cond.null.items()}
+            text={k: v.double() for k, v in cond.text.items()},
+            null={k: v.double() for k, v in cond.null.items()},
         )
 
     def _denoise(self, x: Tensor, t: Tensor, text: dict[str, Tensor], guided: bool) -> Tensor:
@@ -210,8 +230,9 @@ def pixels(images: Tensor) -> Tensor:
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("k", [1, 2, 4])
 def test_draft_gradient_through_sampler_vae_and_reward(tiny_sd, k, eta):
-    """The gradient through the last k of 4 guided U-Net steps, the VAE and a reward equals finite differences of the LoRA that move
-    it in those steps only (float64, random directions), and is the same with and without checkpointing."""
+    """The gradient through the last k of 4 guided U-Net steps, the VAE and a reward equals finite differences
+    of the LoRA that move it in those steps only (float64, random directions), and is the same with and
+    without checkpointing."""
     policy, grads = policy64(tiny_sd), []
     sampler = double(sampler_of(policy, steps=4, eta=eta, guidance=2.0))
     noise = Noise64(**key(2).__dict__)
@@ -233,7 +254,10 @@ def test_draft_gradient_through_sampler_vae_and_reward(tiny_sd, k, eta):
                 values.append(float(pixels(rollout(policy, sampler, noise, store="image").images).mean()))
         policy.direction = None
         slope = sum(float((g * d).sum()) for g, d in zip(grads[0], direction, strict=True))
-        assert slope == pytest.approx((values[0] - values[1]) / (2 * h), rel=1e-6, abs=1e-11) and abs(slope) > 1e-6
+        assert (
+            slope == pytest.approx((values[0] - values[1]) / (2 * h), rel=1e-6, abs=1e-11)
+            and abs(slope) > 1e-6
+        )
 
 
 @pytest.mark.parametrize(
@@ -249,29 +273,36 @@ def test_draft_gradient_through_sampler_vae_and_reward(tiny_sd, k, eta):
     ids=str,
 )
 def test_every_plan_on_the_unet(tiny_sd, plan):
-    """Gaps, detached inputs, ReFL's stop, predicted x0 and re-noised copies: shapes are the record's, only kept steps carry a graph,
-    and the gradient with checkpointing is that without."""
+    """Gaps, detached inputs, ReFL's stop, predicted x0 and re-noised copies: shapes are the record's, only
+    kept steps carry a graph, and the gradient with checkpointing is that without."""
     grads = []
     for checkpointing in (False, True):
         policy = tiny_policy(tiny_sd, checkpointing=checkpointing)
         record = rollout(policy, sampler_of(policy, guidance=2.0), key(3), gradients=plan, store="image")
         b, kept = 3 * (1 + plan.renoise), len(plan.steps)
         assert record.images.shape == (b, 3, 16, 16) and len(record) == b and record.samples == 3
-        assert record.kept == plan.steps and record.outputs.shape == (b, kept, 2, 4, 8, 8) and record.outputs.requires_grad
+        assert (
+            record.kept == plan.steps
+            and record.outputs.shape == (b, kept, 2, 4, 8, 8)
+            and record.outputs.requires_grad
+        )
         assert record.latents.shape[:2] == (b, len(record.slots)) and set(plan.steps) <= set(record.slots)
         assert record.images.dtype == torch.float32 and not record.log_probs.requires_grad
         if plan.renoise:
             assert not torch.allclose(record.images[3:6], record.images[6:9])
         grads.append(torch.autograd.grad(pixels(record.images).mean(), policy.parameters()))
         with torch.no_grad():  # the same plan under no_grad keeps constants
-            constant = rollout(policy, sampler_of(policy, guidance=2.0), key(3), gradients=plan, store="image")
+            constant = rollout(
+                policy, sampler_of(policy, guidance=2.0), key(3), gradients=plan, store="image"
+            )
         assert not constant.outputs.requires_grad and torch.equal(constant.images, record.images)
     assert any(g.any() for g in grads[0])
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-6)
 
 
 def test_the_prefix_runs_without_a_graph(tiny_sd):
-    """Before the first kept step no module runs with gradients enabled; from it on, those of the kept steps do."""
+    """Before the first kept step no module runs with gradients enabled; from it on, those of the kept steps
+    do."""
     policy = tiny_policy(tiny_sd, checkpointing=False)
     seen: list[bool] = []
     policy.family.denoiser.register_forward_pre_hook(lambda *_: seen.append(torch.is_grad_enabled()))
@@ -280,21 +311,24 @@ def test_the_prefix_runs_without_a_graph(tiny_sd):
 
 
 def test_lora_gradients_survive_autocasts_weight_cache(tiny_sd):
-    """Under bf16 with a no_grad prefix, and even inside a caller's autocast whose weight cache that prefix would fill without
-    gradients, every float32 LoRA weight has a float32 gradient."""
+    """Under bf16 with a no_grad prefix, and even inside a caller's autocast whose weight cache that prefix
+    would fill without gradients, every float32 LoRA weight has a float32 gradient."""
     for outer in (False, True):
         policy = tiny_policy(tiny_sd, precision="bf16", checkpointing=False)
         with torch.autocast("cpu", torch.bfloat16, enabled=outer):
             record = rollout(policy, sampler_of(policy), key(2), gradients=Gradients.last(1, N))
         pixels(record.images).mean().backward()
-        assert all(p.dtype == p.grad.dtype == torch.float32 and p.grad.abs().max() > 0 for p in policy.parameters())
+        assert all(
+            p.dtype == p.grad.dtype == torch.float32 and p.grad.abs().max() > 0 for p in policy.parameters()
+        )
 
 
 # -- what is stored
 
 
 def test_stored_steps_replay_and_others_are_refused(tiny_sd):
-    """A rollout that keeps only the latents of steps 1 and 3 replays the same log-probs there and refuses other steps by name."""
+    """A rollout that keeps only the latents of steps 1 and 3 replays the same log-probs there and refuses
+    other steps by name."""
     policy = tiny_policy(tiny_sd)
     sampler = sampler_of(policy)
     with torch.no_grad():
@@ -302,7 +336,9 @@ def test_stored_steps_replay_and_others_are_refused(tiny_sd):
         some = rollout(policy, sampler, key(3), store=(1, 3), offload=True)
         rows, steps = torch.tensor([0, 2, 1]), torch.tensor([1, 3, 3])
         assert some.slots == (1, 2, 3, 4, N) and some.latents.shape[1] == 5
-        assert torch.equal(replay(policy, some, rows, steps).log_prob, replay(policy, whole, rows, steps).log_prob)
+        assert torch.equal(
+            replay(policy, some, rows, steps).log_prob, replay(policy, whole, rows, steps).log_prob
+        )
         assert torch.equal(some.images, whole.images) and torch.equal(some.log_probs, whole.log_probs)
         with pytest.raises(IndexError, match=r"steps \[0\]"):
             replay(policy, some, rows, torch.tensor([0, 0, 0]))
@@ -311,20 +347,26 @@ def test_stored_steps_replay_and_others_are_refused(tiny_sd):
 
 
 def test_concatenated_rollouts_are_one(tiny_sd):
-    """Two rollouts of a key's halves, put together, are the rollout of the key (to batch-shape rounding), noise key included."""
+    """Two rollouts of a key's halves, put together, are the rollout of the key (to batch-shape rounding),
+    noise key included."""
     policy = tiny_policy(tiny_sd)
     sampler, whole = sampler_of(policy), key(4)
     with torch.no_grad():
-        one = replace(rollout(policy, sampler, whole), reward=torch.arange(4.0), rewards={"r": torch.arange(4.0)})
+        one = replace(
+            rollout(policy, sampler, whole), reward=torch.arange(4.0), rewards={"r": torch.arange(4.0)}
+        )
         halves = [rollout(policy, sampler, whole[rows]) for rows in ([0, 1], [2, 3])]
     halves = [
-        replace(h, reward=torch.arange(2.0) + 2 * i, rewards={"r": torch.arange(2.0) + 2 * i}) for i, h in enumerate(halves)
+        replace(h, reward=torch.arange(2.0) + 2 * i, rewards={"r": torch.arange(2.0) + 2 * i})
+        for i, h in enumerate(halves)
     ]
     both = Rollout.cat(halves)
     assert both.prompts == one.prompts and both.noise == one.noise and len(both) == 4
     assert torch.equal(both.reward, one.reward) and torch.equal(both.rewards["r"], one.rewards["r"])
     torch.testing.assert_close(both.latents, one.latents, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(both.cond.text["prompt_embeds"], one.cond.text["prompt_embeds"], rtol=0, atol=0)
+    torch.testing.assert_close(
+        both.cond.text["prompt_embeds"], one.cond.text["prompt_embeds"], rtol=0, atol=0
+    )
 
 
 # -- memory
@@ -354,8 +396,8 @@ class LiveBytes(TorchDispatchMode):
 
 
 def test_memory_is_flat_in_k(tiny_sd):
-    """With checkpointing the peak of live tensor bytes of K = N = 10 is below twice that of K = 1, with DRaFT+'s reference pass or
-    without it; without checkpointing it is more than 4 times."""
+    """With checkpointing the peak of live tensor bytes of K = N = 10 is below twice that of K = 1, with
+    DRaFT+'s reference pass or without it; without checkpointing it is more than 4 times."""
     peak = {}
     for checkpointing, k, kl_coeff in ((True, 1, 0.0), (True, 10, 0.0), (True, 10, 0.5), (False, 10, 0.0)):
         policy = tiny_policy(tiny_sd, checkpointing=checkpointing)
@@ -370,7 +412,8 @@ def test_memory_is_flat_in_k(tiny_sd):
 
 
 def test_a_trajectory_is_one_stack_of_latents(tiny_sd):
-    """Each step more adds its latents once to the peak of sampling, and nothing else; so does an epoch's record of one micro-batch."""
+    """Each step more adds its latents once to the peak of sampling, and nothing else; so does an epoch's
+    record of one micro-batch."""
     policy, peak = tiny_policy(tiny_sd), {}
     for steps in (10, 50):
         with LiveBytes() as memory, torch.no_grad():
@@ -381,7 +424,8 @@ def test_a_trajectory_is_one_stack_of_latents(tiny_sd):
 
 @pytest.mark.parametrize("full", [False, True])
 def test_penalty_gradient_survives_checkpointing(tiny_sd, full):
-    """The reference passes a gradient to its input; recomputed during backward it is still the frozen model (LoRA or full)."""
+    """The reference passes a gradient to its input; recomputed during backward it is still the frozen model
+    (LoRA or full)."""
     grads = []
     for checkpointing in (False, True):
         policy = tiny_policy(tiny_sd, checkpointing=checkpointing, full=full)

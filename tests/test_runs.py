@@ -1,4 +1,5 @@
-"""The run directory's contract: what a run leaves behind, what it refuses, and that nothing half written counts."""
+"""The run directory's contract: what a run leaves behind, what it refuses, and that nothing half written
+counts."""
 
 import contextlib
 import errno
@@ -27,8 +28,18 @@ from tests.running import command_line, configured, lines, tiny
 
 STORED = Path(__file__).resolve().parents[1] / "results" / "runs"
 ALWAYS = {
-    "step", "samples_seen", "reward/mean", "reward/std", "loss", "kl", "grad_norm", "updates", "seconds", "images_per_second", "peak_memory_mb",
-}  # fmt: skip
+    "step",
+    "samples_seen",
+    "reward/mean",
+    "reward/std",
+    "loss",
+    "kl",
+    "grad_norm",
+    "updates",
+    "seconds",
+    "images_per_second",
+    "peak_memory_mb",
+}
 OWN = {
     "draftp": {"draft/kept_steps", "kl/eps_guided", "kl/eps_conditional"},
     "ddpo": {
@@ -65,7 +76,10 @@ def test_what_a_run_leaves_behind(run) -> None:
         "tensorboard",
     }
     assert sorted(p.name for p in (folder / "samples").iterdir()) == [f"step_{k:06d}.png" for k in (0, 2, 4)]
-    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step_000003", "step_000004"]  # the last two
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == [
+        "step_000003",
+        "step_000004",
+    ]  # the last two
     assert (folder / "model" / "pytorch_lora_weights.safetensors").is_file()
     assert list((folder / "tensorboard").glob("events.*")) or list((folder / "tensorboard").rglob("events.*"))
     sizes = {Image.open(p).size for p in (folder / "samples").iterdir()}
@@ -73,8 +87,8 @@ def test_what_a_run_leaves_behind(run) -> None:
 
 
 def test_metrics(run) -> None:
-    """One JSON object an epoch with the contract's keys; eval/* at evaluation steps only; an algorithm's own under its name.
-    Before them, the base model's evaluation."""
+    """One JSON object an epoch with the contract's keys; eval/* at evaluation steps only; an algorithm's own
+    under its name. Before them, the base model's evaluation."""
     name, folder = run
     base = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
     evaluations = [{k for k in line if k.startswith("eval/")} for line in (base, lines(folder)[1])]
@@ -89,7 +103,11 @@ def test_metrics(run) -> None:
     for line in found:
         assert ALWAYS | OWN[name] <= line.keys()
         evaluated = {k.removeprefix("eval/") for k in line if k.startswith("eval/")}
-        assert (EVALUATION | {"kl_eps_guided", "kl_trajectory"} <= evaluated) if line["step"] % 2 == 0 else not evaluated
+        assert (
+            (EVALUATION | {"kl_eps_guided", "kl_trajectory"} <= evaluated)
+            if line["step"] % 2 == 0
+            else not evaluated
+        )
         assert (line["kl"] is not None) == (name == "draftp")
     assert "NaN" not in (folder / "metrics.jsonl").read_text()
 
@@ -125,10 +143,13 @@ def test_config_repeats_the_run(run, tmp_path) -> None:
 
 
 def test_a_finished_run_is_left_alone(run, tiny_sd, tmp_path, monkeypatch, capsys) -> None:
-    """The same command on a finished run, or resume= of it, loads no model, changes no file and shows the result."""
+    """The same command on a finished run, or resume= of it, loads no model, changes no file and shows the
+    result."""
     _, folder = run
     before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()}
-    monkeypatch.setattr("alignlab.models.sd.StableDiffusion.__init__", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(
+        "alignlab.models.sd.StableDiffusion.__init__", lambda *_, **__: pytest.fail("a model was loaded")
+    )
     assert command_line(monkeypatch, f"resume={folder}") == 0
     assert "is finished; nothing to do" in capsys.readouterr().out
     assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()} == before
@@ -136,7 +157,8 @@ def test_a_finished_run_is_left_alone(run, tiny_sd, tmp_path, monkeypatch, capsy
 
 @pytest.mark.parametrize("sweep", sorted(p.name for p in STORED.iterdir()))
 def test_a_committed_run_is_still_what_its_command_asks_for(sweep: str) -> None:
-    """Keys that came after a finished run have the value that it had without them: typed again, its experiment skips it."""
+    """Keys that came after a finished run have the value that it had without them: typed again, its
+    experiment skips it."""
     for folder in sorted((STORED / sweep).glob("*/")):
         overrides = [word for word in folder.name.split(",") if word != "quick=True"]
         assert Run(folder, configured(*overrides), ignore=NOT_SCIENCE).summary is not None
@@ -146,7 +168,9 @@ def test_another_configuration_is_refused(run, monkeypatch, capsys) -> None:
     """The first key that differs is named with both values; device, tracker and the like may differ."""
     _, folder = run
     c = yaml.safe_load((folder / "config.yaml").read_text())
-    with pytest.raises(RunError, match=r"holds a run with seed=0, but seed=3 was asked for; choose another output_dir"):
+    with pytest.raises(
+        RunError, match=r"holds a run with seed=0, but seed=3 was asked for; choose another output_dir"
+    ):
         train(c | {"lr": 0.5, "seed": 3}, folder)
     with pytest.raises(RunError, match=r"with policy.lora.rank=2, but policy.lora.rank=3 was asked for"):
         train(c | {"policy": c["policy"] | {"lora": c["policy"]["lora"] | {"rank": 3}}}, folder)
@@ -159,7 +183,10 @@ def test_foreign_files_are_left_alone(tmp_path, tiny_sd, monkeypatch, capsys) ->
     """A folder that holds something else is refused, untouched; so is a file."""
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("It was a dark night.")
-    for target, said in {"thesis": "is not empty and holds no run", "thesis/chapter1.tex": "cannot be written"}.items():
+    for target, said in {
+        "thesis": "is not empty and holds no run",
+        "thesis/chapter1.tex": "cannot be written",
+    }.items():
         assert command_line(monkeypatch, *tiny(tiny_sd, f"output_dir={tmp_path / target}")) == 2
         assert said in capsys.readouterr().err.splitlines()[-1]
     assert [p.read_text() for p in tmp_path.rglob("*") if p.is_file()] == ["It was a dark night."]
@@ -182,11 +209,15 @@ def test_checkpoints(tmp_path) -> None:
     assert weights["w"].tolist() == [4.0] * 3 and state["mark"] == state["step"] == 4
     assert [line["step"] for line in run.metrics()] == [1, 2, 3, 4]
     assert run.metrics()[0]["loss"] is None  # JSON has no NaN
-    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["step_000003", "step_000004"]
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == [
+        "step_000003",
+        "step_000004",
+    ]
 
 
 @pytest.mark.parametrize(
-    "call", ["runs.folder.save_file", "runs.folder.torch.save", "files.checksums.sync", "runs.folder.Path.rename"]
+    "call",
+    ["runs.folder.save_file", "runs.folder.torch.save", "files.checksums.sync", "runs.folder.Path.rename"],
 )
 def test_a_checkpoint_is_whole_or_not_there(call: str, tmp_path, monkeypatch) -> None:
     """Whatever fails while one is written, the one before counts, and the next one is written."""
@@ -199,7 +230,10 @@ def test_a_checkpoint_is_whole_or_not_there(call: str, tmp_path, monkeypatch) ->
 
     with (
         monkeypatch.context() as patch,
-        pytest.raises(RunError, match=r"no space left on device.*; mend that and go on with python -m alignlab.train resume="),
+        pytest.raises(
+            RunError,
+            match=r"no space left on device.*; mend that and go on with python -m alignlab.train resume=",
+        ),
     ):
         patch.setattr(f"alignlab.{call}", fail)
         checkpoint(run, 2)
@@ -211,14 +245,18 @@ def test_a_checkpoint_is_whole_or_not_there(call: str, tmp_path, monkeypatch) ->
 
 
 def test_keep_bounds_the_disk(tmp_path) -> None:
-    """keep=3 leaves three checkpoints and three of the best weights; a second save of the same epoch changes nothing."""
+    """keep=3 leaves three checkpoints and three of the best weights; a second save of the same epoch changes
+    nothing."""
     run = Run(tmp_path / "run", {"keep": 3})
     run.begin()
     for step in range(6):
         checkpoint(run, step)
         run.save_best(step, {"w": torch.zeros(2)})
     kept = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
-    assert kept == [*(f"best_00000{k}.safetensors" for k in (3, 4, 5)), *(f"step_00000{k}" for k in (3, 4, 5))]
+    assert kept == [
+        *(f"best_00000{k}.safetensors" for k in (3, 4, 5)),
+        *(f"step_00000{k}" for k in (3, 4, 5)),
+    ]
     before = (tmp_path / "run/checkpoints/step_000005/state.pt").stat().st_mtime_ns
     checkpoint(run, 5)
     assert (tmp_path / "run/checkpoints/step_000005/state.pt").stat().st_mtime_ns == before
@@ -236,7 +274,10 @@ def test_what_a_killed_run_was_writing_is_gone(tmp_path) -> None:
     ):
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text("half")
-    c = {**LATER_KEYS, **{key: {} for key in ("model", "algo", "reward", "prompts", "policy", "eval_rewards")}}
+    c = {
+        **LATER_KEYS,
+        **{key: {} for key in ("model", "algo", "reward", "prompts", "policy", "eval_rewards")},
+    }
     (run / "config.yaml").write_text(yaml.safe_dump(c))
     Run(run, c).begin()
     assert {p.name for p in run.rglob("*")} == {"checkpoints", "samples", "config.yaml", ".lock"}
@@ -260,10 +301,16 @@ def test_a_run_that_was_killed_before_its_configuration_starts_again(tmp_path) -
 def test_only_a_full_disk_wants_room(tmp_path) -> None:
     """Of another error the sentence names the reason alone."""
     run = Run(tmp_path, dict(LATER_KEYS))
-    full, other = (SafetensorError(f"Error while serializing: I/O error: said (os error {n})") for n in (errno.ENOSPC, errno.EIO))
+    full, other = (
+        SafetensorError(f"Error while serializing: I/O error: said (os error {n})")
+        for n in (errno.ENOSPC, errno.EIO)
+    )
     mends = {full: "make room", other: "mend that", OSError(errno.EROFS, "read-only"): "mend that"}
     for error, mend in mends.items():
-        with pytest.raises(RunError, match=f"{mend} and go on with python -m alignlab.train resume="), run.room_for("model"):
+        with (
+            pytest.raises(RunError, match=f"{mend} and go on with python -m alignlab.train resume="),
+            run.room_for("model"),
+        ):
             raise error
 
 
@@ -287,7 +334,8 @@ def tear(path: Path) -> None:
 @pytest.mark.parametrize("harm", [flip, truncate, tear, Path.unlink])
 @pytest.mark.parametrize("file", ["policy.safetensors", "state.pt", "checksums.json"])
 def test_a_damaged_checkpoint_is_passed_over(harm, file: str, tmp_path, capsys) -> None:
-    """It is named, the one before is used with the metrics of its epoch, and it makes room for the next one."""
+    """It is named, the one before is used with the metrics of its epoch, and it makes room for the next
+    one."""
     run = Run(tmp_path / "run", dict(LATER_KEYS))
     run.begin()
     for step in (1, 2):
@@ -297,10 +345,17 @@ def test_a_damaged_checkpoint_is_passed_over(harm, file: str, tmp_path, capsys) 
     harm(newest / file)
     again = Run(tmp_path / "run", dict(LATER_KEYS))
     weights, state = again.load_checkpoint() or ({}, {})
-    if (file, harm) == ("checksums.json", Path.unlink):  # as versions before left them: whole, without checksums
+    if (file, harm) == (
+        "checksums.json",
+        Path.unlink,
+    ):  # as versions before left them: whole, without checksums
         assert state["mark"] == 2 and not capsys.readouterr().out
         return
-    assert weights["w"].tolist() == [1.0] * 3 and state["mark"] == 1 and [line["step"] for line in again.metrics()] == [1]
+    assert (
+        weights["w"].tolist() == [1.0] * 3
+        and state["mark"] == 1
+        and [line["step"] for line in again.metrics()] == [1]
+    )
     said = capsys.readouterr().out
     assert said.startswith(f"warning: {newest} is damaged (") and said.count("\n") == 1
     again.log({"step": 2})
@@ -322,7 +377,8 @@ def test_an_old_damaged_checkpoint_is_passed_over(harm, tmp_path, capsys) -> Non
     assert state["mark"] == 1 and "step_000002 is damaged" in capsys.readouterr().out
     harm(tmp_path / "run" / "checkpoints" / "step_000001" / "policy.safetensors")
     with pytest.raises(
-        RunError, match=r"holds no intact checkpoint \(step_000001, step_000002\); start again in another output_dir"
+        RunError,
+        match=r"holds no intact checkpoint \(step_000001, step_000002\); start again in another output_dir",
     ):
         Run(tmp_path / "run", dict(LATER_KEYS)).load_checkpoint()
 
@@ -353,7 +409,8 @@ METRICS_DAMAGES: dict[str, Callable[[str], str | None]] = {
 
 @pytest.mark.parametrize("harm", METRICS_DAMAGES)
 def test_damaged_metrics_are_put_back(harm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Whatever happens to metrics.jsonl, its lines are put back from the newest checkpoint, with a line that says so, and none is lost."""
+    """Whatever happens to metrics.jsonl, its lines are put back from the newest checkpoint, with a line that
+    says so, and none is lost."""
     run = half_trained(tmp_path / "run")
     path = tmp_path / "run" / "metrics.jsonl"
     whole = path.read_text()
@@ -374,14 +431,18 @@ def test_what_follows_a_checkpoint_is_cut_off(tmp_path: Path, capsys: pytest.Cap
     path.write_text(whole + '{"step": 3, "lo')
     with pytest.raises(
         RunError,
-        match=r"line 3 of .*metrics.jsonl cannot be read; this mends it from a checkpoint: python -m alignlab.train resume=",
+        match=(
+            r"line 3 of .*metrics.jsonl cannot be read; this mends it from a checkpoint: python -m "
+            r"alignlab.train resume="
+        ),
     ):
         run.metrics()
     assert run.load_checkpoint() is not None and path.read_text() == whole and not capsys.readouterr().out
 
 
 def test_metrics_of_a_checkpoint_that_keeps_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One of an earlier version counts on lines that must be there: without them it is passed over, and nothing is deleted."""
+    """One of an earlier version counts on lines that must be there: without them it is passed over, and
+    nothing is deleted."""
     run = half_trained(tmp_path / "run")
     for step in (1, 2):
         kept = tmp_path / "run" / "checkpoints" / f"step_00000{step}"
@@ -393,7 +454,10 @@ def test_metrics_of_a_checkpoint_that_keeps_none(tmp_path: Path, capsys: pytest.
     path.write_text(whole[:-3])
     _, state = run.load_checkpoint() or ({}, {})
     assert state["mark"] == 1 and [line["step"] for line in run.metrics()] == [1]
-    assert "step_000002 is damaged (metrics.jsonl lacks some of its 2 lines, or has bad ones)" in capsys.readouterr().out
+    assert (
+        "step_000002 is damaged (metrics.jsonl lacks some of its 2 lines, or has bad ones)"
+        in capsys.readouterr().out
+    )
     for damaged in ("null\n", "[]\n", "{}\n"):
         path.write_text(damaged)
         with pytest.raises(RunError, match="holds no intact checkpoint") as error:
@@ -401,8 +465,11 @@ def test_metrics_of_a_checkpoint_that_keeps_none(tmp_path: Path, capsys: pytest.
         assert "delete" not in str(error.value) and "remove" not in str(error.value)
 
 
-def test_a_damaged_copy_of_the_metrics_costs_no_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The lines that a checkpoint keeps are a copy: if only they are damaged, the checkpoint is still used."""
+def test_a_damaged_copy_of_the_metrics_costs_no_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The lines that a checkpoint keeps are a copy: if only they are damaged, the checkpoint is still
+    used."""
     run = half_trained(tmp_path / "run")
     flip(tmp_path / "run" / "checkpoints" / "step_000002" / "metrics.jsonl")
     weights, _ = run.load_checkpoint() or ({}, {})
@@ -420,7 +487,9 @@ def test_metrics_lost_while_the_run_goes_on(tmp_path: Path) -> None:
     assert [line["step"] for line in again.metrics()] == [1, 2, 3]
 
 
-def test_metrics_of_a_finished_run_are_put_back(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_metrics_of_a_finished_run_are_put_back(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
     """resume= of a finished run mends a flipped digit, and says so; nothing else is touched."""
     folder = tmp_path / "run"
     shutil.copytree(run[1], folder)
@@ -435,7 +504,8 @@ def test_metrics_of_a_finished_run_are_put_back(run, tmp_path: Path, monkeypatch
 
 
 def test_damaged_best_weights_are_named_when_the_run_goes_on(tmp_path: Path) -> None:
-    """select= exports them at the end, so they are looked at before the next epoch; with select=last nobody needs them."""
+    """select= exports them at the end, so they are looked at before the next epoch; with select=last nobody
+    needs them."""
     half_trained(tmp_path / "run", select="reward")
     flip(tmp_path / "run" / "checkpoints" / "best_000002.safetensors")
     with pytest.raises(RunError, match=r"best_000002\.safetensors is damaged or not there"):
@@ -445,11 +515,20 @@ def test_damaged_best_weights_are_named_when_the_run_goes_on(tmp_path: Path) -> 
     assert Run(tmp_path / "other", dict(LATER_KEYS)).load_checkpoint() is not None
 
 
-STRAYS = (".DS_Store", "Thumbs.db", "desktop.ini", "._config.yaml", "notes.txt~", ".config.yaml.swp", ".nfs000001")
+STRAYS = (
+    ".DS_Store",
+    "Thumbs.db",
+    "desktop.ini",
+    "._config.yaml",
+    "notes.txt~",
+    ".config.yaml.swp",
+    ".nfs000001",
+)
 
 
 def test_stray_files_are_no_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Copies and notes beside the checkpoints and best weights count as nothing, and stay, whatever their names sort as."""
+    """Copies and notes beside the checkpoints and best weights count as nothing, and stay, whatever their
+    names sort as."""
     half_trained(tmp_path / "run")
     home = tmp_path / "run" / "checkpoints"
     shutil.copytree(home / "step_000001", home / "step_000002.bak")
@@ -479,7 +558,8 @@ def test_stray_files_are_no_checkpoints(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_stray_files_leave_a_folder_empty(tmp_path: Path) -> None:
-    """What a file manager or an editor leaves does not make an output_dir somebody else's, and is still there afterwards."""
+    """What a file manager or an editor leaves does not make an output_dir somebody else's, and is still there
+    afterwards."""
     run = tmp_path / "run"
     (run / "samples").mkdir(parents=True)
     for name in STRAYS:
@@ -510,7 +590,8 @@ def test_a_folder_in_place_of_a_file(name: str, tmp_path: Path) -> None:
 
 
 def as_nobody(function: Callable[[], None]) -> str:
-    """What a function prints in a process that may write only where everybody may: root may write anywhere."""
+    """What a function prints in a process that may write only where everybody may: root may write
+    anywhere."""
     read, write = os.pipe()
     child = os.fork()
     if not child:
@@ -530,7 +611,9 @@ def as_nobody(function: Callable[[], None]) -> str:
         return said.read()
 
 
-@pytest.mark.parametrize("name", ["model", "tensorboard", "samples", "checkpoints", "checkpoints/step_000001", ""])
+@pytest.mark.parametrize(
+    "name", ["model", "tensorboard", "samples", "checkpoints", "checkpoints/step_000001", ""]
+)
 def test_what_may_not_be_written_is_named_before_the_run(name: str, tmp_path: Path) -> None:
     """One folder of a run belongs to somebody else: `begin` says which, and not the end of the run."""
     half_trained(tmp_path / "run")
@@ -542,9 +625,9 @@ def test_what_may_not_be_written_is_named_before_the_run(name: str, tmp_path: Pa
     (tmp_path / "run" / name).chmod(0o555)
     said = as_nobody(lambda: Run(tmp_path / "run", dict(LATER_KEYS)).begin())
     (tmp_path / "run" / name).chmod(0o777)
-    assert said.startswith(f"RunError: {tmp_path / 'run' / name} cannot be written (Permission denied); mend that, or choose"), (
-        said
-    )
+    assert said.startswith(
+        f"RunError: {tmp_path / 'run' / name} cannot be written (Permission denied); mend that, or choose"
+    ), said
 
 
 def test_files_have_the_umasks_permissions(run) -> None:
@@ -554,9 +637,11 @@ def test_files_have_the_umasks_permissions(run) -> None:
     usual.touch()
     mode = usual.stat().st_mode
     usual.unlink()
-    assert {str(path.relative_to(folder)): oct(path.stat().st_mode) for path in folder.rglob("*") if path.is_file()} == {
-        str(path.relative_to(folder)): oct(mode) for path in folder.rglob("*") if path.is_file()
-    }
+    assert {
+        str(path.relative_to(folder)): oct(path.stat().st_mode)
+        for path in folder.rglob("*")
+        if path.is_file()
+    } == {str(path.relative_to(folder)): oct(mode) for path in folder.rglob("*") if path.is_file()}
 
 
 def test_the_best_weights_are_checked(tmp_path) -> None:
@@ -616,13 +701,19 @@ def test_a_full_disk_takes_nothing_away(small_disk: Path) -> None:
         "checkpoints/best_000002.safetensors": lambda: run.save_best(2, {"w": big}),
         "samples/step_000002.png": lambda: run.save_samples(2, torch.rand(4, 3, 64, 64), 2),
         "metrics.jsonl": lambda: run.log({"step": 2, "words": "long " * 4000}),
-        "model": lambda: run.save_model(lambda folder: (folder.mkdir(), (folder / "w").write_bytes(big.numpy().tobytes()))),
+        "model": lambda: run.save_model(
+            lambda folder: (folder.mkdir(), (folder / "w").write_bytes(big.numpy().tobytes()))
+        ),
         "summary.json": lambda: run.finish({"words": "long " * 4000}),
     }.items():
         with pytest.raises(RunError) as error:
             write()
-        assert str(error.value).startswith(f"{small_disk / 'run' / what} cannot be written (No space left on device"), what
-        assert str(error.value).endswith(f"make room and go on with python -m alignlab.train resume={small_disk / 'run'}")
+        assert str(error.value).startswith(
+            f"{small_disk / 'run' / what} cannot be written (No space left on device"
+        ), what
+        assert str(error.value).endswith(
+            f"make room and go on with python -m alignlab.train resume={small_disk / 'run'}"
+        )
         assert tree(small_disk / "run") == before
     (small_disk / "filler").unlink()
     checkpoint(run, 2)
@@ -663,10 +754,14 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     """A second process that would train in the same folder is told so; once the first has ended, it may."""
     holder = (
         "import sys, time\nfrom pathlib import Path\nfrom alignlab.runs.folder import Run\n"
-        f"run = Run(Path({str(tmp_path / 'run')!r}), {dict(LATER_KEYS)!r})\nrun.begin()\nprint('in', flush=True)\ntime.sleep(60)"
+        f"run = Run(Path({str(tmp_path / 'run')!r}), {dict(LATER_KEYS)!r})\nrun.begin()\nprint('in', "
+        "flush=True)\ntime.sleep(60)"
     )
     first = subprocess.Popen(
-        [sys.executable, "-c", holder], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).resolve().parents[1]
+        [sys.executable, "-c", holder],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).resolve().parents[1],
     )
     try:
         assert first.stdout is not None and first.stdout.readline() == "in\n"
@@ -679,14 +774,19 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
 
 
 def test_what_made_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The processor by name and its cores; a commit that untracked files (runs are such) leave clean, and changed ones do not."""
+    """The processor by name and its cores; a commit that untracked files (runs are such) leave clean, and
+    changed ones do not."""
     machine = runs.provenance(torch.device("cpu"))["machine"]
     assert machine["processor"] == runs.processor() != "" and machine["cores"] == os.cpu_count()
     if not shutil.which("git"):
         pytest.skip("no git")
     monkeypatch.setattr(runs, "__file__", str(tmp_path / "runs.py"))
     (tmp_path / "runs.py").write_text("1")
-    for words in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-q", "-m", "first"]):
+    for words in (
+        ["init", "-q"],
+        ["add", "."],
+        ["-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-q", "-m", "first"],
+    ):
         subprocess.run(["git", *words], cwd=tmp_path, check=True)
     (tmp_path / "summary.json").write_text("{}")
     assert runs.provenance(torch.device("cpu"))["git"]["clean"]

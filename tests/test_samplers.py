@@ -21,7 +21,8 @@ TRL = json.loads((DATA / "trl_ddpo.json").read_text())
 
 
 def double(scheduler):
-    """diffusers' arithmetic in float64: its float32 alphas lose 9e-5 to cancellation, which is no part of the claim."""
+    """diffusers' arithmetic in float64: its float32 alphas lose 9e-5 to cancellation, which is no part of the
+    claim."""
     scheduler.alphas_cumprod, scheduler.final_alpha_cumprod = (
         scheduler.alphas_cumprod.double(),
         scheduler.final_alpha_cumprod.double(),
@@ -30,7 +31,9 @@ def double(scheduler):
 
 
 def sampler64(sampler: Sampler) -> Sampler:
-    return replace(sampler, **{k: getattr(sampler, k).double() for k in ("a", "b", "s", "p", "q", "alpha", "sigma")})
+    return replace(
+        sampler, **{k: getattr(sampler, k).double() for k in ("a", "b", "s", "p", "q", "alpha", "sigma")}
+    )
 
 
 def latents(*, dtype=torch.float64, n=3):
@@ -40,9 +43,15 @@ def latents(*, dtype=torch.float64, n=3):
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 def test_ddim_is_diffusers_ddim(eta, prediction):
-    """Every step of every spacing, offset, set_alpha_to_one and N agrees with DDIMScheduler.step to the table's float32 rounding."""
+    """Every step of every spacing, offset, set_alpha_to_one and N agrees with DDIMScheduler.step to the
+    table's float32 rounding."""
     for spacing, offset, to_one, steps in itertools.product(SPACINGS, (0, 1), (False, True), (4, 10, 50)):
-        options = {"timestep_spacing": spacing, "steps_offset": offset, "set_alpha_to_one": to_one, "prediction_type": prediction}
+        options = {
+            "timestep_spacing": spacing,
+            "steps_offset": offset,
+            "set_alpha_to_one": to_one,
+            "prediction_type": prediction,
+        }
         scheduler = double(DDIMScheduler(**SD_SCHEDULE, **options))
         table = ddim(scheduler, steps=steps, eta=eta)
         assert torch.equal(table.timesteps, scheduler.timesteps) and len(table) == steps
@@ -52,13 +61,20 @@ def test_ddim_is_diffusers_ddim(eta, prediction):
             scale = 1 + float(table.p[i].abs() + table.q[i].abs())
             mine = sampler64(table).draw(i, sampler64(table).mean(i, x, out), z)
             torch.testing.assert_close(
-                mine, theirs.prev_sample, rtol=0, atol=1e-6 * scale, msg=lambda m, o=options, i=i: f"{o} step {i}: {m}"
+                mine,
+                theirs.prev_sample,
+                rtol=0,
+                atol=1e-6 * scale,
+                msg=lambda m, o=options, i=i: f"{o} step {i}: {m}",
             )
-            torch.testing.assert_close(sampler64(table).x0(i, x, out), theirs.pred_original_sample, rtol=0, atol=1e-6 * scale)
+            torch.testing.assert_close(
+                sampler64(table).x0(i, x, out), theirs.pred_original_sample, rtol=0, atol=1e-6 * scale
+            )
 
 
 def test_ddim_float32_agrees_within_diffusers_own_cancellation():
-    """In float32 on both sides the difference stays below 9e-5 (ALGORITHMS.md section 5), relative to the step's own scale."""
+    """In float32 on both sides the difference stays below 9e-5 (ALGORITHMS.md section 5), relative to the
+    step's own scale."""
     worst = 0.0
     for spacing, prediction, steps in itertools.product(SPACINGS, PREDICTIONS, (10, 50)):
         scheduler = DDIMScheduler(**SD_SCHEDULE, timestep_spacing=spacing, prediction_type=prediction)
@@ -67,14 +83,19 @@ def test_ddim_float32_agrees_within_diffusers_own_cancellation():
             x, out, z = latents(dtype=torch.float32)
             theirs = scheduler.step(out, t, x, eta=1.0, variance_noise=z).prev_sample
             worst = max(
-                worst, float((table.draw(i, table.mean(i, x, out), z) - theirs).abs().max() / theirs.abs().max().clamp(min=1))
+                worst,
+                float(
+                    (table.draw(i, table.mean(i, x, out), z) - theirs).abs().max()
+                    / theirs.abs().max().clamp(min=1)
+                ),
             )
     assert worst < 9e-5
 
 
 @pytest.mark.parametrize("case", range(len(TRL["ddim"])))
 def test_ddim_log_prob_is_trls(case):
-    """TRL 0.23.1's drawn latents (generator seed 7) and its log-probs of drawn and given latents, to 2e-5 relative in float32."""
+    """TRL 0.23.1's drawn latents (generator seed 7) and its log-probs of drawn and given latents, to 2e-5
+    relative in float32."""
     setting, arrays = TRL["ddim"][case], load_file(DATA / "trl_ddpo.safetensors")
     case = {k.split(".", 2)[2]: v for k, v in arrays.items() if k.startswith(f"ddim.{case}.")}
     table = ddim(DDIMScheduler(**setting["config"]), steps=setting["steps"], eta=setting["eta"])
@@ -85,7 +106,9 @@ def test_ddim_log_prob_is_trls(case):
     torch.testing.assert_close(drawn, case["drawn_prev_seed7"], rtol=2e-5, atol=2e-5)
     for x_next in ("drawn", "given"):
         x = case["drawn_prev_seed7"] if x_next == "drawn" else case["given_prev"]
-        torch.testing.assert_close(table.log_prob(steps, x, mean), case[f"{x_next}_log_prob"], rtol=2e-5, atol=2e-5)
+        torch.testing.assert_close(
+            table.log_prob(steps, x, mean), case[f"{x_next}_log_prob"], rtol=2e-5, atol=2e-5
+        )
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
@@ -107,7 +130,8 @@ def test_flow_at_eta_0_is_diffusers_euler(shift):
 
 @pytest.mark.parametrize("last_step", ["sde", "ode"])
 def test_flow_sde_is_the_formula(last_step):
-    """Flow-GRPO's SDE, term by term in a plain loop, with the second sigma in the denominator where sigma = 1."""
+    """Flow-GRPO's SDE, term by term in a plain loop, with the second sigma in the denominator where sigma =
+    1."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     table = flow(scheduler, steps=8, eta=0.7, last_step=last_step)
     sigmas = scheduler.sigmas.tolist()
@@ -120,17 +144,21 @@ def test_flow_sde_is_the_formula(last_step):
         x, out, z = latents()
         mean = x * (1 + g2 / (2 * sigma) * dt) + out * (1 + g2 * (1 - sigma) / (2 * sigma)) * dt
         torch.testing.assert_close(sampler64(table).mean(i, x, out), mean, rtol=1e-6, atol=1e-6)
-        torch.testing.assert_close(sampler64(table).draw(i, mean, z), mean + math.sqrt(g2 * -dt) * z, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            sampler64(table).draw(i, mean, z), mean + math.sqrt(g2 * -dt) * z, rtol=1e-6, atol=1e-6
+        )
     assert table.scored.all() if last_step == "sde" else table.scored.tolist() == [True] * 7 + [False]
 
 
 def test_flow_sde_keeps_the_ode_marginals_as_steps_grow():
-    """On N(m, S) the SDE's exact second moment converges to the ODE's (a little slower than 1/N: g^2 is singular at sigma = 1),
-    and both to the data's; at small N they differ."""
+    """On N(m, S) the SDE's exact second moment converges to the ODE's (a little slower than 1/N: g^2 is
+    singular at sigma = 1), and both to the data's; at small N they differ."""
     m, spread = 1.5, 0.6
 
     def second_moment(steps, eta):
-        table = sampler64(flow(FlowMatchEulerDiscreteScheduler(num_train_timesteps=100_000), steps=steps, eta=eta))
+        table = sampler64(
+            flow(FlowMatchEulerDiscreteScheduler(num_train_timesteps=100_000), steps=steps, eta=eta)
+        )
         mean, var = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
         for a, b, s, alpha, sigma in zip(table.a, table.b, table.s, table.alpha, table.sigma, strict=True):
             slope = (sigma - alpha * spread**2) / (alpha**2 * spread**2 + sigma**2)
@@ -146,7 +174,8 @@ def test_flow_sde_keeps_the_ode_marginals_as_steps_grow():
 
 
 def test_log_prob_and_kl_are_torch_distributions():
-    """log_prob and kl of one step are those of torch's Normal, as means over C, h, w; x_next takes no gradient."""
+    """log_prob and kl of one step are those of torch's Normal, as means over C, h, w; x_next takes no
+    gradient."""
     table = sampler64(ddim(DDIMScheduler(**SD_SCHEDULE), steps=10, eta=0.7))
     steps = torch.tensor([2, 7])
     x, out, ref = latents()
@@ -155,7 +184,9 @@ def test_log_prob_and_kl_are_torch_distributions():
     mean, mean_ref, s = table.mean(steps, x, out), table.mean(steps, x, ref), table.s[steps].view(2, 1, 1, 1)
     mine, theirs = torch.distributions.Normal(mean, s), torch.distributions.Normal(mean_ref, s)
     torch.testing.assert_close(table.log_prob(steps, x_next, mean), mine.log_prob(x_next).mean((1, 2, 3)))
-    torch.testing.assert_close(table.kl(steps, out, ref), torch.distributions.kl_divergence(mine, theirs).mean((1, 2, 3)))
+    torch.testing.assert_close(
+        table.kl(steps, out, ref), torch.distributions.kl_divergence(mine, theirs).mean((1, 2, 3))
+    )
     torch.testing.assert_close(table.log_prob(2, x_next, mean)[0], table.log_prob(steps, x_next, mean)[0])
     table.log_prob(steps, x_next, mean).sum().backward()
     assert x_next.grad is None and out.grad.abs().max() > 0
@@ -163,25 +194,32 @@ def test_log_prob_and_kl_are_torch_distributions():
 
 @pytest.mark.parametrize("prediction", [*PREDICTIONS, "flow"])
 def test_x0_and_eps_error_of_every_parametrisation(prediction):
-    """From x_i and the training target x0() finds x_0; eps_error has the factors of ALGORITHMS.md section 5; renoise()
-    and ForwardProcess.noised() reach the same level."""
+    """From x_i and the training target x0() finds x_0; eps_error has the factors of ALGORITHMS.md section 5;
+    renoise() and ForwardProcess.noised() reach the same level."""
     if prediction == "flow":
         scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
         table = sampler64(flow(scheduler, steps=10, eta=0.5))
-        process, at = ForwardProcess.of(scheduler), lambda i: (process.timesteps - table.timesteps[i]).abs().argmin()
+        process, at = (
+            ForwardProcess.of(scheduler),
+            lambda i: (process.timesteps - table.timesteps[i]).abs().argmin(),
+        )
         factor = 1 - table.sigma
     else:
         scheduler = DDIMScheduler(**SD_SCHEDULE, prediction_type=prediction)
         table = sampler64(ddim(scheduler, steps=10, eta=0.5))
         process, at = ForwardProcess.of(scheduler), lambda i: table.timesteps[i]
-        factor = {"epsilon": torch.ones_like(table.alpha), "v_prediction": table.alpha, "sample": -table.alpha / table.sigma}[
-            prediction
-        ]
+        factor = {
+            "epsilon": torch.ones_like(table.alpha),
+            "v_prediction": table.alpha,
+            "sample": -table.alpha / table.sigma,
+        }[prediction]
     for i in range(10):
         x0, eps, shift = latents()
         x = table.renoise(i, x0, eps)
         row = at(i).expand(2)
-        torch.testing.assert_close(process.noised(row, x0, eps), x, rtol=0, atol=2e-6 if prediction != "flow" else 2e-3)
+        torch.testing.assert_close(
+            process.noised(row, x0, eps), x, rtol=0, atol=2e-6 if prediction != "flow" else 2e-3
+        )
         target = process.target(row, x0, eps)
         found = table.x0(i, x, target)
         torch.testing.assert_close(found, x0, rtol=0, atol=1e-5 if prediction != "flow" else 1e-6)
@@ -190,7 +228,10 @@ def test_x0_and_eps_error_of_every_parametrisation(prediction):
         if factor[i] != 0:  # the definition: eps = (x - alpha x0) / sigma
             eps_of = lambda out, i=i, x=x: (x - table.alpha[i] * table.x0(i, x, out)) / table.sigma[i]  # noqa: E731
             torch.testing.assert_close(
-                expected, (eps_of(target + shift) - eps_of(target)).square().mean((1, 2, 3)), rtol=1e-5, atol=0
+                expected,
+                (eps_of(target + shift) - eps_of(target)).square().mean((1, 2, 3)),
+                rtol=1e-5,
+                atol=0,
             )
 
 
@@ -208,7 +249,8 @@ def test_forward_process_is_diffusers_training(prediction):
 
 
 def test_forward_process_of_a_flow_is_diffusers_scale_noise():
-    """The flow's T noise levels and timesteps are the scheduler's own (shift included), its target eps - x0."""
+    """The flow's T noise levels and timesteps are the scheduler's own (shift included), its target eps -
+    x0."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     process = ForwardProcess.of(scheduler)
     torch.testing.assert_close(process.sigma, scheduler.sigmas[: len(process)], rtol=1e-6, atol=1e-6)
@@ -216,7 +258,10 @@ def test_forward_process_of_a_flow_is_diffusers_scale_noise():
     x0, eps = latents(dtype=torch.float32, n=2)
     rows = torch.tensor([0, 700])
     torch.testing.assert_close(
-        process.noised(rows, x0, eps), scheduler.scale_noise(x0, scheduler.timesteps[rows], eps), rtol=1e-5, atol=1e-6
+        process.noised(rows, x0, eps),
+        scheduler.scale_noise(x0, scheduler.timesteps[rows], eps),
+        rtol=1e-5,
+        atol=1e-6,
     )
     assert torch.equal(process.target(rows, x0, eps), eps - x0)
 
@@ -225,9 +270,13 @@ def test_forward_process_of_a_flow_is_diffusers_scale_noise():
     ("build", "scheduler"), [(ddim, DDIMScheduler(**SD_SCHEDULE)), (flow, FlowMatchEulerDiscreteScheduler())]
 )
 def test_an_eta_for_each_step(build, scheduler):
-    """Each step is that of the sampler with its eta; those at 0 are the ODE's and have no density. One number is the same for all."""
+    """Each step is that of the sampler with its eta; those at 0 are the ODE's and have no density. One number
+    is the same for all."""
     etas = [0.7, 0.0, 0.3, 0.0, 0.0]
-    mixed, names = build(scheduler, steps=5, eta=etas), ("timesteps", "a", "b", "s", "p", "q", "alpha", "sigma")
+    mixed, names = (
+        build(scheduler, steps=5, eta=etas),
+        ("timesteps", "a", "b", "s", "p", "q", "alpha", "sigma"),
+    )
     for i, eta in enumerate(etas):
         whole = build(scheduler, steps=5, eta=eta)
         assert all(torch.equal(getattr(mixed, name)[i], getattr(whole, name)[i]) for name in names)
@@ -237,13 +286,16 @@ def test_an_eta_for_each_step(build, scheduler):
 
 
 def test_steps_without_density():
-    """s = 0 at eta > 0 happens at the last step only: abar' = 1 (b != 0), or t = 0 with abar' = abar (a no-op: a = 1, b = 0)."""
+    """s = 0 at eta > 0 happens at the last step only: abar' = 1 (b != 0), or t = 0 with abar' = abar (a
+    no-op: a = 1, b = 0)."""
     to_one = ddim(DDIMScheduler(**SD_SCHEDULE, set_alpha_to_one=True), steps=10, eta=1.0)
     no_op = ddim(DDIMScheduler(**SD_SCHEDULE, set_alpha_to_one=False), steps=10, eta=1.0)
     offset = ddim(DDIMScheduler(**SD_SCHEDULE, set_alpha_to_one=False, steps_offset=1), steps=10, eta=1.0)
     assert to_one.scored.tolist() == no_op.scored.tolist() == [True] * 9 + [False] and offset.scored.all()
     assert abs(float(to_one.b[-1])) > 1e-3
-    assert float(no_op.a[-1]) == pytest.approx(1, abs=1e-7) and float(no_op.b[-1]) == pytest.approx(0, abs=1e-7)
+    assert float(no_op.a[-1]) == pytest.approx(1, abs=1e-7) and float(no_op.b[-1]) == pytest.approx(
+        0, abs=1e-7
+    )
     assert not ddim(DDIMScheduler(**SD_SCHEDULE), steps=10, eta=0.0).scored.any()
 
 
@@ -252,11 +304,18 @@ def test_steps_without_density():
     [
         (lambda: ddim(DDIMScheduler(clip_sample=True), steps=10, eta=1.0), "clip_sample"),
         (lambda: ddim(DDIMScheduler(**SD_SCHEDULE, thresholding=True), steps=10, eta=1.0), "thresholding"),
-        (lambda: ddim(DDIMScheduler(**SD_SCHEDULE, steps_offset=1, set_alpha_to_one=False), steps=50, eta=1.05), "eta=1.05"),
+        (
+            lambda: ddim(
+                DDIMScheduler(**SD_SCHEDULE, steps_offset=1, set_alpha_to_one=False), steps=50, eta=1.05
+            ),
+            "eta=1.05",
+        ),
         (lambda: ddim(DDIMScheduler(**SD_SCHEDULE), steps=10, eta=-0.1), "eta=-0.1"),
         (
             lambda: ddim(
-                DDIMScheduler(**SD_SCHEDULE, rescale_betas_zero_snr=True, timestep_spacing="trailing"), steps=10, eta=1.0
+                DDIMScheduler(**SD_SCHEDULE, rescale_betas_zero_snr=True, timestep_spacing="trailing"),
+                steps=10,
+                eta=1.0,
             ),
             "zero terminal SNR",
         ),
@@ -264,14 +323,21 @@ def test_steps_without_density():
         (lambda: ddim(DDIMScheduler(**SD_SCHEDULE), steps=1001, eta=1.0), "steps=1001"),
         (lambda: ddim(DDIMScheduler(**SD_SCHEDULE, steps_offset=1), steps=1000, eta=1.0), "1000"),
         (lambda: ddim(DDIMScheduler(**SD_SCHEDULE), steps=10, eta=1.0, guidance_scale=-1), "guidance_scale"),
-        (lambda: ddim(DDIMScheduler(**SD_SCHEDULE, prediction_type="flow"), steps=10, eta=1.0), "prediction_type"),
-        (lambda: flow(FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), steps=10, eta=0.5), "stochastic_sampling"),
+        (
+            lambda: ddim(DDIMScheduler(**SD_SCHEDULE, prediction_type="flow"), steps=10, eta=1.0),
+            "prediction_type",
+        ),
+        (
+            lambda: flow(FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), steps=10, eta=0.5),
+            "stochastic_sampling",
+        ),
         (lambda: flow(FlowMatchEulerDiscreteScheduler(), steps=10, eta=-0.5), "eta=-0.5"),
         (lambda: flow(FlowMatchEulerDiscreteScheduler(), steps=1, eta=0.5), "at least 2"),
     ],
 )
 def test_refusals(build, words):
-    """What is not linear-Gaussian, or has no density where one is needed, is refused with the key and the value."""
+    """What is not linear-Gaussian, or has no density where one is needed, is refused with the key and the
+    value."""
     with pytest.raises(ValueError, match=words):
         build()
 
@@ -287,8 +353,13 @@ def test_eta_limit_of_stable_diffusion():
 def test_zero_terminal_snr_works_with_v_prediction():
     """With v prediction a first step at pure noise is finite and starts from x0 = -out."""
     scheduler = DDIMScheduler(
-        **SD_SCHEDULE, rescale_betas_zero_snr=True, timestep_spacing="trailing", prediction_type="v_prediction"
+        **SD_SCHEDULE,
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        prediction_type="v_prediction",
     )
     table = ddim(scheduler, steps=10, eta=1.0)
-    assert float(table.p[0]) == pytest.approx(0, abs=1e-3) and float(table.q[0]) == pytest.approx(-1, abs=1e-6)
+    assert float(table.p[0]) == pytest.approx(0, abs=1e-3) and float(table.q[0]) == pytest.approx(
+        -1, abs=1e-6
+    )
     assert all(torch.isfinite(getattr(table, k)).all() for k in "abspq")

@@ -64,15 +64,24 @@ def calls(path: Path) -> list[tuple[str, dict[str, object]]]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_file_is_unpickled(path: Path) -> None:
-    """torch.load only with weights_only=True, YAML of others only by bounded_yaml and our own by safe_load, nothing by pickle, numpy or joblib, no archive unpacked, no code of a hub.
-    The shards of captioned pictures are read in place: that one file may open a .tar, and write nothing of it."""
+    """torch.load only with weights_only=True, YAML of others only by bounded_yaml and our own by safe_load,
+    nothing by pickle, numpy or joblib, no archive unpacked, no code of a hub. The shards of captioned
+    pictures are read in place: that one file may open a .tar, and write nothing of it."""
     tree = ast.parse(path.read_text())
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    taken = [(node.module or "", a.name) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for a in node.names]
+    taken = [
+        (node.module or "", a.name)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for a in node.names
+    ]
     only_said = {("pickle", "UnpicklingError")}  # what a file that is none raises
     imported |= {module for module, name in taken if (module, name) not in only_said}
     in_place = {"tarfile"} if path == ROOT / "alignlab" / "data" / "shards.py" else set()
-    assert not imported & {"pickle", "joblib", "dill", "marshal", "shelve", "cloudpickle", "tarfile", "zipfile"} - in_place
+    assert (
+        not imported
+        & {"pickle", "joblib", "dill", "marshal", "shelve", "cloudpickle", "tarfile", "zipfile"} - in_place
+    )
     our_own = {ROOT / "alignlab" / name for name in ("figure.py", "probes.py")}  # files of conf/
     for name, words in calls(path):
         assert name != "yaml.safe_load" or path in our_own or path.is_relative_to(ROOT / "scripts"), name
@@ -88,7 +97,9 @@ def test_no_file_is_unpickled(path: Path) -> None:
             "exec",
             "os.system",
         ), name
-        assert not words.get("trust_remote_code") and not words.get("allow_pickle") and not words.get("shell"), name
+        assert (
+            not words.get("trust_remote_code") and not words.get("allow_pickle") and not words.get("shell")
+        ), name
 
 
 def test_a_pickle_with_code_is_refused(tmp_path: Path) -> None:
@@ -99,7 +110,8 @@ def test_a_pickle_with_code_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_pipeline_folder_brings_no_code(tiny_sd: str, tmp_path: Path) -> None:
-    """Parts come from diffusers and transformers alone, whatever model_index.json says and whatever lies beside it."""
+    """Parts come from diffusers and transformers alone, whatever model_index.json says and whatever lies
+    beside it."""
     folder = tmp_path / "pipeline"
     shutil.copytree(tiny_sd, folder)
     index = json.loads((folder / "model_index.json").read_text())
@@ -107,7 +119,9 @@ def test_a_pipeline_folder_brings_no_code(tiny_sd: str, tmp_path: Path) -> None:
         (folder / "model_index.json").write_text(json.dumps(index | {"unet": part}))
         (folder / "unet" / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
         for load in (StableDiffusion.check, StableDiffusion):
-            with pytest.raises(ValueError, match="and only diffusers, transformers, stable_diffusion are loaded"):
+            with pytest.raises(
+                ValueError, match="and only diffusers, transformers, stable_diffusion are loaded"
+            ):
                 load(str(folder))
     assert not (tmp_path / "ran").exists()
 
@@ -132,25 +146,48 @@ def test_a_clip_brings_no_code(tmp_path: Path) -> None:
 # -- what a configuration may build
 
 ROUNDABOUT = [
-    "os.system", "builtins.eval", "torch.load", "alignlab.runs.folder.os.system", "alignlab.runs.folder.subprocess.run", "alignlab.config.build.importlib",
-    "alignlab.config.build.importlib.import_module", "alignlab.runs.folder.subprocess", "alignlab.config.build.resolve", "alignlab.config.build.build", "alignlab.runs.folder.write_aside",
-    "alignlab.plan.largest", "alignlab.export.to_folder", "alignlab.runs.folder.Path", "alignlab.models.pipeline.importlib", "alignlab.rewards.heads.save",
-    "alignlab.models.kohya.write", "alignlab.rewards.heads.load_file", "torch.optim.optimizer.functools", "torch.optim.lr_scheduler.partial",
-    "alignlab.objectives.ddpo.np", "alignlab.training.setup.Lab", "alignlabx.y", "torch.optimx.y", "alignlab.metrics.diversity.torch.load", "alignlab.engine.samplers._table",
-]  # fmt: skip
+    "os.system",
+    "builtins.eval",
+    "torch.load",
+    "alignlab.runs.folder.os.system",
+    "alignlab.runs.folder.subprocess.run",
+    "alignlab.config.build.importlib",
+    "alignlab.config.build.importlib.import_module",
+    "alignlab.runs.folder.subprocess",
+    "alignlab.config.build.resolve",
+    "alignlab.config.build.build",
+    "alignlab.runs.folder.write_aside",
+    "alignlab.plan.largest",
+    "alignlab.export.to_folder",
+    "alignlab.runs.folder.Path",
+    "alignlab.models.pipeline.importlib",
+    "alignlab.rewards.heads.save",
+    "alignlab.models.kohya.write",
+    "alignlab.rewards.heads.load_file",
+    "torch.optim.optimizer.functools",
+    "torch.optim.lr_scheduler.partial",
+    "alignlab.objectives.ddpo.np",
+    "alignlab.training.setup.Lab",
+    "alignlabx.y",
+    "torch.optimx.y",
+    "alignlab.metrics.diversity.torch.load",
+    "alignlab.engine.samplers._table",
+]
 
 
 @pytest.mark.parametrize("target", ROUNDABOUT)
 def test_no_way_round_the_targets(target: str) -> None:
-    """What is named, what a named module imports, and what does more than make a part of a run: refused, and not called."""
+    """What is named, what a named module imports, and what does more than make a part of a run: refused, and
+    not called."""
     found = list(node_problems("algo", {"_target_": target}))
-    assert len(found) == 1 and re.search("lies outside|cannot be imported|nothing that a configuration may build", found[0]), (
-        found
-    )
+    assert len(found) == 1 and re.search(
+        "lies outside|cannot be imported|nothing that a configuration may build", found[0]
+    ), found
 
 
 def test_checks_call_nothing_of_others(tmp_path: Path) -> None:
-    """Constructors are run by the check itself, so a function of ours that calls its argument would be a way to any command."""
+    """Constructors are run by the check itself, so a function of ours that calls its argument would be a way
+    to any command."""
     fits = {"_target_": "alignlab.config.build.resolve", "target": "os.system"}
     node = {"_target_": "alignlab.plan.largest", "candidates": [f"touch {tmp_path}/ran"], "fits": fits}
     assert len(list(node_problems("prompts", node))) == 2
@@ -158,29 +195,45 @@ def test_checks_call_nothing_of_others(tmp_path: Path) -> None:
 
 
 def test_own_modules_need_a_word_on_the_command_line(tmp_path: Path, monkeypatch, capsys) -> None:
-    """allow_targets in a file of --config-dir lets nothing in, nor do keys of Hydra's that would run code; typed, it does."""
+    """allow_targets in a file of --config-dir lets nothing in, nor do keys of Hydra's that would run code;
+    typed, it does."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil:\n    def draw(self): ...\n")
+    (tmp_path / "evil.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil:\n    def draw(self): ...\n"
+    )
     (tmp_path / "conf" / "prompts").mkdir(parents=True)
     (tmp_path / "conf" / "algo").mkdir()
     (tmp_path / "conf" / "prompts" / "evil.yaml").write_text(
         "# @package _global_\nallow_targets: [evil]\nprompts:\n  _target_: evil.Evil\n"
     )
-    callback = "# @package _global_\ndefaults: [draft]\nhydra:\n  callbacks:\n    x: {_target_: evil.Evil}\n  job:\n    env_set: {HF_ENDPOINT: x}\n"
+    callback = (
+        "# @package _global_\ndefaults: [draft]\nhydra:\n  callbacks:\n    x: {_target_: evil.Evil}\n  "
+        "job:\n    env_set: {HF_ENDPOINT: x}\n"
+    )
     (tmp_path / "conf" / "algo" / "evil.yaml").write_text(callback)
     assert command_line(monkeypatch, "--config-dir", "conf", "prompts=evil") == 2
-    assert "prompts._target_=evil.Evil lies outside alignlab and torch.optim; if you trust it" in capsys.readouterr().err
+    assert (
+        "prompts._target_=evil.Evil lies outside alignlab and torch.optim; if you trust it"
+        in capsys.readouterr().err
+    )
     assert command_line(monkeypatch, "--config-dir", "conf", "algo=evil") == 2
     said = capsys.readouterr().err.splitlines()
-    assert [line.partition(" is set")[0] for line in said] == ["error: hydra.callbacks", "error: hydra.job.env_set"]
+    assert [line.partition(" is set")[0] for line in said] == [
+        "error: hydra.callbacks",
+        "error: hydra.job.env_set",
+    ]
     assert not (tmp_path / "ran").exists()
-    assert command_line(monkeypatch, "--config-dir", "conf", "prompts=evil", "allow_targets=[evil]", "lr=-1") == 2
+    assert (
+        command_line(monkeypatch, "--config-dir", "conf", "prompts=evil", "allow_targets=[evil]", "lr=-1")
+        == 2
+    )
     assert capsys.readouterr().err == "error: lr=-1.0 must be positive\n" and (tmp_path / "ran").exists()
 
 
 def test_a_run_of_somebody_else_builds_nothing(tmp_path: Path, monkeypatch, capsys) -> None:
-    """config.yaml of a run folder is held to the same rule by every command that reads it, and cannot let itself in."""
+    """config.yaml of a run folder is held to the same rule by every command that reads it, and cannot let
+    itself in."""
     monkeypatch.chdir(tmp_path)
     c = configured("reward=brightness")
     evil = {"_target_": "os.system", "command": f"touch {tmp_path}/ran"}
@@ -213,7 +266,9 @@ def test_a_run_of_somebody_else_builds_nothing(tmp_path: Path, monkeypatch, caps
 class Spy:
     """A server that remembers the requests that it gets, and answers each with the same bytes."""
 
-    def __init__(self, answer: bytes = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n") -> None:
+    def __init__(
+        self, answer: bytes = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    ) -> None:
         self.requests: list[str] = []
         self.listening = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.listening.getsockname()[1]}"
@@ -243,7 +298,13 @@ class Spy:
 
 def far(url: str) -> dict[str, Any]:
     """The node of a reward on a server."""
-    return {"_target_": "alignlab.rewards.remote.Remote", "url": url, "retries": 0, "weight": 1.0, "normalize": False}
+    return {
+        "_target_": "alignlab.rewards.remote.Remote",
+        "url": url,
+        "retries": 0,
+        "weight": 1.0,
+        "normalize": False,
+    }
 
 
 class Within:
@@ -259,9 +320,11 @@ class Within:
         return scores
 
 
-def test_nothing_goes_to_an_address_that_only_a_file_names(tmp_path: Path, tiny_sd: str, monkeypatch, capsys) -> None:
-    """Somebody else's run names a server: neither the secret nor an image nor a prompt goes there, whatever the command and wherever in the
-    configuration, until the address is typed as the sentence shows."""
+def test_nothing_goes_to_an_address_that_only_a_file_names(
+    tmp_path: Path, tiny_sd: str, monkeypatch, capsys
+) -> None:
+    """Somebody else's run names a server: neither the secret nor an image nor a prompt goes there, whatever
+    the command and wherever in the configuration, until the address is typed as the sentence shows."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ALIGNLAB_REWARD_TOKEN", "sesame-sesame")
     within = {"_target_": "tests.test_security.Within", "weight": 1.0, "normalize": False}
@@ -272,26 +335,44 @@ def test_nothing_goes_to_an_address_that_only_a_file_names(tmp_path: Path, tiny_
             "trained": {**c, "reward": {"far": node}},
             "beside": {**c, "reward": {**c["reward"], "far": node}},
             "watched": {**c, "eval_rewards": {"far": node}},
-            "nested": {**c, "reward": {"mine": {**within, "inner": {k: node[k] for k in ("_target_", "url", "retries")}}}},
+            "nested": {
+                **c,
+                "reward": {"mine": {**within, "inner": {k: node[k] for k in ("_target_", "url", "retries")}}},
+            },
         }
         for name, config in stored.items():
             made_run(tmp_path / name)
-            (tmp_path / name / "config.yaml").write_text(yaml.safe_dump({**config, "allow_servers": [spy.url]}))
+            (tmp_path / name / "config.yaml").write_text(
+                yaml.safe_dump({**config, "allow_servers": [spy.url]})
+            )
             (tmp_path / name / "summary.json").unlink()
             commands: list[tuple[Any, list[str]]] = [
-                (train, [f"resume={name}"]), (plan, [f"resume={name}"]), (evaluate, [f"run={name}"]), (make_pairs, [f"run={name}"]),
-            ]  # fmt: skip
+                (train, [f"resume={name}"]),
+                (plan, [f"resume={name}"]),
+                (evaluate, [f"run={name}"]),
+                (make_pairs, [f"run={name}"]),
+            ]
             for command, words in commands[: 3 if name == "watched" else 4]:
-                assert command_line(monkeypatch, *words, "allow_targets=[tests]", command=command) == 2, (name, command)
+                assert command_line(monkeypatch, *words, "allow_targets=[tests]", command=command) == 2, (
+                    name,
+                    command,
+                )
                 said = [line for line in capsys.readouterr().err.splitlines() if "stands in a file" in line]
-                assert len(said) == 1 and f"url={spy.url} stands in a file, and images, prompts and the secret in" in said[0]
+                assert (
+                    len(said) == 1
+                    and f"url={spy.url} stands in a file, and images, prompts and the secret in" in said[0]
+                )
                 assert said[0].endswith(f"if you trust it, type 'allow_servers=[{spy.url}]'")
         (tmp_path / "conf" / "experiment").mkdir(parents=True)
         experiment = {"reward": {"far": node}, "allow_servers": [spy.url]}
-        (tmp_path / "conf" / "experiment" / "theirs.yaml").write_text("# @package _global_\n" + yaml.safe_dump(experiment))
+        (tmp_path / "conf" / "experiment" / "theirs.yaml").write_text(
+            "# @package _global_\n" + yaml.safe_dump(experiment)
+        )
         assert command_line(monkeypatch, "--config-dir", "conf", "experiment=theirs", "algo=ddpo") == 2
         assert f"reward.far.url={spy.url} stands in a file" in capsys.readouterr().err
-        assert command_line(monkeypatch, "--config-dir", "conf", "experiment=theirs", "algo=ddpo", "lr=x") == 2  # its diagnosis
+        assert (
+            command_line(monkeypatch, "--config-dir", "conf", "experiment=theirs", "algo=ddpo", "lr=x") == 2
+        )  # its diagnosis
         assert not spy.requests
         assert command_line(monkeypatch, "resume=trained", f"allow_servers=[{spy.url}]") == 2
         assert f"the reward server {spy.url} refused: HTTP 404" in capsys.readouterr().err
@@ -299,24 +380,38 @@ def test_nothing_goes_to_an_address_that_only_a_file_names(tmp_path: Path, tiny_
 
 
 def test_the_secret_is_bound_to_an_address(monkeypatch) -> None:
-    """With ALIGNLAB_REWARD_URL the secret goes to those addresses alone, and they need not be typed; another one that is typed gets
-    images, but no secret. Outside of a command a program's address is its own."""
+    """With ALIGNLAB_REWARD_URL the secret goes to those addresses alone, and they need not be typed; another
+    one that is typed gets images, but no secret. Outside of a command a program's address is its own."""
     monkeypatch.setenv("ALIGNLAB_REWARD_TOKEN", "sesame")
     assert servers.token_for("http://a:1") == "sesame"
     with servers.naming(["reward.remote.url=http://a:1"]):
         assert servers.token_for("http://A:1/") == "sesame"
         with pytest.raises(
-            ValueError, match=r"url=http://b:1 stands in a file, and images, prompts and the secret in ALIGNLAB_REWARD_TOKEN"
+            ValueError,
+            match=(
+                r"url=http://b:1 stands in a file, and images, prompts and the secret in "
+                r"ALIGNLAB_REWARD_TOKEN"
+            ),
         ):
             servers.token_for("http://b:1")
         monkeypatch.setenv("ALIGNLAB_REWARD_URL", "https://gate/team, http://b:1")
         assert servers.token_for("http://a:1") is None
         assert servers.token_for("http://b:1") == servers.token_for("https://gate:443/team/") == "sesame"
-        for other in ("https://gate/other", "https://gate", "http://gate/team", "http://b:2", "http://b", "http://b.:1"):
+        for other in (
+            "https://gate/other",
+            "https://gate",
+            "http://gate/team",
+            "http://b:2",
+            "http://b",
+            "http://b.:1",
+        ):
             with pytest.raises(ValueError, match="stands in a file, and images and prompts would go there"):
                 servers.token_for(other)
         monkeypatch.setenv("ALIGNLAB_REWARD_URL", "gate")
-        with pytest.raises(ValueError, match="the environment variable ALIGNLAB_REWARD_URL names servers, and gate is no server"):
+        with pytest.raises(
+            ValueError,
+            match="the environment variable ALIGNLAB_REWARD_URL names servers, and gate is no server",
+        ):
             servers.token_for("http://a:1")
 
 
@@ -356,7 +451,18 @@ def test_what_counts_as_typed(word: str, named: set[str], monkeypatch) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["http://u@h", "http://h#x", "http://h?x", "http://h:99999", "http://h\\@e", "http://h x", "http://h/ä", "http:h", "//h", 5],
+    [
+        "http://u@h",
+        "http://h#x",
+        "http://h?x",
+        "http://h:99999",
+        "http://h\\@e",
+        "http://h x",
+        "http://h/ä",
+        "http:h",
+        "//h",
+        5,
+    ],
 )
 def test_an_address_is_read_in_one_way(url: Any) -> None:
     """What one reader of urls takes for another server than the next one does is none."""
@@ -370,11 +476,16 @@ def test_the_shipped_address_is_the_files() -> None:
     assert node["url"] == servers.SHIPPED
 
 
-@pytest.mark.parametrize("status", ["301 Moved Permanently", "302 Found", "307 Temporary Redirect", "308 Permanent Redirect"])
+@pytest.mark.parametrize(
+    "status", ["301 Moved Permanently", "302 Found", "307 Temporary Redirect", "308 Permanent Redirect"]
+)
 def test_a_redirect_takes_the_secret_nowhere(status: str, monkeypatch) -> None:
     monkeypatch.setenv("ALIGNLAB_REWARD_TOKEN", "sesame")
     with Spy() as other:
-        answer = f"HTTP/1.1 {status}\r\nLocation: {other.url}/health\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        answer = (
+            f"HTTP/1.1 {status}\r\nLocation: {other.url}/health\r\nContent-Length: 0\r\nConnection: "
+            "close\r\n\r\n"
+        )
         with Spy(answer.encode()) as first:
             with pytest.raises(RewardError, match=f"refused: HTTP {status[:3]}"):
                 Remote(first.url, retries=0)
@@ -383,36 +494,58 @@ def test_a_redirect_takes_the_secret_nowhere(status: str, monkeypatch) -> None:
 
 
 def test_a_file_does_not_name_servers_for_a_stage_or_a_sweep(tmp_path: Path, monkeypatch, capsys) -> None:
-    """Words of a recipe and of a sweeper's parameters would count as typed, so an address may not stand there either."""
+    """Words of a recipe and of a sweeper's parameters would count as typed, so an address may not stand there
+    either."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(stages, "run", lambda *_, **__: 0)
     (tmp_path / "conf" / "recipe").mkdir(parents=True)
     (tmp_path / "conf" / "experiment").mkdir()
-    for word in ("reward.remote.url=http://evil:1", "allow_servers=[http://evil:1]", "reward=remote", "push_to_hub=evil/x"):
+    for word in (
+        "reward.remote.url=http://evil:1",
+        "allow_servers=[http://evil:1]",
+        "reward=remote",
+        "push_to_hub=evil/x",
+    ):
         recipe = {"recipe": {"a": {"command": "train", "words": ["algo=ddpo", word]}}}
-        (tmp_path / "conf" / "recipe" / "theirs.yaml").write_text("# @package _global_\n" + yaml.safe_dump(recipe))
+        (tmp_path / "conf" / "recipe" / "theirs.yaml").write_text(
+            "# @package _global_\n" + yaml.safe_dump(recipe)
+        )
         assert command_line(monkeypatch, "--config-dir", "conf", "recipe=theirs", command=stages) == 2
         sentence = f"recipe.a: {word} may not stand in a file; if you trust it, type "
         said, _, mend = capsys.readouterr().err.partition(sentence)
         (typed,) = shlex.split(mend)
-        assert said == "error: " and typed.startswith("+more.a=") and shlex.split(typed.partition("=")[2].strip('"')) == [word]
+        assert (
+            said == "error: "
+            and typed.startswith("+more.a=")
+            and shlex.split(typed.partition("=")[2].strip('"')) == [word]
+        )
         key, _, value = word.partition("=")
         sweep = {"hydra": {"sweeper": {"params": {key: value}}}}
-        (tmp_path / "conf" / "experiment" / "theirs.yaml").write_text("# @package _global_\n" + yaml.safe_dump(sweep))
+        (tmp_path / "conf" / "experiment" / "theirs.yaml").write_text(
+            "# @package _global_\n" + yaml.safe_dump(sweep)
+        )
         assert command_line(monkeypatch, "-m", "--config-dir", "conf", "experiment=theirs", "algo=ddpo") == 2
         assert "is set by a file of --config-dir (hydra.sweeper), which may not" in capsys.readouterr().err
     recipe = {"recipe": {"a": {"command": "train", "words": ["reward.remote.url=http://mine:1"]}}}
-    (tmp_path / "conf" / "recipe" / "theirs.yaml").write_text("# @package _global_\n" + yaml.safe_dump(recipe))
+    (tmp_path / "conf" / "recipe" / "theirs.yaml").write_text(
+        "# @package _global_\n" + yaml.safe_dump(recipe)
+    )
     typed = ["recipe=theirs", "+more.a='reward.remote.url=http://mine:1'", "output_dir=out"]
     assert command_line(monkeypatch, "--config-dir", "conf", *typed, command=stages) == 0
 
 
 def test_nothing_is_uploaded_because_a_file_says_so(tmp_path: Path, monkeypatch, capsys) -> None:
-    """push_to_hub in a file of somebody else would put a model into a repository of the user's: it must be typed."""
+    """push_to_hub in a file of somebody else would put a model into a repository of the user's: it must be
+    typed."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
-    (tmp_path / "conf" / "experiment" / "theirs.yaml").write_text("# @package _global_\npush_to_hub: me/good-model\n")
-    said = "push_to_hub=me/good-model stands in a file, and the model would be uploaded there; if you want that, type push_to_hub=me/good-model"
+    (tmp_path / "conf" / "experiment" / "theirs.yaml").write_text(
+        "# @package _global_\npush_to_hub: me/good-model\n"
+    )
+    said = (
+        "push_to_hub=me/good-model stands in a file, and the model would be uploaded there; if you want "
+        "that, type push_to_hub=me/good-model"
+    )
     assert command_line(monkeypatch, "--config-dir", "conf", "experiment=theirs") == 2
     assert said in capsys.readouterr().err
     for typed in ("push_to_hub=me/good-model", "push_to_hub=null"):
@@ -429,20 +562,36 @@ def test_no_token_in_a_configuration(tmp_path: Path, monkeypatch, capsys) -> Non
     """A value of the environment's secrets, or a text in the form of a token: refused, and not repeated."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MY_SERVICE_API_KEY", "s3cret-s3cret")
-    for word in ("output_dir=${oc.env:MY_SERVICE_API_KEY}", f"push_to_hub={TOKEN}", "prompts.prompts=[a s3cret-s3cret cat]"):
+    for word in (
+        "output_dir=${oc.env:MY_SERVICE_API_KEY}",
+        f"push_to_hub={TOKEN}",
+        "prompts.prompts=[a s3cret-s3cret cat]",
+    ):
         assert command_line(monkeypatch, word) == 2
         out, err = capsys.readouterr()
-        assert "what is in a configuration is written to the disk" in err and "s3cret" not in out + err and TOKEN not in out + err
+        assert (
+            "what is in a configuration is written to the disk" in err
+            and "s3cret" not in out + err
+            and TOKEN not in out + err
+        )
     assert not list(tmp_path.iterdir())
     assert list(leaf_problems({"a": {"b": ["x", TOKEN]}})) == [
-        "a.b.1 holds an access token, and what is in a configuration is written to the disk; leave it to the environment"
+        "a.b.1 holds an access token, and what is in a configuration is written to the disk; leave it to the "
+        "environment"
     ]
 
 
 def test_no_token_in_a_sentence(monkeypatch) -> None:
     """What errors say goes through one place, which masks secrets; paths, numbers and words are none."""
     monkeypatch.setattr(
-        os, "environ", {"HF_TOKEN": "abcdefgh1", "TOKENS_MAX": "1000000000", "TOKEN_FILE": "/home/x/token", "TOKEN_KIND": "short"}
+        os,
+        "environ",
+        {
+            "HF_TOKEN": "abcdefgh1",
+            "TOKENS_MAX": "1000000000",
+            "TOKEN_FILE": "/home/x/token",
+            "TOKEN_KIND": "short",
+        },
     )
     assert (
         secrecy.masked(f"401 for abcdefgh1 and {TOKEN} of /home/x/token, short of 1000000000")
@@ -455,7 +604,8 @@ def test_no_token_in_a_sentence(monkeypatch) -> None:
 
 
 def test_tables_lead_nowhere_else(tmp_path: Path) -> None:
-    """Absolute paths, paths upwards, devices and addresses are refused; a link that the user made is followed."""
+    """Absolute paths, paths upwards, devices and addresses are refused; a link that the user made is
+    followed."""
     (tmp_path / "data").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "outside.png")
     for name in (
@@ -471,11 +621,16 @@ def test_tables_lead_nowhere_else(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="is no image"):
             image({"x": name, "_table": tmp_path / "data" / "t.csv"}, "x", (8, 8))
     (tmp_path / "data" / "pictures").symlink_to(tmp_path)
-    assert image({"x": "pictures/outside.png", "_table": tmp_path / "data" / "t.csv"}, "x", (8, 8)).shape == (3, 8, 8)
+    assert image({"x": "pictures/outside.png", "_table": tmp_path / "data" / "t.csv"}, "x", (8, 8)).shape == (
+        3,
+        8,
+        8,
+    )
 
 
 def test_a_dataset_starts_no_other_reader(tmp_path: Path, monkeypatch) -> None:
-    """`datasets` would unpickle a .pyd of a shard on the hub. (A folder stands for the hub.) Our own reader knows pictures and texts."""
+    """`datasets` would unpickle a .pyd of a shard on the hub. (A folder stands for the hub.) Our own reader
+    knows pictures and texts."""
     datasets = pytest.importorskip("datasets")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
@@ -487,7 +642,11 @@ def test_a_dataset_starts_no_other_reader(tmp_path: Path, monkeypatch) -> None:
     Image.new("RGB", (8, 8)).save(picture, "PNG")
     shard = tmp_path / "hub" / "mine" / "evil" / "0.tar"
     with tarfile.open(shard, "w") as out:
-        for name, content in (("0.png", picture.getvalue()), ("0.txt", b"x"), ("0.pyd", pickle.dumps(Bomb()))):
+        for name, content in (
+            ("0.png", picture.getvalue()),
+            ("0.txt", b"x"),
+            ("0.pyd", pickle.dumps(Bomb())),
+        ):
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             out.addfile(entry, io.BytesIO(content))
@@ -503,8 +662,8 @@ def test_a_dataset_starts_no_other_reader(tmp_path: Path, monkeypatch) -> None:
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_dataset_decodes_no_other_column(streaming: bool, tmp_path: Path, monkeypatch) -> None:
-    """`datasets` would follow the paths of pictures that nobody asked for, in parquet and in what was saved; a caption is a text, and a
-    picture no struct that hides one."""
+    """`datasets` would follow the paths of pictures that nobody asked for, in parquet and in what was saved;
+    a caption is a text, and a picture no struct that hides one."""
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     content, opened = io.BytesIO(), list[str]()
@@ -512,13 +671,23 @@ def test_a_dataset_decodes_no_other_column(streaming: bool, tmp_path: Path, monk
     real, path = Image.open, {"bytes": None, "path": str(tmp_path / "secret.png")}
     (tmp_path / "secret.png").write_bytes(content.getvalue())
     picture = {"bytes": content.getvalue(), "path": None}
-    monkeypatch.setattr(Image, "open", lambda file, *a, **k: (opened.append(str(file)), real(file, *a, **k))[1])
+    monkeypatch.setattr(
+        Image, "open", lambda file, *a, **k: (opened.append(str(file)), real(file, *a, **k))[1]
+    )
     kinds = {"image": datasets.Image(), "text": datasets.Value("string"), "mask": datasets.Image()}
     for name, columns, said in (
         ("good", {"image": kinds["image"], "text": kinds["text"], "mask": kinds["mask"]}, ""),
-        ("caption", {"image": kinds["image"], "text": kinds["mask"]}, "column text holds no texts; set caption_column="),
-        ("hidden", {"image": {"bytes": kinds["mask"]}, "text": kinds["text"]}, "column image holds no pictures; set image_column="),
-    ):  # fmt: skip
+        (
+            "caption",
+            {"image": kinds["image"], "text": kinds["mask"]},
+            "column text holds no texts; set caption_column=",
+        ),
+        (
+            "hidden",
+            {"image": {"bytes": kinds["mask"]}, "text": kinds["text"]},
+            "column image holds no pictures; set image_column=",
+        ),
+    ):
         values = {
             "image": {"bytes": path} if name == "hidden" else picture,
             "text": "x" if name != "caption" else path,
@@ -541,7 +710,8 @@ def test_a_dataset_decodes_no_other_column(streaming: bool, tmp_path: Path, monk
 
 
 def test_pictures_are_bounded(tmp_path: Path) -> None:
-    """A picture of 20,000 x 20,000 in 50 kB is refused before it is unpacked, and PostScript is not given to another program."""
+    """A picture of 20,000 x 20,000 in 50 kB is refused before it is unpacked, and PostScript is not given to
+    another program."""
     began = time.perf_counter()
     (tmp_path / "bomb.png").write_bytes(bomb())
     (tmp_path / "x.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n")
@@ -567,17 +737,25 @@ def test_the_report_bounds_its_pictures(tmp_path: Path, monkeypatch, capsys) -> 
 
 @browser
 def test_the_report_runs_no_script_but_its_own(tmp_path: Path) -> None:
-    """Hostile prompts, options, reward names, run folders and titles are text; a script that got in all the same has no nonce."""
+    """Hostile prompts, options, reward names, run folders and titles are text; a script that got in all the
+    same has no nonce."""
     reward = {"_target_": "x", "weight": 2.0, "normalize": False}
     words = {"prompts.prompts": ["cat", NASTY], "algo.truncation": NASTY, "reward": {NASTY: reward}}
     for seed in (0, 1):
-        made_run(tmp_path / "runs" / f"{seed}<img src=x onerror=window.broken=1>", words, seed=seed, evaluated=False)
+        made_run(
+            tmp_path / "runs" / f"{seed}<img src=x onerror=window.broken=1>",
+            words,
+            seed=seed,
+            evaluated=False,
+        )
     page = report(read_runs([str(tmp_path / "runs" / "*")]), tmp_path / "out", f"A title with {NASTY}")
     text = page.read_text()
     assert NASTY not in text and "<img src=x" not in text
     page.write_text(
         text.replace(
-            "<main>", f"<main>{NASTY}<img src=x onerror='window.broken = 2'><a id=a href='javascript:window.broken=3'>x</a>"
+            "<main>",
+            f"<main>{NASTY}<img src=x onerror='window.broken = 2'><a id=a "
+            "href='javascript:window.broken=3'>x</a>",
         )
     )
     seen = in_browser(
@@ -603,5 +781,9 @@ def test_hydra_is_one_without_known_holes() -> None:
 def test_every_promise_has_its_test() -> None:
     """SECURITY.md names tests that are there."""
     named = re.findall(r"`(test_\w+)`", (ROOT / "SECURITY.md").read_text())
-    there = {name for path in (ROOT / "tests").rglob("test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())}
+    there = {
+        name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
     assert len(named) >= 10 and {*named} <= there

@@ -1,4 +1,5 @@
-"""`python -m alignlab.serve_reward`: what it serves, what it refuses, and that strangers' bytes cost little."""
+"""`python -m alignlab.serve_reward`: what it serves, what it refuses, and that strangers' bytes cost
+little."""
 
 import base64
 import io
@@ -57,7 +58,13 @@ def small(reward: Any = None, **options: Any) -> RewardServer:
     """A server of a light reward with low limits."""
     limits = Limits(megabytes=0.25, megapixels=0.05)
     return RewardServer(
-        **{"address": ("127.0.0.1", 0), "name": "brightness", "reward": reward or Brightness(), "limits": limits, **options}
+        **{
+            "address": ("127.0.0.1", 0),
+            "name": "brightness",
+            "reward": reward or Brightness(),
+            "limits": limits,
+            **options,
+        }
     )
 
 
@@ -70,12 +77,15 @@ def url() -> Iterator[str]:
 def post(
     url: str, body: bytes, kind: str = "application/json", path: str = "/score", **headers: str
 ) -> tuple[int, dict[str, Any]]:
-    answer = urllib3.request("POST", url + path, body=body, headers={"Content-Type": kind, **headers}, retries=False, timeout=20)
+    answer = urllib3.request(
+        "POST", url + path, body=body, headers={"Content-Type": kind, **headers}, retries=False, timeout=20
+    )
     return answer.status, answer.json()
 
 
 def test_any_reward_of_the_group_is_served() -> None:
-    """From its configuration, by name, with its unit; safetensors scores are the local ones, to the last bit."""
+    """From its configuration, by name, with its unit; safetensors scores are the local ones, to the last
+    bit."""
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         c = checked(hydra.compose("serve_reward", ["reward=emoji_preference", "port=0", "device=cpu"]))
     images, prompts = torch.rand(3, 3, 48, 48), ["a cat", "a dog", "a lion"]
@@ -89,13 +99,22 @@ def test_any_reward_of_the_group_is_served() -> None:
 
 def test_a_reward_that_says_little_is_served() -> None:
     """A function that states neither range nor licence, from a node without weight and normalize."""
-    words = ["+reward.mine.function=statistics.fmean", "+reward.mine.differentiable=false", "+reward.mine.unit=u", "port=0"]
+    words = [
+        "+reward.mine.function=statistics.fmean",
+        "+reward.mine.differentiable=false",
+        "+reward.mine.unit=u",
+        "port=0",
+    ]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         c = checked(hydra.compose("serve_reward", [*words, "allow_targets=[statistics]"]))
     with server(c) as serving:
         assert isinstance(serving.reward, Function)
         declared = serving.declaration()
-    assert (declared["unit"], declared["typical_range"], declared["needs_prompt"]) == ("u", [None, None], True)
+    assert (declared["unit"], declared["typical_range"], declared["needs_prompt"]) == (
+        "u",
+        [None, None],
+        True,
+    )
 
 
 def test_other_arguments_are_another_reward() -> None:
@@ -110,7 +129,9 @@ def test_other_arguments_are_another_reward() -> None:
     assert digest() == digest("reward.colour.weight=3") != digest("reward.colour.channel=blue")
 
 
-def test_it_serves_until_it_is_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_serves_until_it_is_interrupted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Ctrl-C after a request: code 0, and the port is free again."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -127,7 +148,10 @@ def test_it_serves_until_it_is_interrupted(monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setattr(RewardServer, "service_actions", service_actions)
     asking = Thread(target=ask)
     asking.start()
-    assert command_line(monkeypatch, "reward=brightness", f"port={port}", "device=cpu", command=serve_reward) == 0
+    assert (
+        command_line(monkeypatch, "reward=brightness", f"port={port}", "device=cpu", command=serve_reward)
+        == 0
+    )
     asking.join()
     said = f"brightness ({Brightness.unit}) on cpu: http://127.0.0.1:{port}; Ctrl-C ends it\nended\n"
     assert (found, capsys.readouterr().out.endswith(said)) == ([1.0], True)
@@ -139,7 +163,9 @@ def test_the_command_serves_until_it_is_interrupted() -> None:
     """The same as a process of its own. It says where; Ctrl-C ends it with code 0 and without a traceback."""
     call = [sys.executable, "-m", "alignlab.serve_reward", "reward=jpeg_compressibility", "port=0"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(call, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        call, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         said = process.stdout.readline()  # type: ignore[union-attr]
         assert said.startswith("jpeg_compressibility (kB) on ") and said.endswith("; Ctrl-C ends it\n")
         where = next(word for word in said.split() if word.startswith("http://")).rstrip(";")
@@ -153,38 +179,53 @@ def test_the_command_serves_until_it_is_interrupted() -> None:
     ("words", "said"),
     [
         ("", "reward is empty; choose one with reward=NAME"),
-        ("reward=[colour,brightness]", "reward names 2 rewards; choose one with reward=NAME, and start a server for each"),
+        (
+            "reward=[colour,brightness]",
+            "reward names 2 rewards; choose one with reward=NAME, and start a server for each",
+        ),
         ("reward=remote", "reward=remote is a server's already"),
         ("reward=clip_diversity", "reward=clip_diversity compares the images of a prompt"),
         ("reward=clip reward.clip.path=/nowhere", "reward.clip.path=/nowhere: there is no such folder"),
         ("reward=brightness port=70000", "port=70000 is outside 0..65535"),
         ("reward=brightness max_megabytes=0", "max_megabytes=0.0 must be positive"),
-        ("reward=brightness host=0.0.0.0", "host=0.0.0.0 is open to other machines; set the environment variable ALIGNLAB_REWARD_TOKEN"),
+        (
+            "reward=brightness host=0.0.0.0",
+            "host=0.0.0.0 is open to other machines; set the environment variable ALIGNLAB_REWARD_TOKEN",
+        ),
         ("reward=brightness host=192.0.2.1 port=0", "host=192.0.2.1 port=0 cannot be had"),
         ("reward=brightness prot=1", "prot is not a known key; did you mean port?"),
     ],
-)  # fmt: skip
-def test_mistakes(words: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+)
+def test_mistakes(
+    words: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     if "192.0.2.1" in words:  # an address that is not this machine's
         monkeypatch.setenv("ALIGNLAB_REWARD_TOKEN", "secret")
     assert command_line(monkeypatch, *words.split(), command=serve_reward) == 2
     assert f"error: {said}" in capsys.readouterr().err
 
 
-def test_a_secret_that_no_header_can_carry(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_secret_that_no_header_can_carry(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("ALIGNLAB_REWARD_TOKEN", "two words\n")
     assert command_line(monkeypatch, "reward=brightness", command=serve_reward) == 2
     said = capsys.readouterr().err
     assert "ALIGNLAB_REWARD_TOKEN holds something else" in said and "two words" not in said
 
 
-def test_a_secret_keeps_others_out(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    """With the same variable on both sides it works; without, or with another one, nothing is told, and it stands in no log."""
+def test_a_secret_keeps_others_out(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With the same variable on both sides it works; without, or with another one, nothing is told, and it
+    stands in no log."""
     images = torch.rand(1, 3, 8, 8)
     with running(small(token="sesame")) as url:
         for wrong in ("", "Sesame"):
             monkeypatch.setenv("ALIGNLAB_REWARD_TOKEN", wrong)
-            with pytest.raises(RewardError, match="wants a secret; set the environment variable ALIGNLAB_REWARD_TOKEN"):
+            with pytest.raises(
+                RewardError, match="wants a secret; set the environment variable ALIGNLAB_REWARD_TOKEN"
+            ):
                 Remote(url)
         assert post(url, pack(images, [""], "png"))[0] == 401
         monkeypatch.setenv("ALIGNLAB_REWARD_TOKEN", "sesame")
@@ -208,7 +249,12 @@ def bomb() -> str:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    body = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100_000))) + chunk(b"IEND", b"")
+    body = (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(100_000)))
+        + chunk(b"IEND", b"")
+    )
     return base64.b64encode(body).decode()
 
 
@@ -226,17 +272,37 @@ HOSTILE: dict[str, tuple[bytes, str, str]] = {
     "no JSON": (b"hello", "json", 'no JSON object with "images" and "prompts"'),
     "a list": (b"[]", "json", "no JSON object"),
     "deeply nested": (b"[" * 100_000, "json", "no JSON object"),
-    "a pickle": (b"\x80\x04cos\nsystem\n.", "application/octet-stream", "Content-Type 'application/octet-stream' is not one of"),
-    "a form": (b"a=b", "application/x-www-form-urlencoded", "is not one of application/json, application/x-safetensors"),
+    "a pickle": (
+        b"\x80\x04cos\nsystem\n.",
+        "application/octet-stream",
+        "Content-Type 'application/octet-stream' is not one of",
+    ),
+    "a form": (
+        b"a=b",
+        "application/x-www-form-urlencoded",
+        "is not one of application/json, application/x-safetensors",
+    ),
     "no images": (message([]), "json", "images must be a list of base64 texts"),
     "numbers": (message([1]), "json", "images must be a list of base64 texts"),
     "no base64": (message(["%%%"]), "json", "image 0 is no base64 of a PNG, JPEG, WEBP file"),
-    "another format": (message([png(8, 8, form="TIFF")]), "json", "image 0 is no base64 of a PNG, JPEG, WEBP file"),
-    "postscript": (message([base64.b64encode(b"%!PS-Adobe-3.0 EPSF\n%%BoundingBox: 0 0 9 9\n").decode()]), "json", "image 0 is no base64"),
+    "another format": (
+        message([png(8, 8, form="TIFF")]),
+        "json",
+        "image 0 is no base64 of a PNG, JPEG, WEBP file",
+    ),
+    "postscript": (
+        message([base64.b64encode(b"%!PS-Adobe-3.0 EPSF\n%%BoundingBox: 0 0 9 9\n").decode()]),
+        "json",
+        "image 0 is no base64",
+    ),
     "a bomb": (message([bomb()]), "json", "image 0 is no base64"),  # PIL's own limit
     "large": (message([png(300, 300)]), "json", "more than 0.05 megapixels together"),
     "many": (message([png(150, 150)] * 3, ["a"] * 3), "json", "more than 0.05 megapixels together"),
-    "cut": (message([base64.b64encode(base64.b64decode(png(64, 64))[:60]).decode()]), "json", "image 0 is damaged"),
+    "cut": (
+        message([base64.b64encode(base64.b64decode(png(64, 64))[:60]).decode()]),
+        "json",
+        "image 0 is damaged",
+    ),
     "16 bits": (message([png(8, 8, "I;16")]), "json", "image 0 is of mode I;16; send 8-bit RGB"),
     "two sizes": (message([GOOD, png(9, 8)], ["a", "b"]), "json", r"image 1 is (9, 8), image 0 (8, 8)"),
     "too few prompts": (message([GOOD, GOOD]), "json", "2 images came with 1 prompts"),
@@ -246,38 +312,82 @@ HOSTILE: dict[str, tuple[bytes, str, str]] = {
     "an immense header": (struct.pack("<Q", 2**60) + b"{}", "safetensors", "no safetensors file"),
     "an immense tensor": (struct.pack("<Q", len(HUGE)) + HUGE, "safetensors", "no safetensors file"),
     "another tensor": (save({"x": torch.ones(1)}), "safetensors", "no safetensors file with"),
-    "prompts of another kind": (save({"images": torch.rand(1, 3, 8, 8), "prompts": torch.ones(3)}), "safetensors", "no safetensors file with"),
+    "prompts of another kind": (
+        save({"images": torch.rand(1, 3, 8, 8), "prompts": torch.ones(3)}),
+        "safetensors",
+        "no safetensors file with",
+    ),
     "half precision": (tensors(torch.rand(1, 3, 8, 8).half()), "safetensors", "send float32 [B, 3, H, W]"),
     "one channel": (tensors(torch.rand(1, 1, 8, 8)), "safetensors", "images are torch.float32 (1, 1, 8, 8)"),
     "no pixel": (tensors(torch.rand(1, 3, 0, 8)), "safetensors", "images are torch.float32 (1, 3, 0, 8)"),
     "not a number": (tensors(torch.full((1, 3, 8, 8), float("nan"))), "safetensors", "outside [0, 1]"),
-    "a key twice": (b'{"images": ["' + GOOD.encode() + b'"], "prompts": ["a"], "prompts": ["b"]}', "json", "a key stands twice"),
-    "NaN": (b'{"images": ["' + GOOD.encode() + b'"], "prompts": ["a"], "more": NaN}', "json", "NaN is no JSON"),
-    "infinity": (b'{"images": ["' + GOOD.encode() + b'"], "prompts": ["a"], "more": -Infinity}', "json", "-Infinity is no JSON"),
+    "a key twice": (
+        b'{"images": ["' + GOOD.encode() + b'"], "prompts": ["a"], "prompts": ["b"]}',
+        "json",
+        "a key stands twice",
+    ),
+    "NaN": (
+        b'{"images": ["' + GOOD.encode() + b'"], "prompts": ["a"], "more": NaN}',
+        "json",
+        "NaN is no JSON",
+    ),
+    "infinity": (
+        b'{"images": ["' + GOOD.encode() + b'"], "prompts": ["a"], "more": -Infinity}',
+        "json",
+        "-Infinity is no JSON",
+    ),
     "no UTF-8": (b'{"images": ["' + GOOD.encode() + b'"], "prompts": ["\xff"]}', "json", "no JSON object"),
     "UTF-16": (message([GOOD]).decode().encode("utf-16"), "json", "no JSON object"),
-    "half of a pair": (b'{"images": ["' + GOOD.encode() + b'"], "prompts": ["\\ud800"]}', "json", "half of a pair"),
+    "half of a pair": (
+        b'{"images": ["' + GOOD.encode() + b'"], "prompts": ["\\ud800"]}',
+        "json",
+        "half of a pair",
+    ),
     "a number of many digits": (b'{"images": 1' + b"0" * 10_000 + b"}", "json", "no JSON object"),
     "a long prompt": (message([GOOD], ["a" * 10_000]), "json", "prompt 0 has 10000 letters; 8192 are taken"),
-    "many tiny images": (message([png(1, 1)] * 65, ["a"] * 65), "json", "65 images are more than the 64 that are taken"),
+    "many tiny images": (
+        message([png(1, 1)] * 65, ["a"] * 65),
+        "json",
+        "65 images are more than the 64 that are taken",
+    ),
     "a narrow image": (message([png(1, 33)]), "json", "an image of 1 x 33 pixels is too narrow"),
-    "tensors of many tiny images": (save({"images": torch.rand(65, 3, 1, 1), "prompts": torch.frombuffer(bytearray(json.dumps(["a"] * 65).encode()), dtype=torch.uint8)}), "safetensors", "65 images are more than"),
-    "a narrow tensor": (tensors(torch.rand(1, 3, 33, 1)), "safetensors", "an image of 1 x 33 pixels is too narrow"),
-    "prompts in tensors that are no JSON": (tensors(torch.rand(1, 3, 8, 8), b"[NaN]"), "safetensors", "NaN is no JSON"),
+    "tensors of many tiny images": (
+        save(
+            {
+                "images": torch.rand(65, 3, 1, 1),
+                "prompts": torch.frombuffer(bytearray(json.dumps(["a"] * 65).encode()), dtype=torch.uint8),
+            }
+        ),
+        "safetensors",
+        "65 images are more than",
+    ),
+    "a narrow tensor": (
+        tensors(torch.rand(1, 3, 33, 1)),
+        "safetensors",
+        "an image of 1 x 33 pixels is too narrow",
+    ),
+    "prompts in tensors that are no JSON": (
+        tensors(torch.rand(1, 3, 8, 8), b"[NaN]"),
+        "safetensors",
+        "NaN is no JSON",
+    ),
     "255": (tensors(255 * torch.ones(1, 3, 8, 8)), "safetensors", "outside [0, 1]"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_what_is_no_request_is_refused(name: str, url: str) -> None:
     """400 and a sentence; the server lives on."""
     body, kind, said = HOSTILE[name]
-    status, answer = post(url, body, {"json": TYPES["png"], "safetensors": TYPES["safetensors"]}.get(kind, kind))
+    status, answer = post(
+        url, body, {"json": TYPES["png"], "safetensors": TYPES["safetensors"]}.get(kind, kind)
+    )
     assert status == 400 and said in answer["error"], answer
 
 
 @pytest.mark.parametrize(
-    ("mode", "form"), [("RGB", "PNG"), ("RGBA", "PNG"), ("L", "PNG"), ("P", "PNG"), ("RGB", "JPEG"), ("RGB", "WEBP")]
+    ("mode", "form"),
+    [("RGB", "PNG"), ("RGBA", "PNG"), ("L", "PNG"), ("P", "PNG"), ("RGB", "JPEG"), ("RGB", "WEBP")],
 )
 def test_eight_bit_pictures_are_taken(mode: str, form: str, url: str) -> None:
     status, answer = post(url, message([png(8, 8, mode, form)]))
@@ -285,14 +395,19 @@ def test_eight_bit_pictures_are_taken(mode: str, form: str, url: str) -> None:
 
 
 def test_what_lies_beside_the_two_paths(url: str) -> None:
-    """Other paths and methods, a body without or with an immense length: an answer, and the next request is served."""
+    """Other paths and methods, a body without or with an immense length: an answer, and the next request is
+    served."""
     assert post(url, b"", path="/")[0] == 404
     assert urllib3.request("GET", f"{url}/score", retries=False).status == 404
     assert urllib3.request("DELETE", f"{url}/score", retries=False).status == 501
     assert post(url, message([GOOD]) + b" " * 2**18)[0] == 413
     assert post(url, b"", path="/nowhere", **{"Content-Type": "multipart/mixed; boundary=x"})[0] in (400, 404)
     chunked = urllib3.request(
-        "POST", f"{url}/score", body=iter([message([GOOD])]), headers={"Transfer-Encoding": "chunked"}, retries=False
+        "POST",
+        f"{url}/score",
+        body=iter([message([GOOD])]),
+        headers={"Transfer-Encoding": "chunked"},
+        retries=False,
     )
     assert chunked.status == 411
     answer = urllib3.request("GET", f"{url}/health", retries=False)
@@ -303,7 +418,8 @@ def test_what_lies_beside_the_two_paths(url: str) -> None:
 
 
 def raw(url: str, *parts: bytes, seconds: float = 5) -> tuple[bytes, dict[str, Any]]:
-    """Sends bytes as they are; the status line and the JSON of all that comes back until the server hangs up."""
+    """Sends bytes as they are; the status line and the JSON of all that comes back until the server hangs
+    up."""
     with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=seconds) as connection:
         for part in parts:
             connection.sendall(part)
@@ -319,29 +435,69 @@ POST, GET, HOST = b"POST /score HTTP/1.1\r\n", b"GET /health HTTP/1.1\r\n", b"Ho
 HIDDEN = b"GET /health HTTP/1.1\r\n\r\n"
 """A second request, for those who take it for one."""
 AMBIGUOUS: dict[str, tuple[bytes, int, str]] = {
-    "two lengths": (POST + b"Content-Length: 5\r\nContent-Length: 32\r\n\r\n" + HIDDEN, 400, "Content-Length twice"),
-    "two lengths that agree": (POST + b"Content-Length: 2\r\ncontent-length: 2\r\n\r\n{}", 400, "Content-Length twice"),
+    "two lengths": (
+        POST + b"Content-Length: 5\r\nContent-Length: 32\r\n\r\n" + HIDDEN,
+        400,
+        "Content-Length twice",
+    ),
+    "two lengths that agree": (
+        POST + b"Content-Length: 2\r\ncontent-length: 2\r\n\r\n{}",
+        400,
+        "Content-Length twice",
+    ),
     "a list of lengths": (POST + b"Content-Length: 2, 2\r\n\r\n{}", 400, "one whole number"),
     "a negative length": (POST + b"Content-Length: -5\r\n\r\n", 400, "one whole number"),
     "a signed length": (POST + b"Content-Length: +2\r\n\r\n{}", 400, "one whole number"),
     "a length in hex": (POST + b"Content-Length: 0x2\r\n\r\n{}", 400, "one whole number"),
     "an empty length": (POST + b"Content-Length:\r\n\r\n", 400, "one whole number"),
-    "digits of another script": (POST + "Content-Length: ٣\r\n\r\n".encode() + b"{} ", 400, "one whole number"),
-    "a length of 5000 digits": (POST + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n", 413, "longer than 0.25 MiB"),
+    "digits of another script": (
+        POST + "Content-Length: ٣\r\n\r\n".encode() + b"{} ",
+        400,
+        "one whole number",
+    ),
+    "a length of 5000 digits": (
+        POST + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n",
+        413,
+        "longer than 0.25 MiB",
+    ),
     "a length beyond the limit": (POST + b"Content-Length: 99999999999\r\n\r\n", 413, "longer than 0.25 MiB"),
-    "a length and chunks": (POST + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + HIDDEN, 400, "without a Transfer-Encoding"),
-    "chunks and a length": (POST + b"Transfer-Encoding: identity\r\nContent-Length: 4\r\n\r\n    ", 400, "without a Transfer-Encoding"),
+    "a length and chunks": (
+        POST + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + HIDDEN,
+        400,
+        "without a Transfer-Encoding",
+    ),
+    "chunks and a length": (
+        POST + b"Transfer-Encoding: identity\r\nContent-Length: 4\r\n\r\n    ",
+        400,
+        "without a Transfer-Encoding",
+    ),
     "chunks": (POST + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 411, "Content-Length"),
-    "two encodings": (POST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n", 400, "Transfer-Encoding twice"),
+    "two encodings": (
+        POST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n",
+        400,
+        "Transfer-Encoding twice",
+    ),
     "no length": (POST + b"\r\n", 411, "Content-Length"),
     "a GET with a body": (GET + b"Content-Length: 32\r\n\r\n" + HIDDEN, 400, "a GET has no body"),
     "a GET in chunks": (GET + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400, "a GET has no body"),
     "a blank before the colon": (POST + b"Content-Length : 32\r\n\r\n" + HIDDEN, 400, "no list of headers"),
-    "a line that is no header": (POST + b"nonsense\r\nContent-Length: 32\r\n\r\n" + HIDDEN, 400, "no list of headers"),
+    "a line that is no header": (
+        POST + b"nonsense\r\nContent-Length: 32\r\n\r\n" + HIDDEN,
+        400,
+        "no list of headers",
+    ),
     "a continued first line": (POST + b" Content-Length: 32\r\n\r\n" + HIDDEN, 400, "no list of headers"),
-    "a carriage return alone": (POST + b"X: a\rContent-Length: 32\r\n\r\n" + HIDDEN, 400, "carriage return or a NUL"),
+    "a carriage return alone": (
+        POST + b"X: a\rContent-Length: 32\r\n\r\n" + HIDDEN,
+        400,
+        "carriage return or a NUL",
+    ),
     "a NUL": (POST + b"Content-Length: 2\0\r\n\r\n{}", 400, "carriage return or a NUL"),
-    "two secrets": (POST + b"Authorization: Bearer a\r\nAuthorization: Bearer b\r\nContent-Length: 2\r\n\r\n{}", 400, "Authorization twice"),
+    "two secrets": (
+        POST + b"Authorization: Bearer a\r\nAuthorization: Bearer b\r\nContent-Length: 2\r\n\r\n{}",
+        400,
+        "Authorization twice",
+    ),
     "two hosts": (POST + HOST + HOST + b"Content-Length: 2\r\n\r\n{}", 400, "Host twice"),
     "a long line": (GET + b"X: " + b"x" * 2**17 + b"\r\n\r\n", 431, "too long"),
     "a long first line": (b"GET /" + b"x" * 2**17 + b" HTTP/1.1\r\n\r\n", 431, "too long"),
@@ -351,7 +507,7 @@ AMBIGUOUS: dict[str, tuple[bytes, int, str]] = {
     "no HTTP": (b"\x16\x03\x01\x02\x00\x01\xfc\r\n\r\n", 400, ""),
     "another version": (b"GET /health HTTP/9.9\r\n\r\n", 505, ""),
     "another method": (b"BREW /score HTTP/1.1\r\n\r\n", 501, ""),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", AMBIGUOUS)
@@ -364,13 +520,16 @@ def test_a_head_that_can_be_read_in_two_ways_is_refused(name: str, url: str) -> 
         assert len(request) > 2**16
     else:
         assert line.split()[1] == str(status).encode() and said in answer["error"], (line, answer)
-    assert urllib3.request("GET", f"{url}/health", headers={"Content-Length": "0"}, retries=False).status == 200
+    assert (
+        urllib3.request("GET", f"{url}/health", headers={"Content-Length": "0"}, retries=False).status == 200
+    )
 
 
 def test_a_limit_is_told_to_the_run(url: str) -> None:
     """What is too large is not sent again and again."""
     with pytest.raises(
-        RewardError, match=r"refused: HTTP 413 the body is longer than 0.25 MiB; send fewer images at once \(batch_size\)"
+        RewardError,
+        match=r"refused: HTTP 413 the body is longer than 0.25 MiB; send fewer images at once \(batch_size\)",
     ):
         Remote(url, form="safetensors", backoff=60)(torch.rand(4, 3, 96, 96), [""] * 4)
 
@@ -378,7 +537,10 @@ def test_a_limit_is_told_to_the_run(url: str) -> None:
 def test_a_body_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that sends a byte now and then is left after a while."""
     monkeypatch.setattr(server_module, "SECONDS", 0.2)
-    with running(small()) as url, socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=5) as connection:
+    with (
+        running(small()) as url,
+        socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=5) as connection,
+    ):
         connection.sendall(b"POST /score HTTP/1.1\r\nContent-Length: 1000\r\n\r\n")
         for _ in range(6):
             connection.sendall(b" ")
@@ -387,8 +549,8 @@ def test_a_body_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_pixels_count_after_the_rewards_own_resize() -> None:
-    """A request of 7 kB whose images the reward makes 224 pixels wide: what it would cost is refused before it is decoded. What the
-    reward sees is bounded, however small the images were."""
+    """A request of 7 kB whose images the reward makes 224 pixels wide: what it would cost is refused before
+    it is decoded. What the reward sees is bounded, however small the images were."""
     seen: list[int] = []
 
     class Looks(Brightness):
@@ -402,8 +564,14 @@ def test_pixels_count_after_the_rewards_own_resize() -> None:
     with running(small(Looks(), limits=limits)) as url:
         assert post(url, message([png(1, 1)] * 10, ["a"] * 10))[0] == 200
         status, answer = post(url, message([png(1, 1)] * 11, ["a"] * 11))
-        assert status == 400 and "more than 0.5 megapixels together once the reward has resized them to 224 px" in answer["error"]
-        status, answer = post(url, tensors(torch.rand(11, 3, 1, 1), json.dumps(["a"] * 11).encode()), TYPES["safetensors"])
+        assert (
+            status == 400
+            and "more than 0.5 megapixels together once the reward has resized them to 224 px"
+            in answer["error"]
+        )
+        status, answer = post(
+            url, tensors(torch.rand(11, 3, 1, 1), json.dumps(["a"] * 11).encode()), TYPES["safetensors"]
+        )
         assert status == 400 and "resized them to 224 px" in answer["error"]
         status, answer = post(url, message([png(1, 20)]))  # its short side becomes 224, its long one 4480
         assert status == 400 and "resized them to 224 px" in answer["error"]
@@ -411,7 +579,8 @@ def test_pixels_count_after_the_rewards_own_resize() -> None:
 
 
 def test_runs_ask_for_no_more_than_the_server_takes() -> None:
-    """A run with a larger batch_size sends smaller requests, since /health says how many images one may have."""
+    """A run with a larger batch_size sends smaller requests, since /health says how many images one may
+    have."""
     sizes: list[int] = []
 
     class Counts(Brightness):
@@ -421,7 +590,9 @@ def test_runs_ask_for_no_more_than_the_server_takes() -> None:
 
     images = torch.rand(7, 3, 8, 8)
     with running(small(Counts(), limits=Limits(images=3))) as url:
-        assert torch.equal(Remote(url, form="safetensors", batch_size=100)(images, [""] * 7), images.mean((1, 2, 3)))
+        assert torch.equal(
+            Remote(url, form="safetensors", batch_size=100)(images, [""] * 7), images.mean((1, 2, 3))
+        )
     assert sizes == [3, 3, 1]
 
 
@@ -431,7 +602,10 @@ def test_runs_ask_for_no_more_than_the_server_takes() -> None:
 def test_a_head_that_drips_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """The time counts from the first byte of a request, not from the last one."""
     monkeypatch.setattr(server_module, "SECONDS", 0.2)
-    with running(small()) as url, socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=5) as connection:
+    with (
+        running(small()) as url,
+        socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=5) as connection,
+    ):
         began = time.monotonic()
         connection.sendall(b"GET /health HTTP/1.1\r\nX: ")
         with pytest.raises(OSError):  # a reset, or a broken pipe
@@ -442,8 +616,8 @@ def test_a_head_that_drips_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_idle_connections_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of too many connections the one that has kept the server waiting longest is closed: silent ones, ones that drip a head or a
-    body. A request that is being scored is not."""
+    """Of too many connections the one that has kept the server waiting longest is closed: silent ones, ones
+    that drip a head or a body. A request that is being scored is not."""
     monkeypatch.setattr(server_module, "CONNECTIONS", 8)
     go, asked = Event(), Event()
 
@@ -484,13 +658,18 @@ def test_health_answers_while_a_batch_is_scored() -> None:
         remote = Remote(url, form="safetensors")
         waiting = [remote.submit(torch.full((1, 3, 8, 8), k / 16), [""]) for k in range(12)]
         assert asked.wait(5)
-        slow = [socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=5) for _ in range(12)]
+        slow = [
+            socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=5) for _ in range(12)
+        ]
         for connection in slow:
             connection.sendall(POST + b"Content-Length: 100\r\n\r\n{")
         time.sleep(0.1)
         began = time.monotonic()
         for _ in range(3):
-            assert urllib3.request("GET", f"{url}/health", retries=False, timeout=5).json()["reward"] == "brightness"
+            assert (
+                urllib3.request("GET", f"{url}/health", retries=False, timeout=5).json()["reward"]
+                == "brightness"
+            )
         assert time.monotonic() - began < 2
         go.set()
         assert [answer.result(10).item() for answer in waiting] == [k / 16 for k in range(12)]
@@ -501,7 +680,9 @@ def test_health_answers_while_a_batch_is_scored() -> None:
 def test_slow_bodies_hold_up_no_other() -> None:
     """As many slow senders as there are places, and one more request: scored at once."""
     with running(small()) as url:
-        slow = [socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=5) for _ in range(16)]
+        slow = [
+            socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=5) for _ in range(16)
+        ]
         for connection in slow:
             connection.sendall(POST + b"Content-Length: 100000\r\n\r\n{")
         began = time.monotonic()
@@ -512,7 +693,8 @@ def test_slow_bodies_hold_up_no_other() -> None:
 
 
 def test_bodies_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the bodies that are in memory take all that they may, a further one is told to come again, and room is given back."""
+    """Where the bodies that are in memory take all that they may, a further one is told to come again, and
+    room is given back."""
     monkeypatch.setattr(server_module, "AT_ONCE", 1)
     monkeypatch.setattr(server_module, "PATIENCE", 0.1)
     serving = small()
@@ -554,8 +736,9 @@ def test_many_connect_at_once() -> None:
 
 
 def test_a_reward_that_fails(capfd: pytest.CaptureFixture[str]) -> None:
-    """NaN is null, and the client's reward a NonFinite that names the prompt, as a local one's would be, so that `on_nonfinite=skip`
-    holds; a crash is 500 without its words, which the server's log has, also if it looks like a broken connection."""
+    """NaN is null, and the client's reward a NonFinite that names the prompt, as a local one's would be, so
+    that `on_nonfinite=skip` holds; a crash is 500 without its words, which the server's log has, also if it
+    looks like a broken connection."""
 
     class Odd(Brightness):
         def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -568,8 +751,12 @@ def test_a_reward_that_fails(capfd: pytest.CaptureFixture[str]) -> None:
     with running(small(Odd())) as url:
         status, answer = post(url, message([GOOD] * 2, ["a cat", "a dog"]))
         assert (status, answer["scores"]) == (200, [0.0, None])
-        with pytest.raises(NonFinite, match=r"reward far is nan for image 1 of prompt 'b' \(1 of 3 images\)") as error:
-            WeightedSum({"far": Remote(url, batch_size=2)}, {"far": 1.0}).score(torch.rand(3, 3, 8, 8), list("abc"))
+        with pytest.raises(
+            NonFinite, match=r"reward far is nan for image 1 of prompt 'b' \(1 of 3 images\)"
+        ) as error:
+            WeightedSum({"far": Remote(url, batch_size=2)}, {"far": 1.0}).score(
+                torch.rand(3, 3, 8, 8), list("abc")
+            )
         assert error.value.rows == (1,)
         for word, kind in (("crash", "ValueError"), ("lost", "ConnectionResetError")):
             assert post(url, message([GOOD], [word])) == (500, {"error": f"brightness failed: {kind}"})
@@ -577,8 +764,8 @@ def test_a_reward_that_fails(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_one_at_a_time_and_not_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Requests that come together are scored one after another, each with its own scores; beyond the places they wait, and are told
-    to come again, and do, if that takes too long."""
+    """Requests that come together are scored one after another, each with its own scores; beyond the places
+    they wait, and are told to come again, and do, if that takes too long."""
     monkeypatch.setattr(server_module, "AT_ONCE", 2)
     monkeypatch.setattr(server_module, "PATIENCE", 0.05)
     busy, together, go = [0], [0], Event()

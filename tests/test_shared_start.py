@@ -1,4 +1,5 @@
-"""What guidance's branches share is computed once: predictions and gradients are those of two whole branches."""
+"""What guidance's branches share is computed once: predictions and gradients are those of two whole
+branches."""
 
 from typing import Any
 
@@ -14,7 +15,11 @@ from alignlab.fast.shared_prefix import SharedStart, before_prompt
 from alignlab.models.sd import StableDiffusion
 
 CROSS, PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
-SDXL = {"addition_embed_type": "text_time", "addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 32}
+SDXL = {
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 4,
+    "projection_class_embeddings_input_dim": 32,
+}
 NETWORKS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "sd1": ({}, ["conv_in", "resnets.0", "proj_in", "attn1", "to_q"]),
     "sd2": ({"use_linear_projection": True}, ["conv_in", "resnets.0", "proj_in", "attn1", "to_q"]),
@@ -30,10 +35,19 @@ NETWORKS: dict[str, tuple[dict[str, Any], list[str]]] = {
 
 def unet(**config: Any) -> UNet2DConditionModel:
     torch.manual_seed(0)
-    return UNet2DConditionModel(**{
-        "sample_size": 8, "block_out_channels": (16, 32), "layers_per_block": 2, "norm_num_groups": 8, "cross_attention_dim": 16,
-        "attention_head_dim": 2, "down_block_types": (CROSS, CROSS), "up_block_types": ("CrossAttnUpBlock2D",) * 2, **config,
-    })  # fmt: skip
+    return UNet2DConditionModel(
+        **{
+            "sample_size": 8,
+            "block_out_channels": (16, 32),
+            "layers_per_block": 2,
+            "norm_num_groups": 8,
+            "cross_attention_dim": 16,
+            "attention_head_dim": 2,
+            "down_block_types": (CROSS, CROSS),
+            "up_block_types": ("CrossAttnUpBlock2D",) * 2,
+            **config,
+        }
+    )
 
 
 class Family:
@@ -53,7 +67,9 @@ class Family:
 def numbers(policy: Policy) -> list[Tensor]:
     """Both branches, the reference's, and the gradient of their squares."""
     g = torch.Generator().manual_seed(1)
-    cond = Conditioning(text={"text": torch.randn(3, 5, 16, generator=g)}, null={"text": torch.randn(1, 5, 16, generator=g)})
+    cond = Conditioning(
+        text={"text": torch.randn(3, 5, 16, generator=g)}, null={"text": torch.randn(1, 5, 16, generator=g)}
+    )
     x = torch.randn(3, 4, 8, 8, generator=g).requires_grad_()
     t = torch.tensor([981, 500, 1])
     with policy.reference():
@@ -70,7 +86,8 @@ def numbers(policy: Policy) -> list[Tensor]:
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_two_whole_branches(name: str, full: bool, checkpointing: bool) -> None:
-    """Predictions and gradients are theirs to round-off: how a product of M rows is computed is the libraries' choice."""
+    """Predictions and gradients are theirs to round-off: how a product of M rows is computed is the
+    libraries' choice."""
     policy = Policy(Family(unet(**NETWORKS[name][0])), full=full, checkpointing=checkpointing)  # type: ignore[arg-type]
     with torch.no_grad():
         for p in policy.parameters():
@@ -85,7 +102,8 @@ def test_two_whole_branches(name: str, full: bool, checkpointing: bool) -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_what_comes_before_the_prompt(name: str) -> None:
-    """The convolutions and products whose outputs are the same under another prompt; where blocks are others than Stable Diffusion's, some of them."""
+    """The convolutions and products whose outputs are the same under another prompt; where blocks are others
+    than Stable Diffusion's, some of them."""
     config, expected = NETWORKS[name]
     network = unet(**config).eval()
     names = {module: key for key, module in network.named_modules()}
@@ -111,7 +129,8 @@ def test_what_comes_before_the_prompt(name: str) -> None:
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_rows(tiny_sd: str, guidance_scale: float) -> None:
-    """Guided, the first convolution sees each latent once and the last one twice; unguided, and called without a policy, every row is seen."""
+    """Guided, the first convolution sees each latent once and the last one twice; unguided, and called
+    without a policy, every row is seen."""
     policy = Policy(StableDiffusion(tiny_sd))
     network: Any = policy.family.denoiser
     rows: list[tuple[str, int]] = []

@@ -1,4 +1,5 @@
-"""Threads that wait for each other sleep soon in a command; a user's own choice stays, and other programs are left alone."""
+"""Threads that wait for each other sleep soon in a command; a user's own choice stays, and other programs are
+left alone."""
 
 import os
 import subprocess
@@ -11,12 +12,16 @@ import pytest
 from alignlab.fast import spinning as spinning
 
 ROOT = Path(__file__).resolve().parents[1]
-CLEAN = {name: value for name, value in os.environ.items() if name not in spinning.CHOSEN} | {"PYTHONPATH": str(ROOT)}
+CLEAN = {name: value for name, value in os.environ.items() if name not in spinning.CHOSEN} | {
+    "PYTHONPATH": str(ROOT)
+}
 
 
 def process(monkeypatch: pytest.MonkeyPatch, module: str = "alignlab.train", **modules: object) -> None:
     """What Python has while `python -m MODULE` imports the package."""
-    its = SimpleNamespace(argv=["-m", "algo=ddpo"], orig_argv=["python", "-m", module, "algo=ddpo"], modules=modules)
+    its = SimpleNamespace(
+        argv=["-m", "algo=ddpo"], orig_argv=["python", "-m", module, "algo=ddpo"], modules=modules
+    )
     monkeypatch.setattr(spinning, "sys", its)
 
 

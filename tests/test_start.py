@@ -1,4 +1,5 @@
-"""init_from=: the trained weights start where another run, a LoRA or a pipeline folder ends; the reference stays the pretrained model."""
+"""init_from=: the trained weights start where another run, a LoRA or a pipeline folder ends; the reference
+stays the pretrained model."""
 
 import json
 import shutil
@@ -55,8 +56,9 @@ def evaluations(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_two_stages(first: Path, tiny_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """RWR, then DDPO from where it ended: at step 0 the evaluation is the first run's last (the distance to the pretrained model is
-    measured with another sampler); the second run learns on, and a stopped one goes on bit for bit when the first is gone."""
+    """RWR, then DDPO from where it ended: at step 0 the evaluation is the first run's last (the distance to
+    the pretrained model is measured with another sampler); the second run learns on, and a stopped one goes
+    on bit for bit when the first is gone."""
     words = tiny(tiny_sd, "algo=ddpo", *MOVING, f"init_from={first}", "steps=2")
     train(configured(*words), tmp_path / "second")
     start = json.loads((tmp_path / "second" / "metrics.jsonl").read_text().splitlines()[0])
@@ -76,7 +78,8 @@ def test_two_stages(first: Path, tiny_sd: str, tmp_path: Path, monkeypatch: pyte
 
 
 def test_step_0_is_the_first_runs_end(first: Path, tiny_sd: str, tmp_path: Path) -> None:
-    """With the same samplers every number of the evaluation, the distance to the pretrained model included."""
+    """With the same samplers every number of the evaluation, the distance to the pretrained model
+    included."""
     words = tiny(tiny_sd, "algo=rwr", "algo.inner_epochs=1", *MOVING, f"init_from={first}", "steps=1")
     base = train(configured(*words), tmp_path / "run")["base"]
     start = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
@@ -89,7 +92,8 @@ def stop(*_: Any) -> None:
 
 
 def test_every_form_gives_the_same_weights(first: Path, tiny_sd: str, tmp_path: Path) -> None:
-    """The run, its LoRA folder, the file in it and a kohya file: the weights of the run's last checkpoint, bit for bit."""
+    """The run, its LoRA folder, the file in it and a kohya file: the weights of the run's last checkpoint,
+    bit for bit."""
     learned = load_file(first / "checkpoints" / "step_000004" / "policy.safetensors")
     file = kohya_file(tiny_sd, first, tmp_path / "kohya.safetensors")
     for form in (first, first / "model", first / "model" / "pytorch_lora_weights.safetensors", file):
@@ -111,7 +115,8 @@ def test_full_fine_tuning_starts_at_a_pipeline(tuned: Path, tiny_sd: str) -> Non
 
 @torch.no_grad()
 def test_full_fine_tuning_starts_at_a_lora(first: Path, tiny_sd: str, tmp_path: Path) -> None:
-    """The LoRA is added to the weights: the images are those of the LoRA policy, all weights train, the reference has none of it."""
+    """The LoRA is added to the weights: the images are those of the LoRA policy, all weights train, the
+    reference has none of it."""
     family, base = StableDiffusion(tiny_sd), StableDiffusion(tiny_sd).denoiser.state_dict()
     state, config = family.read_lora(first / "model")
     with_lora = Policy(family, lora=LoRA(**config))
@@ -137,35 +142,55 @@ def test_mistakes_before_a_model_is_loaded(first: Path, tuned: Path, tiny_sd: st
         (f"init_from={tmp_path}/empty", "holds no weights"),
         (f"init_from={tmp_path}/unfinished", "unfinished/model holds no weights; finish the run first"),
         (f"init_from={whole}", f"init_from={whole} is no LoRA; a whole model is given as model.path_or_id"),
-        (f"init_from={tuned}", f"init_from={tuned} is a whole pipeline, and policy.full=false trains a LoRA; give it as model.path_or_id"),
-        (f"init_from={first}", "has rank 4 and alpha 2, but policy.lora has rank 8 and alpha 8; set policy.lora.rank=4 policy.lora.alpha=2"),
-    ):  # fmt: skip
+        (
+            f"init_from={tuned}",
+            f"init_from={tuned} is a whole pipeline, and policy.full=false trains a LoRA; give it as "
+            "model.path_or_id",
+        ),
+        (
+            f"init_from={first}",
+            "has rank 4 and alpha 2, but policy.lora has rank 8 and alpha 8; set policy.lora.rank=4 "
+            "policy.lora.alpha=2",
+        ),
+    ):
         with pytest.raises(ConfigError) as refused:
             configured(*words.split())
         assert said in str(refused.value) and len(str(refused.value).splitlines()) == 1
 
 
-def test_mistakes_that_the_model_shows(first: Path, tiny_sd: str, tmp_path: Path, monkeypatch, capsys) -> None:
-    """Other targets, another rank in a kohya file, another model: exit code 2, one sentence, and no run folder."""
+def test_mistakes_that_the_model_shows(
+    first: Path, tiny_sd: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """Other targets, another rank in a kohya file, another model: exit code 2, one sentence, and no run
+    folder."""
     file = kohya_file(tiny_sd, first, tmp_path / "kohya.safetensors")
     other = tmp_path / "other.safetensors"
     save_file({k.replace("attentions_0", "attentions_9"): v for k, v in load_file(file).items()}, other)
     wide = tmp_path / "wide.safetensors"
     save_file({k: torch.cat([v, v], 1) if "lora_down" in k else v for k, v in load_file(file).items()}, wide)
     for words, said in (
-        ((*MOVING, f"init_from={first}", "policy.lora.targets=[to_q,to_k]"), "set 'policy.lora.targets=[conv1,conv2,to_k,to_out.0,to_q,to_v]'"),
-        ((f"init_from={file}",), "has rank 4 and alpha 2, but policy.lora has rank 2 and alpha 8; set policy.lora.rank=4 policy.lora.alpha=2"),
+        (
+            (*MOVING, f"init_from={first}", "policy.lora.targets=[to_q,to_k]"),
+            "set 'policy.lora.targets=[conv1,conv2,to_k,to_out.0,to_q,to_v]'",
+        ),
+        (
+            (f"init_from={file}",),
+            "has rank 4 and alpha 2, but policy.lora has rank 2 and alpha 8; set policy.lora.rank=4 "
+            "policy.lora.alpha=2",
+        ),
         ((*MOVING, f"init_from={other}"), "which the network has no place for"),
         ((*MOVING, f"init_from={wide}"), "is of another model: "),
         (("policy.full=true", f"init_from={wide}"), "is of another model: "),
-    ):  # fmt: skip
+    ):
         typed = tiny(tiny_sd, *words, f"output_dir={tmp_path}/run")
         assert command_line(monkeypatch, *typed) == 2
         err = capsys.readouterr().err
         assert said in err.splitlines()[-1] and "Traceback" not in err
         assert not (tmp_path / "run").exists()
     with pytest.raises(RunError, match=r"set 'policy\.lora\.targets="):
-        Lab.from_config(configured(*tiny(tiny_sd, *MOVING, f"init_from={file}", "policy.lora.targets=[to_q]")))
+        Lab.from_config(
+            configured(*tiny(tiny_sd, *MOVING, f"init_from={file}", "policy.lora.targets=[to_q]"))
+        )
 
 
 def test_where_it_started_is_part_of_the_science(first: Path, tiny_sd: str, tmp_path: Path) -> None:

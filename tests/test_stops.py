@@ -1,4 +1,5 @@
-"""A run that is asked to end, or whose reward dies, ends where it can go on from bit for bit; no sample is drawn twice."""
+"""A run that is asked to end, or whose reward dies, ends where it can go on from bit for bit; no sample is
+drawn twice."""
 
 import contextlib
 import json
@@ -48,11 +49,14 @@ def whole(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def check_equal(one: Path, other: Path) -> None:
-    """Metrics with their counts, evaluations and weights are bit-identical, and nothing is left of what was kept meanwhile."""
+    """Metrics with their counts, evaluations and weights are bit-identical, and nothing is left of what was
+    kept meanwhile."""
     assert lines(one) == lines(other) and same_weights(one, other)
     a, b = (json.loads((run / "summary.json").read_text()) for run in (one, other))
     assert (a["base"], a["final"]) == (b["base"], b["final"])
-    assert {p.name for p in one.iterdir()} - {"collected"} == {p.name for p in other.iterdir()} - {"collected"}
+    assert {p.name for p in one.iterdir()} - {"collected"} == {p.name for p in other.iterdir()} - {
+        "collected"
+    }
     assert not list((other / "collected").glob("*"))
 
 
@@ -74,8 +78,8 @@ def send(number: int) -> None:
 
 
 def test_signals_at_any_moment(whole: Path, tiny_sd: str, tmp_path: Path, monkeypatch, capsys) -> None:
-    """In the sampling of an epoch, in an update, in the last evaluation: exit code 75, a line that says how to go on, and in the end the
-    undisturbed run. What was sampled is not sampled again."""
+    """In the sampling of an epoch, in an update, in the last evaluation: exit code 75, a line that says how
+    to go on, and in the end the undisturbed run. What was sampled is not sampled again."""
     run = tmp_path / "run"
     words = tiny(tiny_sd, *WORDS, f"output_dir={run}")
     before = {number: signal.getsignal(number) for number in stops.SIGNALS}
@@ -83,7 +87,10 @@ def test_signals_at_any_moment(whole: Path, tiny_sd: str, tmp_path: Path, monkey
         counted(patch, collected_module, "rollout", lambda k: send(signal.SIGTERM) if k == 3 else None)
         assert command_line(patch, *words) == STOPPED
     err = capsys.readouterr().err
-    assert f"stopped by SIGTERM: {run}/checkpoints/step_000001 is saved; go on with python -m alignlab.train resume={run}" in err
+    assert (
+        f"stopped by SIGTERM: {run}/checkpoints/step_000001 is saved; go on with python -m alignlab.train "
+        f"resume={run}" in err
+    )
     assert "Traceback" not in err and len(lines(run)) == 1
     assert [p.name for p in (run / "collected" / "epoch_000002").iterdir()] == ["rows_000000.safetensors"]
     with monkeypatch.context() as patch:
@@ -103,8 +110,8 @@ def test_signals_at_any_moment(whole: Path, tiny_sd: str, tmp_path: Path, monkey
 
 
 def test_no_collected_sample_is_lost(whole: Path, tiny_sd: str, tmp_path: Path, monkeypatch, capsys) -> None:
-    """A reward that dies in the middle of an epoch: one sentence, exit code 2; the rollout that it did not score is kept too, and what
-    was sampled is not sampled again: the end is the undisturbed run's."""
+    """A reward that dies in the middle of an epoch: one sentence, exit code 2; the rollout that it did not
+    score is kept too, and what was sampled is not sampled again: the end is the undisturbed run's."""
     run = tmp_path / "run"
 
     def die(k: int) -> None:
@@ -121,7 +128,11 @@ def test_no_collected_sample_is_lost(whole: Path, tiny_sd: str, tmp_path: Path, 
 
         patch.setattr(train_module, "train_epoch", train_epoch)
         assert command_line(patch, *tiny(tiny_sd, *WORDS, f"output_dir={run}")) == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith("error: epoch 2: the reward server at http://127.0.0.1:9")
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .startswith("error: epoch 2: the reward server at http://127.0.0.1:9")
+    )
     kept = sorted((run / "collected" / "epoch_000002").iterdir())
     assert [p.name for p in kept] == ["rows_000000.safetensors", "rows_000002.safetensors"]
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step_000000", "step_000001"]
@@ -132,7 +143,8 @@ def test_no_collected_sample_is_lost(whole: Path, tiny_sd: str, tmp_path: Path, 
 
 
 def test_only_of_these_weights(tiny_sd: str, tmp_path: Path) -> None:
-    """Rollouts that other weights drew, of other prompts, or that went bad on the disk, are not taken; nor are any kept for an objective that needs a gradient."""
+    """Rollouts that other weights drew, of other prompts, or that went bad on the disk, are not taken; nor
+    are any kept for an objective that needs a gradient."""
     from alignlab.engine.noise import noise_key
     from alignlab.training.setup import Lab
 
@@ -191,7 +203,9 @@ def test_a_sweep_ends_with_its_job(tiny_sd: str, tmp_path: Path, monkeypatch, ca
     err = capsys.readouterr().err
     assert err.count("stopped by SIGINT: ") == 1 and "step_000000 is saved" in err
     assert len(list((tmp_path / "sweep").rglob("config.yaml"))) == 1
-    counted(monkeypatch, collected_module, "rollout", lambda k: send(signal.SIGINT))  # the second Ctrl-C: at once
+    counted(
+        monkeypatch, collected_module, "rollout", lambda k: send(signal.SIGINT)
+    )  # the second Ctrl-C: at once
     (run,) = [path.parent for path in (tmp_path / "sweep").rglob("config.yaml")]
     run = run.rename(tmp_path / "run")  # its name has signs that a command line must quote
     assert command_line(monkeypatch, f"resume={run}") == 130
@@ -200,7 +214,8 @@ def test_a_sweep_ends_with_its_job(tiny_sd: str, tmp_path: Path, monkeypatch, ca
 
 
 def test_signals_outside_of_a_run(monkeypatch, tmp_path: Path, capsys) -> None:
-    """Nobody asked, nobody stops; an ignored signal (nohup) stays ignored; a launcher's echo of Ctrl-C is not a second one."""
+    """Nobody asked, nobody stops; an ignored signal (nohup) stays ignored; a launcher's echo of Ctrl-C is not
+    a second one."""
     assert not asked() and leave() is None
     monkeypatch.setattr(stops, "launched", lambda: 2)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -225,7 +240,8 @@ def test_signals_outside_of_a_run(monkeypatch, tmp_path: Path, capsys) -> None:
 
 
 def test_a_full_disk_in_the_middle(whole: Path, tiny_sd: str, small_disk: Path, monkeypatch, capsys) -> None:  # noqa: F811
-    """One sentence, exit code 2, no traceback, wherever the writing stops; with room again the run ends as if it had never been full."""
+    """One sentence, exit code 2, no traceback, wherever the writing stops; with room again the run ends as if
+    it had never been full."""
     run = small_disk / "run"
     counted(monkeypatch, train_module, "reward_numbers", lambda k: fill(small_disk) if k == 2 else None)
     words = tiny(tiny_sd, *WORDS, "checkpoint_every=1", f"output_dir={run}")
@@ -237,9 +253,17 @@ def test_a_full_disk_in_the_middle(whole: Path, tiny_sd: str, small_disk: Path, 
     check_equal(whole, run)
 
 
-def one_of_two(r: int, port: int, c: dict[str, Any], folder: Path, said: Path, disturb: Callable[[int], None]) -> int:
+def one_of_two(
+    r: int, port: int, c: dict[str, Any], folder: Path, said: Path, disturb: Callable[[int], None]
+) -> int:
     """Process r of two, forked: trains, and returns its exit code."""
-    os.environ |= {"RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {
+        "RANK": str(r),
+        "LOCAL_RANK": str(r),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     handle = os.open(said / f"{r}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
@@ -262,7 +286,9 @@ def one_of_two(r: int, port: int, c: dict[str, Any], folder: Path, said: Path, d
         sys.stderr.flush()
 
 
-def two(c: dict[str, Any], folder: Path, said: Path, disturb: Callable[[int], None] = lambda r: None) -> list[int]:
+def two(
+    c: dict[str, Any], folder: Path, said: Path, disturb: Callable[[int], None] = lambda r: None
+) -> list[int]:
     """Their exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -278,13 +304,19 @@ def two(c: dict[str, Any], folder: Path, said: Path, disturb: Callable[[int], No
 
 @pytest.mark.slow
 def test_two_processes_stop_together(tiny_sd: str, tmp_path: Path, monkeypatch) -> None:
-    """A signal to one of two ends both, with one checkpoint and what both have sampled; a reward that dies in one too; with
-    on_nonfinite=skip a rollout is left out by both. Gone on with, it is the undisturbed run of two."""
+    """A signal to one of two ends both, with one checkpoint and what both have sampled; a reward that dies in
+    one too; with on_nonfinite=skip a rollout is left out by both. Gone on with, it is the undisturbed run of
+    two."""
     c = configured(*tiny(tiny_sd, *WORDS, "samples_per_step=8", "steps=2", "on_nonfinite=skip"))
     assert two(c, tmp_path / "whole", tmp_path) == [0, 0], (tmp_path / "0.txt").read_text()
 
     def signalled(r: int) -> None:
-        counted(monkeypatch, collected_module, "rollout", lambda k: send(signal.SIGTERM) if (r, k) == (1, 3) else None)
+        counted(
+            monkeypatch,
+            collected_module,
+            "rollout",
+            lambda k: send(signal.SIGTERM) if (r, k) == (1, 3) else None,
+        )
 
     def dead(r: int) -> None:
         def die(k: int) -> None:

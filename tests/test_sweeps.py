@@ -1,4 +1,5 @@
-"""Sweeps on one machine and on a cluster's stand-in: every job a folder, what is finished is skipped, what was killed goes on."""
+"""Sweeps on one machine and on a cluster's stand-in: every job a folder, what is finished is skipped, what
+was killed goes on."""
 
 import re
 import signal
@@ -34,8 +35,8 @@ def jobs(folder: Path) -> dict[int, Path]:
 
 
 def test_a_killed_sweep_goes_on(tiny_sd: str, tmp_path) -> None:
-    """Killed in the middle of its second job, then typed again: the first job is skipped, the second goes on from its checkpoint and
-    ends bit for bit like an undisturbed run."""
+    """Killed in the middle of its second job, then typed again: the first job is skipped, the second goes on
+    from its checkpoint and ends bit for bit like an undisturbed run."""
     words, there = tiny(tiny_sd, "steps=20", "eval_every=20", "algo=draft"), tmp_path / "sweep"
     command = [sys.executable, "-m", "alignlab.train", *words, "-m", "seed=0,1", f"output_dir={there}"]
     sweep = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -56,8 +57,8 @@ def test_a_killed_sweep_goes_on(tiny_sd: str, tmp_path) -> None:
 
 @pytest.mark.parametrize("launcher", ["workers", pytest.param("submitit_local", marks=pytest.mark.slow)])
 def test_launchers(launcher: str, tiny_sd: str, tmp_path, monkeypatch, capfd) -> None:
-    """Two workers, and what Slurm would do: a job is the same run as alone; the mistake of another is a sentence and exit code 2;
-    typed again, the finished one is skipped."""
+    """Two workers, and what Slurm would do: a job is the same run as alone; the mistake of another is a
+    sentence and exit code 2; typed again, the finished one is skipped."""
     words, there = tiny(tiny_sd, "algo=draft"), tmp_path / "sweep"
     typed = [*words, "-m", "algo.k=1,9", f"hydra/launcher={launcher}", f"output_dir={there}"]
     assert command_line(monkeypatch, *typed) == 2
@@ -75,10 +76,26 @@ SAFE = re.compile(r"[A-Za-z0-9._+-]+")
 
 
 def test_folder_names() -> None:
-    """Only keys with several values are named; names are short, safe for every shell and file system, and differ where the jobs do."""
+    """Only keys with several values are named; names are short, safe for every shell and file system, and
+    differ where the jobs do."""
     assert short_name({"kl_coeff": "0.25", "seed": "1"}) == "kl_coeff-0.25_seed-1"
     assert short_name({"reward": "clip_blue", "algo.k": "-1"}) == "reward-clip_blue_algo.k--1"
-    strange = ["a b", "a/b", "a,b", "a=b", "[a,b]", "{a:1}", "'a b'", "猫", "犬", "$(x)", "a;b", "x" * 300, "x" * 301, "a-b"]
+    strange = [
+        "a b",
+        "a/b",
+        "a,b",
+        "a=b",
+        "[a,b]",
+        "{a:1}",
+        "'a b'",
+        "猫",
+        "犬",
+        "$(x)",
+        "a;b",
+        "x" * 300,
+        "x" * 301,
+        "a-b",
+    ]
     names = [short_name({"init_from": value, "seed": "0"}) for value in strange]
     assert all(SAFE.fullmatch(name) and len(name) <= 180 for name in names) and len({*names}) == len(strange)
     assert short_name({"a": "x", "b": "1_b-1"}) != short_name({"a": "x_b-1", "b": "1"})
@@ -94,11 +111,14 @@ def test_folder_of_earlier_versions(tmp_path: Path) -> None:
     assert folder_of(tmp_path, words, ["seed"], ["output_dir"]) == "algo=draft,model.path_or_id=_a_b,seed=1"
     long = [full_name([f"prompts.prompts={'x' * 300}", f"seed={k}"]) for k in (0, 1)]
     assert long[0] != long[1] and all(len(name) < 200 for name in long)
-    assert folder_of(tmp_path, [f"prompts.template={'猫' * 170}"], ["prompts.template"], [])  # its old name is no name at all
+    assert folder_of(
+        tmp_path, [f"prompts.template={'猫' * 170}"], ["prompts.template"], []
+    )  # its old name is no name at all
 
 
 def test_whose_folder_it_is(tmp_path: Path) -> None:
-    """All words of a job stand in its folder: the same job finds it, whatever else the sweep varies; another one gets another."""
+    """All words of a job stand in its folder: the same job finds it, whatever else the sweep varies; another
+    one gets another."""
 
     def place(*words: str, several: Sequence[str] = ("kl_coeff",)) -> Path:
         return tmp_path / folder_of(tmp_path, words, several, ["output_dir"])
@@ -107,8 +127,13 @@ def test_whose_folder_it_is(tmp_path: Path) -> None:
     first.mkdir()
     write_words(first, ["algo=ddpo", "kl_coeff=0", "seed=0", "output_dir=x"])
     assert first.name == "kl_coeff-0" and yaml.safe_load((first / WORDS).read_text())[2] == "seed=0"
-    assert place("algo=ddpo", "kl_coeff=0", "seed=0", "output_dir=elsewhere", several=("kl_coeff", "seed")) == first
-    assert place("algo=ddpo", "kl_coeff=0", "seed=1", several=("kl_coeff", "seed")).name == "kl_coeff-0_seed-1"
+    assert (
+        place("algo=ddpo", "kl_coeff=0", "seed=0", "output_dir=elsewhere", several=("kl_coeff", "seed"))
+        == first
+    )
+    assert (
+        place("algo=ddpo", "kl_coeff=0", "seed=1", several=("kl_coeff", "seed")).name == "kl_coeff-0_seed-1"
+    )
     other = place("algo=draft", "kl_coeff=0", "seed=0")
     assert other != first and other.name.startswith("kl_coeff-0-") and SAFE.fullmatch(other.name)
     (first / WORDS).unlink()
@@ -119,8 +144,9 @@ def test_whose_folder_it_is(tmp_path: Path) -> None:
 
 
 def test_a_sweep_names_its_folders(tiny_sd: str, tmp_path, monkeypatch, capsys) -> None:
-    """The folders of a real sweep: short names, all words in a file; a sweep that began under the old names goes on in them, and one of
-    other settings in the same output_dir does not take them; a job with a mistake leaves nothing."""
+    """The folders of a real sweep: short names, all words in a file; a sweep that began under the old names
+    goes on in them, and one of other settings in the same output_dir does not take them; a job with a mistake
+    leaves nothing."""
     trained: list[Path] = []
 
     def stand_in(c: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -163,7 +189,8 @@ def test_an_experiments_axes_are_named(tmp_path, monkeypatch) -> None:
 
 
 def test_each_job_takes_a_gpu(monkeypatch) -> None:
-    """Job n of a sweep takes GPU n modulo their number; a single run takes the first; a named CPU stays a CPU."""
+    """Job n of a sweep takes GPU n modulo their number; a single run takes the first; a named CPU stays a
+    CPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(HydraConfig, "initialized", staticmethod(lambda: True))
@@ -174,7 +201,9 @@ def test_each_job_takes_a_gpu(monkeypatch) -> None:
             assert str(device_of("auto")) == device and str(device_of("cpu")) == "cpu"
 
 
-@pytest.mark.parametrize(("launcher", "package"), [("ray_cluster", "hydra-ray-launcher"), ("workers", "alignlab[sweeps]")])
+@pytest.mark.parametrize(
+    ("launcher", "package"), [("ray_cluster", "hydra-ray-launcher"), ("workers", "alignlab[sweeps]")]
+)
 def test_a_missing_launcher_is_a_sentence(launcher: str, package: str, monkeypatch, capsys) -> None:
     """It names what to install."""
     import hydra
@@ -183,11 +212,15 @@ def test_a_missing_launcher_is_a_sentence(launcher: str, package: str, monkeypat
 
     def without(name: str, overrides: list[str]) -> object:
         if any("hydra/launcher" in word for word in overrides):
-            raise hydra.errors.MissingConfigException("In 'x': Could not load 'y'", f"hydra/launcher/{missing}", ["basic"])
+            raise hydra.errors.MissingConfigException(
+                "In 'x': Could not load 'y'", f"hydra/launcher/{missing}", ["basic"]
+            )
         return compose(name, overrides)
 
     monkeypatch.setattr(config.hydra, "compose", without)
-    monkeypatch.setattr(config.hydra, "main", lambda **_: lambda task: lambda: without("train", ["hydra/launcher"]))
+    monkeypatch.setattr(
+        config.hydra, "main", lambda **_: lambda task: lambda: without("train", ["hydra/launcher"])
+    )
     assert command_line(monkeypatch, "-m", f"hydra/launcher={launcher}", "seed=0,1") == 2
     assert f"pip install '{package}'" in capsys.readouterr().err
 

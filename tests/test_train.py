@@ -1,4 +1,5 @@
-"""The loop, on a real (tiny) pipeline: equal seeds give equal runs, a stopped run goes on bit for bit, a bad number stops it."""
+"""The loop, on a real (tiny) pipeline: equal seeds give equal runs, a stopped run goes on bit for bit, a bad
+number stops it."""
 
 import json
 import os
@@ -25,13 +26,32 @@ from alignlab.train import train
 from alignlab.training.setup import Lab
 from tests.running import command_line, configured, lines, same_weights, tiny
 
-# fmt: off
-ALGORITHMS = {  # each with the state a resume must carry: advantage buffers, a running quantile, random truncation, a normalised reward
-    "ddpo": ["algo=ddpo", "reward=jpeg_compressibility", "algo.statistics.min_count=2", "algo.updates_per_epoch=2"],
-    "rwr": ["algo=rwr", "reward=jpeg_compressibility", "algo.weighting=sparse", "algo.streaming=6", "algo.scope=batch", "algo.standardise=false", "algo.updates_per_epoch=2", "algo.inner_epochs=2"],
-    "draftp": ["algo=draftp", "algo.truncation=per_rollout", "reward=[brightness,colour]", "reward.brightness.normalize=true"],
+# each with the state a resume must carry: advantage buffers, a running quantile, random truncation, a
+# normalised reward
+ALGORITHMS = {
+    "ddpo": [
+        "algo=ddpo",
+        "reward=jpeg_compressibility",
+        "algo.statistics.min_count=2",
+        "algo.updates_per_epoch=2",
+    ],
+    "rwr": [
+        "algo=rwr",
+        "reward=jpeg_compressibility",
+        "algo.weighting=sparse",
+        "algo.streaming=6",
+        "algo.scope=batch",
+        "algo.standardise=false",
+        "algo.updates_per_epoch=2",
+        "algo.inner_epochs=2",
+    ],
+    "draftp": [
+        "algo=draftp",
+        "algo.truncation=per_rollout",
+        "reward=[brightness,colour]",
+        "reward.brightness.normalize=true",
+    ],
 }
-# fmt: on
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +100,8 @@ def test_same_seed_same_run(name: str, finished, tiny_sd, tmp_path) -> None:
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_interrupted_and_resumed(name: str, finished, tiny_sd, tmp_path, monkeypatch) -> None:
-    """A run stopped after its checkpoint, with later lines and half a checkpoint on the disk, ends as if never stopped."""
+    """A run stopped after its checkpoint, with later lines and half a checkpoint on the disk, ends as if
+    never stopped."""
     c, run = configured(*tiny(tiny_sd, *ALGORITHMS[name], "checkpoint_every=2")), tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         at_epoch(4, stop, patch)
@@ -104,7 +125,9 @@ t.train_epoch = lambda lab, c, epoch: os.kill(os.getpid(), signal.SIGKILL) if ep
 t.main()"""
     run = tmp_path / "run"
     words = tiny(tiny_sd, *ALGORITHMS["ddpo"], f"output_dir={run}")
-    done = subprocess.run([sys.executable, "-c", code, *words], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True
+    )
     assert done.returncode == -signal.SIGKILL
     assert not (run / "summary.json").exists() and len(lines(run)) == 2
     assert command_line(monkeypatch, f"resume={run}") == 0
@@ -114,14 +137,18 @@ t.main()"""
 
 def broken_reward(patch: pytest.MonkeyPatch) -> str:
     patch.setattr(Brightness, "__call__", lambda self, images, prompts: images.mean((1, 2, 3)) * float("nan"))
-    return r"error: epoch 3: reward brightness is nan for image \d of prompt '.*', image \d of prompt '.*' \(2 of 2 images\)"
+    return (
+        r"error: epoch 3: reward brightness is nan for image \d of prompt '.*', image \d of prompt '.*' \(2 "
+        r"of 2 images\)"
+    )
 
 
 def broken_gradient(patch: pytest.MonkeyPatch) -> str:
     loss = DRaFT.loss
     patch.setattr(DRaFT, "loss", lambda *a: (loss(*a)[0] * float("inf"), {}))
     return (
-        r"error: epoch 3, update 1: the loss is -?inf for image \d of prompt '.*', image \d of prompt '.*'; lower lr or kl_coeff "
+        r"error: epoch 3, update 1: the loss is -?inf for image \d of prompt '.*', image \d of prompt '.*'; "
+        r"lower lr or kl_coeff "
         "in another output_dir, or resume with on_nonfinite=skip; the last checkpoint is intact"
     )
 
@@ -129,8 +156,14 @@ def broken_gradient(patch: pytest.MonkeyPatch) -> str:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("algo=ddpo samples_per_step=4 sampler.steps=1 algo.updates_per_epoch=1", "no step of this sampler has a density"),
-        ("algo=draftp kl_coeff=1 algo.kl=trajectory sampler.eta=1", "algo.kl=trajectory: none of the kept steps has a density"),
+        (
+            "algo=ddpo samples_per_step=4 sampler.steps=1 algo.updates_per_epoch=1",
+            "no step of this sampler has a density",
+        ),
+        (
+            "algo=draftp kl_coeff=1 algo.kl=trajectory sampler.eta=1",
+            "algo.kl=trajectory: none of the kept steps has a density",
+        ),
     ],
 )
 def test_a_sampler_that_teaches_nothing(words, said, tiny_sd, tmp_path, monkeypatch, capsys) -> None:
@@ -138,13 +171,16 @@ def test_a_sampler_that_teaches_nothing(words, said, tiny_sd, tmp_path, monkeypa
     shutil.copytree(tiny_sd, tmp_path / "model")
     config = tmp_path / "model" / "scheduler" / "scheduler_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"set_alpha_to_one": True}))
-    code = command_line(monkeypatch, *tiny(str(tmp_path / "model"), *words.split(), f"output_dir={tmp_path}/run"))
+    code = command_line(
+        monkeypatch, *tiny(str(tmp_path / "model"), *words.split(), f"output_dir={tmp_path}/run")
+    )
     assert code == 2 and said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("broken", [broken_reward, broken_gradient])
 def test_a_bad_number_stops_the_run(broken, tiny_sd, tmp_path, monkeypatch, capsys) -> None:
-    """One sentence, exit code 2, no step is taken; the checkpoint before is whole: mended, the run ends as if nothing had been."""
+    """One sentence, exit code 2, no step is taken; the checkpoint before is whole: mended, the run ends as if
+    nothing had been."""
     run, whole = tmp_path / "run", tmp_path / "whole"
     said = []
     with monkeypatch.context() as patch:
@@ -177,7 +213,8 @@ def test_half_precision(name: str, tiny_sd, tmp_path) -> None:
 
 
 def test_full_fine_tuning_saves_a_pipeline(tiny_sd, tmp_path) -> None:
-    """policy.full=true: RUN/model is a pipeline folder that plain diffusers loads, with the weights of the last checkpoint."""
+    """policy.full=true: RUN/model is a pipeline folder that plain diffusers loads, with the weights of the
+    last checkpoint."""
     run = tmp_path / "run"
     train(configured(*tiny(tiny_sd, "policy.full=true", "steps=2")), run)
     learned = load_file(run / "checkpoints" / "step_000002" / "policy.safetensors")
@@ -187,12 +224,18 @@ def test_full_fine_tuning_saves_a_pipeline(tiny_sd, tmp_path) -> None:
     assert any(not torch.equal(v, learned[k]) for k, v in base.unet.state_dict().items())
     again = configured(*tiny(str(run / "model"), "steps=1"))
     summary = train(again, tmp_path / "more")  # and alignlab goes on from it
-    assert summary["base"]["reward"] == pytest.approx(json.loads((run / "summary.json").read_text())["final"]["reward"], abs=1e-6)
+    assert summary["base"]["reward"] == pytest.approx(
+        json.loads((run / "summary.json").read_text())["final"]["reward"], abs=1e-6
+    )
 
 
 def test_the_saved_lora_is_what_the_run_learned(tiny_sd, tmp_path) -> None:
-    """Plain diffusers, `load_lora_weights(RUN/model)` and its own DDIM draw the images of the run's last checkpoint (alpha != rank)."""
-    c, run = configured(*tiny(tiny_sd, "policy.lora.alpha=8", "steps=3", "lr=0.03", "eval_sampler.steps=4")), tmp_path / "run"
+    """Plain diffusers, `load_lora_weights(RUN/model)` and its own DDIM draw the images of the run's last
+    checkpoint (alpha != rank)."""
+    c, run = (
+        configured(*tiny(tiny_sd, "policy.lora.alpha=8", "steps=3", "lr=0.03", "eval_sampler.steps=4")),
+        tmp_path / "run",
+    )
     train(c, run)
     lab = Lab.from_config(c)
     key = noise_key(["a cat", "a dog", "a fish"], seed=5, stream="look")
@@ -205,7 +248,12 @@ def test_the_saved_lora_is_what_the_run_learned(tiny_sd, tmp_path) -> None:
     pipe: Any = StableDiffusionPipeline.from_pretrained(tiny_sd, safety_checker=None)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     pipe.load_lora_weights(str(run / "model"))
-    settings = {"num_inference_steps": 4, "guidance_scale": lab.eval_sampler.guidance_scale, "eta": 0.0, "output_type": "pt"}
+    settings = {
+        "num_inference_steps": 4,
+        "guidance_scale": lab.eval_sampler.guidance_scale,
+        "eta": 0.0,
+        "output_type": "pt",
+    }
     theirs = pipe(list(key.prompts), latents=key.normal(FIRST, lab.policy.latent_shape), **settings).images
     torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-4)
 
@@ -213,8 +261,19 @@ def test_the_saved_lora_is_what_the_run_learned(tiny_sd, tmp_path) -> None:
 def test_a_sweep_by_the_real_command(tiny_sd, tmp_path) -> None:
     """Two jobs, two finished run folders named after what differs, and different."""
     words = [w for w in tiny(tiny_sd, "steps=1", "algo=draftp") if not w.startswith("output_dir")]
-    call = [sys.executable, "-m", "alignlab.train", "-m", *words, "kl_coeff=0,2", "lr=0.1", f"output_dir={tmp_path}/sweep"]
-    done = subprocess.run(call, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, cwd=tmp_path)
+    call = [
+        sys.executable,
+        "-m",
+        "alignlab.train",
+        "-m",
+        *words,
+        "kl_coeff=0,2",
+        "lr=0.1",
+        f"output_dir={tmp_path}/sweep",
+    ]
+    done = subprocess.run(
+        call, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     runs = sorted(p.parent for p in tmp_path.glob("sweep/**/summary.json"))
     assert len(runs) == 2
@@ -226,7 +285,9 @@ def test_micro_batches_do_not_change_the_run(tiny_sd, tmp_path) -> None:
     """One micro-batch of 4 or four of 1: the same losses and weights to round-off."""
     for name, size in {"one": 4, "four": 1}.items():
         train(
-            configured(*tiny(tiny_sd, "algo=ddpo", "reward=jpeg_compressibility", f"micro_batch={size}", "steps=2")),
+            configured(
+                *tiny(tiny_sd, "algo=ddpo", "reward=jpeg_compressibility", f"micro_batch={size}", "steps=2")
+            ),
             tmp_path / name,
         )
     a, b = lines(tmp_path / "one"), lines(tmp_path / "four")
@@ -239,15 +300,26 @@ def test_micro_batches_do_not_change_the_run(tiny_sd, tmp_path) -> None:
     ("words", "branches", "forwards", "backwards"),
     [
         (["algo=draft", "algo.k=2"], 2, 3, 2),
-        (["algo=draft", "algo.k=2", "policy.checkpointing=true"], 2, 3 + 2, 2),  # recomputed in the backward pass
+        (
+            ["algo=draft", "algo.k=2", "policy.checkpointing=true"],
+            2,
+            3 + 2,
+            2,
+        ),  # recomputed in the backward pass
         (["algo=draft", "algo.k=1", "sampler.guidance_scale=1"], 1, 3, 1),
-        (["algo=draftp", "kl_coeff=1", "algo.k=1"], 2, 3 + 1, 1),  # the reference's pass; at K = 1 its input is a constant
+        (
+            ["algo=draftp", "kl_coeff=1", "algo.k=1"],
+            2,
+            3 + 1,
+            1,
+        ),  # the reference's pass; at K = 1 its input is a constant
         (["algo=draft", "algo.k=1", "algo.lv_samples=2"], 2, 3 + 2, 1 + 2),
         (["algo=ddpo", "reward=jpeg_compressibility", "algo.updates_per_epoch=1"], 2, 3 + 3, 3),
     ],
 )
 def test_budgets_are_counted(words, branches, forwards, backwards, tiny_sd, tmp_path) -> None:
-    """Passes of single latents in each epoch, by hand: 4 samples, 3 steps, two branches with guidance; evaluations do not count."""
+    """Passes of single latents in each epoch, by hand: 4 samples, 3 steps, two branches with guidance;
+    evaluations do not count."""
     train(configured(*tiny(tiny_sd, "sampler.guidance_scale=3", "steps=2", *words)), tmp_path)
     lv = 3 if "algo.lv_samples=2" in words else 1
     for line in lines(tmp_path):

@@ -1,4 +1,5 @@
-"""What README and docs say to type is accepted: every command composes, and every train command passes all of its checks."""
+"""What README and docs say to type is accepted: every command composes, and every train command passes all of
+its checks."""
 
 import re
 import shlex
@@ -17,7 +18,8 @@ OPTIONS_OF_HYDRA = ("--help", "--cfg", "--config-dir")
 
 
 def typed() -> list[tuple[str, str, list[str]]]:
-    """Page, command and words of every line that begins as a command does; a comment at its end is left out."""
+    """Page, command and words of every line that begins as a command does; a comment at its end is left
+    out."""
     found = []
     for page in PAGES:
         text = page.read_text().replace("\\\n", " ")
@@ -39,22 +41,32 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny_sd: str) -> dict[str, 
     home = tmp_path_factory.mktemp("typed")
     table = pairs(home / "pairs")
     with pytest.MonkeyPatch.context() as patch:
-        words = f"quick=true samples_per_step=4 steps=1 sampler.steps=3 eval_sampler.steps=2 output_dir={home / 'run'}"
+        words = (
+            "quick=true samples_per_step=4 steps=1 sampler.steps=3 eval_sampler.steps=2 "
+            f"output_dir={home / 'run'}"
+        )
         assert command_line(patch, *words.split()) == 0
     prompts = home / "mine.txt"
     prompts.write_text("a lion\na cat\n")
     run = str(home / "run")
     return {
-        "algo.data=FOLDER": f"algo.data={table}", "algo.data=PAIRS": f"algo.data={table}", "algo.data=pairs": f"algo.data={table}",
-        "init_from=RUN": f"init_from={run}", "init_from=runs/DIR": f"init_from={run}", "init_from=runs/rwr": f"init_from={run}",
-        "resume=runs/DIR": f"resume={run}", "model.path_or_id=/my/stable-diffusion": f"model.path_or_id={tiny_sd}",
+        "algo.data=FOLDER": f"algo.data={table}",
+        "algo.data=PAIRS": f"algo.data={table}",
+        "algo.data=pairs": f"algo.data={table}",
+        "init_from=RUN": f"init_from={run}",
+        "init_from=runs/DIR": f"init_from={run}",
+        "init_from=runs/rwr": f"init_from={run}",
+        "resume=runs/DIR": f"resume={run}",
+        "model.path_or_id=/my/stable-diffusion": f"model.path_or_id={tiny_sd}",
         **{f"prompts.file={name}.txt": f"prompts.file={prompts}" for name in ("mine", "my_prompts")},
-    }  # fmt: skip
+    }
 
 
 def shrunk(words: list[str], places: dict[str, str]) -> list[str]:
     """The words with the reader's names filled in, and of a sweep the first job."""
-    filled = [places.get(word, word) for word in words if word not in ("-m", "--multirun") and "${" not in word]
+    filled = [
+        places.get(word, word) for word in words if word not in ("-m", "--multirun") and "${" not in word
+    ]
     jobs = []
     for word in filled:
         key, equals, value = word.partition("=")
@@ -65,12 +77,16 @@ def shrunk(words: list[str], places: dict[str, str]) -> list[str]:
 
 
 LEFT_OUT = ("my_module", "my_rewards", "my_conf", "/my/model.safetensors", "device=cuda", "resume=")
-"""Of commands with these words the composition is tried alone: they need a file or a machine of the reader's."""
+"""Of commands with these words the composition is tried alone: they need a file or a machine of the
+reader's."""
 
 
 @pytest.mark.parametrize("line", range(len(typed())))
-def test_it_can_be_typed(line: int, places: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    """A train command is checked as it is before a model is loaded; of the others the configuration is composed."""
+def test_it_can_be_typed(
+    line: int, places: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """A train command is checked as it is before a model is loaded; of the others the configuration is
+    composed."""
     page, command, words = typed()[line]
     if any(word in OPTIONS_OF_HYDRA for word in words):
         pytest.skip("an option of Hydra's, which shows and does nothing")
@@ -79,4 +95,7 @@ def test_it_can_be_typed(line: int, places: dict[str, str], monkeypatch: pytest.
         assert configured(*asked), page
     else:
         module = import_module("alignlab.rewards.__main__" if command == "rewards" else f"alignlab.{command}")
-        assert command_line(monkeypatch, "--cfg", "job", *asked, command=module) == 0, (page, capsys.readouterr().err)
+        assert command_line(monkeypatch, "--cfg", "job", *asked, command=module) == 0, (
+            page,
+            capsys.readouterr().err,
+        )

@@ -1,4 +1,5 @@
-"""Trains each configuration of a file, one after the other in one process: what `accelerate launch` starts twice in test_ranks.py."""
+"""Trains each configuration of a file, one after the other in one process: what `accelerate launch` starts
+twice in test_ranks.py."""
 
 import json
 import sys

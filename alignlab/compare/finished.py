@@ -1,7 +1,8 @@
 """Finished runs, read back and set side by side; those that cannot be compared are refused, and told why.
 
-Runs that differ in nothing but the seed are one variant. Comparable means the same evaluation: model, prompts, sampler, steps,
-guidance, resolution, rewards and their units, and distance. How a run was trained may differ; that is what is compared.
+Runs that differ in nothing but the seed are one variant. Comparable means the same evaluation: model,
+prompts, sampler, steps, guidance, resolution, rewards and their units, and distance. How a run was trained
+may differ; that is what is compared.
 """
 
 import json
@@ -39,7 +40,8 @@ BUDGETS = {
     "denoiser passes backward": "denoiser_backwards",
     "seconds": "seconds",
 }
-"""What a curve can be drawn against, and the key of metrics.jsonl that it comes from. The last four are counted in each epoch."""
+"""What a curve can be drawn against, and the key of metrics.jsonl that it comes from. The last four are
+counted in each epoch."""
 SAME = ("model", "eval_sampler", "prompts", "reward", "diversity", "evaluation")
 """The parts of a configuration that must agree."""
 OWN = (
@@ -149,13 +151,15 @@ def read_runs(patterns: Sequence[str]) -> list[Finished]:
     folders = list(dict.fromkeys(folder for pattern in patterns for folder in run_folders(pattern)))
     if not folders:
         raise CompareError(
-            f"runs={','.join(patterns)} holds no run (a folder with config.yaml); give run folders or a pattern like 'multirun/DIR/*', "
+            f"runs={','.join(patterns)} holds no run (a folder with config.yaml); give run folders or a "
+            "pattern like 'multirun/DIR/*', "
             "and in a list put quotes around names with commas or brackets"
         )
     unfinished = [str(f) for f in folders if not (f / "summary.json").is_file()]
     if unfinished:
         raise CompareError(
-            f"{', '.join(unfinished)} not finished (no summary.json); leave out, or finish with {resume(Path(unfinished[0]))}"
+            f"{', '.join(unfinished)} not finished (no summary.json); leave out, or finish with "
+            f"{resume(Path(unfinished[0]))}"
         )
     return [_read(folder) for folder in folders]
 
@@ -176,7 +180,9 @@ def _read(folder: Path) -> Finished:
     except OSError as error:
         raise CompareError(f"{folder} cannot be read ({error.strerror}); leave it out") from None
     except (ValueError, RecursionError) as error:
-        raise CompareError(f"{folder} cannot be read: its summary.json was damaged ({error}); leave it out") from None
+        raise CompareError(
+            f"{folder} cannot be read: its summary.json was damaged ({error}); leave it out"
+        ) from None
     changed = changed_metrics(folder)
     if changed is not None:
         state = "is not what the run wrote" if (folder / METRICS).is_file() else "was lost"
@@ -184,7 +190,9 @@ def _read(folder: Path) -> Finished:
         raise CompareError(f"{folder / METRICS} {state}; {mend}")
     strange = next((file for file, holds in _WRITTEN.items() if not holds(run)), None)
     if strange:
-        raise CompareError(f"{folder} cannot be read: its {strange} holds something else than a run writes; leave it out")
+        raise CompareError(
+            f"{folder} cannot be read: its {strange} holds something else than a run writes; leave it out"
+        )
     return run
 
 
@@ -221,7 +229,10 @@ _WRITTEN: dict[str, Callable[[Finished], bool]] = {
         and _tables(run.config, "algo", "model", "prompts", "evaluation", "eval_sampler", "reward")
         and _numbers(run.config["eval_sampler"], "steps", "guidance_scale")
         and isinstance(run.config["algo"].get("_target_"), str)
-        and (isinstance(run.config["algo"].get("estimator"), str) or not run.config["algo"]["_target_"].endswith(".DDPO"))
+        and (
+            isinstance(run.config["algo"].get("estimator"), str)
+            or not run.config["algo"]["_target_"].endswith(".DDPO")
+        )
         and all(_numbers(node, "weight") for node in run.config["reward"].values())
     ),
     "summary.json": lambda run: (
@@ -249,13 +260,15 @@ def refuse_unlike(runs: Sequence[Finished]) -> None:
                 if difference is not None:
                     key, a, b = difference
                     raise CompareError(
-                        f"{first.folder} and {run.folder} cannot be compared: {key} is {a} in the first and {b} in the second; leave one of them out"
+                        f"{first.folder} and {run.folder} cannot be compared: {key} is {a} in the first and "
+                        f"{b} in the second; leave one of them out"
                     )
         bases = [float(r.summary["base"]["reward"]) for r in (first, run)]
         deviation = next(line["eval/reward_std"] for line in first.lines if "eval/reward_std" in line)
         if abs(bases[0] - bases[1]) > 0.1 * deviation:  # the same noises: rounding is all that may differ
             raise CompareError(
-                f"{first.folder} and {run.folder} cannot be compared: their base models have rewards of {bases[0]:.4g} and {bases[1]:.4g}, "
+                f"{first.folder} and {run.folder} cannot be compared: their base models have rewards of "
+                f"{bases[0]:.4g} and {bases[1]:.4g}, "
                 "so the weights of model.path_or_id were others; leave one of them out"
             )
 
@@ -264,7 +277,11 @@ def _measured_by(run: Finished) -> dict[str, Any]:
     own = {key: run.config.get(key) for key in SAME}
     for key, free in (("model", "lora_targets"), ("prompts", "per_prompt"), ("evaluation", "batch")):
         own[key] = {k: v for k, v in run.config[key].items() if k != free}
-    return {**own, "reward_unit": run.summary["reward_unit"], "diversity_metric": run.summary["diversity_metric"]}
+    return {
+        **own,
+        "reward_unit": run.summary["reward_unit"],
+        "diversity_metric": run.summary["diversity_metric"],
+    }
 
 
 def _protocol(run: Finished) -> dict[str, Any] | None:
@@ -272,12 +289,16 @@ def _protocol(run: Finished) -> dict[str, Any] | None:
 
 
 def variants(runs: Sequence[Finished]) -> list[Variant]:
-    """Grouped by configuration, labelled by algorithm and by the keys in which variants of one algorithm differ, in the order met."""
+    """Grouped by configuration, labelled by algorithm and by the keys in which variants of one algorithm
+    differ, in the order met."""
     plain = [_flat({k: v for k, v in run.config.items() if k not in OWN}) for run in runs]
     names = [algorithm(run.config) for run in runs]
     groups: dict[str, list[Finished]] = {}
     differences: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in names}
-    apart = {name: _apart([keys for keys, its in zip(plain, names, strict=True) if its == name]) for name in differences}
+    apart = {
+        name: _apart([keys for keys, its in zip(plain, names, strict=True) if its == name])
+        for name in differences
+    }
     for run, keys, name in zip(runs, plain, names, strict=True):
         differing = [k for k in keys if k in apart[name] or (k == "kl_coeff" and keys[k])]
         shown = {k: keys[k] for k in differing if k not in REPEATED or k.rpartition(".")[2] not in differing}
@@ -288,20 +309,30 @@ def variants(runs: Sequence[Finished]) -> list[Variant]:
         seeds = [run.seed for run in group]
         if len(set(seeds)) < len(seeds):
             twice = [str(run.folder) for run in group if seeds.count(run.seed) > 1]
-            raise CompareError(f"{' and '.join(twice)} are the same run ({label}, same seed); leave one of them out")
+            raise CompareError(
+                f"{' and '.join(twice)} are the same run ({label}, same seed); leave one of them out"
+            )
         if len({tuple(run.curve("step")) for run in group}) > 1:
-            raise CompareError(f"the runs of {label} were evaluated at different epochs; give all of them the same eval_every")
+            raise CompareError(
+                f"the runs of {label} were evaluated at different epochs; give all of them the same "
+                "eval_every"
+            )
     short: dict[str, str] = {}
     for name, those in differences.items():
         few = _telling(list(those.values()))
         short |= {label: _label(name, {k: its[k] for k in few if k in its}) for label, its in those.items()}
-    return [Variant(label, short[label], sorted(group, key=lambda run: run.seed)) for label, group in groups.items()]
+    return [
+        Variant(label, short[label], sorted(group, key=lambda run: run.seed))
+        for label, group in groups.items()
+    ]
 
 
 def _apart(rivals: Sequence[dict[str, Any]]) -> set[str]:
     """The keys that do not have the same value in all of these."""
     first = rivals[0]
-    return {k for k in {k for keys in rivals for k in keys} if any(keys.get(k) != first.get(k) for keys in rivals)}
+    return {
+        k for k in {k for keys in rivals for k in keys} if any(keys.get(k) != first.get(k) for keys in rivals)
+    }
 
 
 def _label(name: str, keys: dict[str, Any]) -> str:
@@ -309,7 +340,8 @@ def _label(name: str, keys: dict[str, Any]) -> str:
 
 
 def _telling(those: Sequence[dict[str, Any]]) -> list[str]:
-    """The keys without which two of these would look alike, an algorithm's own rather than general ones; the penalty's always stays."""
+    """The keys without which two of these would look alike, an algorithm's own rather than general ones; the
+    penalty's always stays."""
     keys = list(dict.fromkeys(k for its in those for k in its))
     for key in sorted(reversed(keys), key=lambda k: k.startswith("algo.")):
         fewer = [k for k in keys if k != key]
@@ -344,10 +376,13 @@ def at_budget(run: Finished, key: str, budget: float, value: str = "eval/reward"
 
 
 def matched_reward(those: Sequence[Variant]) -> tuple[float, dict[str, list[float]]]:
-    """A reward that every run reached, 90 % of the way from the base model to the least of their maxima, and each variant's
-    diversity when it first reached it, one value a seed."""
+    """A reward that every run reached, 90 % of the way from the base model to the least of their maxima, and
+    each variant's diversity when it first reached it, one value a seed."""
     curves = [run.curve("eval/reward") for variant in those for run in variant.runs]
     base = curves[0][0]
     level = base + 0.9 * (min(map(max, curves)) - base)
-    found = {v.label: [at_matched_reward(r.curve("eval/reward"), r.curve("eval/lpips"), level) for r in v.runs] for v in those}
+    found = {
+        v.label: [at_matched_reward(r.curve("eval/reward"), r.curve("eval/lpips"), level) for r in v.runs]
+        for v in those
+    }
     return level, {label: [x for x in values if x is not None] for label, values in found.items()}

@@ -1,4 +1,5 @@
-"""The measured images of one model as tables on the disk: a line for each image, and one for each prompt of the diversity set."""
+"""The measured images of one model as tables on the disk: a line for each image, and one for each prompt of
+the diversity set."""
 
 import csv
 import json
@@ -27,8 +28,8 @@ class Images:
     """What one model drew, and what it earned."""
 
     rows: list[dict[str, Any]]
-    """Each with its set, prompt and number, each reward, and each image statistic ("image/..."), to six digits, as on the disk: so that
-    equal images tie."""
+    """Each with its set, prompt and number, each reward, and each image statistic ("image/..."), to six
+    digits, as on the disk: so that equal images tie."""
     prompts: list[dict[str, Any]]
     """Each with a prompt of the diversity set, its lpips and its vendi (None without features)."""
     pictures: Tensor | None = None
@@ -54,7 +55,8 @@ def six_digits(value: Tensor) -> float:
 
 
 def write_images(folder: Path, images: Images, name: str = "images", *, pictures: bool = False) -> None:
-    """folder/NAME.csv, folder/NAME_diversity.json and, if asked, folder/NAME.safetensors with the pictures. The folder is there."""
+    """folder/NAME.csv, folder/NAME_diversity.json and, if asked, folder/NAME.safetensors with the pictures.
+    The folder is there."""
     (folder / f"{name}_diversity.json").write_text(json.dumps(images.prompts))
     if pictures and images.pictures is not None:
         save_file({"pictures": images.pictures.contiguous()}, folder / f"{name}.safetensors")
@@ -62,7 +64,9 @@ def write_images(folder: Path, images: Images, name: str = "images", *, pictures
         table = csv.writer(file)
         table.writerow([*PLACE, *images.columns])
         for row in images.rows:
-            table.writerow([*(row[key] for key in PLACE), *(f"{row[column]:.6g}" for column in images.columns)])
+            table.writerow(
+                [*(row[key] for key in PLACE), *(f"{row[column]:.6g}" for column in images.columns)]
+            )
 
 
 def read_images(folder: Path, name: str = "images") -> Images:
@@ -71,11 +75,16 @@ def read_images(folder: Path, name: str = "images") -> Images:
     Raises:
         ValueError: with half a sentence that names the file, if one of them is not there or was damaged.
     """
-    table, spread, kept = (folder / f"{name}{ending}" for ending in (".csv", "_diversity.json", ".safetensors"))
+    table, spread, kept = (
+        folder / f"{name}{ending}" for ending in (".csv", "_diversity.json", ".safetensors")
+    )
     path = table
     try:
         with table.open(newline="", encoding="utf-8") as file:
-            rows = [{k: KINDS.get(k, float)(v) for k, v in row.items()} for row in csv.DictReader(file, strict=True)]
+            rows = [
+                {k: KINDS.get(k, float)(v) for k, v in row.items()}
+                for row in csv.DictReader(file, strict=True)
+            ]
         path = spread
         prompts = json.loads(spread.read_text(encoding="utf-8"))
         path = kept
@@ -110,4 +119,7 @@ def _is_spread(row: Any) -> bool:
     """Whether it is a prompt of the diversity set with its numbers."""
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
         return False
-    return all(isinstance(row.get(key), int | float | None) for key in ("lpips", "vendi")) and row.get("lpips") is not None
+    return (
+        all(isinstance(row.get(key), int | float | None) for key in ("lpips", "vendi"))
+        and row.get("lpips") is not None
+    )

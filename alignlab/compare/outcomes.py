@@ -10,11 +10,20 @@ from numpy.typing import NDArray
 
 from alignlab.compare.finished import Finished, Variant, at_budget, equal_budget, matched_reward
 from alignlab.compare.image_table import Images
-from alignlab.metrics.statistics import Interval, bootstrap, holm, interquartile_mean, over_seeds, paired_p, win_rate
+from alignlab.metrics.statistics import (
+    Interval,
+    bootstrap,
+    holm,
+    interquartile_mean,
+    over_seeds,
+    paired_p,
+    win_rate,
+)
 
 Values = NDArray[np.float64]
 PAIRED = 24
-"""Variants of which every pair is compared; of more, each is compared with the best one, for pairs grow with their square."""
+"""Variants of which every pair is compared; of more, each is compared with the best one, for pairs grow with
+their square."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +67,8 @@ class Contrast:
 
 
 def total(images: Images, base: Images, run: Finished, where: str) -> Values:
-    """[prompts, images] of the weighted training reward, normalised as the run did by the base model's images."""
+    """[prompts, images] of the weighted training reward, normalised as the run did by the base model's
+    images."""
     out = np.zeros(())
     for name, node in run.config["reward"].items():
         values = images.values(where, name)
@@ -82,7 +92,8 @@ def totals(variant: Variant, where: str) -> tuple[Values, Values] | None:
 
 
 def evaluated(those: Sequence[Variant]) -> bool:
-    """Whether every run has an evaluation; if one lacks it, all are taken by what training itself measured."""
+    """Whether every run has an evaluation; if one lacks it, all are taken by what training itself
+    measured."""
     return all(run.evaluation for variant in those for run in variant.runs)
 
 
@@ -97,7 +108,9 @@ def base_point(those: Sequence[Variant]) -> tuple[float, float]:
     """The base model's reward and diversity, measured like the outcomes."""
     run = those[0].runs[0]
     if evaluated(those) and run.base:
-        return float(total(run.base, run.base, run, "train").mean()), float(np.mean([row["lpips"] for row in run.base.prompts]))
+        return float(total(run.base, run.base, run, "train").mean()), float(
+            np.mean([row["lpips"] for row in run.base.prompts])
+        )
     return run.summary["base"]["reward"], run.summary["base"]["lpips"]
 
 
@@ -137,9 +150,13 @@ def _outcome(variant: Variant, matched: list[float], budget: float, whole: bool)
         vendi=None if vendi is None else bootstrap(vendi),
         trained={name: bootstrap(_gain(variant, name)) for name in _trained(variant)},
         held_out={
-            name: bootstrap(_gain(variant, name)) for name in first.evaluation["units"] if name not in first.config["reward"]
+            name: bootstrap(_gain(variant, name))
+            for name in first.evaluation["units"]
+            if name not in first.config["reward"]
         },
-        lpips_to_base=float(np.mean([run.evaluation["drift"]["lpips_to_base"] for run in runs if run.evaluation])),
+        lpips_to_base=float(
+            np.mean([run.evaluation["drift"]["lpips_to_base"] for run in runs if run.evaluation])
+        ),
         **common,
     )
 
@@ -157,12 +174,18 @@ def _gains_of_summaries(variant: Variant, names: Sequence[str]) -> dict[str, Int
 
 
 def _gain(variant: Variant, name: str) -> Values:
-    return np.stack([r.images.values("train", name) - r.base.values("train", name) for r in variant.runs if r.images and r.base])
+    return np.stack(
+        [
+            r.images.values("train", name) - r.base.values("train", name)
+            for r in variant.runs
+            if r.images and r.base
+        ]
+    )
 
 
 def contrasts(those: Sequence[Variant]) -> dict[str, list[Contrast]]:
-    """Every pair of evaluated variants with equally many seeds, for the training reward and for diversity; of more than PAIRED
-    variants, the pairs of the best one."""
+    """Every pair of evaluated variants with equally many seeds, for the training reward and for diversity; of
+    more than PAIRED variants, the pairs of the best one."""
     out: dict[str, list[Contrast]] = {}
     if not evaluated(those):
         return out
@@ -174,8 +197,15 @@ def contrasts(those: Sequence[Variant]) -> dict[str, list[Contrast]]:
             if found is not None:
                 values[variant.label] = found
         best = max(values, key=lambda label: float(values[label].mean()), default="")
-        wanted = combinations(values, 2) if len(values) <= PAIRED else ((best, other) for other in values if other != best)
+        wanted = (
+            combinations(values, 2)
+            if len(values) <= PAIRED
+            else ((best, other) for other in values if other != best)
+        )
         pairs = [(a, b) for a, b in wanted if values[a].shape == values[b].shape]
         p = holm({f"{a}\0{b}": paired_p(values[a], values[b]) for a, b in pairs})
-        out[what] = [Contrast(first=a, second=b, difference=bootstrap(values[a] - values[b]), p=p[f"{a}\0{b}"]) for a, b in pairs]
+        out[what] = [
+            Contrast(first=a, second=b, difference=bootstrap(values[a] - values[b]), p=p[f"{a}\0{b}"])
+            for a, b in pairs
+        ]
     return {what: rows for what, rows in out.items() if rows}

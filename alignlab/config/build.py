@@ -1,5 +1,6 @@
-"""A node is a dictionary with a `_target_`: the class that builds an object, and its arguments. Here nodes become objects,
-or sentences about what is wrong with them. Nothing is imported that the user did not allow, nothing heavy is loaded.
+"""A node is a dictionary with a `_target_`: the class that builds an object, and its arguments. Here nodes
+become objects, or sentences about what is wrong with them. Nothing is imported that the user did not allow,
+nothing heavy is loaded.
 """
 
 import difflib
@@ -14,7 +15,8 @@ from alignlab.runs.moved_targets import present
 from alignlab.runs.pasted import list_word
 
 ALLOWED = ("alignlab", "torch.optim")
-"""Where `_target_` may point without the user's word; of alignlab, only to the classes of these modules, and to the functions of two:"""
+"""Where `_target_` may point without the user's word; of alignlab, only to the classes of these modules, and
+to the functions of two:"""
 PARTS = (
     "data.pairing",
     "data.prompts",
@@ -34,7 +36,8 @@ class ConfigError(Exception):
 
 
 def build(node: dict[str, Any], **extra: Any) -> Any:
-    """The object that a checked node describes, with those inside it; `extra` arguments are known at runtime only.
+    """The object that a checked node describes, with those inside it; `extra` arguments are known at runtime
+    only.
 
     Raises:
         ConfigError: for what a constructor refuses.
@@ -54,10 +57,15 @@ def build(node: dict[str, Any], **extra: Any) -> Any:
 
 
 def may_build(found: Any, allowed: Iterable[str] = ()) -> bool:
-    """Whether a configuration may call what a `_target_` led to: a class at home in PARTS, in torch.optim or in an allowed module, or
-    a function of FUNCTIONS or of an allowed module. So a way through what a module imports (alignlab.runs.folder.subprocess.run) ends here."""
+    """Whether a configuration may call what a `_target_` led to: a class at home in PARTS, in torch.optim or
+    in an allowed module, or a function of FUNCTIONS or of an allowed module. So a way through what a module
+    imports (alignlab.runs.folder.subprocess.run) ends here."""
     home = getattr(found, "__module__", None)
-    if not (inspect.isclass(found) or inspect.isfunction(found)) or not isinstance(home, str) or found.__name__.startswith("_"):
+    if (
+        not (inspect.isclass(found) or inspect.isfunction(found))
+        or not isinstance(home, str)
+        or found.__name__.startswith("_")
+    ):
         return False
     if _within(home, allowed):
         return True
@@ -84,24 +92,37 @@ def resolve(target: str) -> Any:
         if now == error.name:
             raise
         raise ImportError(
-            f"{error.name} is {now} now; write that in {module}" if error.name != module else f"{module} is {now} now; write that"
+            f"{error.name} is {now} now; write that in {module}"
+            if error.name != module
+            else f"{module} is {now} now; write that"
         ) from None
     except SystemExit as error:
         mend = 'write what is a script under if __name__ == "__main__":'
         raise ImportError(f"{_ended(module, error)}; {mend}") from None
     if not hasattr(found, name):
-        made = (n for n, value in vars(found).items() if n[0] != "_" and _within(str(getattr(value, "__module__", "")), [module]))
+        made = (
+            n
+            for n, value in vars(found).items()
+            if n[0] != "_" and _within(str(getattr(value, "__module__", "")), [module])
+        )
         raise ImportError(f"{module} has no {name}; {nearest(name, made)}")
     return getattr(found, name)
 
 
 def node_problems(
-    where: str, node: Any, *, allowed: Iterable[str] = (), runtime: Iterable[str] = (), offers: Iterable[str] = ()
+    where: str,
+    node: Any,
+    *,
+    allowed: Iterable[str] = (),
+    runtime: Iterable[str] = (),
+    offers: Iterable[str] = (),
 ) -> Iterator[str]:
-    """What is wrong with the node at key `where`: inner nodes first, then its arguments, then what its constructor refuses.
+    """What is wrong with the node at key `where`: inner nodes first, then its arguments, then what its
+    constructor refuses.
 
-    Constructors are run, for they are cheap; one that loads weights offers a static `check` of the same arguments instead,
-    and one that needs `runtime` arguments is not run. `offers` are attributes without which a class is of another kind.
+    Constructors are run, for they are cheap; one that loads weights offers a static `check` of the same
+    arguments instead, and one that needs `runtime` arguments is not run. `offers` are attributes without
+    which a class is of another kind.
     """
     inner = [p for key, value in _inside(where, node) for p in node_problems(key, value, allowed=allowed)]
     found = inner + list(_binding_problems(where, node, list(allowed), runtime, offers))
@@ -113,22 +134,31 @@ def _is_node(value: Any) -> bool:
 
 
 def _built(value: Any) -> Any:
-    return build(value) if _is_node(value) else [_built(v) for v in value] if isinstance(value, list) else value
+    return (
+        build(value) if _is_node(value) else [_built(v) for v in value] if isinstance(value, list) else value
+    )
 
 
 def _inside(where: str, value: Any) -> Iterator[tuple[str, Any]]:
     """The nodes in a node's arguments, however deep in lists and dictionaries, by key."""
-    for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+    for key, item in (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    ):
         if _is_node(item):
             yield f"{where}.{key}", item
         else:
             yield from _inside(f"{where}.{key}", item)
 
 
-def _binding_problems(where: str, node: Any, allowed: list[str], runtime: Iterable[str], offers: Iterable[str]) -> Iterator[str]:
+def _binding_problems(
+    where: str, node: Any, allowed: list[str], runtime: Iterable[str], offers: Iterable[str]
+) -> Iterator[str]:
     """The _target_ must be allowed and exist, and take these arguments, of these types."""
     if not _is_node(node) or not isinstance(node["_target_"], str):
-        yield f"{where} has no _target_; choose a file of conf/ with {where.split('.')[0]}=NAME (--help lists them)"
+        yield (
+            f"{where} has no _target_; choose a file of conf/ with {where.split('.')[0]}=NAME (--help lists "
+            "them)"
+        )
         return
     target = node["_target_"]
     if unusable := list(_name_problems(f"{where}._target_", target, allowed)):
@@ -144,7 +174,10 @@ def _binding_problems(where: str, node: Any, allowed: list[str], runtime: Iterab
     if inspect.isclass(found):
         lacks += [name for name in offers if not any(name in vars(kind) for kind in found.__mro__)]
     if lacks:
-        yield f"{where}._target_={target} is of another kind: it has no {lacks[0]}; choose a file of conf/ with {where.split('.')[0]}=NAME"
+        yield (
+            f"{where}._target_={target} is of another kind: it has no {lacks[0]}; choose a file of conf/ "
+            f"with {where.split('.')[0]}=NAME"
+        )
         return
     for key, value in node.items():
         if value == "???":
@@ -171,12 +204,17 @@ def _name_problems(where: str, target: str, allowed: Iterable[str]) -> Iterator[
         yield f"{where}={target} cannot be imported: {error}"
         return
     if not may_build(found, allowed):
-        yield f"{where}={target} is nothing that a configuration may build; name a class of {' or '.join(ALLOWED)} made for it"
+        yield (
+            f"{where}={target} is nothing that a configuration may build; name a class of "
+            f"{' or '.join(ALLOWED)} made for it"
+        )
 
 
 def _function_names(made: Any, node: dict[str, Any]) -> list[str]:
     """The arguments that a constructor wants as functions, and the node gives as dotted names."""
-    wanted = {name for name, p in inspect.signature(made).parameters.items() if get_origin(p.annotation) is Callable}
+    wanted = {
+        name for name, p in inspect.signature(made).parameters.items() if get_origin(p.annotation) is Callable
+    }
     return [key for key, value in node.items() if key in wanted and isinstance(value, str) and value != "???"]
 
 
@@ -187,7 +225,9 @@ def _construction_problems(where: str, node: dict[str, Any]) -> Iterator[str]:
     except SystemExit as error:
         yield _ended(f"{where}._target_={node['_target_']}", error)
     except (ConfigError, ValueError, TypeError, OSError) as error:
-        named_argument = str(error).partition("=")[0] in node  # the constructor knows its argument, not where it stands
+        named_argument = (
+            str(error).partition("=")[0] in node
+        )  # the constructor knows its argument, not where it stands
         yield f"{where}.{error}" if named_argument else str(error)
 
 
@@ -196,7 +236,8 @@ def _ended(what: str, error: SystemExit) -> str:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value can be an argument so annotated; nodes, and what this does not understand, pass."""
+    """Whether a plain value can be an argument so annotated; nodes, and what this does not understand,
+    pass."""
     kind, inner = get_origin(hint) or hint, get_args(hint)
     if kind is Literal:
         return value in inner
@@ -247,7 +288,9 @@ def not_texts(where: str, values: Sequence[Any]) -> str:
     other = next((value for value in values if not isinstance(value, str)), None)
     if isinstance(other, (list, dict)):
         return f", and {other} is a {'list' if isinstance(other, list) else 'table'}"
-    named = "null" if other is None else str(other).lower() if isinstance(other, bool) else f"the number {other}"
+    named = (
+        "null" if other is None else str(other).lower() if isinstance(other, bool) else f"the number {other}"
+    )
     return f", and holds {named}; as texts: {list_word(where, values)}"
 
 
@@ -255,4 +298,8 @@ def nearest(key: str, known: Iterable[str], prefix: str = "") -> str:
     """A question about the most similar known name, or all of them."""
     names = {k.lower(): k for k in known}
     close = difflib.get_close_matches(str(key).lower(), names, n=1, cutoff=0.5)
-    return f"did you mean {prefix}{names[close[0]]}?" if close else f"known are {', '.join(sorted(names.values()))}"
+    return (
+        f"did you mean {prefix}{names[close[0]]}?"
+        if close
+        else f"known are {', '.join(sorted(names.values()))}"
+    )

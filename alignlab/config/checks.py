@@ -1,4 +1,5 @@
-"""What is wrong with a plain configuration, before anything is loaded: values, nodes (build.py), and pairs that cannot be."""
+"""What is wrong with a plain configuration, before anything is loaded: values, nodes (build.py), and pairs
+that cannot be."""
 
 import importlib.util
 import inspect
@@ -92,12 +93,17 @@ def problems(c: dict[str, Any], known: Sequence[str]) -> Iterator[str]:
 
 
 def leaf_problems(node: Any, where: str = "") -> Iterator[str]:
-    """What no value of a configuration may be, whatever its key: no number, unreadable text, a secret (a run writes what it was given)."""
+    """What no value of a configuration may be, whatever its key: no number, unreadable text, a secret (a run
+    writes what it was given)."""
     inside = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for key, value in inside:
         yield from _text_problems(str(key), f"a key of {where or 'the configuration'}", "")
         yield from leaf_problems(value, f"{where}.{key}" if where else str(key))
-    if isinstance(node, float) and not math.isfinite(node) and (math.isnan(node) or node < 0 or where not in UNBOUNDED):
+    if (
+        isinstance(node, float)
+        and not math.isfinite(node)
+        and (math.isnan(node) or node < 0 or where not in UNBOUNDED)
+    ):
         yield f"{where}={node} must be a finite number"
     if isinstance(node, int) and not -(2**63) <= node < 2**63:
         yield f"{where} has {len(str(node))} digits; write a number below 2**63"
@@ -112,10 +118,12 @@ def leaf_problems(node: Any, where: str = "") -> Iterator[str]:
 
 
 def ignored_problems(c: dict[str, Any], referred: Collection[str]) -> Iterator[str]:
-    """Values of the SCIENCE keys that the algorithm does not take, or takes in another value: variants that would be one and the same.
+    """Values of the SCIENCE keys that the algorithm does not take, or takes in another value: variants that
+    would be one and the same.
 
     Args:
-        referred: the top-level keys that the algorithm's part of the configuration refers to, by whatever name.
+        referred: the top-level keys that the algorithm's part of the configuration refers to, by whatever
+            name.
     """
     name = str(c["algo"]["_target_"]).rpartition(".")[2]
     for key, idle in SCIENCE.items():
@@ -141,36 +149,58 @@ def _named(node: Any, key: str, where: str) -> Iterator[tuple[str, Any]]:
 
 def _text_problems(text: str, where: str, shown: str) -> Iterator[str]:
     if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
-        yield f"{shown or where + ' '}{text!r} holds a character that is no text (NUL, or half of a pair); remove it"
+        yield (
+            f"{shown or where + ' '}{text!r} holds a character that is no text (NUL, or half of a pair); "
+            "remove it"
+        )
     secret = secret_in(text)
     if secret is not None:
-        yield f"{where} holds {secret}, and what is in a configuration is written to the disk; leave it to the environment"
+        yield (
+            f"{where} holds {secret}, and what is in a configuration is written to the disk; leave it to the "
+            "environment"
+        )
 
 
 def _absent(c: dict[str, Any]) -> Iterator[str]:
     for group in GROUPS:
         if not isinstance(c[group], dict):
-            yield f"{group}={c[group]} is no {group}; choose a file of conf/ with {group}=NAME (--help lists them)"
+            yield (
+                f"{group}={c[group]} is no {group}; choose a file of conf/ with {group}=NAME (--help lists "
+                "them)"
+            )
     for group in ("reward", "eval_rewards"):
         if not isinstance(c[group], dict | None):
-            yield f"{group}={c[group]} names no reward; choose one with {group}=NAME, or several with '{group}=[clip,colour]'"
+            yield (
+                f"{group}={c[group]} names no reward; choose one with {group}=NAME, or several with "
+                f"'{group}=[clip,colour]'"
+            )
     if not isinstance(c["evaluation"], dict):
         yield f"evaluation={c['evaluation']} must be a table of keys and values"
 
 
 def bench_problems(
-    c: dict[str, Any], allowed: Sequence[str], chosen: Sequence[str] = ("model", "eval_sampler", "prompts", "diversity")
+    c: dict[str, Any],
+    allowed: Sequence[str],
+    chosen: Sequence[str] = ("model", "eval_sampler", "prompts", "diversity"),
 ) -> Iterator[str]:
     """The same of what an evaluation is made of."""
-    unfit = [problem for group in (*chosen, "reward", "eval_rewards") for problem in leaf_problems(c.get(group), group)]
+    unfit = [
+        problem
+        for group in (*chosen, "reward", "eval_rewards")
+        for problem in leaf_problems(c.get(group), group)
+    ]
     yield from unfit
     if not unfit:
         yield from _node_problems(c, {group: GROUPS[group] for group in chosen}, allowed)
 
 
-def _node_problems(c: dict[str, Any], groups: dict[str, tuple[str, ...]], allowed: Sequence[str]) -> Iterator[str]:
+def _node_problems(
+    c: dict[str, Any], groups: dict[str, tuple[str, ...]], allowed: Sequence[str]
+) -> Iterator[str]:
     for group, runtime in groups.items():
-        wrong = list(node_problems(group, c.get(group), allowed=allowed, runtime=runtime, offers=OFFERS.get(group, ())))
+        wrong = list(
+            node_problems(group, c.get(group), allowed=allowed, runtime=runtime, offers=OFFERS.get(group, ()))
+        )
         yield from wrong or (
             _optimizer_problems({**c[group], **({"lr": 1.0} if c[group].get("lr") == c.get("lr") else {})})
             if group == "optimizer"
@@ -182,12 +212,20 @@ def _node_problems(c: dict[str, Any], groups: dict[str, tuple[str, ...]], allowe
             continue
         for name, node in (c.get(group) or {}).items():
             if name in MEASURED or name.endswith("_std"):
-                yield f"{group}.{name} is also the name of a number that every evaluation reports; call it something else"
-            found = list(node_problems(f"{group}.{name}", without_weighing(node), allowed=allowed, offers=OFFERS["reward"]))
+                yield (
+                    f"{group}.{name} is also the name of a number that every evaluation reports; call it "
+                    "something else"
+                )
+            found = list(
+                node_problems(
+                    f"{group}.{name}", without_weighing(node), allowed=allowed, offers=OFFERS["reward"]
+                )
+            )
             if any(sentence.startswith(f"{group}.{name}.images is missing") for sentence in found):
                 here, f = f"{group}.{name}", node["_target_"]
                 found = [
-                    f"{here}._target_={f} is a function; write +{here}.function={f} in its place, and its differentiable and unit"
+                    f"{here}._target_={f} is a function; write +{here}.function={f} in its place, and its "
+                    "differentiable and unit"
                 ]
             yield from found or _declaration_problems(f"{group}.{name}", node)
             for key, kind in WEIGHING.items() if isinstance(node, dict) else ():
@@ -220,8 +258,15 @@ def declared(node: dict[str, Any]) -> Declared:
         return Declared.by(build(own))  # the instance knows
 
 
-SHIPPED_OPTIMIZER = {"_target_": "torch.optim.AdamW", "lr": 1.0, "betas": [0.9, 0.999], "weight_decay": 1e-4, "eps": 1e-8}
-"""conf/optimizer/adamw.yaml. It needs no trial, which costs a second: torch's first optimiser imports its compiler."""
+SHIPPED_OPTIMIZER = {
+    "_target_": "torch.optim.AdamW",
+    "lr": 1.0,
+    "betas": [0.9, 0.999],
+    "weight_decay": 1e-4,
+    "eps": 1e-8,
+}
+"""conf/optimizer/adamw.yaml. It needs no trial, which costs a second: torch's first optimiser imports its
+compiler."""
 
 
 def _optimizer_problems(node: dict[str, Any]) -> Iterator[str]:
@@ -234,12 +279,20 @@ def _optimizer_problems(node: dict[str, Any]) -> Iterator[str]:
         return
     step = inspect.signature(resolve(target).step).parameters
     if "closure" in step and step["closure"].default is inspect.Parameter.empty:
-        yield f"optimizer._target_={target} evaluates the loss several times a step, which the loop does not; choose torch.optim.AdamW"
+        yield (
+            f"optimizer._target_={target} evaluates the loss several times a step, which the loop does not; "
+            "choose torch.optim.AdamW"
+        )
     elif target.endswith(".SparseAdam"):
-        yield f"optimizer._target_={target} takes sparse gradients, and these are dense; choose torch.optim.AdamW"
+        yield (
+            f"optimizer._target_={target} takes sparse gradients, and these are dense; choose "
+            "torch.optim.AdamW"
+        )
     else:
         try:
-            resolve(target)([torch.nn.Parameter(torch.zeros(2, 2))], **{k: v for k, v in node.items() if k != "_target_"})
+            resolve(target)(
+                [torch.nn.Parameter(torch.zeros(2, 2))], **{k: v for k, v in node.items() if k != "_target_"}
+            )
         except Exception as error:  # of any kind: an IndexError for too few betas
             reason = f" ({' '.join(str(error).split())})" if isinstance(error, ValueError) else ""
             values = ", ".join(f"{k}={v}" for k, v in node.items() if k != "_target_")
@@ -253,7 +306,10 @@ def _value_problems(c: dict[str, Any]) -> Iterator[str]:
         value = (c[group] if group else c).get(name)
         if isinstance(value, int) and value > most:
             yield f"{key}={value} must be at most {most}"
-    for least, keys in {0: "checkpoint_every seed lr_warmup", 1: "steps samples_per_step micro_batch eval_every keep"}.items():
+    for least, keys in {
+        0: "checkpoint_every seed lr_warmup",
+        1: "steps samples_per_step micro_batch eval_every keep",
+    }.items():
         yield from (f"{key}={c[key]} must be at least {least}" for key in keys.split() if c[key] < least)
     for key, value in c["evaluation"].items():
         if isinstance(value, int) and value > MOST["samples_per_step"]:
@@ -263,22 +319,31 @@ def _value_problems(c: dict[str, Any]) -> Iterator[str]:
             yield f"evaluation.{key}={value} must be at least {least}"
     yield from (f"{key}={c[key]} must be positive" for key in ("lr", "max_grad_norm") if not c[key] > 0)
     if c["max_ratio"] is not None and not c["max_ratio"] > 1:
-        yield f"max_ratio={c['max_ratio']} must be above 1, the ratio before the first update; null leaves it out"
+        yield (
+            f"max_ratio={c['max_ratio']} must be above 1, the ratio before the first update; null leaves it "
+            "out"
+        )
     if c["max_kl"] is not None and not c["max_kl"] > 0:
         yield f"max_kl={c['max_kl']} must be positive; null leaves it out"
     elif c["max_kl"] is not None and not c["kl_coeff"]:
-        yield f"max_kl={c['max_kl']} bounds the KL term, which kl_coeff=0 leaves out; set kl_coeff above 0, or max_kl=null"
+        yield (
+            f"max_kl={c['max_kl']} bounds the KL term, which kl_coeff=0 leaves out; set kl_coeff above 0, or "
+            "max_kl=null"
+        )
     samples, micro = c["samples_per_step"], min(c["micro_batch"], c["samples_per_step"])
     if 0 < micro <= MOST["micro_batch"] and samples % micro:
         divisor = next(k for k in range(micro, 0, -1) if samples % k == 0)
-        yield f"samples_per_step={samples} is not a multiple of micro_batch={micro}; set micro_batch={divisor}"
+        yield (
+            f"samples_per_step={samples} is not a multiple of micro_batch={micro}; set micro_batch={divisor}"
+        )
     if 0 < c["steps"] <= c["lr_warmup"]:
         yield f"lr_warmup={c['lr_warmup']} leaves none of steps={c['steps']}; lower it"
     if not 0 <= c["ema"] < 1:
         yield f"ema={c['ema']} must be at least 0 and less than 1"
     if micro > 0 and samples % micro == 0 and samples % (micro * launched()):
         yield (
-            f"samples_per_step={samples} cannot be dealt out in micro-batches of {micro} to {launched()} processes; "
+            f"samples_per_step={samples} cannot be dealt out in micro-batches of {micro} to {launched()} "
+            "processes; "
             f"set samples_per_step to a multiple of {micro * launched()}"
         )
     if c["policy"].get("shard"):
@@ -291,25 +356,43 @@ def _value_problems(c: dict[str, Any]) -> Iterator[str]:
             "optimizer=adamw8bit": str(c["optimizer"].get("_target_")).endswith(".adamw8bit"),
         }
         yield from (
-            f"policy.shard=true does not go with {key}; it splits full fine-tuning, in fp32 or bf16, without ema"
+            f"policy.shard=true does not go with {key}; it splits full fine-tuning, in fp32 or bf16, without "
+            "ema"
             for key in wrong
             if wrong[key]
         )
     measured = ("last", "reward", *(c["reward"] or {}), *(c["eval_rewards"] or {}))
     if c["select"] not in measured:
-        yield f"select={c['select']} is nothing that evaluations measure; {nearest(c['select'], measured, 'select=')}"
-    if str(c["optimizer"].get("_target_")).endswith(".adamw8bit") and importlib.util.find_spec("bitsandbytes") is None:
-        yield "optimizer=adamw8bit, but the package bitsandbytes is not installed; pip install 'alignlab[bnb]'"
+        yield (
+            f"select={c['select']} is nothing that evaluations measure; "
+            f"{nearest(c['select'], measured, 'select=')}"
+        )
+    if (
+        str(c["optimizer"].get("_target_")).endswith(".adamw8bit")
+        and importlib.util.find_spec("bitsandbytes") is None
+    ):
+        yield (
+            "optimizer=adamw8bit, but the package bitsandbytes is not installed; pip install 'alignlab[bnb]'"
+        )
     tracker = c["tracker"]
     if tracker in ("wandb", "trackio") and importlib.util.find_spec(tracker) is None:
-        yield f"tracker={tracker}, but the package {tracker} is not installed; pip install {tracker}, or set tracker=none"
+        yield (
+            f"tracker={tracker}, but the package {tracker} is not installed; pip install {tracker}, or set "
+            "tracker=none"
+        )
     if c["resume"] is not None and not (Path(c["resume"]) / "config.yaml").is_file():
-        yield f"resume={c['resume']} is no run folder (it has no config.yaml); give the folder of an earlier run"
+        yield (
+            f"resume={c['resume']} is no run folder (it has no config.yaml); give the folder of an earlier "
+            "run"
+        )
     yield from start_problems(c)
     if c["push_to_hub"] is not None and not is_hub_id(c["push_to_hub"]):
         yield f"push_to_hub={c['push_to_hub']} is no repository of the hub; write owner/name"
     if not c["reward"]:
-        yield "reward is empty; choose one with reward=NAME, or several with 'reward=[clip,jpeg_compressibility]'"
+        yield (
+            "reward is empty; choose one with reward=NAME, or several with "
+            "'reward=[clip,jpeg_compressibility]'"
+        )
 
 
 def _impossible_pairs(c: dict[str, Any]) -> Iterator[str]:
@@ -317,29 +400,46 @@ def _impossible_pairs(c: dict[str, Any]) -> Iterator[str]:
     if max(sampler["steps"], c["eval_sampler"]["steps"]) > MOST["sampler.steps"]:
         return
     if objective.needs_noise and not np.any(sampler.get("eta", 1)):
-        yield f"sampler.eta={sampler['eta']} makes the sampler deterministic, but this objective needs log-probs; set sampler.eta=1"
+        yield (
+            f"sampler.eta={sampler['eta']} makes the sampler deterministic, but this objective needs "
+            "log-probs; set sampler.eta=1"
+        )
     per_prompt, updates = c["prompts"].get("per_prompt", 1), c["algo"].get("updates_per_epoch", 1)
     for name, node in (c["reward"] or {}).items():
         if objective.needs_gradient and not declared(node).differentiable:
             needs = f"{type(objective).__name__} needs its gradient"
-            yield f"reward={name} is not differentiable, but {needs}; use algo=ddpo or algo=rwr, or another reward"
+            yield (
+                f"reward={name} is not differentiable, but {needs}; use algo=ddpo or algo=rwr, or another "
+                "reward"
+            )
     yield from _combination_problems(c, objective)
     yield from _group_problems(c, per_prompt)
     if samples % per_prompt:
         yield f"samples_per_step={samples} is not a multiple of prompts.per_prompt={per_prompt}"
     if updates > samples:
-        yield f"algo.updates_per_epoch={updates} exceeds samples_per_step={samples}, so some updates would have no sample"
+        yield (
+            f"algo.updates_per_epoch={updates} exceeds samples_per_step={samples}, so some updates would "
+            "have no sample"
+        )
     for key in COUNTED:
         if c["algo"].get(key, samples) != samples:
-            yield f"algo.{key}={c['algo'][key]} is not samples_per_step={samples}; set samples_per_step, and leave algo.{key} alone"
+            yield (
+                f"algo.{key}={c['algo'][key]} is not samples_per_step={samples}; set samples_per_step, and "
+                f"leave algo.{key} alone"
+            )
     if per_prompt < objective.least_per_prompt:
         compares = f"{type(objective).__name__} compares the images of a prompt with each other"
         yield f"{compares}, but prompts.per_prompt={per_prompt}; set prompts.per_prompt=4, say"
-    unknown = [name for name in (c["algo"].get("pairing") or {}).get("weights") or {} if name not in c["reward"]]
+    unknown = [
+        name for name in (c["algo"].get("pairing") or {}).get("weights") or {} if name not in c["reward"]
+    ]
     if unknown:
         yield f"algo.pairing.weights.{unknown[0]} names no reward; they are {', '.join(c['reward'])}"
     if c["policy"].get("shard") and objective.swaps_weights:
-        yield "policy.shard=true cannot hold a second set of weights for algo.ref_update_every; set it to 0, or policy.shard=false"
+        yield (
+            "policy.shard=true cannot hold a second set of weights for algo.ref_update_every; set it to 0, "
+            "or policy.shard=false"
+        )
     yield from sampler_problems(c, ("sampler", "eval_sampler"))
     try:
         plans = {objective.plan(max(1, sampler["steps"]), np.random.default_rng(seed)) for seed in range(8)}
@@ -347,7 +447,10 @@ def _impossible_pairs(c: dict[str, Any]) -> Iterator[str]:
         yield str(error)
         return
     if c["policy"].get("shard") and len(plans) > 1:
-        yield "policy.shard=true runs the same steps on every process, and this objective draws them for each rollout; set policy.shard=false"
+        yield (
+            "policy.shard=true runs the same steps on every process, and this objective draws them for each "
+            "rollout; set policy.shard=false"
+        )
 
 
 def sampler_problems(c: dict[str, Any], groups: Sequence[str]) -> Iterator[str]:
@@ -356,19 +459,29 @@ def sampler_problems(c: dict[str, Any], groups: Sequence[str]) -> Iterator[str]:
         flow = c[group]["_target_"] == "alignlab.engine.samplers.flow"
         if getattr(resolve(c["model"]["_target_"]), "rectified_flow", flow) != flow:
             kind, fits_it = ("a diffusion model", "ddim") if flow else ("a rectified flow", "flow")
-            yield f"{group}={'flow' if flow else 'ddim'} does not fit this model, which is {kind}; set {group}={fits_it}"
+            yield (
+                f"{group}={'flow' if flow else 'ddim'} does not fit this model, which is {kind}; set "
+                f"{group}={fits_it}"
+            )
         for key, least in {"steps": 1, "eta": 0, "guidance_scale": 0}.items():
             if np.min(c[group].get(key, least), initial=least) < least:  # eta may be a list
                 yield f"{group}.{key}={c[group][key]} must be at least {least}"
         eta, steps = c[group].get("eta"), c[group].get("steps")
         if isinstance(eta, list) and len(eta) != steps:
-            yield f"{group}.eta has {len(eta)} numbers for {group}.steps={steps}; give one number, or one for each step"
+            yield (
+                f"{group}.eta has {len(eta)} numbers for {group}.steps={steps}; give one number, or one for "
+                "each step"
+            )
 
 
 def _combination_problems(c: dict[str, Any], objective: Any) -> Iterator[str]:
     if c["combine"] != "sum" and "combine" not in {**c["algo"], **(c["algo"].get("statistics") or {})}:
         name = type(objective).__name__
-        does = "follows the gradient of the weighted sum itself" if objective.needs_gradient else "makes no advantages of rewards"
+        does = (
+            "follows the gradient of the weighted sum itself"
+            if objective.needs_gradient
+            else "makes no advantages of rewards"
+        )
         yield f"combine={c['combine']}, but {name} {does}; set combine=sum, or use algo=ddpo or algo=rwr"
 
 
@@ -376,17 +489,26 @@ def _group_problems(c: dict[str, Any], per_prompt: int) -> Iterator[str]:
     """A group-wise reward must be given whole groups."""
     trained, watched = groupwise(c["reward"]), groupwise(c["eval_rewards"])
     for name in trained:
-        sees, samples = f"reward={name} compares the images of a prompt with each other", c["samples_per_step"]
+        sees, samples = (
+            f"reward={name} compares the images of a prompt with each other",
+            c["samples_per_step"],
+        )
         micro = min(c["micro_batch"], samples)
         if per_prompt < 2:
             yield f"{sees}, but prompts.per_prompt={per_prompt}; set prompts.per_prompt=4, say"
         elif micro % per_prompt:
             whole = (k for k in range(micro, 0, -1) if k % per_prompt == 0 and samples % k == 0)
             mend = next(whole, per_prompt)
-            yield f"{sees}, so micro_batch={micro} must be a multiple of prompts.per_prompt={per_prompt}; set micro_batch={mend}"
+            yield (
+                f"{sees}, so micro_batch={micro} must be a multiple of prompts.per_prompt={per_prompt}; set "
+                f"micro_batch={mend}"
+            )
     if c["evaluation"]["final_images"] < 2 and not c["quick"]:
         for name in dict.fromkeys(trained + watched):
-            yield f"{name} compares the images of a prompt, but evaluation.final_images=1; set evaluation.final_images=2"
+            yield (
+                f"{name} compares the images of a prompt, but evaluation.final_images=1; set "
+                "evaluation.final_images=2"
+            )
 
 
 def groupwise(nodes: dict[str, Any] | None) -> list[str]:
@@ -412,14 +534,18 @@ def choice_problems(c: dict[str, Any], keys: Sequence[str]) -> Iterator[str]:
     for key in keys:
         if not isinstance(c[key], str) or c[key] not in CHOICES[key]:
             yield f"{key}={c[key]} is not one of {', '.join(CHOICES[key])}"
-    for device, backend in {"cuda": torch.cuda, "mps": torch.backends.mps}.items() if "device" in keys else ():
+    for device, backend in (
+        {"cuda": torch.cuda, "mps": torch.backends.mps}.items() if "device" in keys else ()
+    ):
         if c["device"] == device and not backend.is_available():
             yield f"device={device}, but this torch sees no such device; set device=cpu or device=auto"
 
 
 def is_hub_id(name: Any) -> bool:
     """owner/name."""
-    return isinstance(name, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and name[0] not in ".-"
+    return (
+        isinstance(name, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and name[0] not in ".-"
+    )
 
 
 def without_weighing(node: Any) -> Any:

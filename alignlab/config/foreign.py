@@ -1,4 +1,5 @@
-"""What files of others, found by --config-dir, may not decide: how Hydra itself works. Their _target_ is held to the rule of build.py."""
+"""What files of others, found by --config-dir, may not decide: how Hydra itself works. Their _target_ is held
+to the rule of build.py."""
 
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -38,7 +39,10 @@ def hydra_problems(found: dict[str, Any], plain: dict[str, Any], typed: Collecti
     for key in KEPT:
         own = any(word.replace("/", ".").startswith(f"hydra.{key.partition('.')[0]}") for word in typed)
         if not own and _at(found, key) != _at(plain, key):
-            yield f"hydra.{key} is set by a file of --config-dir, which may not; type it on the command line if you want it"
+            yield (
+                f"hydra.{key} is set by a file of --config-dir, which may not; type it on the command line "
+                "if you want it"
+            )
     sweeper = found.get("sweeper") or {}
     if not str(sweeper.get("_target_")).startswith(SWEEPERS):
         yield f"hydra.sweeper._target_={sweeper.get('_target_')} is no sweeper of Hydra's or of its plugins"
@@ -48,7 +52,8 @@ def hydra_problems(found: dict[str, Any], plain: dict[str, Any], typed: Collecti
             door = f"{key}={value}"
         if door is not None:
             yield (
-                f"{door} is set by a file of --config-dir (hydra.sweeper), which may not; type it on the command line if you trust it"
+                f"{door} is set by a file of --config-dir (hydra.sweeper), which may not; type it on the "
+                "command line if you trust it"
             )
 
 
@@ -65,7 +70,8 @@ def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def yaml_problems(folder: Path) -> Iterator[str]:
-    """One sentence for each file in a folder of others whose aliases unfold to much more than is written: Hydra would unfold them."""
+    """One sentence for each file in a folder of others whose aliases unfold to much more than is written:
+    Hydra would unfold them."""
     for path in sorted(folder.rglob("*.yaml")) if folder.is_dir() else ():
         try:
             text = path.read_text(encoding="utf-8") if path.is_file() else ""

@@ -1,7 +1,9 @@
-"""Names of a sweep's folders: short, of letters that every shell and file system takes, and the same when the sweep is typed again.
+"""Names of a sweep's folders: short, of letters that every shell and file system takes, and the same when the
+sweep is typed again.
 
-Only the keys that have several values are named: `kl_coeff-0.25_seed-1`. All words of the job stand in its folder, in overrides.yaml,
-and tell whose folder it is. Folders of earlier versions have all words as their name, `algo=ddpo,kl_coeff=0.25,seed=1`, and are used.
+Only the keys that have several values are named: `kl_coeff-0.25_seed-1`. All words of the job stand in its
+folder, in overrides.yaml, and tell whose folder it is. Folders of earlier versions have all words as their
+name, `algo=ddpo,kl_coeff=0.25,seed=1`, and are used.
 """
 
 import hashlib
@@ -34,7 +36,11 @@ def folder_of(sweep: Path, words: Sequence[str], several: Collection[str], unnam
     old = full_name(mine)
     if not old or os.path.isdir(sweep / old):  # Path.is_dir raises where a name is too long
         return old
-    kept = [path.parent.name for path in sorted(sweep.glob(f"*/{WORDS}")) if named(read_words(path.parent), unnamed) == mine]
+    kept = [
+        path.parent.name
+        for path in sorted(sweep.glob(f"*/{WORDS}"))
+        if named(read_words(path.parent), unnamed) == mine
+    ]
     if kept:
         return kept[0]
     values = dict(word.split("=", 1) for word in mine if "=" in word)
@@ -80,7 +86,9 @@ def short_name(values: Mapping[str, str]) -> str:
         safe = re.fullmatch(rf"[A-Za-z0-9._+-]{{1,{LONGEST_VALUE}}}", text)
         plain = text if safe else re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("-")[:LONGEST_VALUE]
         clear = safe and not any(f"_{other}-" in plain for other in values)
-        parts.append(f"{re.sub(r'[^A-Za-z0-9._-]+', '-', key.lstrip('+~'))}-{plain if clear else f'{plain}-{_digest(value)}'}")
+        parts.append(
+            f"{re.sub(r'[^A-Za-z0-9._-]+', '-', key.lstrip('+~'))}-{plain if clear else f'{plain}-{_digest(value)}'}"
+        )
     name = "_".join(parts)
     return name if len(name) <= LONGEST else f"{name[:160]}-{_digest(name)}"
 

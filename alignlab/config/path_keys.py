@@ -1,6 +1,7 @@
 """Which keys of the command lines hold a path or a text of the user's own, whatever command they belong to.
 
-Such values are taken as they stand (typed.py), and paths are checked before anything is read or written (checks.py).
+Such values are taken as they stand (typed.py), and paths are checked before anything is read or written
+(checks.py).
 """
 
 import re

@@ -1,6 +1,8 @@
-"""From the command line to a checked, plain configuration, and from mistakes to one sentence each, before a model is loaded.
+"""From the command line to a checked, plain configuration, and from mistakes to one sentence each, before a
+model is loaded.
 
-Nothing below this file knows Hydra or OmegaConf: checks.py says what is wrong with plain values, build.py makes objects of them.
+Nothing below this file knows Hydra or OmegaConf: checks.py says what is wrong with plain values, build.py
+makes objects of them.
 """
 
 import atexit
@@ -71,8 +73,9 @@ class TrainConfig:
     kl_coeff: float = 0.0
     """Weight of the distance to the frozen model; each algorithm's page states its unit."""
     combine: str = "sum"
-    """What DDPO and RWR make of several rewards: the weighted sum; that of each one's zscore or rank within the epoch's batch; or gdpo,
-    the weighted sum of the advantages of each. What is logged as the reward is the weighted sum in any case."""
+    """What DDPO and RWR make of several rewards: the weighted sum; that of each one's zscore or rank within
+    the epoch's batch; or gdpo, the weighted sum of the advantages of each. What is logged as the reward is
+    the weighted sum in any case."""
     seed: int = 0
     steps: int = 100
     """Epochs of the run: each samples, scores and updates once, and writes one line of metrics."""
@@ -82,9 +85,11 @@ class TrainConfig:
     lr_warmup: int = 0
     """Epochs in which lr rises from 0."""
     ema: float = 0.0
-    """Decay of a moving average of the trained weights, at most (1 + n)/(10 + n) after n updates, which is evaluated and saved; 0 keeps none."""
+    """Decay of a moving average of the trained weights, at most (1 + n)/(10 + n) after n updates, which is
+    evaluated and saved; 0 keeps none."""
     select: str = "last"
-    """Which weights are saved: the last, or the best in an evaluation during training by reward, or by the name of a reward, held out or not."""
+    """Which weights are saved: the last, or the best in an evaluation during training by reward, or by the
+    name of a reward, held out or not."""
     samples_per_step: int = 16
     """Images sampled in each epoch."""
     micro_batch: int = 8
@@ -104,18 +109,22 @@ class TrainConfig:
     keep: int = KEPT_CHECKPOINTS
     """Checkpoints that stay on the disk; with 1 there is none to fall back to if it goes bad."""
     on_nonfinite: str = "stop"
-    """stop, or skip: what becomes of a rollout whose reward, and an update whose loss or gradient, is infinite or no number."""
+    """stop, or skip: what becomes of a rollout whose reward, and an update whose loss or gradient, is
+    infinite or no number."""
     max_ratio: float | None = None
-    """Stop where an importance ratio (of log-probs that are means over dimensions) leaves [1/max_ratio, max_ratio]; null for any."""
+    """Stop where an importance ratio (of log-probs that are means over dimensions) leaves [1/max_ratio,
+    max_ratio]; null for any."""
     max_kl: float | None = None
     """Stop where an update's KL term, which kl_coeff weighs, exceeds this; null for any."""
     output_dir: str | None = None
     """The run's folder, or the sweep's; a new one under runs/ or multirun/ if it is null."""
     init_from: str | None = None
-    """Where the trained weights start: a run, a LoRA (a folder or .safetensors file, docs/models.md says of whom) or a pipeline folder (with
-    policy.full=true). The frozen reference stays the model of model.path_or_id. Null starts at that one."""
+    """Where the trained weights start: a run, a LoRA (a folder or .safetensors file, docs/models.md says of
+    whom) or a pipeline folder (with policy.full=true). The frozen reference stays the model of
+    model.path_or_id. Null starts at that one."""
     push_to_hub: str | None = None
-    """owner/name: upload RUN/model to this repository of the Hugging Face hub (private) at the end, with its model card."""
+    """owner/name: upload RUN/model to this repository of the Hugging Face hub (private) at the end, with its
+    model card."""
     resume: str | None = None
     """A run folder to go on with, in its own configuration."""
     tracker: str = "none"
@@ -142,16 +151,26 @@ class TrainConfig:
 ConfigStore.instance().store(name="train_schema", node=TrainConfig)
 OmegaConf.register_new_resolver("or", lambda *values: next(v for v in values if v is not None), replace=True)
 OmegaConf.register_new_resolver("folder", lambda sweep, *typed: job_folder(sweep, *typed), replace=True)
-OmegaConf.register_new_resolver("sweep_folder", lambda given, name: sweep_folder(given, name), use_cache=True, replace=True)
+OmegaConf.register_new_resolver(
+    "sweep_folder", lambda given, name: sweep_folder(given, name), use_cache=True, replace=True
+)
 OmegaConf.register_new_resolver("last", lambda path: Path(str(path)).name, replace=True)
 
 SWEEPING = ("train", "make_pairs", "train_reward")
 """The commands whose sweeps have a folder for each job."""
 KEYS = list(TrainConfig.__dataclass_fields__)
 QUICK = {
-    "steps": 2, "eval_every": 1, "samples_per_step": 8, "algo.pairs": 8, "algo.images": 8, "micro_batch": 8, "eval_sampler.steps": 3, "evaluation.prompts": 2,
-    "evaluation.images": 2, "evaluation.final_images": 1,
-}  # fmt: skip
+    "steps": 2,
+    "eval_every": 1,
+    "samples_per_step": 8,
+    "algo.pairs": 8,
+    "algo.images": 8,
+    "micro_batch": 8,
+    "eval_sampler.steps": 3,
+    "evaluation.prompts": 2,
+    "evaluation.images": 2,
+    "evaluation.final_images": 1,
+}
 
 
 def checked(cfg: DictConfig) -> dict[str, Any]:
@@ -166,7 +185,11 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     if "resume" in keys <= {*NOT_SCIENCE, "allow_targets"} and earlier.is_file():
         try:
             stored = read_config(earlier.parent)
-            c = {key: c[key] for key in NOT_SCIENCE} | stored | {key: c[key] for key in NOT_SCIENCE if key in keys}
+            c = (
+                {key: c[key] for key in NOT_SCIENCE}
+                | stored
+                | {key: c[key] for key in NOT_SCIENCE if key in keys}
+            )
         except RunError as error:
             raise ConfigError(str(error)) from None
     for key, most in QUICK.items() if c.get("quick") else ():
@@ -174,11 +197,14 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
         node = c.get(group) if group else c
         if isinstance(node, dict) and isinstance(node.get(name), int):
             node[name] = min(node[name], most)
-    found = list(dict.fromkeys(problems({**c, "allow_targets": allowed} if "allow_targets" in c else c, KEYS)))
+    found = list(
+        dict.fromkeys(problems({**c, "allow_targets": allowed} if "allow_targets" in c else c, KEYS))
+    )
     upload = c.get("push_to_hub")
     if upload is not None and c.get("resume") is None and not typed("push_to_hub"):
         found.append(
-            f"push_to_hub={upload} stands in a file, and the model would be uploaded there; if you want that, type push_to_hub={upload}, "
+            f"push_to_hub={upload} stands in a file, and the model would be uploaded there; if you want "
+            f"that, type push_to_hub={upload}, "
             "and push_to_hub=null if not"
         )
     if not found and not (_given(c) / "config.yaml").is_file():  # a run that began goes on as it is
@@ -204,13 +230,19 @@ def plain(cfg: DictConfig) -> Any:
     try:
         c: Any = with_moved_targets(OmegaConf.to_container(cfg, resolve=True))
     except OmegaConfBaseException as error:
-        reason = re.sub(r"^TypeError raised .*", "a resolver in it is given the wrong arguments", _first_line(error))
         reason = re.sub(
-            r"Cannot convert '(Dict|List)Config' to string.*", "it leads to a table or a list, not to a value", reason
+            r"^TypeError raised .*", "a resolver in it is given the wrong arguments", _first_line(error)
+        )
+        reason = re.sub(
+            r"Cannot convert '(Dict|List)Config' to string.*",
+            "it leads to a table or a list, not to a value",
+            reason,
         )
         raise ConfigError(f"{error.full_key} cannot be resolved: {reason}") from None
     except (RecursionError, ValueError, TypeError) as error:  # a resolver's own, or a reference to itself
-        raise ConfigError(f"a reference (${{...}}) of the configuration cannot be resolved: {_first_line(error)}") from None
+        raise ConfigError(
+            f"a reference (${{...}}) of the configuration cannot be resolved: {_first_line(error)}"
+        ) from None
     c = _at_home(c)
     unfit = list(leaf_problems(c))
     if unfit:
@@ -219,7 +251,8 @@ def plain(cfg: DictConfig) -> Any:
 
 
 def _at_home(node: Any, where: str = "") -> Any:
-    """The configuration with `~` in front of a path as the user's home, which a shell replaces in some places only."""
+    """The configuration with `~` in front of a path as the user's home, which a shell replaces in some places
+    only."""
     if isinstance(node, dict):
         return {key: _at_home(value, f"{where}.{key}" if where else str(key)) for key, value in node.items()}
     if isinstance(node, list):
@@ -248,14 +281,15 @@ def asked() -> set[str]:
 
 
 def opted_in(c: dict[str, Any]) -> list[str]:
-    """allow_targets, if the user typed it: a file, of --config-dir or of a run folder, cannot open the door to itself. Outside of a
-    command the configuration is the calling program's own."""
+    """allow_targets, if the user typed it: a file, of --config-dir or of a run folder, cannot open the door
+    to itself. Outside of a command the configuration is the calling program's own."""
     given = c.get("allow_targets")
     return list(given) if typed("allow_targets") and isinstance(given, list) else []
 
 
 def typed(key: str) -> bool:
-    """Whether the user typed the key for the command that runs. Outside of a command everything is the calling program's own."""
+    """Whether the user typed the key for the command that runs. Outside of a command everything is the
+    calling program's own."""
     words = _TYPED.get()
     if words is None and HydraConfig.initialized():  # a launcher's process
         words = list(HydraConfig.get().overrides.task)
@@ -283,7 +317,8 @@ class _Said(Exception):
 def command(
     name: str, *, schema: type = TrainConfig, check: Callable[[DictConfig], Any] = checked
 ) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
-    """`hydra.main` for a function of the composed configuration, with sentences in place of tracebacks for users' mistakes.
+    """`hydra.main` for a function of the composed configuration, with sentences in place of tracebacks for
+    users' mistakes.
 
     Args:
         name: of the primary file in conf/.
@@ -298,7 +333,9 @@ def command(
             def task(cfg: DictConfig) -> Any:
                 started.append(True)
                 logging.disable(logging.INFO)  # of the libraries; the run has a journal of its own
-                logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a kernel that nothing here calls
+                logging.getLogger("bitsandbytes").setLevel(
+                    logging.ERROR
+                )  # it warns of a kernel that nothing here calls
                 at = HydraConfig.get()
                 try:
                     refuse_deleted(cfg, schema)
@@ -317,12 +354,15 @@ def command(
                 except Exception:
                     if launched() == 1:
                         raise
-                    traceback.print_exc()  # Hydra would go on with a sweep's next job, and the other processes wait in this one
+                    # Hydra would go on with a sweep's next job, and the other processes wait in this one
+                    traceback.print_exc()
                     os._exit(1)
                 finally:
                     logging.disable(logging.NOTSET)
 
-            sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # argparse wants it first
+            sys.argv[1:] = sorted(
+                sys.argv[1:], key=lambda word: word not in ("-m", "--multirun")
+            )  # argparse wants it first
             if _silent() and sys.argv[1:2] in (["-m"], ["--multirun"]):  # a sweep's own files are process 0's
                 aside = tempfile.TemporaryDirectory()
                 atexit.register(aside.cleanup)
@@ -354,7 +394,15 @@ def command(
                     code, sentence = lost
                     _say(sentence)
                     sys.exit(code)
-                refused = (HydraException, OmegaConfBaseException, ValueError, TypeError, OSError, AssertionError, IndexError)
+                refused = (
+                    HydraException,
+                    OmegaConfBaseException,
+                    ValueError,
+                    TypeError,
+                    OSError,
+                    AssertionError,
+                    IndexError,
+                )
                 if started or not isinstance(error, refused):
                     raise
                 sys.exit(_say(_diagnosis(name, arguments, schema, check) or _first_line(error)))
@@ -369,7 +417,8 @@ def command(
 
 
 def _naming(overrides: list[str]) -> list[str]:
-    """What tells the jobs of a sweep which keys have several values: for `job_folder`, in whatever process it is asked."""
+    """What tells the jobs of a sweep which keys have several values: for `job_folder`, in whatever process it
+    is asked."""
     if any(text.lstrip("+").startswith("hydra.sweep.subdir") for text in overrides):
         return []
     several, single = (" ".join(keys) for keys in swept(overrides))
@@ -378,7 +427,8 @@ def _naming(overrides: list[str]) -> list[str]:
 
 @contextmanager
 def _own_folder(at: Any, name: str) -> Iterator[None]:
-    """Around a job of a sweep: its folder says from the beginning whose it is. A mistake leaves none behind."""
+    """Around a job of a sweep: its folder says from the beginning whose it is. A mistake leaves none
+    behind."""
     if at.mode != RunMode.MULTIRUN or name not in SWEEPING:
         yield
         return
@@ -386,7 +436,9 @@ def _own_folder(at: Any, name: str) -> Iterator[None]:
     try:
         write_words(folder, list(at.overrides.task))
     except OSError as error:
-        raise ConfigError(f"{folder} cannot be written ({error.strerror}); choose another output_dir") from None
+        raise ConfigError(
+            f"{folder} cannot be written ({error.strerror}); choose another output_dir"
+        ) from None
     try:
         yield
     except (ConfigError, RunError):
@@ -401,7 +453,8 @@ def job_folder(sweep: str, several: str = "", single: str = "") -> str:
 
     Args:
         sweep: the sweep's folder.
-        several: the typed keys that have several values, between blanks; a file (hydra.sweeper.params) may name more.
+        several: the typed keys that have several values, between blanks; a file (hydra.sweeper.params) may
+            name more.
         single: the typed keys that have one.
     """
     at = HydraConfig.get()
@@ -412,9 +465,11 @@ def job_folder(sweep: str, several: str = "", single: str = "") -> str:
     return folder_of(Path(sweep), words, keys, list(at.job.config.override_dirname.exclude_keys))
 
 
-LAUNCHERS = {"joblib": "alignlab[sweeps]", "submitit_slurm": "alignlab[sweeps]", "submitit_local": "alignlab[sweeps]"} | {
-    "ray": "hydra-ray-launcher"
-}
+LAUNCHERS = {
+    "joblib": "alignlab[sweeps]",
+    "submitit_slurm": "alignlab[sweeps]",
+    "submitit_local": "alignlab[sweeps]",
+} | {"ray": "hydra-ray-launcher"}
 """Where Hydra's launchers come from."""
 
 
@@ -423,8 +478,8 @@ HYDRAS = ("multirun.yaml", "optimization_results.yaml", ".submitit")
 
 
 def sweep_folder(given: str | None, name: str) -> str:
-    """The folder of a sweep: the one that was given, or a new one. Hydra writes there before the first job begins, so what is wrong with it
-    ends the command here."""
+    """The folder of a sweep: the one that was given, or a new one. Hydra writes there before the first job
+    begins, so what is wrong with it ends the command here."""
     try:
         folder = Path(given).expanduser() if given else fresh(name)
         refuse_links(folder, *HYDRAS)
@@ -449,7 +504,8 @@ def folder_of_job() -> Path:
 def run_folder(c: dict[str, Any]) -> Path:
     """resume=, or the job's folder in a sweep, or output_dir=, or a new one: that of process 0.
 
-    Says where the run sends what it makes: a resumed one has that from its folder, which may be somebody else's.
+    Says where the run sends what it makes: a resumed one has that from its folder, which may be somebody
+    else's.
     """
     at = HydraConfig.get()
     given = c["resume"] or (folder_of_job() if at.mode == RunMode.MULTIRUN else c["output_dir"])
@@ -461,12 +517,16 @@ def run_folder(c: dict[str, Any]) -> Path:
     for key, what in sent.items() if not _silent() else ():
         if c[key] not in (None, "none"):
             off = "null" if key == "push_to_hub" else "none"
-            print(f"this run {what} {c[key]}{'' if key in asked() else whose}; {key}={off} leaves that out", flush=True)
+            print(
+                f"this run {what} {c[key]}{'' if key in asked() else whose}; {key}={off} leaves that out",
+                flush=True,
+            )
     return folder
 
 
 def _given(c: dict[str, Any]) -> Path:
-    """The run's folder if the command line says which: resume=, the job's in a sweep, or output_dir=; else `Path()`."""
+    """The run's folder if the command line says which: resume=, the job's in a sweep, or output_dir=; else
+    `Path()`."""
     at = HydraConfig.get() if HydraConfig.initialized() else None
     sweep = at is not None and at.mode == RunMode.MULTIRUN
     return Path(c["resume"] or (at.runtime.output_dir if at is not None and sweep else c["output_dir"]) or "")
@@ -493,15 +553,30 @@ def _silent() -> bool:
 
 def _launcher_sentence(error: Exception) -> tuple[int, str] | None:
     """What an error of submitit's means, and the exit code; None if it is none of submitit's."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "submitit" in Path(frame.filename).parts]
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "submitit" in Path(frame.filename).parts
+    ]
     if not frames:
         return None
     said = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     if any(frame.name == "results" for frame in frames):  # a job was taken, and has none
-        again = "type the same command again: what is finished is skipped, and the others go on from their checkpoints"
-        return 1, f"a job ended before it was done ({said[0]}; its log is in .submitit in the sweep's folder); {again}"
+        again = (
+            "type the same command again: what is finished is skipped, and the others go on from their "
+            "checkpoints"
+        )
+        return (
+            1,
+            f"a job ended before it was done ({said[0]}; its log is in .submitit in the sweep's folder); "
+            f"{again}",
+        )
     if "srun" in said[0]:
-        return 2, "hydra/launcher=slurm needs Slurm, and there is no srun here; choose hydra/launcher=submitit_local or workers"
+        return (
+            2,
+            "hydra/launcher=slurm needs Slurm, and there is no srun here; choose "
+            "hydra/launcher=submitit_local or workers",
+        )
     mend = "set what it names, hydra.launcher.partition=NAME for example, and type the command again"
     return 2, f"hydra/launcher: the jobs were refused ({said[-1]}); {mend}"
 
@@ -511,7 +586,8 @@ def _first_line(error: BaseException) -> str:
 
 
 def _foreign(name: str, arguments: Namespace) -> list[str]:
-    """What files found by --config-dir or hydra.searchpath make of Hydra itself, before it does as they say; nothing without them."""
+    """What files found by --config-dir or hydra.searchpath make of Hydra itself, before it does as they say;
+    nothing without them."""
     paths = [word for word in arguments.overrides if word.startswith("hydra.searchpath=")]
     bombs = [problem for folder in _folders(paths, arguments) for problem in yaml_problems(folder)]
     if bombs:
@@ -520,7 +596,9 @@ def _foreign(name: str, arguments: Namespace) -> list[str]:
         paths.append(f"hydra.searchpath=[file://{Path(arguments.config_dir).resolve()}]")
     if not paths:
         return []
-    others = [_singles(word) if arguments.multirun else [word] for word in arguments.overrides if word not in paths]
+    others = [
+        _singles(word) if arguments.multirun else [word] for word in arguments.overrides if word not in paths
+    ]
     found: list[str] = []
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         plain_hydra = _hydra_node(name, [])
@@ -542,21 +620,32 @@ def _folders(searchpaths: list[str], arguments: Namespace) -> list[Path]:
             value: Any = OverridesParser.create().parse_override(text).value()
         except HydraException:  # which has its own sentence
             continue
-        listed += [Path(str(place).removeprefix("file://")) for place in (value if isinstance(value, list) else [value])]
+        listed += [
+            Path(str(place).removeprefix("file://"))
+            for place in (value if isinstance(value, list) else [value])
+        ]
     return listed
 
 
 def _hydra_node(name: str, overrides: list[str]) -> dict[str, Any]:
-    node: Any = OmegaConf.to_container(hydra.compose(name, overrides, return_hydra_config=True).hydra, resolve=False)
+    node: Any = OmegaConf.to_container(
+        hydra.compose(name, overrides, return_hydra_config=True).hydra, resolve=False
+    )
     return node
 
 
 def _diagnosis(name: str, arguments: Namespace, schema: type, check: Callable[[DictConfig], Any]) -> str:
-    """Why a command line composes no configuration: each override that is wrong by itself, and what the others get wrong."""
+    """Why a command line composes no configuration: each override that is wrong by itself, and what the
+    others get wrong."""
     extra = Path(arguments.config_dir or "").resolve()
-    good, found = [f"hydra.searchpath=[file://{extra}]"] if arguments.config_dir and extra.is_dir() else [], []
+    good, found = (
+        [f"hydra.searchpath=[file://{extra}]"] if arguments.config_dir and extra.is_dir() else [],
+        [],
+    )
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        for text in sorted(arguments.overrides, key=lambda text: "." in text.partition("=")[0]):  # groups decide which keys exist
+        for text in sorted(
+            arguments.overrides, key=lambda text: "." in text.partition("=")[0]
+        ):  # groups decide which keys exist
             for one in _singles(text) if arguments.multirun else [text]:
                 try:
                     hydra.compose(name, [*good, one])
@@ -587,7 +676,10 @@ def _sentence(text: str, error: Exception, cfg: DictConfig, schema: type) -> str
     key, _, value = text.lstrip("+~").partition("=")
     cause = error.__cause__ or error
     if isinstance(error, OverrideParseException) or not key:
-        return f"{text} cannot be read; write key=value, with quotes around blanks and brackets{_as_text(text, cfg)}"
+        return (
+            f"{text} cannot be read; write key=value, with quotes around blanks and "
+            f"brackets{_as_text(text, cfg)}"
+        )
     if "Ambiguous value" in str(error) or "requires --multirun" in str(error):
         return f"{text} names several values; add -m to run each of them{_as_list(key, value, cfg)}"
     missing = str(getattr(error, "missing_cfg_file", None) or "").rpartition("/")[2]
@@ -604,18 +696,23 @@ def _sentence(text: str, error: Exception, cfg: DictConfig, schema: type) -> str
             return f"{key} is not in the chosen file; write +{text} to add it"
         known = list(_dotted(OmegaConf.to_container(cfg)))
         inner = [k for k in known if k.endswith(f".{key}")]
-        return f"{key} is not a known key; " + (f"did you mean {' or '.join(inner)}?" if inner else nearest(key, known))
+        return f"{key} is not a known key; " + (
+            f"did you mean {' or '.join(inner)}?" if inner else nearest(key, known)
+        )
     if text.startswith("~"):
         return f"{key} must not be deleted"
     typed = {f.name: f for f in fields(schema)} | {f"evaluation.{f.name}": f for f in fields(Evaluation)}
     if key in typed and value.startswith("[") and is_path(key):
         one = word(key, value.strip("[]"))
         return (
-            f"{text} is a list, and one name is wanted; write {one}, or {word(key, value)} if the brackets are part of the name"
+            f"{text} is a list, and one name is wanted; write {one}, or {word(key, value)} if the brackets "
+            "are part of the name"
         )
     if key in typed:
         return f"{text} must be {words(typed[key].type)}"
-    if isinstance(cause, (AssertionError, IndexError)) or "is not an int" in str(cause):  # a name under a list
+    if isinstance(cause, (AssertionError, IndexError)) or "is not an int" in str(
+        cause
+    ):  # a name under a list
         parent = key.rpartition(".")[0]
         return f"{text}: {parent} is no table of keys and values; write '{parent}=[...]' whole"
     if "Cannot merge" in str(cause):  # OmegaConf's own words name its classes
@@ -624,10 +721,18 @@ def _sentence(text: str, error: Exception, cfg: DictConfig, schema: type) -> str
 
 
 def _own_reward(key: str, value: str) -> str:
-    """How to name a reward that is a function of the user's own (docs/rewards.md), if that may be what was meant."""
-    if key not in ("reward", "eval_rewards") or not re.fullmatch(r"[A-Za-z]\w*", value, re.ASCII) or value in ("null", "none"):
+    """How to name a reward that is a function of the user's own (docs/rewards.md), if that may be what was
+    meant."""
+    if (
+        key not in ("reward", "eval_rewards")
+        or not re.fullmatch(r"[A-Za-z]\w*", value, re.ASCII)
+        or value in ("null", "none")
+    ):
         return ""
-    words = f"+{key}.{value}.function=my_module.score +{key}.{value}.differentiable=false +{key}.{value}.unit=points"
+    words = (
+        f"+{key}.{value}.function=my_module.score +{key}.{value}.differentiable=false "
+        f"+{key}.{value}.unit=points"
+    )
     return f" (a function of your own, my_module.score: {key}=none {words} 'allow_targets=[my_module]')"
 
 

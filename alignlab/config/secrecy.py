@@ -1,4 +1,5 @@
-"""Secrets of the environment (tokens, passwords, keys): no configuration, model card or sentence of a run may hold one."""
+"""Secrets of the environment (tokens, passwords, keys): no configuration, model card or sentence of a run may
+hold one."""
 
 import os
 import re
@@ -28,4 +29,8 @@ def masked(text: str) -> str:
 
 def _values() -> list[tuple[str, str]]:
     every = [(name, value.strip()) for name, value in os.environ.items() if NAMES.search(name)]
-    return [(name, v) for name, v in every if len(v) >= SHORTEST and not v.isdigit() and not v.startswith(("/", "~"))]
+    return [
+        (name, v)
+        for name, v in every
+        if len(v) >= SHORTEST and not v.isdigit() and not v.startswith(("/", "~"))
+    ]

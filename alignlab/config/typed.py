@@ -1,8 +1,9 @@
-"""Words of a command line as the user means them: a path or a prompt is taken as it stands, whatever letters it holds.
+"""Words of a command line as the user means them: a path or a prompt is taken as it stands, whatever letters
+it holds.
 
-Hydra reads `key=value` by a grammar in which = , blanks, brackets, quotes and all letters beyond ASCII mean something, or nothing at
-all. So the value of a key that holds a path or a text (path_keys.py) is quoted here, unless the user quoted it, or wrote a list or
-(with -m) several values.
+Hydra reads `key=value` by a grammar in which = , blanks, brackets, quotes and all letters beyond ASCII mean
+something, or nothing at all. So the value of a key that holds a path or a text (path_keys.py) is quoted here,
+unless the user quoted it, or wrote a list or (with -m) several values.
 """
 
 import glob
@@ -78,7 +79,9 @@ def swept(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def has_several(override: Override) -> bool:
     """Whether jobs of a sweep differ in it."""
-    return override.is_sweep_override() and (not override.is_discrete_sweep() or len([*override.sweep_string_iterator()]) > 1)
+    return override.is_sweep_override() and (
+        not override.is_discrete_sweep() or len([*override.sweep_string_iterator()]) > 1
+    )
 
 
 def _as_it_stands(value: str, name: str) -> str:
@@ -106,7 +109,11 @@ def _quoted_items(items: list[str], name: str) -> Iterator[str]:
     """Each part quoted. Parts that name a place on the disk together, commas and all, are one."""
     rest = items
     while rest:
-        whole = (k for k in range(len(rest), 1, -1) if PATH.fullmatch(name) and _is_there(",".join(rest[:k]).strip()))
+        whole = (
+            k
+            for k in range(len(rest), 1, -1)
+            if PATH.fullmatch(name) and _is_there(",".join(rest[:k]).strip())
+        )
         n = next(whole, 1)
         item = ",".join(rest[:n]).strip()
         yield item if _IS_QUOTED.fullmatch(item) else _as_it_stands(item, name)

@@ -6,9 +6,9 @@
     pairs         .jsonl, .csv or .parquet (preferences.py): the winners; ties are counted and left out
     datasets      owner/name of the Hugging Face hub, a folder of .parquet files, or one that `save_to_disk` wrote (hub.py)
 
-A folder may have its splits as folders within it (train/, test/), or as files (train-00000.parquet). Paths lead to
-pictures below their table's folder. All pictures are looked at before a run (pictures.py), and what is left out is
-counted and said.
+A folder may have its splits as folders within it (train/, test/), or as files (train-00000.parquet). Paths
+lead to pictures below their table's folder. All pictures are looked at before a run (pictures.py), and what
+is left out is counted and said.
 """
 
 import csv
@@ -51,7 +51,8 @@ class Captioned:
     background: str | None = field(default=None, repr=False, compare=False)
 
     def image(self, size: tuple[int, int]) -> Tensor:
-        """[3, height, width] in [0, 1], as a viewer shows it, resized (bicubic, antialiased) and cut to the middle.
+        """[3, height, width] in [0, 1], as a viewer shows it, resized (bicubic, antialiased) and cut to the
+        middle.
 
         Raises:
             ValueError: if it cannot be read.
@@ -98,9 +99,16 @@ class CaptionedImages:
     """
 
     def __init__(
-        self, data: str, *, split: str = "train", image_column: str | None = None, caption_column: str | None = None,
-        streaming: bool = False, shuffle_buffer: int = 1000, background: str | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        data: str,
+        *,
+        split: str = "train",
+        image_column: str | None = None,
+        caption_column: str | None = None,
+        streaming: bool = False,
+        shuffle_buffer: int = 1000,
+        background: str | None = None,
+    ) -> None:
         colour(background)
         if shuffle_buffer < 1:
             raise ValueError(f"shuffle_buffer={shuffle_buffer} must be at least 1")
@@ -130,8 +138,9 @@ class CaptionedImages:
         return self._source.ties if isinstance(self._source, Known) else 0
 
     def draw(self, n: int, seed: int) -> list[Captioned]:
-        """The next n examples of shuffled passes, in each of which every example comes once. `seed` shuffles the passes that begin
-        within this draw: what comes is a pure function of the state before and the seeds.
+        """The next n examples of shuffled passes, in each of which every example comes once. `seed` shuffles
+        the passes that begin within this draw: what comes is a pure function of the state before and the
+        seeds.
 
         Raises:
             ValueError: if a stream ends, or holds what is no example.
@@ -166,7 +175,12 @@ class CaptionedImages:
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors."""
         begun = bool(self._window)
-        return {"left": torch.from_numpy(self._left.copy()), "start": self._start, "begun": begun, "seen": self._digest()}
+        return {
+            "left": torch.from_numpy(self._left.copy()),
+            "start": self._start,
+            "begun": begun,
+            "seen": self._digest(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where another was. A stream is read again up to there.
@@ -179,13 +193,18 @@ class CaptionedImages:
             self._window = self._read(self._start) if state["begun"] else []
         if self._digest() != state["seen"]:
             raise ValueError(
-                f"data={self.data} holds other examples than the run began with; give it the same ones, or start anew"
+                f"data={self.data} holds other examples than the run began with; give it the same ones, or "
+                "start anew"
             )
         self._left = state["left"].numpy().copy()
 
     def _digest(self) -> str:
         """Of the examples that `left` counts."""
-        return self._source.digest if isinstance(self._source, Known) else _digest((e.key, e.caption) for e in self._window)
+        return (
+            self._source.digest
+            if isinstance(self._source, Known)
+            else _digest((e.key, e.caption) for e in self._window)
+        )
 
 
 def _digest(examples: Iterable[tuple[str, str]]) -> str:
@@ -197,8 +216,8 @@ def _digest(examples: Iterable[tuple[str, str]]) -> str:
 
 
 def captioned(data: str, **how: Any) -> CaptionedImages:
-    """`CaptionedImages` at its beginning; what it reads is read once however often a configuration is checked, and again if a file
-    changed."""
+    """`CaptionedImages` at its beginning; what it reads is read once however often a configuration is
+    checked, and again if a file changed."""
     return CaptionedImages(data, **how)
 
 
@@ -208,12 +227,18 @@ def captioned(data: str, **how: Any) -> CaptionedImages:
 def _stamps(data: str) -> tuple[tuple[str, int], ...]:
     """The files that say what there is, with their times."""
     path = Path(data).absolute()
-    files = [path, *(p for p in path.rglob("*") if p.suffix.lower().lstrip(".") not in PICTURES)] if path.is_dir() else [path]
+    files = (
+        [path, *(p for p in path.rglob("*") if p.suffix.lower().lstrip(".") not in PICTURES)]
+        if path.is_dir()
+        else [path]
+    )
     return tuple((str(file), file.stat().st_mtime_ns) for file in sorted(files) if file.exists())
 
 
 @lru_cache(maxsize=2)
-def _known(data: str, split: str, image_column: str | None, caption_column: str | None, _files: object) -> Known:
+def _known(
+    data: str, split: str, image_column: str | None, caption_column: str | None, _files: object
+) -> Known:
     """All examples.
 
     Raises:
@@ -225,7 +250,8 @@ def _known(data: str, split: str, image_column: str | None, caption_column: str 
     if not count:
         others = f" (left out: {left})" if len(left) else ""
         raise ValueError(
-            f"data={data} holds no picture with a caption{others}; give a folder with metadata.jsonl (file_name, text) or with NAME.png "
+            f"data={data} holds no picture with a caption{others}; give a folder with metadata.jsonl "
+            "(file_name, text) or with NAME.png "
             "beside NAME.txt, uncompressed shards (.tar), a table of pairs, or owner/name of a dataset"
         )
     empty = sum(not caption.strip() for caption in found.captions)
@@ -303,7 +329,8 @@ def _stream(data: str, split: str, image_column: str | None, caption_column: str
 
     else:
         raise ValueError(
-            "streaming=true is for shards (.tar), and for .parquet files and datasets with the pictures inside, and "
+            "streaming=true is for shards (.tar), and for .parquet files and datasets with the pictures "
+            "inside, and "
             f"data={data} is none; set it to false"
         )
     first = next(examples(0), None)
@@ -325,11 +352,16 @@ def _split(data: str, split: str) -> Path:
         if split not in ("", ".", "..") and (path / split).is_dir():
             return path / split
         parquets = path / "data"  # of a dataset of the hub, as it is downloaded
-        if parquets.is_dir() and tables_of(parquets, (".parquet",)) and not tables_of(path, (*TABLES, ".tar")):
+        if (
+            parquets.is_dir()
+            and tables_of(parquets, (".parquet",))
+            and not tables_of(path, (*TABLES, ".tar"))
+        ):
             return parquets
         if split != "train" and not tables_of(path, (".parquet", ".tar")):
             raise ValueError(
-                f"split={split}, but there is no folder of that name in data={data}; leave split at train for all of it"
+                f"split={split}, but there is no folder of that name in data={data}; leave split at train "
+                "for all of it"
             )
     return path
 
@@ -358,11 +390,14 @@ def _tables(path: Path, split: str, left: LeftOut) -> list[Path]:
 
 
 def _with_pictures_inside(listed: list[Path], columns: Columns) -> list[Path]:
-    return [table for table in listed if table.suffix.lower() == ".parquet" and not is_of_paths(table, columns)]
+    return [
+        table for table in listed if table.suffix.lower() == ".parquet" and not is_of_paths(table, columns)
+    ]
 
 
 def _is_about_a_folder(table: Path) -> bool:
-    """Whether it is the 00000.parquet that img2dataset writes beside the folder 00000/ with pictures and captions."""
+    """Whether it is the 00000.parquet that img2dataset writes beside the folder 00000/ with pictures and
+    captions."""
     return table.suffix == ".parquet" and table.stem.isdigit() and table.with_suffix("").is_dir()
 
 
@@ -384,7 +419,13 @@ def _winners(path: Path) -> Known:
         its, winner, _ = pairs.rows[k]
         return {"image": its[winner], "_table": its["_table"]}
 
-    return Known(captions=pairs.prompts, keys=[f"pair {k}" for k in range(len(pairs))], row=row, ties=pairs.ties, looked=True)
+    return Known(
+        captions=pairs.prompts,
+        keys=[f"pair {k}" for k in range(len(pairs))],
+        row=row,
+        ties=pairs.ties,
+        looked=True,
+    )
 
 
 def _of_rows(rows: list[dict[str, Any]]) -> Known:
@@ -396,14 +437,20 @@ def _of_rows(rows: list[dict[str, Any]]) -> Known:
 
 def _of_members(found: list[Member]) -> Known:
     examples = [_example(member) for member in found]
-    return Known(captions=[e.caption for e in examples], keys=[e.key for e in examples], row=lambda k: examples[k].row())
+    return Known(
+        captions=[e.caption for e in examples],
+        keys=[e.key for e in examples],
+        row=lambda k: examples[k].row(),
+    )
 
 
 def _example(member: Member) -> Captioned:
     picture = member.picture
     row = {"image": picture, "caption": member.caption, "_table": f"{picture.file} ({picture.name})"}
     caption_of(0, row)
-    return Captioned(f"{picture.file.name}:{picture.offset}", member.caption, lambda: row)  # a shard may hold two of one name
+    return Captioned(
+        f"{picture.file.name}:{picture.offset}", member.caption, lambda: row
+    )  # a shard may hold two of one name
 
 
 def _of_table(table: Table, columns: Columns, left: LeftOut) -> Known:

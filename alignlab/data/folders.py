@@ -6,7 +6,8 @@
     00000/, 10_cat/                  the same in folders within, if there is none at the top, as img2dataset and
                                      kohya's scripts lay them out
 
-Names that macOS, Windows or a notebook left there (._a.png, Thumbs.db) are passed over. What is left out is counted.
+Names that macOS, Windows or a notebook left there (._a.png, Thumbs.db) are passed over. What is left out is
+counted.
 """
 
 import re
@@ -40,7 +41,8 @@ def metadata_in(folder: Path) -> list[Path]:
 def of_split(files: list[Path], split: str, left: LeftOut) -> list[Path]:
     """Of files called train-00000.parquet, test-00000.parquet ... those of the split.
 
-    If their names do not speak of several splits, all of them are of train. In a folder of the split, all are of it.
+    If their names do not speak of several splits, all of them are of train. In a folder of the split, all are
+    of it.
 
     Raises:
         ValueError: if there is no file of that split.
@@ -53,7 +55,9 @@ def of_split(files: list[Path], split: str, left: LeftOut) -> list[Path]:
     chosen = [file for file in files if (of[file] or "train") == wanted]
     if not chosen:
         has = f"are of the splits {', '.join(known)}" if known else "name no split"
-        raise ValueError(f"split={split}, but the files in {files[0].parent} {has}; set split to one that is there")
+        raise ValueError(
+            f"split={split}, but the files in {files[0].parent} {has}; set split to one that is there"
+        )
     for file in files:
         if file not in chosen:
             left.note(f"{file.name} belongs to another split than {split} and is not read")
@@ -94,7 +98,10 @@ def rows_of(table: Path, columns: Columns, left: LeftOut, *, split: str | None =
     else:
         every = list(enumerate(read_table(str(table), needs="captioned pictures", columns=())))
     for k, one in every:
-        names = [next((name for name in wanted if isinstance(one, dict) and name in one), None) for wanted in columns]
+        names = [
+            next((name for name in wanted if isinstance(one, dict) and name in one), None)
+            for wanted in columns
+        ]
         if None in names:
             missing = " or ".join(columns[names.index(None)])
             known = [name for name in one if name != "_table"] if isinstance(one, dict) else []
@@ -143,7 +150,11 @@ def unnamed(table: Path, rows: Sequence[Row], left: LeftOut, *, split: str | Non
     named = {(folder / row["image"], folder / _slashed(row["image"])) for row in rows}
     known = {path for both in named for path in both}
     for path in sorted((folder / split if split else folder).rglob("*")):
-        if _kind(path) in PICTURES and path not in known and not of_the_system(path.relative_to(folder).as_posix()):
+        if (
+            _kind(path) in PICTURES
+            and path not in known
+            and not of_the_system(path.relative_to(folder).as_posix())
+        ):
             left.add(f"not named in {table.name}", path.relative_to(folder))
 
 
@@ -151,7 +162,8 @@ def unnamed(table: Path, rows: Sequence[Row], left: LeftOut, *, split: str | Non
 
 
 def texts_beside(folder: Path, columns: Columns, left: LeftOut) -> list[Row]:
-    """Pictures with a text of the same name: those of the folder, or, if there is none, of all folders within.
+    """Pictures with a text of the same name: those of the folder, or, if there is none, of all folders
+    within.
 
     Raises:
         ValueError: if a text cannot be read.
@@ -159,7 +171,9 @@ def texts_beside(folder: Path, columns: Columns, left: LeftOut) -> list[Row]:
     rows = list(_level(folder, folder, columns, left))
     within = list(_within(folder, {folder.resolve()}))
     if rows:
-        for path in (picture for one in within for picture in sorted(one.iterdir()) if _kind(picture) in PICTURES):
+        for path in (
+            picture for one in within for picture in sorted(one.iterdir()) if _kind(picture) in PICTURES
+        ):
             if not of_the_system(path.name):
                 left.add("in folders within", path.relative_to(folder))
         return rows
@@ -167,7 +181,9 @@ def texts_beside(folder: Path, columns: Columns, left: LeftOut) -> list[Row]:
         rows += _level(one, folder, columns, left)
     repeated = next((one.name for one in within if re.match(r"\d+_", one.name)), None)
     if rows and repeated:
-        left.note(f"the number in the folder's name {repeated} repeats nothing: every picture comes once a pass")
+        left.note(
+            f"the number in the folder's name {repeated} repeats nothing: every picture comes once a pass"
+        )
     return rows
 
 
@@ -194,11 +210,19 @@ def _level(folder: Path, root: Path, columns: Columns, left: LeftOut) -> Iterato
             left.add("of a kind that is not read", path.name)
         elif kind in PICTURES:
             beside_it = [texts[path.stem, one] for one in TEXTS if (path.stem, one) in texts]
-            said = next(((text, caption) for text in beside_it if (caption := _caption(text, columns)) is not None), None)
+            said = next(
+                ((text, caption) for text in beside_it if (caption := _caption(text, columns)) is not None),
+                None,
+            )
             if said is None:
                 left.add("without a caption", path.relative_to(root))
                 continue
-            row = {"image": path.name, "caption": said[1], "_table": said[0], "key": path.relative_to(root).as_posix()}
+            row = {
+                "image": path.name,
+                "caption": said[1],
+                "_table": said[0],
+                "key": path.relative_to(root).as_posix(),
+            }
             caption_of(0, row)
             yield row
     for (stem, kind), path in texts.items():

@@ -1,7 +1,9 @@
-"""Tables of pictures that the `datasets` library holds: of the Hugging Face hub, of .parquet files, or saved to the disk.
+"""Tables of pictures that the `datasets` library holds: of the Hugging Face hub, of .parquet files, or saved
+to the disk.
 
-Only parquet and arrow are read in this way, with the pictures' bytes inside. Its other readers would follow paths and addresses that
-stand in a table, decompress without a bound, or unpickle; what the hub has in another form can be downloaded, and its folder given.
+Only parquet and arrow are read in this way, with the pictures' bytes inside. Its other readers would follow
+paths and addresses that stand in a table, decompress without a bound, or unpickle; what the hub has in
+another form can be downloaded, and its folder given.
 """
 
 import re
@@ -34,10 +36,11 @@ class Table:
         self.columns: list[str] = list(held.column_names or self.features)
 
     def named(self, images: Sequence[str], captions: Sequence[str]) -> tuple[str, str]:
-        """The columns of pictures and captions: the first of these names that are there. A picture is also known by its type.
+        """The columns of pictures and captions: the first of these names that are there. A picture is also
+        known by its type.
 
-        From here on the table has no others: `datasets` decodes every column of a row that is read, follows the paths that stand in
-        there, and knows no bounds. The picture stays as it is.
+        From here on the table has no others: `datasets` decodes every column of a row that is read, follows
+        the paths that stand in there, and knows no bounds. The picture stays as it is.
 
         Raises:
             ValueError: if one is not there, or holds something else.
@@ -49,17 +52,25 @@ class Table:
         for found, wanted, key in ((pictures, images, "image_column"), (texts, captions, "caption_column")):
             if not found:
                 columns = f"its columns are {', '.join(self.columns)}"
-                raise ValueError(f"data={self.name} has no column {' or '.join(wanted)}; set {key}=NAME ({columns})")
+                raise ValueError(
+                    f"data={self.name} has no column {' or '.join(wanted)}; set {key}=NAME ({columns})"
+                )
         if not usual and len(pictures) > 1:
             pair = "; pairs of pictures go in as a local table" if {"jpg_0", "jpg_1"} <= {*pictures} else ""
             raise ValueError(
-                f"data={self.name} has several columns of pictures, {', '.join(pictures)}; set image_column=NAME{pair}"
+                f"data={self.name} has several columns of pictures, {', '.join(pictures)}; set "
+                f"image_column=NAME{pair}"
             )
         picture, text = pictures[0], texts[0]
         if not _is_text(self.features.get(text)):
-            raise ValueError(f"data={self.name}: column {text} holds no texts; set caption_column=NAME to one that does")
+            raise ValueError(
+                f"data={self.name}: column {text} holds no texts; set caption_column=NAME to one that does"
+            )
         if picture not in by_type and not _is_plain(self.features.get(picture)):
-            raise ValueError(f"data={self.name}: column {picture} holds no pictures; set image_column=NAME to one that does")
+            raise ValueError(
+                f"data={self.name}: column {picture} holds no pictures; set image_column=NAME to one that "
+                "does"
+            )
         self.held = self.held.select_columns(list(dict.fromkeys((picture, text))))
         if picture in by_type:
             from datasets import Image
@@ -68,12 +79,17 @@ class Table:
         return picture, text
 
     def filled(self, picture: str) -> list[int]:
-        """The rows of a dataset that have a picture: img2dataset writes a row without one for what it could not download."""
+        """The rows of a dataset that have a picture: img2dataset writes a row without one for what it could
+        not download."""
         if self.held._indices is not None:  # a selection; a row without a picture is refused when it is read
             return list(range(len(self.held)))
         column = self.held.data.column(picture)
         parts = column.flatten() if str(column.type).startswith("struct") else [column]
-        return [k for k, row in enumerate(zip(*(part.is_valid().to_pylist() for part in parts), strict=True)) if any(row)]
+        return [
+            k
+            for k, row in enumerate(zip(*(part.is_valid().to_pylist() for part in parts), strict=True))
+            if any(row)
+        ]
 
     def captions(self, column: str) -> list[Any]:
         return list(self.held[column])
@@ -108,7 +124,8 @@ class Table:
         value = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(value, bytes):
             raise ValueError(
-                f"data: {picture} of row {k + 1} of {self.name} holds no picture (its file's bytes); download it, and give the folder"
+                f"data: {picture} of row {k + 1} of {self.name} holds no picture (its file's bytes); "
+                "download it, and give the folder"
             )
         return {"image": value, "caption": said[text], "_table": f"{self.name} (row {k + 1})"}
 
@@ -120,7 +137,9 @@ def _is_text(kind: Any) -> bool:
 
 def _is_plain(kind: Any) -> bool:
     """Whether `datasets` hands a column of this type on as it is: values, or structs of values."""
-    return all(type(part).__name__ == "Value" for part in (kind.values() if isinstance(kind, dict) else [kind]))
+    return all(
+        type(part).__name__ == "Value" for part in (kind.values() if isinstance(kind, dict) else [kind])
+    )
 
 
 def opened(data: str, split: str, *, files: Sequence[Path] = (), streaming: bool = False) -> Table:
@@ -146,10 +165,14 @@ def opened(data: str, split: str, *, files: Sequence[Path] = (), streaming: bool
             held = held.to_iterable_dataset() if streaming else held
         else:
             kinds = [kind.__module__ for kind in type(datasets.load_dataset_builder(data)).__mro__]
-            reader = next((k.split(".")[2] for k in kinds if k.startswith("datasets.packaged_modules.")), "another reader")
+            reader = next(
+                (k.split(".")[2] for k in kinds if k.startswith("datasets.packaged_modules.")),
+                "another reader",
+            )
             if reader not in READERS:
                 raise ValueError(
-                    f"it is read by {reader}, and only {' and '.join(READERS)} are; download it, and give the folder"
+                    f"it is read by {reader}, and only {' and '.join(READERS)} are; download it, and give "
+                    "the folder"
                 )
             held = datasets.load_dataset(data, split=split, streaming=streaming)
     except Exception as error:  # of many kinds: the hub's, the file system's, the formats'

@@ -1,12 +1,14 @@
-"""What people said of images: ratings of one image, choices between two. Tables beside image files, or with images inside.
+"""What people said of images: ratings of one image, choices between two. Tables beside image files, or with
+images inside.
 
     ratings   image, rating            or AVA's form: image, 1, 2, ... 10 (votes for each mark)
     pairs     caption, jpg_0, jpg_1, label_0     Pick-a-Pic's columns: label_0 is 1 if the first was chosen, 0 if not, 0.5 for a tie
 
-A table is a .csv whose image columns hold paths relative to it, or a .parquet file (Pick-a-Pic's shards) whose image columns
-hold the files' bytes. `data` may name the table or a folder with one or several.
+A table is a .csv whose image columns hold paths relative to it, or a .parquet file (Pick-a-Pic's shards)
+whose image columns hold the files' bytes. `data` may name the table or a folder with one or several.
 
-A table may be somebody else's, so its paths lead nowhere but to pictures below its own folder (a link in there may lead on).
+A table may be somebody else's, so its paths lead nowhere but to pictures below its own folder (a link in
+there may lead on).
 """
 
 import csv
@@ -71,7 +73,8 @@ class Ratings(Dataset[tuple[Tensor, float]]):
             return rating
         except (KeyError, ValueError, TypeError):
             raise ValueError(
-                f"data: row {k + 1} of {row['_table']} has neither a number in column rating nor votes in columns 1 to 10; mend or remove it"
+                f"data: row {k + 1} of {row['_table']} has neither a number in column rating nor votes in "
+                "columns 1 to 10; mend or remove it"
             ) from None
 
 
@@ -84,7 +87,8 @@ def choice(k: int, row: dict[str, Any]) -> float:
     label = LABELS.get(str(row["label_0"]).strip().lower())
     if label is None:
         raise ValueError(
-            f"data: label_0={row['label_0']!r} in row {k + 1} of {row['_table']} is not 0, 0.5 or 1; mend or remove it"
+            f"data: label_0={row['label_0']!r} in row {k + 1} of {row['_table']} is not 0, 0.5 or 1; mend or "
+            "remove it"
         )
     return label
 
@@ -92,8 +96,8 @@ def choice(k: int, row: dict[str, Any]) -> float:
 def unusable(row: dict[str, Any]) -> str | None:
     """Why the label of a pair does not count; None if it does.
 
-    Pick-a-Pic has rows that nobody judged (`has_label` is false, and `label_0` is 0 or null there) and two more
-    columns, `label_1` and `are_different`, which must agree with `label_0`.
+    Pick-a-Pic has rows that nobody judged (`has_label` is false, and `label_0` is 0 or null there) and two
+    more columns, `label_1` and `are_different`, which must agree with `label_0`.
     """
     if _no(row.get("has_label")) or _absent(row["label_0"]):
         return "without a label"
@@ -123,9 +127,18 @@ def caption_of(k: int, row: dict[str, Any]) -> str:
     """
     caption = row["caption"]
     if isinstance(caption, list):
-        raise ValueError(f"data: the caption in row {k + 1} of {row['_table']} is a list of {len(caption)}; write a row for each")
-    if not isinstance(caption, str) or "\0" in caption or any("\ud800" <= letter <= "\udfff" for letter in caption):
-        raise ValueError(f"data: caption={caption!r} in row {k + 1} of {row['_table']} is no text; mend or remove it")
+        raise ValueError(
+            f"data: the caption in row {k + 1} of {row['_table']} is a list of {len(caption)}; write a row "
+            "for each"
+        )
+    if (
+        not isinstance(caption, str)
+        or "\0" in caption
+        or any("\ud800" <= letter <= "\udfff" for letter in caption)
+    ):
+        raise ValueError(
+            f"data: caption={caption!r} in row {k + 1} of {row['_table']} is no text; mend or remove it"
+        )
     return caption
 
 
@@ -138,7 +151,10 @@ def read_table(data: str, *, needs: str, columns: Sequence[str]) -> list[dict[st
     path = Path(data)
     tables = tables_of(path, (".csv", ".parquet")) if path.is_dir() else [path]
     if not tables or not all(t.is_file() for t in tables):
-        raise ValueError(f"data={data}: there is no .csv or .parquet table of {needs} there; give one, or a folder with one")
+        raise ValueError(
+            f"data={data}: there is no .csv or .parquet table of {needs} there; give one, or a folder with "
+            "one"
+        )
     rows: list[dict[str, Any]] = []
     for table in tables:
         found = _parquet(table) if table.suffix.lower() == ".parquet" else _csv(table)
@@ -146,7 +162,8 @@ def read_table(data: str, *, needs: str, columns: Sequence[str]) -> list[dict[st
         if missing:
             known = ", ".join(str(name) for name in found[0])
             raise ValueError(
-                f"data: {table} has no column {', '.join(missing)}; {needs} need {', '.join(columns)} (its columns are {known})"
+                f"data: {table} has no column {', '.join(missing)}; {needs} need {', '.join(columns)} (its "
+                f"columns are {known})"
             )
         rows += [{**row, "_table": table} for row in found]
     if not rows:
@@ -156,7 +173,9 @@ def read_table(data: str, *, needs: str, columns: Sequence[str]) -> list[dict[st
 
 def tables_of(folder: Path, kinds: Sequence[str]) -> list[Path]:
     """The files of a folder with these ends, which may be capitals; none that a system put there."""
-    return sorted(path for path in folder.glob("*") if path.suffix.lower() in kinds and not of_the_system(path.name))
+    return sorted(
+        path for path in folder.glob("*") if path.suffix.lower() in kinds and not of_the_system(path.name)
+    )
 
 
 def _csv(table: Path) -> list[dict[str, Any]]:
@@ -164,10 +183,15 @@ def _csv(table: Path) -> list[dict[str, Any]]:
         with table.open(newline="", encoding="utf-8-sig") as file:
             rows: list[dict[str, Any]] = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"data: {table} cannot be read as UTF-8 comma-separated text: {error}; save it as UTF-8") from None
+        raise ValueError(
+            f"data: {table} cannot be read as UTF-8 comma-separated text: {error}; save it as UTF-8"
+        ) from None
     for k, row in enumerate(rows):
         if None in row or None in row.values():
-            raise ValueError(f"data: row {k + 1} of {table} has another number of columns than its first line; mend or remove it")
+            raise ValueError(
+                f"data: row {k + 1} of {table} has another number of columns than its first line; mend or "
+                "remove it"
+            )
     return rows
 
 
@@ -191,7 +215,10 @@ def beside(table: Path, name: Any) -> Path:
     said = str(name or "")
     for path in (Path(said), Path(said.replace("\\", "/"))):  # a table that was written on Windows
         if not said or path.is_absolute() or ".." in path.parts or "\0" in said:
-            raise ValueError(f"{said!r} is no path below the table's folder; put the pictures there, or a link to their folder")
+            raise ValueError(
+                f"{said!r} is no path below the table's folder; put the pictures there, or a link to their "
+                "folder"
+            )
         try:
             if (table.parent / path).is_file():
                 return table.parent / path
@@ -201,7 +228,8 @@ def beside(table: Path, name: Any) -> Path:
 
 
 def are_there(row: dict[str, Any], columns: Sequence[str]) -> None:
-    """Pictures that are files of their own are looked for: a run learns of a missing one at its start, not in its third hour.
+    """Pictures that are files of their own are looked for: a run learns of a missing one at its start, not in
+    its third hour.
 
     Raises:
         ValueError: for the first that is not there, or may not be read.
@@ -211,18 +239,21 @@ def are_there(row: dict[str, Any], columns: Sequence[str]) -> None:
             try:
                 beside(row["_table"], row[column])
             except ValueError as error:
-                raise ValueError(f"data: {column} of a row of {row['_table']}: {error}; mend or remove the row") from None
+                raise ValueError(
+                    f"data: {column} of a row of {row['_table']}: {error}; mend or remove the row"
+                ) from None
 
 
 def image(row: dict[str, Any], column: str, size: tuple[int, int], background: str | None = None) -> Tensor:
-    """[3, height, width] in [0, 1], as a viewer shows it (pictures.py), resized (bicubic, antialiased), cut to the middle.
+    """[3, height, width] in [0, 1], as a viewer shows it (pictures.py), resized (bicubic, antialiased), cut
+    to the middle.
 
     Args:
         background: the colour behind what is transparent; None is white.
 
     Raises:
-        ValueError: if it is no image of FORMATS, has more than PIXELS before or after it is resized, or lies outside of the
-            table's folder.
+        ValueError: if it is no image of FORMATS, has more than PIXELS before or after it is resized, or lies
+            outside of the table's folder.
     """
     height, width = size
     try:
@@ -241,7 +272,8 @@ def image(row: dict[str, Any], column: str, size: tuple[int, int], background: s
 
 
 def are_whole(data: str, count: int, at: Callable[[int], tuple[dict[str, Any], str]]) -> None:
-    """Looks at the pictures before a run, which so learns of a broken one at its start, not in its third hour.
+    """Looks at the pictures before a run, which so learns of a broken one at its start, not in its third
+    hour.
 
     Args:
         data: what the user calls it.
@@ -259,7 +291,8 @@ def are_whole(data: str, count: int, at: Callable[[int], tuple[dict[str, Any], s
         raise ValueError(f"{_no_image(*at(k), why)}{more}")
     if looked.count < count:
         print(
-            f"data={data}: {looked.count} of {count} pictures were looked at in {SECONDS:.0f} seconds, and none is broken; "
+            f"data={data}: {looked.count} of {count} pictures were looked at in {SECONDS:.0f} seconds, and "
+            "none is broken; "
             "a broken one among the others ends the run when it is drawn",
             flush=True,
         )

@@ -4,8 +4,8 @@
     .csv, .parquet    caption, image, label
     pairs             lines and tables of preferences.py: the winner is desirable, the loser undesirable, a tie is left out and counted
 
-A label is true or false, or 1 or 0. `data` may name one such file or a folder with several, of any of these forms (of what
-alignlab.make_pairs writes, the folder is its pairs, and labels.jsonl by name its labels).
+A label is true or false, or 1 or 0. `data` may name one such file or a folder with several, of any of these
+forms (of what alignlab.make_pairs writes, the folder is its pairs, and labels.jsonl by name its labels).
 """
 
 from collections.abc import Iterator
@@ -18,13 +18,22 @@ from torch import Tensor
 from alignlab.data.judgements import PAIR, are_there, caption_of, image, read_table
 from alignlab.data.left_out import LeftOut
 from alignlab.data.pictures import colour
-from alignlab.data.preferences import Told, changes, each_is_whole, given, objects, pair_of_line, pairs_of_rows
+from alignlab.data.preferences import (
+    Told,
+    changes,
+    each_is_whole,
+    given,
+    objects,
+    pair_of_line,
+    pairs_of_rows,
+)
 
 LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 
 class LabelledImages:
-    """The images that have a label. Rows are kept in memory, and images that lie in files of their own are read when they are asked for.
+    """The images that have a label. Rows are kept in memory, and images that lie in files of their own are
+    read when they are asked for.
 
     Args:
         data: a .jsonl, .csv or .parquet file, or a folder with some.
@@ -52,7 +61,8 @@ class LabelledImages:
         good = sum(self.desirable)
         if not 0 < good < len(self):
             raise ValueError(
-                f"data={data} holds {good} desirable and {len(self) - good} undesirable images, and some of each are needed; add some "
+                f"data={data} holds {good} desirable and {len(self) - good} undesirable images, and some of "
+                "each are needed; add some "
                 "(algo=sft learns from good images alone)"
             )
         left.add("tied", count=self.ties)
@@ -73,7 +83,10 @@ class LabelledImages:
 
     def examples(self) -> Iterator[tuple[Any, ...]]:
         """What each image is known by: prompt, image, label."""
-        return ((row["caption"], row[column], good) for (row, column), good in zip(self.rows, self.desirable, strict=True))
+        return (
+            (row["caption"], row[column], good)
+            for (row, column), good in zip(self.rows, self.desirable, strict=True)
+        )
 
 
 def labelled(data: str, background: str | None = None) -> LabelledImages:
@@ -95,9 +108,12 @@ def _lines(file: Path) -> Iterator[Labels]:
         if isinstance(said, dict) and "winner" in said:
             yield _both(pair_of_line(file, k, said))
             continue
-        if not isinstance(said, dict) or not all(isinstance(said.get(key), str) for key in ("prompt", "image")):
+        if not isinstance(said, dict) or not all(
+            isinstance(said.get(key), str) for key in ("prompt", "image")
+        ):
             raise ValueError(
-                f"data: line {k + 1} of {file} is no object with the texts prompt and image, or prompt, winner and loser; "
+                f"data: line {k + 1} of {file} is no object with the texts prompt and image, or prompt, "
+                "winner and loser; "
                 "mend or remove it"
             )
         row = {"image": said["image"], "caption": said["prompt"], "label": said.get("label"), "_table": file}
@@ -112,7 +128,8 @@ def _rows(file: Path, left: LeftOut) -> Iterator[Labels]:
     missing = [column for column in ("image", "label") if column not in rows[0]]
     if missing:
         raise ValueError(
-            f"data: {file} has no column {', '.join(missing)}; labelled images need caption, image and label, and pairs {', '.join(PAIR)}"
+            f"data: {file} has no column {', '.join(missing)}; labelled images need caption, image and "
+            f"label, and pairs {', '.join(PAIR)}"
         )
     yield from ((caption_of(k, row), row, {"image": _label(k, row)}) for k, row in enumerate(rows))
 
@@ -125,6 +142,7 @@ def _label(k: int, row: dict[str, Any]) -> bool:
     label = LABELS.get(str(row["label"]).strip().lower())
     if label is None:
         raise ValueError(
-            f"data: label={row['label']!r} in row {k + 1} of {row['_table']} is not true, false, 1 or 0; mend or remove it"
+            f"data: label={row['label']!r} in row {k + 1} of {row['_table']} is not true, false, 1 or 0; "
+            "mend or remove it"
         )
     return label

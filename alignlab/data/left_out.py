@@ -1,4 +1,5 @@
-"""Counts what of a data set is left out, and says it: nobody should train on half of the data without knowing."""
+"""Counts what of a data set is left out, and says it: nobody should train on half of the data without
+knowing."""
 
 import os
 from pathlib import PurePosixPath

@@ -7,7 +7,8 @@ The experts' scores are first one number a candidate: each expert's normalised, 
                                      minmax  (r - min) / (max - min)
                                      rank    from 0, the lowest, to 1; equal scores share the mean of their ranks
 
-with mean, std, min, max and ranks taken within the prompt (`scope="prompt"`) or over all candidates ("all"). Within each prompt, then:
+with mean, std, min, max and ranks taken within the prompt (`scope="prompt"`) or over all candidates ("all").
+Within each prompt, then:
 
     best_worst      the best against the worst                               flow_grpo's online DPO
     topk_bottomk    the best against the worst, the second best against the second worst, ... k pairs, or half of the candidates
@@ -17,10 +18,12 @@ with mean, std, min, max and ranks taken within the prompt (`scope="prompt"`) or
                                                                              FashionDPO
     pareto          for every two, the one that is nowhere worse and somewhere better, expert by expert: normalisation is then
                     nothing, a weight of 0 leaves an expert out, a negative one turns it round
-                                                                             D3PO (arXiv 2311.13231), `compare`
+                                                                             D3PO (arXiv 2311.13231),
+                                                                             `compare`
 
-A winner must beat the loser by more than `margin` in s. What does not is a tie: dropped, and counted. (flow_grpo trains on candidates 0
-and 1 where all are equal; Flow-Factory on one image as winner and loser, whose gradient is zero.)
+A winner must beat the loser by more than `margin` in s. What does not is a tie: dropped, and counted.
+(flow_grpo trains on candidates 0 and 1 where all are equal; Flow-Factory on one image as winner and loser,
+whose gradient is zero.)
 """
 
 import math
@@ -62,7 +65,8 @@ class Paired:
 
     @property
     def labels(self) -> dict[int, bool]:
-        """Rows that won each of their pairs, and rows that lost each of theirs: what KTO trains on. Rows of both kinds have none."""
+        """Rows that won each of their pairs, and rows that lost each of theirs: what KTO trains on. Rows of
+        both kinds have none."""
         won, lost = {pair.winner for pair in self.pairs}, {pair.loser for pair in self.pairs}
         return {row: row in won for row in sorted(won ^ lost)}
 
@@ -74,7 +78,8 @@ class Pairing:
         rule: best_worst, topk_bottomk, all_pairs, median or pareto.
         k: pairs of each prompt, at most, for topk_bottomk.
         margin: by which a winner must beat the loser in s; 0 drops only ties.
-        normalise: each expert's scores: none, zscore, minmax or rank. Equal scores of all say nothing: 0 (rank: 1/2) for each.
+        normalise: each expert's scores: none, zscore, minmax or rank. Equal scores of all say nothing: 0
+            (rank: 1/2) for each.
         scope: of the normalisation: prompt, or all.
         weights: by expert; one that is not named has the weight 1.
 
@@ -93,7 +98,11 @@ class Pairing:
         weights: dict[str, float] | None = None,
     ) -> None:
         known: Sequence[str]
-        for key, value, known in (("rule", rule, [*RULES]), ("normalise", normalise, [*NORMALISED]), ("scope", scope, SCOPES)):
+        for key, value, known in (
+            ("rule", rule, [*RULES]),
+            ("normalise", normalise, [*NORMALISED]),
+            ("scope", scope, SCOPES),
+        ):
             if value not in known:
                 raise ValueError(f"{key}={value} is not one of {', '.join(known)}")
         if k < 1:
@@ -114,7 +123,8 @@ class Pairing:
             scores: by expert, [B] numbers, larger is better.
 
         Raises:
-            ValueError: if there is no expert, a weight names none, a score is infinite or no number, or there are not B of them.
+            ValueError: if there is no expert, a weight names none, a score is infinite or no number, or there
+                are not B of them.
         """
         raw = self._read(prompts, scores)
         groups: dict[str, list[int]] = {}
@@ -128,7 +138,9 @@ class Pairing:
         for rows in groups.values():
             order = sorted(rows, key=lambda row: -totals[row])
             for better, worse in RULES[self.rule](order, totals, median, self.k):
-                if self.rule == "pareto" and dominates(facing[:, worse], facing[:, better]):  # rounding alone can order them so
+                if self.rule == "pareto" and dominates(
+                    facing[:, worse], facing[:, better]
+                ):  # rounding alone can order them so
                     better, worse = worse, better
                 beyond = float(totals[better] - totals[worse])
                 won = beyond > least
@@ -150,23 +162,33 @@ class Pairing:
             raise ValueError("there are no scores to make pairs by; give one reward at least")
         unknown = [name for name in self.weights if name not in scores]
         if unknown:
-            raise ValueError(f"weights.{unknown[0]} names no reward of these candidates; they have {', '.join(scores)}")
+            raise ValueError(
+                f"weights.{unknown[0]} names no reward of these candidates; they have {', '.join(scores)}"
+            )
         if not any(self.weights.get(name, 1.0) for name in scores):
             raise ValueError(f"weights={self.weights} leave no reward to make pairs by; give one a weight")
         raw = {name: _float64(values) for name, values in scores.items()}
         for name, values in raw.items():
             if values.shape != (len(prompts),):
-                raise ValueError(f"reward {name} has scores of shape {values.shape} for {len(prompts)} candidates; give one each")
+                raise ValueError(
+                    f"reward {name} has scores of shape {values.shape} for {len(prompts)} candidates; give "
+                    "one each"
+                )
             for row in np.flatnonzero(~np.isfinite(values))[:1]:
                 raise ValueError(
-                    f"reward {name} is {values[row]} for candidate {row}, of prompt {prompts[row]!r}, and no pair can be made of that; "
+                    f"reward {name} is {values[row]} for candidate {row}, of prompt {prompts[row]!r}, and no "
+                    "pair can be made of that; "
                     "score it again, or leave it out"
                 )
         return raw
 
     def _totals(self, raw: Mapping[str, Values], groups: Sequence[Sequence[int]]) -> Values:
         """[B] s, each sum rounded once, so that it does not depend on the experts' order."""
-        parts = [np.asarray(rows) for rows in groups] if self.scope == "prompt" else [np.arange(len(next(iter(raw.values()))))]
+        parts = (
+            [np.asarray(rows) for rows in groups]
+            if self.scope == "prompt"
+            else [np.arange(len(next(iter(raw.values()))))]
+        )
         terms = []
         for name, values in raw.items():
             normalised = np.empty_like(values)
@@ -178,7 +200,11 @@ class Pairing:
 
 
 def _float64(values: Any) -> Values:
-    return values.detach().double().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values, dtype=np.float64)
+    return (
+        values.detach().double().cpu().numpy()
+        if isinstance(values, Tensor)
+        else np.asarray(values, dtype=np.float64)
+    )
 
 
 def dominates(one: Values, other: Values) -> bool:
@@ -191,7 +217,9 @@ def dominates(one: Values, other: Values) -> bool:
 
 def _zscore(values: Values) -> Values:
     spread = values.std()
-    out: Values = (values - values.mean()) / spread if np.ptp(values) > 0 and spread > 0 else np.zeros_like(values)
+    out: Values = (
+        (values - values.mean()) / spread if np.ptp(values) > 0 and spread > 0 else np.zeros_like(values)
+    )
     return out
 
 
@@ -202,7 +230,8 @@ def _minmax(values: Values) -> Values:
 
 
 def ranks(values: Values) -> Values:
-    """[B] float64 in [0, 1]: (rank - 1)/(B - 1), ranks from 1, equal values share the mean of theirs; all equal, or one: 1/2."""
+    """[B] float64 in [0, 1]: (rank - 1)/(B - 1), ranks from 1, equal values share the mean of theirs; all
+    equal, or one: 1/2."""
     if len(values) < 2:
         return np.full(len(values), 0.5)
     ascending = np.sort(values)

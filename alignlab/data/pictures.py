@@ -81,8 +81,8 @@ def decoded(source: Source, background: str | None = None) -> Image.Image:
         background: the colour behind what is transparent, by its name or as #rrggbb; None is white.
 
     Raises:
-        ValueError, OSError, SyntaxError: if it is no picture of FORMATS, is broken, has more than PIXELS, or holds
-            numbers of which nothing says what is white. Pillow's readers may raise others.
+        ValueError, OSError, SyntaxError: if it is no picture of FORMATS, is broken, has more than PIXELS, or
+            holds numbers of which nothing says what is white. Pillow's readers may raise others.
     """
     if source == b"" or (isinstance(source, Path) and not source.stat().st_size):
         raise ValueError("the file is empty")
@@ -97,7 +97,8 @@ def decoded(source: Source, background: str | None = None) -> Image.Image:
 
 
 def _turn(picture: Image.Image) -> None:
-    """Turns a picture upright, in place. A broken EXIF block says nothing; the picture is then as it is stored."""
+    """Turns a picture upright, in place. A broken EXIF block says nothing; the picture is then as it is
+    stored."""
     try:
         ImageOps.exif_transpose(picture, in_place=True)
     except Exception:  # its readers fail in any way
@@ -119,7 +120,9 @@ def colour(name: str | None) -> tuple[int, int, int]:
     try:
         return ImageColor.getrgb("white" if name is None else name)[:3]
     except (ValueError, AttributeError, TypeError):
-        raise ValueError(f"background={name} is no colour; write a name such as black, or '#rrggbb'") from None
+        raise ValueError(
+            f"background={name} is no colour; write a name such as black, or '#rrggbb'"
+        ) from None
 
 
 @contextmanager
@@ -168,13 +171,17 @@ def _in_8_bits(picture: Image.Image, depth: int, inverted: bool) -> Image.Image:
         ValueError: if nothing says which number is white.
     """
     mode, key = picture.mode, picture.info.get("transparency")
-    if mode.startswith("I;16") or (mode == "I" and picture.format in ("PNG", "PPM")):  # these two scale to 16 bits
+    if mode.startswith("I;16") or (
+        mode == "I" and picture.format in ("PNG", "PPM")
+    ):  # these two scale to 16 bits
         numbers = np.asarray(picture).astype(np.int64)
         values = (numbers >> (depth - 8)).clip(0, 255).astype(np.uint8)
         gray = Image.fromarray(255 - values if inverted else values)
         return _without(gray, numbers == key) if isinstance(key, int) else gray
     if mode not in EIGHT_BITS:
-        raise ValueError(f"it holds numbers of the kind {mode}, and nothing says which is white; save it with 8 bits")
+        raise ValueError(
+            f"it holds numbers of the kind {mode}, and nothing says which is white; save it with 8 bits"
+        )
     if mode in ("L", "RGB") and key is not None:
         pixels = np.asarray(picture).reshape(picture.height, picture.width, -1)
         return _without(picture, (pixels == _as_loaded(key, depth)).all(-1))
@@ -184,7 +191,8 @@ def _in_8_bits(picture: Image.Image, depth: int, inverted: bool) -> Image.Image:
 
 
 def _as_loaded(key: Any, depth: int) -> list[int]:
-    """The transparent colour in the 8 bits of the loaded pixels. Pillow hands it on in the bits of the file."""
+    """The transparent colour in the 8 bits of the loaded pixels. Pillow hands it on in the bits of the
+    file."""
     numbers = key if isinstance(key, tuple) else (key,)
     return [number >> 8 if depth == 16 else number * 255 // (2**depth - 1) for number in numbers]
 
@@ -216,7 +224,9 @@ def _transform(profile: bytes, bands: str) -> ImageCms.ImageCmsTransform | None:
         space = its.profile.xcolor_space.strip()
         if space != {"L": "GRAY"}.get(bands, bands) or "sRGB" in (its.profile.profile_description or ""):
             return None
-        return ImageCms.ImageCmsTransform(its, ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")), bands, "RGB")
+        return ImageCms.ImageCmsTransform(
+            its, ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")), bands, "RGB"
+        )
     except (ImportError, OSError, ValueError, TypeError):
         return None
 
@@ -246,8 +256,8 @@ class Looked:
 def look(pictures: Iterable[Callable[[], Source]]) -> Looked:
     """Looks for broken pictures, in parallel and for SECONDS at most.
 
-    Pictures are decoded until DECODED pixels are spent. Of every further one, the header and the end of the file
-    are read; it is decoded only if those look wrong, so that what is odd and whole is not refused.
+    Pictures are decoded until DECODED pixels are spent. Of every further one, the header and the end of the
+    file are read; it is decoded only if those look wrong, so that what is odd and whole is not refused.
     """
     found, left, lock, began = Looked(), [DECODED], Lock(), time.monotonic()
 
@@ -301,7 +311,8 @@ def _ends(source: Source) -> tuple[tuple[int, int], bool]:
 
 
 def _has_end(jpeg: bytes) -> bool:
-    """Whether the end of a JPEG is there. That of a thumbnail lies in the header, before the picture's own data."""
+    """Whether the end of a JPEG is there. That of a thumbnail lies in the header, before the picture's own
+    data."""
     return jpeg.rfind(b"\xff\xd9") > jpeg.rfind(b"\xff\xda")
 
 

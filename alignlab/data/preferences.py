@@ -1,11 +1,12 @@
-"""Pairs of images of one prompt: what DPO trains on, the better one first, and what a preference model is fitted on.
+"""Pairs of images of one prompt: what DPO trains on, the better one first, and what a preference model is
+fitted on.
 
     .jsonl            {"prompt": ..., "winner": PATH, "loser": PATH} a line, whatever else it holds; paths are relative to the file
     .csv, .parquet    caption, jpg_0, jpg_1, label_0: a table (judgements.py)
 
-`data` may name one such file or a folder with several (alignlab.make_pairs writes one). DPO learns nothing from a
-tie (label_0 = 0.5, or a line of .jsonl that names the same file twice): there ties are counted and left out. So are rows of a table
-without a label, or with labels that contradict each other.
+`data` may name one such file or a folder with several (alignlab.make_pairs writes one). DPO learns nothing
+from a tie (label_0 = 0.5, or a line of .jsonl that names the same file twice): there ties are counted and
+left out. So are rows of a table without a label, or with labels that contradict each other.
 """
 
 import json
@@ -37,7 +38,8 @@ BESIDE = ("candidates.jsonl", "labels.jsonl")
 
 
 class Preferences:
-    """The pairs that have a winner. Rows are kept in memory, and images that lie in files of their own are read when they are asked for.
+    """The pairs that have a winner. Rows are kept in memory, and images that lie in files of their own are
+    read when they are asked for.
 
     Args:
         data: a .jsonl, .csv or .parquet file, or a folder with some.
@@ -73,7 +75,8 @@ class Preferences:
         return len(self.rows)
 
     def images(self, k: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Winner and loser of pair k, [3, height, width] in [0, 1] each, resized (bicubic, antialiased) and cut to the middle.
+        """Winner and loser of pair k, [3, height, width] in [0, 1] each, resized (bicubic, antialiased) and
+        cut to the middle.
 
         Raises:
             ValueError: if one cannot be read.
@@ -87,7 +90,8 @@ class Preferences:
 
 
 class Choices(Dataset[tuple[Tensor, Tensor, str, float]]):
-    """Two images of one prompt, and how often the first was chosen: 0, 0.5 or 1. What a preference model is fitted on.
+    """Two images of one prompt, and how often the first was chosen: 0, 0.5 or 1. What a preference model is
+    fitted on.
 
     Args:
         data: a .jsonl, .csv or .parquet file, or a folder with some.
@@ -133,8 +137,15 @@ def each_is_whole(data: str, pictures: Sequence[tuple[dict[str, Any], str]]) -> 
     Raises:
         ValueError: if one is broken.
     """
-    files = {(row["_table"], row[column]): (row, column) for row, column in pictures if isinstance(row[column], str)}
-    every = [*files.values(), *((row, column) for row, column in pictures if not isinstance(row[column], str))]
+    files = {
+        (row["_table"], row[column]): (row, column)
+        for row, column in pictures
+        if isinstance(row[column], str)
+    }
+    every = [
+        *files.values(),
+        *((row, column) for row, column in pictures if not isinstance(row[column], str)),
+    ]
     are_whole(data, len(every), every.__getitem__)
 
 
@@ -147,7 +158,10 @@ def given(data: str, *, of: str) -> list[Path]:
     path = Path(data)
     files = tables(path) if path.is_dir() else [path]
     if not files or not all(file.is_file() and file.suffix.lower() in TABLES for file in files):
-        raise ValueError(f"data={data}: there is no .jsonl, .csv or .parquet file of {of} there; give one, or a folder with one")
+        raise ValueError(
+            f"data={data}: there is no .jsonl, .csv or .parquet file of {of} there; give one, or a folder "
+            "with one"
+        )
     return files
 
 
@@ -188,8 +202,14 @@ def objects(file: Path, *, torn: bool = False) -> Iterator[tuple[int, Any]]:
         try:
             yield k, json.loads(line)
         except (ValueError, RecursionError) as error:
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else "it is nested too deeply, or a number too long"
-            raise ValueError(f"data: line {k + 1} of {file} is no JSON ({reason}); mend or remove it") from None
+            reason = (
+                error.msg
+                if isinstance(error, json.JSONDecodeError)
+                else "it is nested too deeply, or a number too long"
+            )
+            raise ValueError(
+                f"data: line {k + 1} of {file} is no JSON ({reason}); mend or remove it"
+            ) from None
 
 
 class Told(NamedTuple):
@@ -245,7 +265,12 @@ def pair_of_line(file: Path, k: int, said: Any) -> Told:
     Raises:
         ValueError: if it is no pair.
     """
-    if not isinstance(said, dict) or not all(isinstance(said.get(key), str) for key in ("prompt", "winner", "loser")):
-        raise ValueError(f"data: line {k + 1} of {file} is no object with the texts prompt, winner and loser; mend or remove it")
+    if not isinstance(said, dict) or not all(
+        isinstance(said.get(key), str) for key in ("prompt", "winner", "loser")
+    ):
+        raise ValueError(
+            f"data: line {k + 1} of {file} is no object with the texts prompt, winner and loser; mend or "
+            "remove it"
+        )
     row = {"winner": said["winner"], "loser": said["loser"], "caption": said["prompt"], "_table": file}
     return Told(caption_of(k, row), row, "winner", "loser", 0.5 if said["winner"] == said["loser"] else 1.0)

@@ -6,8 +6,9 @@
     .csv, .tsv       a table whose first line names the columns
     .parquet         a table; only the column of the prompts is read
 
-Objects and rows have the prompt under a key or column, "prompt" unless another is named, and whatever else, which is
-kept. Texts are UTF-8, with a byte-order mark or without. What another program must unpack (.gz, .xlsx ...) is refused.
+Objects and rows have the prompt under a key or column, "prompt" unless another is named, and whatever else,
+which is kept. Texts are UTF-8, with a byte-order mark or without. What another program must unpack (.gz,
+.xlsx ...) is refused.
 """
 
 import csv
@@ -52,7 +53,9 @@ def read(file: str, column: str = "prompt") -> list[Prompt]:
         return KINDS.get(kind, _lines)(_text(path), column)
     except OSError as error:
         reason = error.strerror or error
-        raise ValueError(f"prompts.file={file} cannot be read: {reason}; give a file that is {TAKEN}") from None
+        raise ValueError(
+            f"prompts.file={file} cannot be read: {reason}; give a file that is {TAKEN}"
+        ) from None
     except ValueError as error:
         within = str(error).startswith(("line ", "row ", "entry "))
         raise ValueError(f"prompts.file={file}{',' if within else ':'} {error}") from None
@@ -68,13 +71,16 @@ def _text(path: Path) -> str:
     if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise ValueError("it is UTF-16; save it as UTF-8")
     if content[:4] == b"PAR1" or content[:2] in (b"PK", b"\x1f\x8b"):
-        raise ValueError(f"it is no text but parquet or an archive; give a file that is {TAKEN}, and is called so")
+        raise ValueError(
+            f"it is no text but parquet or an archive; give a file that is {TAKEN}, and is called so"
+        )
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ValueError(
-            f"the byte 0x{content[error.start]:02x} in line {line} is not UTF-8; save it as UTF-8 (it may be Latin-1)"
+            f"the byte 0x{content[error.start]:02x} in line {line} is not UTF-8; save it as UTF-8 (it may be "
+            "Latin-1)"
         ) from None
 
 
@@ -112,7 +118,9 @@ def _json_lines(text: str, column: str) -> list[Prompt]:
             try:
                 rows.append((f"line {number}", json.loads(line)))
             except (ValueError, RecursionError):
-                raise ValueError(f'line {number}: not an object with a text "{column}"; {_example(column)}') from None
+                raise ValueError(
+                    f'line {number}: not an object with a text "{column}"; {_example(column)}'
+                ) from None
     return _objects(rows, column)
 
 
@@ -140,7 +148,10 @@ def _yaml(text: str, column: str) -> list[Prompt]:
 def _list(found: Any, column: str) -> list[Prompt]:
     """Of a list of texts, or of objects."""
     if not isinstance(found, list):
-        raise ValueError(f"it holds no list but {_kind(found)}; write a list of texts, or of objects with a text {column!r}")
+        raise ValueError(
+            f"it holds no list but {_kind(found)}; write a list of texts, or of objects with a text "
+            f"{column!r}"
+        )
     objects = [{column: one} if isinstance(one, str) else one for one in found]
     return _objects([(f"entry {k}", one) for k, one in enumerate(objects, 1) if one != {column: ""}], column)
 
@@ -168,7 +179,8 @@ def _table(text: str, column: str, delimiter: str = ",") -> list[Prompt]:
         for fields in filter(None, reader):
             if len(fields) != len(names):
                 raise ValueError(
-                    f"line {reader.line_num} has {len(fields)} fields, but the first line names {len(names)}; "
+                    f"line {reader.line_num} has {len(fields)} fields, but the first line names "
+                    f"{len(names)}; "
                     "put a prompt that holds the separator in quotes"
                 )
             rows.append(dict(zip(names, fields, strict=True)))
@@ -195,7 +207,8 @@ def _has(names: list[str], column: str) -> None:
     """Raises a ValueError for a table without the column."""
     if column not in names:
         raise ValueError(
-            f"it has no column {column!r}, but {', '.join(map(repr, names)) or 'none'} (a table begins with a line of names); "
+            f"it has no column {column!r}, but {', '.join(map(repr, names)) or 'none'} (a table begins with "
+            "a line of names); "
             "set prompts.column=NAME to the one with the prompts"
         )
 

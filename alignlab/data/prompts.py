@@ -18,20 +18,23 @@ class Prompts:
 
     Args:
         prompts: the words themselves; or
-        file: a file that prompt_files.py reads by its kind: one prompt a line (.txt), a list (.json, .yaml), objects
-            or a table (.jsonl, .json, .yaml, .csv, .tsv, .parquet) with the prompt under `column` (None: "prompt").
-            Other values are kept as metadata. A prompt that stands there twice counts once; or
+        file: a file that prompt_files.py reads by its kind: one prompt a line (.txt), a list (.json, .yaml),
+            objects or a table (.jsonl, .json, .yaml, .csv, .tsv, .parquet) with the prompt under `column`
+            (None: "prompt"). Other values are kept as metadata. A prompt that stands there twice counts once;
+            or
         dataset: a Hugging Face dataset by name or folder, with `split` and `column`; or
         imagenet_animals: the first that many classes of ImageNet (398 are all of its animals).
-        template: "{}" is replaced by each word; "{a}" by the word with its article ("a lion", "an ant"); "{key}" by each value
-            of `fill`. Braces within a word or a value are left alone.
+        template: "{}" is replaced by each word; "{a}" by the word with its article ("a lion", "an ant");
+            "{key}" by each value of `fill`. Braces within a word or a value are left alone.
         fill: values for further places of the template: the set is the product of words and values.
         per_prompt: images drawn of each chosen prompt, in a row.
         unseen: words that training never draws; or
-        unseen_share: this share of the prompts, chosen by their own hash, so that a prompt stays on its side when others come.
+        unseen_share: this share of the prompts, chosen by their own hash, so that a prompt stays on its side
+            when others come.
 
     Raises:
-        ValueError: unless exactly one source is given; if it cannot be read, is empty, or the template has no place for a word.
+        ValueError: unless exactly one source is given; if it cannot be read, is empty, or the template has no
+            place for a word.
     """
 
     def __init__(
@@ -52,20 +55,28 @@ class Prompts:
         given = [s for s in (prompts, file, dataset, imagenet_animals) if s is not None]
         if len(given) != 1:
             raise ValueError(
-                "prompts: give exactly one of prompts.prompts (a list), prompts=file prompts.file=NAME and prompts=dataset prompts.dataset=NAME"
+                "prompts: give exactly one of prompts.prompts (a list), prompts=file prompts.file=NAME and "
+                "prompts=dataset prompts.dataset=NAME"
             )
         if "{}" not in template and "{a}" not in template:
-            raise ValueError(f"prompts.template={template!r} has no place for the prompt; write {{}} or {{a}}")
+            raise ValueError(
+                f"prompts.template={template!r} has no place for the prompt; write {{}} or {{a}}"
+            )
         absent = [key for key in fill or {} if f"{{{key}}}" not in template]
         if absent:
-            raise ValueError(f"prompts.fill.{absent[0]} has no place in prompts.template={template!r}; write {{{absent[0]}}}")
+            raise ValueError(
+                f"prompts.fill.{absent[0]} has no place in prompts.template={template!r}; write "
+                f"{{{absent[0]}}}"
+            )
         for key, values in (fill or {}).items():
             if not values or not all(isinstance(value, str) for value in values):
                 raise ValueError(f"prompts.fill.{key}={values} must be a list of texts, one at least")
         if per_prompt < 1:
             raise ValueError(f"prompts.per_prompt={per_prompt} must be at least 1")
         if not 0 <= unseen_share < 1 or (unseen and unseen_share):
-            raise ValueError(f"prompts.unseen_share={unseen_share} must be in [0, 1), and 0 beside a list prompts.unseen")
+            raise ValueError(
+                f"prompts.unseen_share={unseen_share} must be in [0, 1), and 0 beside a list prompts.unseen"
+            )
         self.metadata: dict[str, dict[str, Any]] = {}
         """What a file says of a prompt, beside the prompt."""
         if imagenet_animals is not None:
@@ -80,11 +91,14 @@ class Prompts:
             words = prompts or []
         if not words:
             raise ValueError(f"prompts: {file or dataset or 'prompts.prompts'} holds no prompt")
-        where = f"prompts.file={file}" if file else f"prompts.dataset={dataset}" if dataset else "prompts.prompts"
+        where = (
+            f"prompts.file={file}" if file else f"prompts.dataset={dataset}" if dataset else "prompts.prompts"
+        )
         for word in words:  # UTF-16 read as UTF-8 has a NUL in every second place
             if "\0" in word or not _is_text(word):
                 raise ValueError(
-                    f"{where}: {word[:40]!r} holds a character that is no text (NUL, or half of a pair); save it as UTF-8"
+                    f"{where}: {word[:40]!r} holds a character that is no text (NUL, or half of a pair); "
+                    "save it as UTF-8"
                 )
         parts = _parts(template, fill or {})
         every = list(dict.fromkeys(p for w in words for p in _filled(parts, w, fill or {})))
@@ -94,12 +108,15 @@ class Prompts:
         kept = set(self.unseen)
         self.prompts = tuple(p for p in every if p not in kept)
         if not self.prompts:
-            raise ValueError("prompts: every prompt is unseen, so there is none to train on; lower prompts.unseen_share")
+            raise ValueError(
+                "prompts: every prompt is unseen, so there is none to train on; lower prompts.unseen_share"
+            )
         self.per_prompt = per_prompt
 
     def draw(self, n: int, *, seed: int, epoch: int, rank: int = 0, ranks: int = 1) -> tuple[str, ...]:
-        """Rank's share of an epoch's n prompts, n / ranks of them: groups of per_prompt, from shuffled passes over the set, so that
-        all are met equally often. The ranks' shares together are the epoch's prompts whatever the number of ranks."""
+        """Rank's share of an epoch's n prompts, n / ranks of them: groups of per_prompt, from shuffled passes
+        over the set, so that all are met equally often. The ranks' shares together are the epoch's prompts
+        whatever the number of ranks."""
         groups = n // self.per_prompt
         mine = range(rank * groups // ranks, (rank + 1) * groups // ranks)
         chosen = [self._pick(seed, epoch * groups + k) for k in mine]
@@ -112,7 +129,8 @@ class Prompts:
 
 @lru_cache(maxsize=2)
 def _shuffled(seed: int, lap: int, n: int) -> NDArray[np.int64]:
-    """The order of one pass over the set; a draw of a million prompts would else shuffle them for each image."""
+    """The order of one pass over the set; a draw of a million prompts would else shuffle them for each
+    image."""
     return np.random.default_rng([seed, lap]).permutation(n)
 
 
@@ -126,7 +144,9 @@ def _is_text(word: str) -> bool:
 
 def _imagenet(n: int) -> list[str]:
     if not 1 <= n <= 398:
-        raise ValueError(f"prompts.imagenet_animals={n} is outside 1..398, the animals among ImageNet's classes")
+        raise ValueError(
+            f"prompts.imagenet_animals={n} is outside 1..398, the animals among ImageNet's classes"
+        )
     from torchvision.models import AlexNet_Weights
 
     return list(AlexNet_Weights.DEFAULT.meta["categories"][:n])
@@ -136,13 +156,19 @@ def _dataset(name: str, split: str, column: str) -> list[str]:
     try:
         from datasets import load_dataset
     except ImportError:
-        raise ValueError(f"prompts.dataset={name} needs the package datasets; pip install 'alignlab[data]'") from None
+        raise ValueError(
+            f"prompts.dataset={name} needs the package datasets; pip install 'alignlab[data]'"
+        ) from None
     try:
         table = load_dataset(name, split=split)
     except Exception as error:  # of many kinds: the hub's, the file system's, the formats'
-        raise ValueError(f"prompts.dataset={name}, split={split}, cannot be loaded: {str(error).splitlines()[0]}") from None
+        raise ValueError(
+            f"prompts.dataset={name}, split={split}, cannot be loaded: {str(error).splitlines()[0]}"
+        ) from None
     if column not in table.column_names:
-        raise ValueError(f"prompts.dataset={name} has no column {column}; its columns are {', '.join(table.column_names)}")
+        raise ValueError(
+            f"prompts.dataset={name} has no column {column}; its columns are {', '.join(table.column_names)}"
+        )
     return [str(text).strip() for text in table[column] if text is not None and str(text).strip()]
 
 

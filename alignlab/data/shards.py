@@ -1,7 +1,9 @@
-"""Pictures with captions in webdataset shards: .tar files with NAME.jpg and NAME.txt or NAME.json, in any order.
+"""Pictures with captions in webdataset shards: .tar files with NAME.jpg and NAME.txt or NAME.json, in any
+order.
 
-Nothing is unpacked to the disk. A shard's table of contents is read once (links, devices and folders in it are passed over), captions
-with it; a picture is read from its place in the shard when it is asked for, by its offset and size. Shards must not be compressed.
+Nothing is unpacked to the disk. A shard's table of contents is read once (links, devices and folders in it
+are passed over), captions with it; a picture is read from its place in the shard when it is asked for, by its
+offset and size. Shards must not be compressed.
 """
 
 import json
@@ -48,8 +50,8 @@ class _Example:
 def members(shard: Path, columns: Sequence[str], left: LeftOut) -> Iterator[Member]:
     """The pictures of a shard that have a caption, in order. A .txt comes before a .json.
 
-    An example is whole when a file of another name follows. What is not whole by then waits until the shard's end,
-    since some shards have all texts before all pictures.
+    An example is whole when a file of another name follows. What is not whole by then waits until the shard's
+    end, since some shards have all texts before all pictures.
 
     Args:
         columns: names of the caption in a .json, the first that is there counts.
@@ -61,7 +63,9 @@ def members(shard: Path, columns: Sequence[str], left: LeftOut) -> Iterator[Memb
     waiting: dict[str, _Example] = {}
     before, parts = "", _Example()
     try:
-        with tarfile.open(shard, mode="r:") as tar:  # ":" takes no compressed one, which could unpack to any size
+        with tarfile.open(
+            shard, mode="r:"
+        ) as tar:  # ":" takes no compressed one, which could unpack to any size
             whole = shard.stat().st_size
             for entry in tar:
                 stem, kind = _named(entry.name)
@@ -85,7 +89,10 @@ def members(shard: Path, columns: Sequence[str], left: LeftOut) -> Iterator[Memb
                 elif parts.picture is not None:
                     left.add("second pictures of an example", entry.name)
                 elif entry.size > PICTURE:
-                    raise ValueError(f"data: {entry.name} in {shard} has {entry.size} bytes, more than {PICTURE}; remove it")
+                    raise ValueError(
+                        f"data: {entry.name} in {shard} has {entry.size} bytes, more than {PICTURE}; remove "
+                        "it"
+                    )
                 else:
                     parts.picture = Span(shard, entry.name, entry.offset_data, entry.size)
             if (member := parts.member()) is not None:
@@ -94,7 +101,9 @@ def members(shard: Path, columns: Sequence[str], left: LeftOut) -> Iterator[Memb
                 waiting[before] = parts
     except (tarfile.TarError, OSError, EOFError, UnicodeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"data: {shard} is no uncompressed .tar ({reason}); copy it again, or unpack its compression") from None
+        raise ValueError(
+            f"data: {shard} is no uncompressed .tar ({reason}); copy it again, or unpack its compression"
+        ) from None
     for stem, one in waiting.items():
         if one.picture is not None:
             left.add("without a caption", one.picture.name)
@@ -111,13 +120,17 @@ def _passed_over(entry: tarfile.TarInfo, kind: str) -> str | None:
     return "of a kind that is not read" if kind in UNREAD else None
 
 
-def _text(tar: tarfile.TarFile, entry: tarfile.TarInfo, columns: Sequence[str], shard: Path) -> dict[str, str]:
+def _text(
+    tar: tarfile.TarFile, entry: tarfile.TarInfo, columns: Sequence[str], shard: Path
+) -> dict[str, str]:
     """The caption of a member under its kind; nothing of a .json without one."""
     kind = _named(entry.name)[1]
     found = tar.extractfile(entry) if entry.size <= CAPTION else None
     text = None if found is None else caption_in(found.read(), kind, columns)
     if text is None and kind != "json":
-        raise ValueError(f"data: {entry.name} in {shard} is no caption (UTF-8, at most {CAPTION} bytes); mend or remove it")
+        raise ValueError(
+            f"data: {entry.name} in {shard} is no caption (UTF-8, at most {CAPTION} bytes); mend or remove it"
+        )
     return {} if text is None else {kind: text}
 
 

@@ -1,8 +1,10 @@
-"""The processes that train together (accelerate launch, torchrun): which rows of an epoch each one holds, and what all must agree on.
+"""The processes that train together (accelerate launch, torchrun): which rows of an epoch each one holds, and
+what all must agree on.
 
-Process r of W holds the r-th of W equal runs of rows. It samples, scores and replays those alone; every process makes the draws of
-the whole epoch, what an objective must know of the whole (rewards, prompts) is gathered, and gradients are summed. So W processes
-do what one would do with all the rows. For one process every function here gives back what it was given.
+Process r of W holds the r-th of W equal runs of rows. It samples, scores and replays those alone; every
+process makes the draws of the whole epoch, what an objective must know of the whole (rewards, prompts) is
+gathered, and gradients are summed. So W processes do what one would do with all the rows. For one process
+every function here gives back what it was given.
 """
 
 import os
@@ -82,13 +84,14 @@ def own(n: int) -> range:
 
 
 def own_shares(items: Tensor, n: int, size: int, *, even: bool = False) -> Iterator[tuple[float, Tensor]]:
-    """This process's part of one update: slices of at most `size` items, with their share of all processes' items.
+    """This process's part of one update: slices of at most `size` items, with their share of all processes'
+    items.
 
     Args:
         items: [M] rows of the whole epoch, or [M, 2] such rows and something that belongs to each.
         n: rows of the whole epoch.
-        even: equally many slices for every process, because a sharded model runs on all of them at once: where one has less, it gets an
-            item with share 0.
+        even: equally many slices for every process, because a sharded model runs on all of them at once:
+            where one has less, it gets an item with share 0.
 
     Yields:
         A share, and items whose rows are counted from this process's first.
@@ -126,6 +129,7 @@ def sum_gradients(parameters: list[nn.Parameter]) -> None:
 
 
 def clip_gradients(parameters: list[nn.Parameter], most: float) -> float:
-    """Scales the gradient of all parameters together to a norm of at most `most`; returns the norm that it had."""
+    """Scales the gradient of all parameters together to a norm of at most `most`; returns the norm that it
+    had."""
     norm: Any = nn.utils.clip_grad_norm_(parameters, most)
     return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)

@@ -1,7 +1,8 @@
-"""Full fine-tuning with every weight, gradient and optimiser state split over the processes (torch's fully_shard, FSDP2).
+"""Full fine-tuning with every weight, gradient and optimiser state split over the processes (torch's
+fully_shard, FSDP2).
 
-A state dictionary is whole, on the CPU of process 0 (empty on the others), so checkpoints and saved models are those of one process,
-and a run may go on with another number of them.
+A state dictionary is whole, on the CPU of process 0 (empty on the others), so checkpoints and saved models
+are those of one process, and a run may go on with another number of them.
 """
 
 from typing import Any
@@ -23,7 +24,9 @@ def shard(module: nn.Module, device: torch.device) -> None:
     for child in module.children():
         for block in child if isinstance(child, nn.ModuleList) else ():
             fully_shard(block, mesh=mesh)
-    fully_shard(module, mesh=mesh, reshard_after_forward=True)  # the root too: its parameters stay those that the optimiser has
+    fully_shard(
+        module, mesh=mesh, reshard_after_forward=True
+    )  # the root too: its parameters stay those that the optimiser has
 
 
 def _options() -> Any:
@@ -76,6 +79,8 @@ class ShardedOptimizer:
             return
         if 0 in state["state"]:
             names = [name for name, parameter in self.module.named_parameters() if parameter.requires_grad]
-            groups = [{**group, "params": [names[k] for k in group["params"]]} for group in state["param_groups"]]
+            groups = [
+                {**group, "params": [names[k] for k in group["params"]]} for group in state["param_groups"]
+            ]
             state = {"state": {names[k]: its for k, its in state["state"].items()}, "param_groups": groups}
         set_optimizer_state_dict(self.module, self.optimizer, state, options=_options())

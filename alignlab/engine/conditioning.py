@@ -19,7 +19,8 @@ class Conditioning:
 
     @cached_property
     def guided(self) -> dict[str, Tensor]:
-        """[2B, ...] each: the prompts, then the empty prompt for each of them. One copy for all steps that ask, and for their graphs."""
+        """[2B, ...] each: the prompts, then the empty prompt for each of them. One copy for all steps that
+        ask, and for their graphs."""
         return {k: torch.cat([v, self.null[k].expand_as(v)]) for k, v in self.text.items()}
 
     def __getitem__(self, rows: Tensor) -> "Conditioning":
@@ -27,4 +28,6 @@ class Conditioning:
 
     @staticmethod
     def cat(parts: Sequence["Conditioning"]) -> "Conditioning":
-        return Conditioning(text={k: torch.cat([p.text[k] for p in parts]) for k in parts[0].text}, null=parts[0].null)
+        return Conditioning(
+            text={k: torch.cat([p.text[k] for p in parts]) for k in parts[0].text}, null=parts[0].null
+        )

@@ -14,7 +14,8 @@ from alignlab.engine.rollout import Rollout
 
 @dataclass(frozen=True, kw_only=True)
 class Drift:
-    """How far the kept steps of a rollout are from the frozen model, mean over B, the kept steps and C, h, w."""
+    """How far the kept steps of a rollout are from the frozen model, mean over B, the kept steps and C, h,
+    w."""
 
     eps_guided: Tensor
     """[] mean (eps - eps_ref)^2 of the guided prediction: what DRaFT+ publishes as its KL."""
@@ -28,8 +29,8 @@ def drift(policy: Policy, record: Rollout, *, through_input: bool = True) -> Dri
     """Compares a rollout's kept outputs with the reference at the same latents.
 
     Args:
-        through_input: let gradients pass through the reference's input x_i. Without (the published form) the gradient at
-            the true optimum is not zero for K > 1.
+        through_input: let gradients pass through the reference's input x_i. Without (the published form) the
+            gradient at the true optimum is not zero for K > 1.
     """
     sampler, w = record.sampler, record.sampler.guidance_scale
     if record.outputs is None:
@@ -39,7 +40,9 @@ def drift(policy: Policy, record: Rollout, *, through_input: bool = True) -> Dri
         x = record.latents[:, record.slots.index(i)].to(policy.device)
         moves = through_input and k > 0  # the graph begins at the first kept step: its input is a constant
         with policy.reference(), torch.set_grad_enabled(moves and torch.is_grad_enabled()):
-            ref = policy.branches(x if moves else x.detach(), sampler.timesteps[i].expand(len(x)), record.cond, w)
+            ref = policy.branches(
+                x if moves else x.detach(), sampler.timesteps[i].expand(len(x)), record.cond, w
+            )
         mine = record.outputs[:, k].transpose(0, 1)  # [R, B, C, h, w]
         out, out_ref = guide(mine, w), guide(ref, w)
         guided.append(sampler.eps_error(i, out, out_ref))

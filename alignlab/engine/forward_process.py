@@ -1,4 +1,5 @@
-"""How the model was trained: x_t = alpha_t x0 + sigma_t eps, and what it regresses. RWR, SFT, KTO and DPO train with it."""
+"""How the model was trained: x_t = alpha_t x0 + sigma_t eps, and what it regresses. RWR, SFT, KTO and DPO
+train with it."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -39,7 +40,12 @@ class ForwardProcess:
         return cls(timesteps=sigma * train, alpha=1 - sigma, sigma=sigma, prediction="flow")
 
     def to(self, device: torch.device | str) -> "ForwardProcess":
-        return replace(self, timesteps=self.timesteps.to(device), alpha=self.alpha.to(device), sigma=self.sigma.to(device))
+        return replace(
+            self,
+            timesteps=self.timesteps.to(device),
+            alpha=self.alpha.to(device),
+            sigma=self.sigma.to(device),
+        )
 
     def __len__(self) -> int:
         return len(self.alpha)
@@ -59,8 +65,9 @@ class ForwardProcess:
         return rows_of(self.alpha, t, x0) * noise - rows_of(self.sigma, t, x0) * x0
 
     def min_snr(self, t: Tensor, gamma: float) -> Tensor:
-        """[M] the weight of the target's squared error at table rows t that makes of it min(SNR, gamma) times that of x0 (Hang et al.
-        2023, arXiv 2303.09556): x0's error is sigma/alpha times that of eps, and sigma times that of v and of the velocity."""
+        """[M] the weight of the target's squared error at table rows t that makes of it min(SNR, gamma) times
+        that of x0 (Hang et al. 2023, arXiv 2303.09556): x0's error is sigma/alpha times that of eps, and
+        sigma times that of v and of the velocity."""
         alpha, sigma = self.alpha[t], self.sigma[t]
         snr = (alpha / sigma).square()
         scale = {"epsilon": 1 / snr, "sample": torch.ones_like(snr)}.get(self.prediction, sigma.square())

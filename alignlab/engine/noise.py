@@ -1,7 +1,7 @@
 """Every normal draw is a pure function of (seed, stream, epoch, prompt, replica, step).
 
-So an image does not depend on the batch it was drawn in, on the number of processes, or on whether the run was
-resumed; keys never collide between ranks or prompts; and noise need not be stored.
+So an image does not depend on the batch it was drawn in, on the number of processes, or on whether the run
+was resumed; keys never collide between ranks or prompts; and noise need not be stored.
 """
 
 import hashlib
@@ -42,15 +42,20 @@ class NoiseKey:
         return torch.from_numpy(np.stack(rows)).to(device, non_blocking=True)
 
     def uniform(self, step: int) -> Tensor:
-        """[B] float64 on the CPU, uniform in [0, 1): the quantile of a normal draw, which has a `step` of its own."""
+        """[B] float64 on the CPU, uniform in [0, 1): the quantile of a normal draw, which has a `step` of its
+        own."""
         return torch.special.ndtr(self.normal(step, ()).double())
 
     def __getitem__(self, rows: Iterable[int]) -> "NoiseKey":
         rows = list(rows)
-        return replace(self, prompts=tuple(self.prompts[r] for r in rows), replicas=tuple(self.replicas[r] for r in rows))
+        return replace(
+            self, prompts=tuple(self.prompts[r] for r in rows), replicas=tuple(self.replicas[r] for r in rows)
+        )
 
 
-def noise_key(prompts: Sequence[str], *, seed: int, stream: str, epoch: int = 0, shared_first: bool = False) -> NoiseKey:
+def noise_key(
+    prompts: Sequence[str], *, seed: int, stream: str, epoch: int = 0, shared_first: bool = False
+) -> NoiseKey:
     """The key of one epoch's whole list of prompts; equal prompts are numbered in order."""
     seen: Counter[str] = Counter()
     replicas = []
@@ -58,7 +63,12 @@ def noise_key(prompts: Sequence[str], *, seed: int, stream: str, epoch: int = 0,
         replicas.append(seen[prompt])
         seen[prompt] += 1
     return NoiseKey(
-        seed=seed, stream=stream, epoch=epoch, prompts=tuple(prompts), replicas=tuple(replicas), shared_first=shared_first
+        seed=seed,
+        stream=stream,
+        epoch=epoch,
+        prompts=tuple(prompts),
+        replicas=tuple(replicas),
+        shared_first=shared_first,
     )
 
 

@@ -1,7 +1,8 @@
 """The model being tuned: encode prompts, predict (guidance inside), decode latents, and the frozen reference.
 
-A model family (alignlab/models says what it offers) knows how to load, encode, predict and decode. `Policy` adds what all
-families share: LoRA or full fine-tuning, guidance, mixed precision, checkpointing, cached prompt embeddings.
+A model family (alignlab/models says what it offers) knows how to load, encode, predict and decode. `Policy`
+adds what all families share: LoRA or full fine-tuning, guidance, mixed precision, checkpointing, cached
+prompt embeddings.
 """
 
 import copy
@@ -35,10 +36,14 @@ class Policy:
         lora: adapters to train (ignored when full).
         full: train every weight of the denoiser; a frozen copy is kept as the reference.
         precision: of the denoiser's arithmetic. Trained weights, latents and log-probs stay float32.
-        checkpointing: recompute activations of steps and decodes that keep gradients: memory flat in K, one more forward.
-        decode_batch: images decoded at once; None for all of them. With checkpointing a decoder's memory is that of so many images.
-        text_on_host: text encoders leave the device between prompts that are new; cached embeddings stay in host memory.
-        channels_last: convolution weights in that layout; in fp32 on a CPU, where it is faster, they are so in any case.
+        checkpointing: recompute activations of steps and decodes that keep gradients: memory flat in K, one
+            more forward.
+        decode_batch: images decoded at once; None for all of them. With checkpointing a decoder's memory is
+            that of so many images.
+        text_on_host: text encoders leave the device between prompts that are new; cached embeddings stay in
+            host memory.
+        channels_last: convolution weights in that layout; in fp32 on a CPU, where it is faster, they are so
+            in any case.
         shard: split the weights of full fine-tuning over the processes that train together (sharding.py).
         compile: the denoiser by torch.compile.
     """
@@ -59,16 +64,28 @@ class Policy:
         device: torch.device | str = "cpu",
     ) -> None:
         if decode_batch is not None and decode_batch < 1:
-            raise ValueError(f"policy.decode_batch={decode_batch} must be at least 1; null decodes all images at once")
+            raise ValueError(
+                f"policy.decode_batch={decode_batch} must be at least 1; null decodes all images at once"
+            )
         self.family, self.full, self.checkpointing = family, full, checkpointing
-        self.decode_batch, self.text_on_host, self.sharded = decode_batch, text_on_host, shard and full and world() > 1
+        self.decode_batch, self.text_on_host, self.sharded = (
+            decode_batch,
+            text_on_host,
+            shard and full and world() > 1,
+        )
         self.device, self.dtype = torch.device(device), DTYPES[precision]
         for module in (*family.frozen, family.denoiser):
-            freeze(module, layers=not full or module is not family.denoiser)  # a copy rounds as what is trained
+            freeze(
+                module, layers=not full or module is not family.denoiser
+            )  # a copy rounds as what is trained
             on_host = text_on_host and any(module is encoder for encoder in family.text_encoders)
-            if not on_host and not (self.sharded and module is family.denoiser):  # whose blocks come one by one
+            if not on_host and not (
+                self.sharded and module is family.denoiser
+            ):  # whose blocks come one by one
                 module.to(self.device)
-        self._copy: nn.Module | None = copy.deepcopy(family.denoiser) if full else None  # float32: rounded, KL starts above 0
+        self._copy: nn.Module | None = (
+            copy.deepcopy(family.denoiser) if full else None
+        )  # float32: rounded, KL starts above 0
         self.lora_config: Any = None
         if full:
             family.denoiser.requires_grad_(True)
@@ -119,7 +136,8 @@ class Policy:
             nn.Module.to(encoder, device)
 
     def branches(self, x: Tensor, t: Tensor, cond: Conditioning, guidance_scale: float) -> Tensor:
-        """The model's outputs [R, M, C, h, w] float32: conditional, and unconditional when guidance needs it (R = 2).
+        """The model's outputs [R, M, C, h, w] float32: conditional, and unconditional when guidance needs it
+        (R = 2).
 
         Args:
             x: latents [M, C, h, w]; t: timesteps [M]; guidance_scale: 1 runs one branch only.
@@ -146,7 +164,8 @@ class Policy:
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """Inside, the policy is the frozen pretrained model: adapters off, or the copy kept for full fine-tuning."""
+        """Inside, the policy is the frozen pretrained model: adapters off, or the copy kept for full
+        fine-tuning."""
         outside, trained = self._is_reference, self.family.denoiser
         self._is_reference = True
         try:
@@ -164,8 +183,11 @@ class Policy:
 
     def _denoise(self, x: Tensor, t: Tensor, text: dict[str, Tensor], guided: bool) -> Tensor:
         self.passes["forward"] += len(x)  # a checkpoint's second one too
-        # No weight cache: one filled under no_grad would cut the gradient of float32 weights in the last K steps.
-        cast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32, cache_enabled=False)
+        # No weight cache: one filled under no_grad would cut the gradient of float32 weights in the last K
+        # steps.
+        cast = torch.autocast(
+            self.device.type, self.dtype, enabled=self.dtype != torch.float32, cache_enabled=False
+        )
         with self.shared_start.shared(rows=len(x) * guided), cast:
             return self.family.denoise(x, t, text).float()
 

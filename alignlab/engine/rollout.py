@@ -2,9 +2,10 @@
 
     for i in 0..N-1:   out_i = policy(x_i, t_i, c);   x_{i+1} = a_i x_i + b_i out_i + s_i z_i      (samplers.py)
 
-Policy gradients need the latents and their log-probs; `replay` scores stored (sample, step) pairs again with the same
-kernel. Reward gradients need the graph of some steps; `Gradients` says which, and everything before the first of them
-runs without a graph. DRaFT, AlignProp, DRTune, ReFL and DRaFT-LV differ only in that record.
+Policy gradients need the latents and their log-probs; `replay` scores stored (sample, step) pairs again with
+the same kernel. Reward gradients need the graph of some steps; `Gradients` says which, and everything before
+the first of them runs without a graph. DRaFT, AlignProp, DRTune, ReFL and DRaFT-LV differ only in that
+record.
 """
 
 from collections.abc import Sequence
@@ -29,8 +30,8 @@ class Gradients:
     """Which model outputs of a rollout keep their graph."""
 
     steps: tuple[int, ...]
-    """Ascending; the graph begins at the first, where x is a constant. Gaps are allowed: a gap's prediction is a constant,
-    the latent still carries the gradient through it (a_i x_i)."""
+    """Ascending; the graph begins at the first, where x is a constant. Gaps are allowed: a gap's prediction
+    is a constant, the latent still carries the gradient through it (a_i x_i)."""
     detach_input: bool = False
     """The network sees sg(x_i), so gradients flow along a_i x_i only (DRTune's stop-gradient)."""
     stop: int | None = None
@@ -38,7 +39,8 @@ class Gradients:
     x0_image: bool = False
     """The image is the last step's predicted x0 rather than x_N."""
     renoise: int = 0
-    """DRaFT-LV: this many more images a sample, each denoised from sg(x_N) brought back to the last step's noise level."""
+    """DRaFT-LV: this many more images a sample, each denoised from sg(x_N) brought back to the last step's
+    noise level."""
 
     @staticmethod
     def last(k: int, n: int) -> "Gradients":
@@ -48,7 +50,8 @@ class Gradients:
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
-    """B images and how they came about. B counts the renoised images too: they follow the B/(1 + renoise) samples."""
+    """B images and how they came about. B counts the renoised images too: they follow the B/(1 + renoise)
+    samples."""
 
     prompts: tuple[str, ...]
     cond: Conditioning
@@ -90,7 +93,10 @@ class Rollout:
         slot = torch.full((len(self.sampler) + 1,), -1, dtype=torch.long)
         slot[list(self.slots)] = torch.arange(len(self.slots))
         if bool((slot[steps] < 0).any()):
-            raise IndexError(f"latents of steps {sorted(set(steps.tolist()))} were asked for, but only {self.slots} were stored")
+            raise IndexError(
+                f"latents of steps {sorted(set(steps.tolist()))} were asked for, but only {self.slots} were "
+                "stored"
+            )
         device = self.latents.device
         return self.latents[rows.to(device), slot[steps].to(device)]
 
@@ -105,13 +111,17 @@ class Rollout:
             prompts=prompts,
             cond=Conditioning.cat([p.cond for p in parts]),
             noise=replace(first.noise, prompts=prompts, replicas=replicas),
-            latents=torch.cat([p.latents.detach() for p in parts]) if len(parts) > 1 else first.latents.detach(),
+            latents=torch.cat([p.latents.detach() for p in parts])
+            if len(parts) > 1
+            else first.latents.detach(),
             log_probs=torch.cat([p.log_probs.detach() for p in parts]),
             images=torch.cat([p.images.detach() for p in parts]),
             kept=(),
             outputs=None,
             rewards={k: torch.cat([p.rewards[k].detach() for p in parts]) for k in first.rewards},
-            reward=None if first.reward is None else torch.cat([p.reward.detach() for p in parts if p.reward is not None]),
+            reward=None
+            if first.reward is None
+            else torch.cat([p.reward.detach() for p in parts if p.reward is not None]),
         )
 
 
@@ -127,9 +137,10 @@ def rollout(
     """Samples one image for each entry of `noise`.
 
     Args:
-        gradients: the steps that keep their graph; None keeps none. Under `torch.no_grad()` their outputs are kept as constants.
-        store: which latents to keep: "all", "image" (x_N only), or the steps that will be trained on (x_i and x_{i+1} of
-            each). What gradient steps need is stored in any case.
+        gradients: the steps that keep their graph; None keeps none. Under `torch.no_grad()` their outputs are
+            kept as constants.
+        store: which latents to keep: "all", "image" (x_N only), or the steps that will be trained on (x_i and
+            x_{i+1} of each). What gradient steps need is stored in any case.
         offload: keep the stored latents in host memory.
     """
     n, b, shape = len(sampler), len(noise.prompts), policy.latent_shape
@@ -138,16 +149,24 @@ def rollout(
     end = n if plan.stop is None else plan.stop + 1
     kept = tuple(i for i in plan.steps if i < end)
     first = kept[0] if kept else end
-    if want_graph and kept and not (plan.x0_image or plan.stop is not None) and not sampler.b[list(kept)].any():
+    if (
+        want_graph
+        and kept
+        and not (plan.x0_image or plan.stop is not None)
+        and not sampler.b[list(kept)].any()
+    ):
         raise NothingToLearn(
-            f"the kept steps {kept} are no-ops of this sampler (b = 0), so the image has no gradient; raise algo.k or set algo.reward_on=pred_x0"
+            f"the kept steps {kept} are no-ops of this sampler (b = 0), so the image has no gradient; raise "
+            "algo.k or set algo.reward_on=pred_x0"
         )
     trained = range(n) if store == "all" else () if store == "image" else store
     slots = sorted({end} | {j for i in (*trained, *kept) if i < end for j in (i, i + 1)})
 
     cond, outputs = policy.encode(noise.prompts), []
     x = noise.normal(FIRST, shape, policy.device)
-    latents = x.new_empty(b, len(slots), *shape, device="cpu" if offload else None)  # filled as they come: one stack
+    latents = x.new_empty(
+        b, len(slots), *shape, device="cpu" if offload else None
+    )  # filled as they come: one stack
     if 0 in slots:
         latents[:, 0] = x
     log_probs = torch.full((b, n), float("nan"), device=policy.device)
@@ -188,10 +207,13 @@ def rollout(
 
 
 def _with_renoised(policy: Policy, record: Rollout, copies: int) -> Rollout:
-    """DRaFT-LV (arXiv 2309.17400, section 3): x_1^j = alpha sg(x_0) + sigma noise_j, and its predicted x_0."""
+    """DRaFT-LV (arXiv 2309.17400, section 3): x_1^j = alpha sg(x_0) + sigma noise_j, and its predicted
+    x_0."""
     sampler, n, b = record.sampler, len(record.sampler), len(record)
     if record.kept != (n - 1,):
-        raise ValueError(f"DRaFT-LV re-noises to the last step only, so K must be 1, not the steps {record.kept}")
+        raise ValueError(
+            f"DRaFT-LV re-noises to the last step only, so K must be 1, not the steps {record.kept}"
+        )
     rows = torch.arange(b).repeat(1 + copies)
     cond, last = record.cond[rows[b:]], n - 1
     x0 = record.latent(torch.arange(b), torch.full((b,), n)).detach()
@@ -227,7 +249,8 @@ class Replay:
 
 
 def replay(policy: Policy, record: Rollout, rows: Tensor, steps: Tensor) -> Replay:
-    """Predicts and scores the pairs (rows[m], steps[m]) again: same prediction, same guidance, same kernel as the rollout."""
+    """Predicts and scores the pairs (rows[m], steps[m]) again: same prediction, same guidance, same kernel as
+    the rollout."""
     sampler = record.sampler
     x, x_next = (record.latent(rows, i).to(policy.device) for i in (steps, steps + 1))
     rows, steps = rows.to(policy.device), steps.to(policy.device)

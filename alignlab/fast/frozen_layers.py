@@ -1,7 +1,8 @@
-"""Layers whose weights are not trained: their gradient needs the weights alone, and on CPUs their products are oneDNN's.
+"""Layers whose weights are not trained: their gradient needs the weights alone, and on CPUs their products
+are oneDNN's.
 
-torch keeps a convolution's input for its way back, as one formula gives all three gradients. Its float32 products are MKL's,
-which does not use all that AMD's processors have.
+torch keeps a convolution's input for its way back, as one formula gives all three gradients. Its float32
+products are MKL's, which does not use all that AMD's processors have.
 """
 
 from typing import Any, TypeVar
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 
-ONE_DNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+ONE_DNN: Any = (
+    getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+)
 """torch's own name for oneDNN's linear layer; it has no gradient."""
 Pair = tuple[int, int]
 """Of height and width."""
@@ -70,7 +73,9 @@ class ConvolutionInput(torch.autograd.Function):
     """A convolution with a gradient in x only."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair
+    ) -> Tensor:
         ctx.save_for_backward(weight)
         ctx.shape, ctx.how = x.shape, (stride, padding)
         return F.conv2d(x, weight, bias, stride, padding)
@@ -82,7 +87,8 @@ class ConvolutionInput(torch.autograd.Function):
 
 
 def freeze(module: M, *, layers: bool = True) -> M:
-    """The module itself: no gradients for its weights, no dropout; with `layers` its linear layers and plain convolutions become these."""
+    """The module itself: no gradients for its weights, no dropout; with `layers` its linear layers and plain
+    convolutions become these."""
     module.requires_grad_(False).eval()
     for layer in module.modules() if layers else ():
         if type(layer) is nn.Linear:
@@ -94,4 +100,9 @@ def freeze(module: M, *, layers: bool = True) -> M:
 
 def plain(layer: nn.Conv2d) -> bool:
     """Whether stride and padding say all of it."""
-    return layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    return (
+        layer.groups == 1
+        and layer.dilation == (1, 1)
+        and layer.padding_mode == "zeros"
+        and not isinstance(layer.padding, str)
+    )

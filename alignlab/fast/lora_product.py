@@ -1,7 +1,7 @@
 """peft's LoRA layers as one product with W + s B A, and the gradients of the low-rank form.
 
-In small models the products with A and B, their sum and its scale cost more than their arithmetic. In 16 bits W + s B A
-would be rounded to W's grid and lose small adapters, so there peft's own form stays.
+In small models the products with A and B, their sum and its scale cost more than their arithmetic. In 16 bits
+W + s B A would be rounded to W's grid and lose small adapters, so there peft's own form stays.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,9 @@ class OneConvolution(Conv2d):
             out: Tensor = super().forward(x, *args, **kwargs)
             return out
         base = self.base_layer
-        product: Tensor = LowRankConvolution.apply(x, base.weight, base.bias, *_adapter(self), base.stride, base.padding)
+        product: Tensor = LowRankConvolution.apply(
+            x, base.weight, base.bias, *_adapter(self), base.stride, base.padding
+        )
         return product
 
 
@@ -57,7 +59,9 @@ class LowRank(torch.autograd.Function):
     """x (W + s B A)^T + bias; W and bias are frozen, A is [rank, in], B [out, rank]."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, W: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, s: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, W: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, s: float
+    ) -> Tensor:
         ctx.save_for_backward(x, W, A, B)
         ctx.s = s
         return linear(x, _merged(W, A, B, s), bias)
@@ -74,11 +78,20 @@ class LowRank(torch.autograd.Function):
 
 
 class LowRankConvolution(torch.autograd.Function):
-    """conv(x, W + s B A) + bias; W [out, in, kh, kw] and bias are frozen, A is [rank, in, kh, kw], B [out, rank, 1, 1]."""
+    """conv(x, W + s B A) + bias; W [out, in, kh, kw] and bias are frozen, A is [rank, in, kh, kw], B [out,
+    rank, 1, 1]."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, W: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, s: float, stride: Pair, padding: Pair
+        ctx: Any,
+        x: Tensor,
+        W: Tensor,
+        bias: Tensor | None,
+        A: Tensor,
+        B: Tensor,
+        s: float,
+        stride: Pair,
+        padding: Pair,
     ) -> Tensor:
         ctx.save_for_backward(x, W, A, B)
         ctx.s, ctx.how = s, (stride, padding)
@@ -98,7 +111,8 @@ class LowRankConvolution(torch.autograd.Function):
 
 
 def _weight(inputs: Tensor, grad: Tensor) -> Tensor:
-    """The gradient [r, in] of a weight, from inputs [n, in] and its output's gradient [n, r]. r is small: the other order takes up to ten times as long."""
+    """The gradient [r, in] of a weight, from inputs [n, in] and its output's gradient [n, r]. r is small: the
+    other order takes up to ten times as long."""
     return linear(grad.T, inputs.T)
 
 
@@ -116,7 +130,8 @@ def _merged(W: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:
 
 
 def as_one_product(layers: Sequence[Any]) -> None:
-    """Turns peft's linear layers and plain convolutions with float32 weights into these; layers in 16 bits stay as they are."""
+    """Turns peft's linear layers and plain convolutions with float32 weights into these; layers in 16 bits
+    stay as they are."""
     for layer in layers:
         base = layer.get_base_layer()
         if base.weight.dtype != torch.float32:

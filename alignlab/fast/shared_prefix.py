@@ -1,8 +1,10 @@
-"""Guidance's two branches are one until the network first reads the prompt: what comes before is computed for one and copied.
+"""Guidance's two branches are one until the network first reads the prompt: what comes before is computed for
+one and copied.
 
-In U-Nets like Stable Diffusion 1.x's and 2.x's these are the first convolution, the residual blocks before the first
-cross-attention and the self-attention beside it: 6 % of the arithmetic of a guided pass of the embedded model, 2.6 % of
-Stable Diffusion 1.5's. SDXL's U-Net reads the prompt together with the timestep, so that nothing is shared.
+In U-Nets like Stable Diffusion 1.x's and 2.x's these are the first convolution, the residual blocks before
+the first cross-attention and the self-attention beside it: 6 % of the arithmetic of a guided pass of the
+embedded model, 2.6 % of Stable Diffusion 1.5's. SDXL's U-Net reads the prompt together with the timestep, so
+that nothing is shared.
 """
 
 from collections.abc import Iterator
@@ -14,7 +16,8 @@ from torch import Tensor, nn
 
 
 class SharedStart:
-    """Hooks on the modules of these networks that run before the prompt is read; they act inside `shared` alone."""
+    """Hooks on the modules of these networks that run before the prompt is read; they act inside `shared`
+    alone."""
 
     def __init__(self, *networks: nn.Module) -> None:
         self._rows, self._halved = 0, False
@@ -25,8 +28,9 @@ class SharedStart:
 
     @contextmanager
     def shared(self, rows: int) -> Iterator[None]:
-        """Inside, inputs of a network that have 2M = `rows` rows hold each latent and timestep twice: rows m and M + m differ in their
-        prompt only. Inputs of any other number, as of a family that calls its network on a few rows at a time, are left whole."""
+        """Inside, inputs of a network that have 2M = `rows` rows hold each latent and timestep twice: rows m
+        and M + m differ in their prompt only. Inputs of any other number, as of a family that calls its
+        network on a few rows at a time, are left whole."""
         before, self._rows = self._rows, rows
         try:
             yield
@@ -50,7 +54,8 @@ def _half(value: Any) -> Any:
 
 
 def before_prompt(network: Any) -> Iterator[nn.Module]:
-    """The costly modules of a diffusers U-Net, in their order, that see latents and timesteps but no prompt; none of another network."""
+    """The costly modules of a diffusers U-Net, in their order, that see latents and timesteps but no prompt;
+    none of another network."""
     if type(network).__name__ != "UNet2DConditionModel":
         return
     if network.config.addition_embed_type or network.config.dual_cross_attention:

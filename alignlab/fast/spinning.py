@@ -1,11 +1,14 @@
-"""Lets threads that wait for each other sleep soon, so that a run keeps its fair share of a machine that others use too.
+"""Lets threads that wait for each other sleep soon, so that a run keeps its fair share of a machine that
+others use too.
 
-The threads of a parallel loop meet at barriers, hundreds of times a step. Who comes first spins there, for milliseconds
-(GNU's OpenMP) or a fifth of a second (Intel's and LLVM's). Alone that is the fastest way to wait. Beside other programs the
-thread that is waited for may not be running, and whoever spins takes the core that it needs: the run gets far less than its
-share. With a short spin and then a sleep nothing is lost alone (docs/benchmarks.md). The numbers of a run are the same.
+The threads of a parallel loop meet at barriers, hundreds of times a step. Who comes first spins there, for
+milliseconds (GNU's OpenMP) or a fifth of a second (Intel's and LLVM's). Alone that is the fastest way to
+wait. Beside other programs the thread that is waited for may not be running, and whoever spins takes the core
+that it needs: the run gets far less than its share. With a short spin and then a sleep nothing is lost alone
+(docs/benchmarks.md). The numbers of a run are the same.
 
-An OpenMP runtime reads its environment when it is loaded, so this must come before torch: alignlab/__init__.py calls it.
+An OpenMP runtime reads its environment when it is loaded, so this must come before torch:
+alignlab/__init__.py calls it.
 """
 
 import os
@@ -24,8 +27,8 @@ CHOSEN = (*SHORT, "OMP_WAIT_POLICY", "KMP_LIBRARY")
 def spin_shortly(environment: MutableMapping[str, str] = os.environ) -> bool:
     """Sets the environment of a command, unless its user has set it. Returns whether it did.
 
-    Nothing is set where alignlab is imported by another program, whose threads are its own business, or where torch is
-    loaded already, for then it would only be inherited by other programs.
+    Nothing is set where alignlab is imported by another program, whose threads are its own business, or where
+    torch is loaded already, for then it would only be inherited by other programs.
     """
     if "torch" in sys.modules or not _is_command() or has_chosen(environment):
         return False
@@ -39,6 +42,7 @@ def has_chosen(environment: Mapping[str, str]) -> bool:
 
 
 def _is_command() -> bool:
-    """Whether this process is `python -m alignlab...`: while Python looks for the module, that is all that argv says."""
+    """Whether this process is `python -m alignlab...`: while Python looks for the module, that is all that
+    argv says."""
     named = any(word.removeprefix("-m").partition(".")[0] == "alignlab" for word in sys.orig_argv)
     return sys.argv[:1] == ["-m"] and named

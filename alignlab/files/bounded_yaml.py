@@ -1,8 +1,9 @@
 """YAML that may be somebody else's: plain values only, and no text of a kilobyte that unfolds to gigabytes.
 
-An alias (*name) repeats a value that was marked before (&name). Nine levels of ten aliases each, "a billion laughs", are a few hundred
-letters that unfold to a billion values as soon as they are copied, compared or printed. What is unfolded is therefore measured before
-it is built: what alignlab writes itself repeats a list of prompts at most a few times.
+An alias (*name) repeats a value that was marked before (&name). Nine levels of ten aliases each, "a billion
+laughs", are a few hundred letters that unfold to a billion values as soon as they are copied, compared or
+printed. What is unfolded is therefore measured before it is built: what alignlab writes itself repeats a list
+of prompts at most a few times.
 """
 
 import re
@@ -28,14 +29,17 @@ def read_yaml(text: str) -> Any:
         if node is None:
             return None
         if _unfolded(node) > FACTOR * len(text) + FREE:
-            raise yaml.YAMLError(f"its aliases (*name) unfold to more than {FACTOR} times what is written; write it out")
+            raise yaml.YAMLError(
+                f"its aliases (*name) unfold to more than {FACTOR} times what is written; write it out"
+            )
         return loader.construct_document(node)
     finally:
         loader.dispose()
 
 
 def front_matter(card: Path) -> dict[str, Any]:
-    """What a model card says of its model, in YAML between two lines of dashes at its beginning; nothing if it has no such lines.
+    """What a model card says of its model, in YAML between two lines of dashes at its beginning; nothing if
+    it has no such lines.
 
     Raises:
         ValueError: if it cannot be read.
@@ -51,7 +55,8 @@ def front_matter(card: Path) -> dict[str, Any]:
 
 
 def _unfolded(root: yaml.Node) -> int:
-    """Letters and values of a document whose aliases are written out. A node that several aliases name is visited once.
+    """Letters and values of a document whose aliases are written out. A node that several aliases name is
+    visited once.
 
     Raises:
         yaml.YAMLError: if a value holds itself.
@@ -65,7 +70,9 @@ def _unfolded(root: yaml.Node) -> int:
         if id(node) in sizes:
             waiting.pop()
         elif id(node) in open_nodes:
-            sizes[id(node)] = 1 + sum(sizes[id(part)] for part in parts) + (len(node.value) if not parts else 0)
+            sizes[id(node)] = (
+                1 + sum(sizes[id(part)] for part in parts) + (len(node.value) if not parts else 0)
+            )
             open_nodes.discard(id(node))
             waiting.pop()
         else:

@@ -1,5 +1,5 @@
-"""Files that can be told whole from torn, truncated or flipped ones: a folder's checksums.json holds the size and the BLAKE2b of each
-of its files, and tensors have a digest of their own."""
+"""Files that can be told whole from torn, truncated or flipped ones: a folder's checksums.json holds the size
+and the BLAKE2b of each of its files, and tensors have a digest of their own."""
 
 import hashlib
 import json
@@ -20,14 +20,18 @@ class Damaged(Exception):
 
 def seal(folder: Path) -> None:
     """Writes the checksums of a folder's files, and brings all of it to the disk."""
-    sums = {path.name: {"bytes": path.stat().st_size, "blake2b": digest_of_file(path)} for path in sorted(folder.iterdir())}
+    sums = {
+        path.name: {"bytes": path.stat().st_size, "blake2b": digest_of_file(path)}
+        for path in sorted(folder.iterdir())
+    }
     (folder / MANIFEST).write_text(json.dumps(sums, indent=2) + "\n")
     for path in (*folder.iterdir(), folder):
         sync(path)
 
 
 def check(folder: Path, *, spare: str = "") -> None:
-    """Reads a sealed folder through. One without checksums, as earlier versions left them, passes. The file `spare` is not looked at.
+    """Reads a sealed folder through. One without checksums, as earlier versions left them, passes. The file
+    `spare` is not looked at.
 
     Raises:
         Damaged: with the first file that is not what it was.
@@ -53,7 +57,8 @@ def check(folder: Path, *, spare: str = "") -> None:
 
 
 def whole(folder: Path, name: str) -> bytes | None:
-    """The content of one file of a sealed folder; None if it is not what was sealed, or if nothing says what that was."""
+    """The content of one file of a sealed folder; None if it is not what was sealed, or if nothing says what
+    that was."""
     try:
         expected = json.loads((folder / MANIFEST).read_text())[name]["blake2b"]
         content = (folder / name).read_bytes()
@@ -63,7 +68,8 @@ def whole(folder: Path, name: str) -> bytes | None:
 
 
 def digest_of(tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None) -> str:
-    """BLAKE2b of named tensors: their names, shapes, types and bits, and of a header's texts, if there is one."""
+    """BLAKE2b of named tensors: their names, shapes, types and bits, and of a header's texts, if there is
+    one."""
     seen = hashlib.blake2b(digest_size=16)
     if header:
         seen.update(json.dumps(sorted(header.items())).encode())

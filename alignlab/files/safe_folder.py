@@ -1,9 +1,11 @@
-"""A folder that a command writes in, which may have come from somebody else: looked through for links first, and locked.
+"""A folder that a command writes in, which may have come from somebody else: looked through for links first,
+and locked.
 
-What is written, emptied, removed or copied in such a folder must lie in it. A link there (checkpoints -> a home directory) would lead
-the command to files of the user's that are none of its business, and a pipe in place of a file would let it wait for ever. So each
-command that writes looks through the parts that it writes, before it does anything else, and refuses the first link, pipe, socket or
-device that it meets. The folder itself may be reached over a link: that is the word of the user who made it or typed it.
+What is written, emptied, removed or copied in such a folder must lie in it. A link there (checkpoints -> a
+home directory) would lead the command to files of the user's that are none of its business, and a pipe in
+place of a file would let it wait for ever. So each command that writes looks through the parts that it
+writes, before it does anything else, and refuses the first link, pipe, socket or device that it meets. The
+folder itself may be reached over a link: that is the word of the user who made it or typed it.
 """
 
 import fcntl
@@ -22,7 +24,8 @@ class RunError(Exception):
 
 
 def refuse_links(folder: Path, *names: str, inside: bool = True) -> None:
-    """Looks through parts of a folder that are to be written, emptied, removed or copied. What is not there passes.
+    """Looks through parts of a folder that are to be written, emptied, removed or copied. What is not there
+    passes.
 
     Args:
         folder: may itself be a link.
@@ -46,7 +49,8 @@ def refuse_links(folder: Path, *names: str, inside: bool = True) -> None:
 
 
 def refuse_devices(folder: Path, *names: str) -> None:
-    """Looks through parts of a folder that are only read: a pipe would be waited for, a device read for ever. Links are followed.
+    """Looks through parts of a folder that are only read: a pipe would be waited for, a device read for ever.
+    Links are followed.
 
     Raises:
         RunError: for the first thing that leads to neither a file nor a folder.
@@ -63,8 +67,9 @@ def refuse_devices(folder: Path, *names: str) -> None:
 
 
 def refuse_led_away(output: Path) -> None:
-    """The same as `refuse_links` for an output whose path was typed: where it lies in a run folder, or in a folder of pairs, nothing on
-    the way from that folder to it may be a link, nor anything that is in it already. Elsewhere a link is the user's own.
+    """The same as `refuse_links` for an output whose path was typed: where it lies in a run folder, or in a
+    folder of pairs, nothing on the way from that folder to it may be a link, nor anything that is in it
+    already. Elsewhere a link is the user's own.
 
     Raises:
         RunError: for the first one.
@@ -77,8 +82,9 @@ def refuse_led_away(output: Path) -> None:
 
 
 def locked(folder: Path, doing: str) -> BinaryIO:
-    """Keeps other processes out of a folder, which is made if need be, until this one ends, or the file is closed. What was looked at before must be looked at
-    again: another process may have held the lock in between.
+    """Keeps other processes out of a folder, which is made if need be, until this one ends, or the file is
+    closed. What was looked at before must be looked at again: another process may have held the lock in
+    between.
 
     Args:
         doing: what the other process does with the folder, as in "being trained".
@@ -93,12 +99,16 @@ def locked(folder: Path, doing: str) -> BinaryIO:
             folder.mkdir(parents=True, exist_ok=True)
             file = open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666), "r+b")
         except OSError as error:
-            raise RunError(f"{folder} cannot be written ({error.strerror}); choose another output_dir") from None
+            raise RunError(
+                f"{folder} cannot be written ({error.strerror}); choose another output_dir"
+            ) from None
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.close()
-            raise RunError(f"{folder} is {doing} by another process; wait for it, or choose another output_dir") from None
+            raise RunError(
+                f"{folder} is {doing} by another process; wait for it, or choose another output_dir"
+            ) from None
         if _is_still(path, file):
             return file
         file.close()  # the process that held it has ended, and removed it
@@ -109,7 +119,8 @@ _FRESH: list[Path] = []
 
 
 def fresh(name: str) -> Path:
-    """Makes a new folder of that name, or of NAME-2, NAME-3, ... if it is there: commands begun in the same second get different ones.
+    """Makes a new folder of that name, or of NAME-2, NAME-3, ... if it is there: commands begun in the same
+    second get different ones.
 
     Raises:
         RunError: if it cannot be made.
@@ -130,11 +141,14 @@ def fresh(name: str) -> Path:
             _FRESH.append(path)
             return path
     except OSError as error:
-        raise RunError(f"{wanted} cannot be made ({error.strerror}); choose another folder with output_dir") from None
+        raise RunError(
+            f"{wanted} cannot be made ({error.strerror}); choose another folder with output_dir"
+        ) from None
 
 
 def give_back() -> None:
-    """Removes the folders of `fresh` in which nothing was written: a command that was refused leaves nothing behind."""
+    """Removes the folders of `fresh` in which nothing was written: a command that was refused leaves nothing
+    behind."""
     while _FRESH:
         try:
             _FRESH.pop().rmdir()
@@ -178,7 +192,9 @@ def _below(top: Path) -> Iterator[os.DirEntry[str]]:
             with os.scandir(home) as entries:
                 found = list(entries)
         except OSError as error:
-            raise RunError(f"{home} cannot be read ({error.strerror}); mend that, or choose another folder") from None
+            raise RunError(
+                f"{home} cannot be read ({error.strerror}); mend that, or choose another folder"
+            ) from None
         yield from found
         waiting += [entry.path for entry in found if entry.is_dir(follow_symlinks=False)]
 

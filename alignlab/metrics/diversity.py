@@ -1,6 +1,7 @@
 """Diversity: the mean perceptual distance between images of one prompt.
 
-LPIPS's form (Zhang et al. 2018, arXiv 1801.03924): features of several depths, unit-normalised along channels,
+LPIPS's form (Zhang et al. 2018, arXiv 1801.03924): features of several depths, unit-normalised along
+channels,
 
     d(a, b) = sum_l mean_hw sum_c w_lc (a_lc - b_lc)^2
 
@@ -70,7 +71,9 @@ class PerceptualDistance:
         out = []
         for k in range(len(parts[0])):
             depth = torch.cat([part[k] for part in parts])
-            weight = torch.tensor(1 / len(parts[0])) if self.weights is None else self.weights[k].view(1, -1, 1, 1)
+            weight = (
+                torch.tensor(1 / len(parts[0])) if self.weights is None else self.weights[k].view(1, -1, 1, 1)
+            )
             out.append(weight.sqrt().to(depth) * depth / (depth.square().sum(1, keepdim=True).sqrt() + 1e-10))
         return out
 
@@ -94,7 +97,8 @@ class AlexDistance(PerceptualDistance):
     """lpips-alex: the `lpips` package's network and learned weights.
 
     Args:
-        weights: torchvision's AlexNet checkpoint (alexnet-owt-7be5be79.pth); null looks in torch's hub folder.
+        weights: torchvision's AlexNet checkpoint (alexnet-owt-7be5be79.pth); null looks in torch's hub
+            folder.
 
     Raises:
         FileNotFoundError: if it is not there.
@@ -119,17 +123,25 @@ class AlexDistance(PerceptualDistance):
             net.to(images.device)
             return net.net(net.scaling_layer(images * 2 - 1))
 
-        super().__init__(features, weights=[lin.model[-1].weight.flatten() for lin in net.lins], name="lpips-alex")
+        super().__init__(
+            features, weights=[lin.model[-1].weight.flatten() for lin in net.lins], name="lpips-alex"
+        )
 
 
 def _checkpoint(path: Path) -> dict[str, Tensor]:
     """Its tensors; a pickle of anything else is not read."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if not all(isinstance(state[f"features.{k}.{name}"], Tensor) for k in (0, 3, 6, 8, 10) for name in ("weight", "bias")):
+        if not all(
+            isinstance(state[f"features.{k}.{name}"], Tensor)
+            for k in (0, 3, 6, 8, 10)
+            for name in ("weight", "bias")
+        ):
             raise TypeError
     except Exception:  # of many kinds: a zip's, a pickle's, a table's
-        raise ValueError(f"weights={path} is not torchvision's {ALEXNET}; fetch it again, or set diversity=emoji") from None
+        raise ValueError(
+            f"weights={path} is not torchvision's {ALEXNET}; fetch it again, or set diversity=emoji"
+        ) from None
     return dict(state)
 
 
@@ -137,6 +149,7 @@ def _alexnet(weights: str | None) -> Path:
     path = Path(weights) if weights is not None else Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET
     if not path.is_file():
         raise FileNotFoundError(
-            f"weights={weights}: there is no {path}; put torchvision's {ALEXNET} there, or set diversity=emoji (the shipped backbone)"
+            f"weights={weights}: there is no {path}; put torchvision's {ALEXNET} there, or set "
+            "diversity=emoji (the shipped backbone)"
         )
     return path

@@ -1,25 +1,27 @@
 """Reward hacking, watched during training: everything in standard deviations of the base model's images (z).
 
-A reward is being hacked when the one that is trained on goes up while one that is not goes down. With nothing held out,
-pictures that turn dark, flat, busy or garish are the only sign: so image statistics that leave the base model's range are
-flagged too.
+A reward is being hacked when the one that is trained on goes up while one that is not goes down. With nothing
+held out, pictures that turn dark, flat, busy or garish are the only sign: so image statistics that leave the
+base model's range are flagged too.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 RISE, FALL, SHIFT = 0.5, 0.25, 1.0
-"""In z: the least rise of the training reward, the least fall of another, and the shift of an image statistic that are flagged."""
+"""In z: the least rise of the training reward, the least fall of another, and the shift of an image statistic
+that are flagged."""
 
 Curves = dict[str, list[float]]
 
 
 def z_curves(lines: Sequence[Mapping[str, Any]]) -> Curves:
-    """(value - base)/sd of the base model's images, for "reward", each reward, and each "image/..." statistic.
+    """(value - base)/sd of the base model's images, for "reward", each reward, and each "image/..."
+    statistic.
 
     Args:
-        lines: the evaluations of metrics.jsonl, the base model's (step 0) first; without it there are no curves. What did not
-            vary over the base model's images is left out.
+        lines: the evaluations of metrics.jsonl, the base model's (step 0) first; without it there are no
+            curves. What did not vary over the base model's images is left out.
     """
     if not lines or lines[0]["step"] != 0:
         return {}
@@ -43,7 +45,10 @@ def hacking_flags(lines: Sequence[Mapping[str, Any]], training: Sequence[str]) -
     for name, curve in z.items():
         if name.startswith("image/"):
             if abs(curve[-1]) >= SHIFT:
-                found.append(f"{name.removeprefix('image/')} of the images moved by {curve[-1]:+.1f} sd of the base model's")
+                found.append(
+                    f"{name.removeprefix('image/')} of the images moved by {curve[-1]:+.1f} sd of the base "
+                    "model's"
+                )
         elif name != "reward" and name not in training and "reward" in z:
             falls = [
                 (curve[j] - curve[k], j, k)
@@ -55,6 +60,7 @@ def hacking_flags(lines: Sequence[Mapping[str, Any]], training: Sequence[str]) -
                 fall, j, k = max(falls)
                 rise = z["reward"][k] - z["reward"][j]
                 found.append(
-                    f"{name} fell by {fall:.2f} sd from epoch {epochs[j]} to {epochs[k]} while the training reward rose by {rise:.2f} sd"
+                    f"{name} fell by {fall:.2f} sd from epoch {epochs[j]} to {epochs[k]} while the training "
+                    f"reward rose by {rise:.2f} sd"
                 )
     return found

@@ -1,4 +1,5 @@
-"""Cheap statistics of images that drift when a reward is being hacked: pictures that turn dark, flat, busy or garish."""
+"""Cheap statistics of images that drift when a reward is being hacked: pictures that turn dark, flat, busy or
+garish."""
 
 import torch
 from torch import Tensor

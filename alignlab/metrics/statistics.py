@@ -1,7 +1,7 @@
 """What may be claimed from a few seeds: intervals that carry the seeds, robust means, paired tests.
 
-Values are arrays [seeds, prompts, images]: every seed's model draws the same prompts from the same noises, so differences
-between models are taken image by image.
+Values are arrays [seeds, prompts, images]: every seed's model draws the same prompts from the same noises, so
+differences between models are taken image by image.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -39,9 +39,10 @@ def bootstrap(
 ) -> Interval:
     """Hierarchical bootstrap: seeds, prompts and images are drawn anew, each within the one above.
 
-    The prompts are drawn once for all seeds of a resample, because all seeds were asked the same ones: their difficulty does
-    not average out over seeds. With a single seed the interval says nothing of the spread between seeds; with three it is
-    short, as any bootstrap of three; where only images vary it is wide, for each level draws their noise again.
+    The prompts are drawn once for all seeds of a resample, because all seeds were asked the same ones: their
+    difficulty does not average out over seeds. With a single seed the interval says nothing of the spread
+    between seeds; with three it is short, as any bootstrap of three; where only images vary it is wide, for
+    each level draws their noise again.
 
     Args:
         values: [seeds, prompts, images]; for the difference of two models, the difference image by image.
@@ -76,14 +77,16 @@ def win_rate(mine: Values, theirs: Values) -> Values:
 def paired_p(mine: Values, theirs: Values) -> float:
     """Wilcoxon's signed-rank test, two-sided, on the prompts' mean differences over seeds and images.
 
-    It asks whether the difference holds over prompts, given these seeds; whether it holds over seeds, the bootstrap tells.
+    It asks whether the difference holds over prompts, given these seeds; whether it holds over seeds, the
+    bootstrap tells.
     """
     difference = (mine.mean((0, 2)) - theirs.mean((0, 2))).round(12)
     return float(stats.wilcoxon(difference).pvalue) if difference.any() else 1.0
 
 
 def holm(p: Mapping[str, float]) -> dict[str, float]:
-    """Holm's step-down adjustment of a family of p-values (Holm 1979): reject where the adjusted value is below the level."""
+    """Holm's step-down adjustment of a family of p-values (Holm 1979): reject where the adjusted value is
+    below the level."""
     adjusted, largest = {}, 0.0
     for rank, name in enumerate(sorted(p, key=p.__getitem__)):
         largest = max(largest, min(1.0, (len(p) - rank) * p[name]))

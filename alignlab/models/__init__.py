@@ -1,4 +1,5 @@
-"""What a model family is. One file each (sd, sdxl, sd3, flux); the yaml wires them, and nothing else knows which one it has."""
+"""What a model family is. One file each (sd, sdxl, sd3, flux); the yaml wires them, and nothing else knows
+which one it has."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -39,10 +40,12 @@ class Family(Protocol):
         """Images [M, 3, H, W] in [0, 1] to latents [M, C, h, w], the mode of the VAE's posterior."""
 
     def save(self, folder: Path, lora: dict[str, Tensor] | None, config: "LoraConfig | None") -> None:
-        """Writes what was learned in the ecosystem's format: a LoRA, or the whole pipeline when lora is None."""
+        """Writes what was learned in the ecosystem's format: a LoRA, or the whole pipeline when lora is
+        None."""
 
     def read_lora(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """A saved LoRA, a folder or a file: its weights, and the arguments of `LoRA`. A ValueError if there is none."""
+        """A saved LoRA, a folder or a file: its weights, and the arguments of `LoRA`. A ValueError if there
+        is none."""
 
     def save_kohya(self, file: Path, lora: dict[str, Tensor], alpha: float) -> None:
         """Writes a LoRA as one file in kohya's format. A ValueError if that has no place for it."""

@@ -1,7 +1,7 @@
 """A small classifier of the embedded world: which glyph, on which background.
 
-It is trained on renderings only, and no weights were chosen by it, so it can judge generated images. Its convolutional features
-are also the backbone of the offline perceptual distance (diversity.py).
+It is trained on renderings only, and no weights were chosen by it, so it can judge generated images. Its
+convolutional features are also the backbone of the offline perceptual distance (diversity.py).
 """
 
 import importlib.resources
@@ -19,11 +19,16 @@ class Block(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.down = nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
+        self.down = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
+        )
         self.residual = nn.Sequential(
-            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(),
-            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs),
-        )  # fmt: skip
+            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.down(x)
@@ -57,7 +62,9 @@ def load_judge() -> tuple[Judge, tuple[str, ...], tuple[str, ...]]:
     """The shipped judge, frozen, with the names of its classes."""
     path = Path(str(importlib.resources.files("alignlab") / "assets" / "emoji_judge.safetensors"))
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; reinstall alignlab, or rebuild the embedded world with `make emoji-world`")
+        raise FileNotFoundError(
+            f"{path} is missing; reinstall alignlab, or rebuild the embedded world with `make emoji-world`"
+        )
     with safe_open(path, "pt") as file:
         names, colours = (tuple(file.metadata()[k].split("|")) for k in ("names", "colours"))
         state = {k: file.get_tensor(k) for k in file.keys()}

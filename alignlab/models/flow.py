@@ -1,4 +1,5 @@
-"""The schedule of a rectified-flow model whose shift depends on the resolution: at one resolution it is a constant."""
+"""The schedule of a rectified-flow model whose shift depends on the resolution: at one resolution it is a
+constant."""
 
 import math
 from typing import Any
@@ -7,10 +8,12 @@ import numpy as np
 
 
 def at_resolution(scheduler: Any, tokens: int) -> Any:
-    """A `FlowMatchEulerDiscreteScheduler` that takes the steps of diffusers' own pipelines for images of `tokens` latent patches.
+    """A `FlowMatchEulerDiscreteScheduler` that takes the steps of diffusers' own pipelines for images of
+    `tokens` latent patches.
 
-    With dynamic shifting the pipelines pass linspace(1, 1/N, N) and mu, linear in the number of tokens; here the scheduler knows both.
-    Its `static_shift` is the constant that mu amounts to. Without dynamic shifting the scheduler is returned as it is.
+    With dynamic shifting the pipelines pass linspace(1, 1/N, N) and mu, linear in the number of tokens; here
+    the scheduler knows both. Its `static_shift` is the constant that mu amounts to. Without dynamic shifting
+    the scheduler is returned as it is.
     """
     config = scheduler.config
     if not config.get("use_dynamic_shifting"):

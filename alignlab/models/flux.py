@@ -1,4 +1,5 @@
-"""FLUX.1: a transformer over packed 2x2 patches that predicts the flow's velocity; CLIP and T5; guidance as an input of the network."""
+"""FLUX.1: a transformer over packed 2x2 patches that predicts the flow's velocity; CLIP and T5; guidance as
+an input of the network."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,12 +13,14 @@ from alignlab.models.pipeline import DiffusersPipeline
 
 
 class Flux(DiffusersPipeline):
-    """Transformer, two text encoders, VAE. Sample with sampler=flow and guidance_scale=1: the guidance is distilled into the network.
+    """Transformer, two text encoders, VAE. Sample with sampler=flow and guidance_scale=1: the guidance is
+    distilled into the network.
 
     Args:
         embedded_guidance: what the network is told (FLUX.1-dev; schnell has no such input).
         max_sequence_length: tokens of T5.
-        size: side of the images in pixels; the shift of the schedule depends on it. The others are those of `DiffusersPipeline`.
+        size: side of the images in pixels; the shift of the schedule depends on it. The others are those of
+            `DiffusersPipeline`.
     """
 
     pipeline, network, rectified_flow = "FluxPipeline", "transformer", True
@@ -31,7 +34,9 @@ class Flux(DiffusersPipeline):
 
     @classmethod
     def network_problems(cls, configs: unfit.Configs) -> Iterator[str]:
-        network, clip, t5 = (configs.get(part, {}) for part in ("transformer", "text_encoder", "text_encoder_2"))
+        network, clip, t5 = (
+            configs.get(part, {}) for part in ("transformer", "text_encoder", "text_encoder_2")
+        )
         yield from unfit.channel_problems("transformer", network)
         widths = {"pooled_projection_dim": clip.get("hidden_size"), "joint_attention_dim": t5.get("d_model")}
         for key, width in widths.items():
@@ -50,7 +55,9 @@ class Flux(DiffusersPipeline):
         size: int = 1024,
     ) -> None:
         self.size = size
-        super().__init__(path_or_id, revision=revision, variant=variant, config=config, lora_targets=lora_targets)
+        super().__init__(
+            path_or_id, revision=revision, variant=variant, config=config, lora_targets=lora_targets
+        )
         self.embedded_guidance, self.max_sequence_length = embedded_guidance, max_sequence_length
         if size % (2 * self.pipe.vae_scale_factor):
             raise ValueError(f"model.size={size} is not a multiple of {2 * self.pipe.vae_scale_factor}")
@@ -79,10 +86,17 @@ class Flux(DiffusersPipeline):
         rows, columns = torch.meshgrid(torch.arange(h // 2), torch.arange(w // 2), indexing="ij")
         places = torch.stack([torch.zeros_like(rows), rows, columns], -1).view(-1, 3).to(x)
         out = self.denoiser(
-            hidden_states=packed, timestep=t / 1000, encoder_hidden_states=text["prompt_embeds"], pooled_projections=text["pooled"],
-            guidance=torch.full((m,), self.embedded_guidance, device=x.device) if config.guidance_embeds else None,
-            txt_ids=torch.zeros(text["prompt_embeds"].shape[1], 3, device=x.device), img_ids=places, return_dict=False,
-        )[0]  # fmt: skip
+            hidden_states=packed,
+            timestep=t / 1000,
+            encoder_hidden_states=text["prompt_embeds"],
+            pooled_projections=text["pooled"],
+            guidance=torch.full((m,), self.embedded_guidance, device=x.device)
+            if config.guidance_embeds
+            else None,
+            txt_ids=torch.zeros(text["prompt_embeds"].shape[1], 3, device=x.device),
+            img_ids=places,
+            return_dict=False,
+        )[0]
         return out.view(m, h // 2, w // 2, c, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(m, c, h, w)
 
     def kohya_layer(self, module: str) -> kohya.Layer | None:

@@ -1,10 +1,10 @@
-"""The LoRA file of kohya's sd-scripts, which ComfyUI and other interfaces read: one .safetensors, layers named as in the original
-implementations, each with its alpha.
+"""The LoRA file of kohya's sd-scripts, which ComfyUI and other interfaces read: one .safetensors, layers
+named as in the original implementations, each with its alpha.
 
-Names: kohya-ss/sd-scripts, networks/lora.py (Stable Diffusion 1.x and 2.x keep diffusers' names, XL has those of the LDM), lora_sd3.py,
-lora_flux.py. A layer that diffusers splits (q, k, v) is one there: its LoRA has the ranks of its parts together, up is block-diagonal, and
-alpha grows with the rank, so that alpha/rank is that of the parts (networks/convert_flux_lora.py does the same). Such files are read by
-lora_files.py.
+Names: kohya-ss/sd-scripts, networks/lora.py (Stable Diffusion 1.x and 2.x keep diffusers' names, XL has those
+of the LDM), lora_sd3.py, lora_flux.py. A layer that diffusers splits (q, k, v) is one there: its LoRA has the
+ranks of its parts together, up is block-diagonal, and alpha grows with the rank, so that alpha/rank is that
+of the parts (networks/convert_flux_lora.py does the same). Such files are read by lora_files.py.
 """
 
 import re
@@ -37,7 +37,10 @@ def same(module: str) -> Layer:
 
 def ldm(module: str, config: Any) -> Layer | None:
     """A UNet in the LDM's names (XL). `config` is diffusers' of the UNet."""
-    deep, place = config.layers_per_block + 1, re.fullmatch(r"(down|mid|up)_blocks?\.(?:(\d+)\.)?([a-z]+)\.(\d+)\.(.+)", module)
+    deep, place = (
+        config.layers_per_block + 1,
+        re.fullmatch(r"(down|mid|up)_blocks?\.(?:(\d+)\.)?([a-z]+)\.(\d+)\.(.+)", module),
+    )
     if place is None:
         return Layer(_LDM[module], (module,)) if module in _LDM else None
     side, kind, inside = place[1], place[3], place[5]
@@ -49,19 +52,31 @@ def ldm(module: str, config: Any) -> Layer | None:
     elif kind == "upsamplers":
         at = f"output_blocks.{deep * (block + 1) - 1}.{2 if 'CrossAttn' in config.up_block_types[block] else 1}"
     else:
-        number = f"input_blocks.{deep * block + k + 1}" if side == "down" else f"output_blocks.{deep * block + k}"
+        number = (
+            f"input_blocks.{deep * block + k + 1}" if side == "down" else f"output_blocks.{deep * block + k}"
+        )
         at = f"{number}.{0 if kind == 'resnets' else 1}"
     return Layer(f"{at}.{_RESNET.get(inside, inside) if kind == 'resnets' else inside}", (module,))
 
 
 _LDM = {
-    "conv_in": "input_blocks.0.0", "conv_out": "out.2", "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2", "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2",
-}  # fmt: skip
-_RESNET = {"conv1": "in_layers.2", "conv2": "out_layers.3", "time_emb_proj": "emb_layers.1", "conv_shortcut": "skip_connection"}
+    "conv_in": "input_blocks.0.0",
+    "conv_out": "out.2",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+}
+_RESNET = {
+    "conv1": "in_layers.2",
+    "conv2": "out_layers.3",
+    "time_emb_proj": "emb_layers.1",
+    "conv_shortcut": "skip_connection",
+}
 
 Blocks = Mapping[str, Mapping[str, tuple[str, ...]]]
-"""By list of blocks in diffusers: the original layers, with the block's number as {}, and their parts inside the block."""
+"""By list of blocks in diffusers: the original layers, with the block's number as {}, and their parts inside
+the block."""
 
 
 def in_blocks(module: str, blocks: Blocks) -> Layer | None:
@@ -109,11 +124,14 @@ FLUX: Blocks = {
 }
 
 
-def write(file: Path, lora: Mapping[str, Tensor], alpha: float, widths: Mapping[str, int], naming: Naming) -> None:
+def write(
+    file: Path, lora: Mapping[str, Tensor], alpha: float, widths: Mapping[str, int], naming: Naming
+) -> None:
     """One file, float32.
 
     Args:
-        lora: MODULE.lora_A.weight [r, in, ...] and MODULE.lora_B.weight [out, r, ...] of every adapted module of the network.
+        lora: MODULE.lora_A.weight [r, in, ...] and MODULE.lora_B.weight [out, r, ...] of every adapted module
+            of the network.
         alpha: the update is alpha/r B A.
         widths: the outputs of every module of the network.
 
@@ -124,7 +142,9 @@ def write(file: Path, lora: Mapping[str, Tensor], alpha: float, widths: Mapping[
     for module in dict.fromkeys(key.partition(".lora_")[0] for key in lora):
         layer = naming(module)
         if layer is None:
-            raise ValueError(f"kohya's format has no place for a LoRA of {module}; use to=diffusers or to=pipeline")
+            raise ValueError(
+                f"kohya's format has no place for a LoRA of {module}; use to=diffusers or to=pipeline"
+            )
         layers[layer.name] = layer.parts
     out: dict[str, Tensor] = {}
     ranks = set()
@@ -136,7 +156,9 @@ def write(file: Path, lora: Mapping[str, Tensor], alpha: float, widths: Mapping[
         else:  # a part without LoRA is zero
             down = torch.cat([torch.zeros_like(like) if tensor is None else tensor for tensor in a])
             blocks = zip(parts, b, strict=True)
-            up = torch.block_diag(*(like.new_zeros(widths[p], len(like)) if tensor is None else tensor for p, tensor in blocks))
+            up = torch.block_diag(
+                *(like.new_zeros(widths[p], len(like)) if tensor is None else tensor for p, tensor in blocks)
+            )
         assert up is not None
         key = f"lora_unet_{name.replace('.', '_')}"
         out |= {f"{key}.lora_down.weight": down.contiguous(), f"{key}.lora_up.weight": up.contiguous()}

@@ -19,21 +19,30 @@ class LoRA:
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise ValueError(f"policy.lora.rank={self.rank} must be at least 1; for no LoRA set policy.full=true")
+            raise ValueError(
+                f"policy.lora.rank={self.rank} must be at least 1; for no LoRA set policy.full=true"
+            )
         if not math.isfinite(self.alpha) or self.alpha == 0:
             raise ValueError(
-                f"policy.lora.alpha={self.alpha} must be a number other than 0, which the LoRA is scaled by over its rank"
+                f"policy.lora.alpha={self.alpha} must be a number other than 0, which the LoRA is scaled by "
+                "over its rank"
             )
 
 
 def adapt(denoiser: nn.Module, lora: LoRA, targets: Sequence[str]) -> Any:
-    """Adds float32 adapters to a frozen diffusers model, the only weights that train; returns peft's LoraConfig."""
+    """Adds float32 adapters to a frozen diffusers model, the only weights that train; returns peft's
+    LoraConfig."""
     from peft import LoraConfig  # slow to import: the check of a configuration does without
 
     from alignlab.fast.lora_product import as_one_product
 
     alpha: Any = lora.alpha  # peft says int, and takes any number
-    config = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=list(lora.targets or targets), init_lora_weights="gaussian")
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=alpha,
+        target_modules=list(lora.targets or targets),
+        init_lora_weights="gaussian",
+    )
     model: Any = denoiser
     model.add_adapter(config)
     for parameter in denoiser.parameters():
@@ -51,7 +60,8 @@ def adapters(denoiser: nn.Module) -> list[Any]:
 
 
 def switch(layers: Sequence[Any], *, off: bool) -> None:
-    """Leaves the adapters out, or not. peft's own disable_adapters() would also flip requires_grad of the trained weights."""
+    """Leaves the adapters out, or not. peft's own disable_adapters() would also flip requires_grad of the
+    trained weights."""
     for layer in layers:
         layer._disable_adapters = off
 
@@ -59,7 +69,9 @@ def switch(layers: Sequence[Any], *, off: bool) -> None:
 def lora_state(denoiser: nn.Module) -> dict[str, Tensor]:
     from peft.utils import get_peft_model_state_dict
 
-    return {key: value.contiguous() for key, value in get_peft_model_state_dict(denoiser).items()}  # not so in channels_last
+    return {
+        key: value.contiguous() for key, value in get_peft_model_state_dict(denoiser).items()
+    }  # not so in channels_last
 
 
 def load_lora_state(denoiser: nn.Module, state: dict[str, Tensor]) -> None:

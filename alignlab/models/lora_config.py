@@ -22,11 +22,34 @@ TRAINED_ALPHA = "alignlab_trained_alpha"
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 _WITHOUT_EFFECT = {
-    "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "target_modules", "exclude_modules", "layers_to_transform",
-    "layers_pattern", "peft_type", "init_lora_weights", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
-    "inference_mode", "lora_dropout", "fan_in_fan_out", "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
-    "qalora_group_size", "runtime_config", "ensure_weight_tying",
-}  # fmt: skip
+    "r",
+    "lora_alpha",
+    "rank_pattern",
+    "alpha_pattern",
+    "use_rslora",
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "peft_type",
+    "init_lora_weights",
+    "task_type",
+    "auto_mapping",
+    "peft_version",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "lora_dropout",
+    "fan_in_fan_out",
+    "megatron_core",
+    "loftq_config",
+    "eva_config",
+    "corda_config",
+    "lora_ga_config",
+    "qalora_group_size",
+    "runtime_config",
+    "ensure_weight_tying",
+}
 """Entries that are applied, that the tensors tell, or that describe the training and not its result."""
 _REFUSED = {
     "use_dora": "it is a DoRA, which also rescales the weights it adapts",
@@ -104,7 +127,9 @@ def stated(file: Path, network: Iterable[str]) -> tuple[Stated | None, float | N
         ours = about
     beside = file.parent / PEFT_CONFIG
     if not ours and file.name == PEFT_FILE and not beside.is_file():
-        raise ValueError(f"{file} needs {PEFT_CONFIG} beside it, which says its rank and alpha; fetch that too")
+        raise ValueError(
+            f"{file} needs {PEFT_CONFIG} beside it, which says its rank and alpha; fetch that too"
+        )
     if not ours and beside.is_file():
         ours = _beside(beside, file)
     if not ours:
@@ -139,8 +164,10 @@ def _checked(about: Mapping[str, Any], file: Path) -> Stated:
     start = str(about.get("init_lora_weights"))
     if start.lower() not in _PLAIN_STARTS:
         raise ValueError(
-            f"{file} was trained with init_lora_weights={start}, which changes the base model's weights too, so that it does not fit "
-            f"the base model; convert it with peft's save_pretrained(path_initial_model_for_weight_conversion=...), or {MERGE}"
+            f"{file} was trained with init_lora_weights={start}, which changes the base model's weights too, "
+            "so that it does not fit "
+            "the base model; convert it with peft's "
+            f"save_pretrained(path_initial_model_for_weight_conversion=...), or {MERGE}"
         )
     defaults = _defaults()
     for key, value in about.items():
@@ -150,16 +177,21 @@ def _checked(about: Mapping[str, Any], file: Path) -> Stated:
         raise ValueError(f"{file} says {key}={str(value)[:80]}: {why}, and that is not applied; {MERGE}")
     if not {"r", "lora_alpha"} <= about.keys():
         raise ValueError(
-            f"{file} says nothing of its {'alpha' if 'r' in about else 'rank'}; save it again with its whole configuration"
+            f"{file} says nothing of its {'alpha' if 'r' in about else 'rank'}; save it again with its whole "
+            "configuration"
         )
     rank, alpha = about["r"], about["lora_alpha"]
     ranks, alphas = (about.get(f"{word}_pattern") or {} for word in ("rank", "alpha"))
     whole = [rank, *ranks.values()] if isinstance(ranks, dict) and isinstance(alphas, dict) else [None]
     if any(type(number) is not int or number < 1 for number in whole):
-        raise ValueError(f"{file} says rank={rank} and rank_pattern={str(ranks)[:80]}, which are no ranks; it is damaged")
+        raise ValueError(
+            f"{file} says rank={rank} and rank_pattern={str(ranks)[:80]}, which are no ranks; it is damaged"
+        )
     for name, number in {"alpha": alpha, **alphas}.items():
         if type(number) not in (int, float) or not math.isfinite(number):
-            raise ValueError(f"{file} says alpha={str(number)[:80]} ({name}), which is no number; it is damaged")
+            raise ValueError(
+                f"{file} says alpha={str(number)[:80]} ({name}), which is no number; it is damaged"
+            )
     return Stated(rank, alpha, ranks, alphas, bool(about.get("use_rslora")), _modules(about, file))
 
 
@@ -173,16 +205,21 @@ def _modules(about: Mapping[str, Any], file: Path) -> SimpleNamespace:
         kinds: Any = int if name == "layers_to_transform" else str
         if given is not None and not all(isinstance(word, kinds) for word in listed):
             raise ValueError(f"{file} says {name}={str(given)[:80]}, which names no modules; it is damaged")
-    patterns = [word for word in (about.get("rank_pattern") or {}, about.get("alpha_pattern") or {}) for word in word]
+    patterns = [
+        word for word in (about.get("rank_pattern") or {}, about.get("alpha_pattern") or {}) for word in word
+    ]
     patterns += [word for word in chosen.values() if isinstance(word, str)]
     for pattern in patterns:
         try:
             re.compile(pattern)
         except re.error:
-            raise ValueError(f"{file} names modules by {pattern[:80]!r}, which is no regular expression; it is damaged") from None
+            raise ValueError(
+                f"{file} names modules by {pattern[:80]!r}, which is no regular expression; it is damaged"
+            ) from None
         if re.search(r"\)[*+{]", pattern) or len(re.findall(r"[*+]|,\}", pattern)) > _MOST_REPEATS:
             raise ValueError(
-                f"{file} names modules by {pattern[:80]!r}, a regular expression that may take forever; list the modules' names instead"
+                f"{file} names modules by {pattern[:80]!r}, a regular expression that may take forever; list "
+                "the modules' names instead"
             )
     return SimpleNamespace(**chosen, modules_to_save=None, target_parameters=None)
 
@@ -200,7 +237,9 @@ def _object(text: str, file: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise ValueError(f"{file} holds no LoRA that can be read: what it says of its configuration is no JSON object")
+        raise ValueError(
+            f"{file} holds no LoRA that can be read: what it says of its configuration is no JSON object"
+        )
     return found
 
 

@@ -1,8 +1,8 @@
 """What the keys of a LoRA file mean: which side of which layer a tensor is, or what it is instead.
 
-Forms that are read: peft (`lora_A`, `lora_B`, with or without an adapter's name), kohya (`lora_down`, `lora_up`,
-`alpha`) and those of diffusers (`lora.down`, `to_q_lora.down`, `lora_linear_layer.down`, `.processor.`), under the
-prefixes of diffusers, peft and ComfyUI.
+Forms that are read: peft (`lora_A`, `lora_B`, with or without an adapter's name), kohya (`lora_down`,
+`lora_up`, `alpha`) and those of diffusers (`lora.down`, `to_q_lora.down`, `lora_linear_layer.down`,
+`.processor.`), under the prefixes of diffusers, peft and ComfyUI.
 """
 
 import re
@@ -35,13 +35,12 @@ _WEIGHT = re.compile(
 )
 _ALPHA = re.compile(r"(?P<layer>.+?)(?:[._]lora)?\.(?:lora_|network_)?alpha")
 _ELSEWHERE = {
-    r"(lora_)?(te|text_?encoders?)(_?\d)?[._]|text_model\.|lora_prior_te|clip_[lgh][._]|t5xxl[._]|cond(itioner|_stage_model)[._]":
-        "a LoRA of a text encoder",
+    r"(lora_)?(te|text_?encoders?)(_?\d)?[._]|text_model\.|lora_prior_te|clip_[lgh][._]|t5xxl[._]|cond(itioner|_stage_model)[._]": "a LoRA of a text encoder",
     r"lora_prior_|lora_refiner_|refiner[._]|transformer_2\.|unet_2\.": "a LoRA of another network than the one that is tuned",
     r"vae[._]|first_stage_model\.|lora_vae": "a LoRA of the VAE",
     r"controlnet|lora_controlnet": "a ControlNet's LoRA",
     r"bundle_emb|emb_params|string_to_param|clip_[lgh]$|t5$": "embeddings of new words",
-}  # fmt: skip
+}
 _OTHER_FORMS = {
     r"dora_scale|lora_magnitude_vector": "a DoRA, which also rescales the weights it adapts",
     r"hada_": "a LoHa, a Hadamard product of two low-rank updates",
@@ -63,7 +62,7 @@ _OTHER_FORMS = {
     r"trainable_tokens": "trained tokens",
     r"\.bias$": "trained biases",
     r"\.weight$": "whole weights, not low-rank ones",
-}  # fmt: skip
+}
 
 
 def side(key: str) -> Side | None:
@@ -95,7 +94,9 @@ def unlike_a_lora(key: str) -> str:
     while prefix := _PREFIX.match(bare):
         bare = bare[prefix.end() :]
     outside = elsewhere(key) or elsewhere(bare)
-    return outside or next((what for pattern, what in _OTHER_FORMS.items() if re.search(pattern, key)), "no weights of a LoRA")
+    return outside or next(
+        (what for pattern, what in _OTHER_FORMS.items() if re.search(pattern, key)), "no weights of a LoRA"
+    )
 
 
 def resembles(keys: Iterable[str]) -> bool:

@@ -1,4 +1,5 @@
-"""What the families share: a diffusers pipeline is loaded, its LoRA or the whole of it is saved and read, its latents are decoded."""
+"""What the families share: a diffusers pipeline is loaded, its LoRA or the whole of it is saved and read, its
+latents are decoded."""
 
 import importlib
 import importlib.resources
@@ -24,7 +25,8 @@ _SHAPES_ONLY = ContextVar("shapes_only", default=False)
 
 @contextmanager
 def shapes_only() -> Iterator[None]:
-    """Inside, families are built on the meta device: of a folder or hub id only the configurations are read, and no weight."""
+    """Inside, families are built on the meta device: of a folder or hub id only the configurations are read,
+    and no weight."""
     before = _SHAPES_ONLY.set(True)
     try:
         yield
@@ -33,16 +35,17 @@ def shapes_only() -> Iterator[None]:
 
 
 class DiffusersPipeline:
-    """A `models.Family` around a diffusers pipeline; a subclass says how prompts are encoded and what the network is told.
+    """A `models.Family` around a diffusers pipeline; a subclass says how prompts are encoded and what the
+    network is told.
 
     Args:
-        path_or_id: a pipeline folder, the name of a model shipped in alignlab/assets ("emoji"), a hub id, or a single .safetensors file
-            that holds a whole model in its original format (LDM, ComfyUI).
+        path_or_id: a pipeline folder, the name of a model shipped in alignlab/assets ("emoji"), a hub id, or
+            a single .safetensors file that holds a whole model in its original format (LDM, ComfyUI).
         revision: of a hub id.
-        variant: of the weight files ("fp16"). Where a part lacks it, the same weights in another precision are read.
-            A single file has none.
-        config: of a single file: the pipeline folder or hub id whose configuration, scheduler and tokenizers it has. None: diffusers
-            guesses it from the file's keys and fetches it from the hub.
+        variant: of the weight files ("fp16"). Where a part lacks it, the same weights in another precision
+            are read. A single file has none.
+        config: of a single file: the pipeline folder or hub id whose configuration, scheduler and tokenizers
+            it has. None: diffusers guesses it from the file's keys and fetches it from the hub.
         lora_targets: which modules of the network LoRA adapts unless policy.lora.targets says otherwise.
 
     Raises:
@@ -70,11 +73,19 @@ class DiffusersPipeline:
             try:
                 a_lora = lora_keys.resembles(lora_files.header(at))
             except SafetensorError as error:
-                raise ValueError(f"path_or_id={path_or_id} cannot be read as .safetensors ({error}); fetch it again") from None
+                raise ValueError(
+                    f"path_or_id={path_or_id} cannot be read as .safetensors ({error}); fetch it again"
+                ) from None
             if a_lora:
-                raise ValueError(f"path_or_id={path_or_id} is a LoRA; give the model that it is for, and the LoRA as init_from")
+                raise ValueError(
+                    f"path_or_id={path_or_id} is a LoRA; give the model that it is for, and the LoRA as "
+                    "init_from"
+                )
         elif config is not None:
-            raise ValueError(f"config={config} is of a single file, and path_or_id={path_or_id} is none; set model.config=null")
+            raise ValueError(
+                f"config={config} is of a single file, and path_or_id={path_or_id} is none; set "
+                "model.config=null"
+            )
         for key, given in {"path_or_id": path_or_id, "config": config}.items():
             folder = Path(locate(given, key=key, weights=key == "path_or_id")) if given else at
             if folder.is_dir():
@@ -114,7 +125,8 @@ class DiffusersPipeline:
                 configs[part] = {**read_json(file, f"{key}={given}"), "_class_name": index[part][1]}
         for problem in cls.problems(configs):
             raise Unfit(f"its {problem}")
-        # The index names the class that is loaded; a scheduler exchanged in its own file alone is another one all the same.
+        # The index names the class that is loaded; a scheduler exchanged in its own file alone is another one
+        # all the same.
         own = read_json(folder / "scheduler" / "scheduler_config.json", f"{key}={given}")
         for problem in cls.problems(configs | {"scheduler": {"_class_name": index["scheduler"][1], **own}}):
             raise Unfit(f"its {problem}")
@@ -126,7 +138,8 @@ class DiffusersPipeline:
 
     @classmethod
     def problems(cls, configs: Configs) -> Iterator[str]:
-        """What makes this another model than the family takes it for; each sentence begins with the part's name."""
+        """What makes this another model than the family takes it for; each sentence begins with the part's
+        name."""
         network, vae = configs.get(cls.network, {}), configs.get("vae", {})
         yield from unfit.quantised_problems(configs)
         yield from cls.network_problems(configs)
@@ -175,15 +188,26 @@ class DiffusersPipeline:
                 folder = Path(at) if Path(at).is_dir() else _fetched(kind, at, revision, variant)
                 self._examine(folder, "path_or_id", path_or_id)
                 self.pipe = kind.from_pretrained(folder, **unused, **_with_weights(folder, variant))
-                self.pipe.register_to_config(_name_or_path=at)  # of a hub id, the id: what is saved names no cache
+                self.pipe.register_to_config(
+                    _name_or_path=at
+                )  # of a hub id, the id: what is saved names no cache
             self._refuse_unfit()
-        except Exception as error:  # of files that are damaged or something else, diffusers and transformers fail in any way
+        except (
+            Exception
+        ) as error:  # of files that are damaged or something else, diffusers and transformers fail in any way
             reason = reason_of(error)
-            mend = "it is damaged or of another version; fetch it again" if Path(at).is_dir() else _of_hub(error)
+            mend = (
+                "it is damaged or of another version; fetch it again" if Path(at).is_dir() else _of_hub(error)
+            )
             if Path(at).is_file() and config is None:
-                mend = "without a network, give the pipeline folder that its configuration is of as model.config"
+                mend = (
+                    "without a network, give the pipeline folder that its configuration is of as model.config"
+                )
             if Path(at).is_file() and config is not None:
-                mend = f"it must hold every part of a {self.pipeline}, and model.config={config} be of the same model"
+                mend = (
+                    f"it must hold every part of a {self.pipeline}, and model.config={config} be of the same "
+                    "model"
+                )
             if isinstance(error, Unfit):
                 raise ValueError(f"model.path_or_id={path_or_id}: {error}") from error
             raise OSError(f"model.path_or_id={path_or_id} cannot be loaded ({reason}); {mend}") from error
@@ -220,10 +244,13 @@ class DiffusersPipeline:
         return next(self.denoiser.parameters()).device
 
     def cut(self, prompts: Sequence[str]) -> list[str]:
-        """The prompts that are longer than every tokenizer's limit: their ends are not read, as in the pipeline."""
+        """The prompts that are longer than every tokenizer's limit: their ends are not read, as in the
+        pipeline."""
         named = [getattr(self.pipe, name, None) for name in ("tokenizer", "tokenizer_2", "tokenizer_3")]
         readers = [
-            (t, t.model_max_length if _of_clip(t) else getattr(self, "max_sequence_length", 512)) for t in named if t is not None
+            (t, t.model_max_length if _of_clip(t) else getattr(self, "max_sequence_length", 512))
+            for t in named
+            if t is not None
         ]
         longest = max(limit for _, limit in readers)
         found = [
@@ -231,7 +258,9 @@ class DiffusersPipeline:
         ]  # a token is a byte at least, and ends are marked
         for tokenizer, limit in readers:
             lengths = [
-                len(ids) for k in range(0, len(found), 1000) for ids in tokenizer(found[k : k + 1000], truncation=False).input_ids
+                len(ids)
+                for k in range(0, len(found), 1000)
+                for ids in tokenizer(found[k : k + 1000], truncation=False).input_ids
             ]
             found = [prompt for prompt, length in zip(found, lengths, strict=True) if length > limit]
         return found
@@ -242,13 +271,15 @@ class DiffusersPipeline:
         return (self.pipe.vae.decode(x0 / scale + shift, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """Images [M, 3, H, W] in [0, 1] to latents [M, C, h, w]: the mode of the VAE's posterior, so that nothing is drawn."""
+        """Images [M, 3, H, W] in [0, 1] to latents [M, C, h, w]: the mode of the VAE's posterior, so that
+        nothing is drawn."""
         z = self.pipe.vae.encode(2 * images - 1).latent_dist.mode()
         scale, shift = self._scale_and_shift(z)
         return (z - shift) * scale
 
     def _scale_and_shift(self, like: Tensor) -> tuple[Any, Any]:
-        """Between the VAE's latents z and the network's x = (z - shift) scale: numbers, or one for each channel."""
+        """Between the VAE's latents z and the network's x = (z - shift) scale: numbers, or one for each
+        channel."""
         config = self.pipe.vae.config
         if config.get("latents_mean") is None:
             return config.scaling_factor, config.get("shift_factor") or 0.0
@@ -257,20 +288,25 @@ class DiffusersPipeline:
         return config.scaling_factor / std, mean
 
     def save(self, folder: Path, lora: dict[str, Tensor] | None, config: Any) -> None:
-        """Writes a LoRA in diffusers' format with alpha = rank (lora_files.write), or the whole pipeline when lora is None."""
+        """Writes a LoRA in diffusers' format with alpha = rank (lora_files.write), or the whole pipeline when
+        lora is None."""
         if lora is None:
             setattr(self.pipe, self.network, self.denoiser)
             self.pipe.save_pretrained(folder)
         else:
             targets = config.target_modules
-            lora_files.write(folder / lora_files.WEIGHTS_FILE, self.network, lora, config.r, config.lora_alpha, targets)
+            lora_files.write(
+                folder / lora_files.WEIGHTS_FILE, self.network, lora, config.r, config.lora_alpha, targets
+            )
 
     def read_lora(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The weights of a LoRA (ours or another's, a folder or a file), and its rank, alpha and targets (lora_files.py)."""
+        """The weights of a LoRA (ours or another's, a folder or a file), and its rank, alpha and targets
+        (lora_files.py)."""
         return lora_files.read(path, self.network, self._shapes(), self.lora_namings())
 
     def lora_namings(self) -> tuple[kohya.Naming, ...]:
-        """The names that layers of the network have in LoRAs of others: diffusers', kohya's and, of a UNet, the LDM's."""
+        """The names that layers of the network have in LoRAs of others: diffusers', kohya's and, of a UNet,
+        the LDM's."""
         config = self.denoiser.config
         ldm = (lambda module: kohya.ldm(module, config),) if self.network == "unet" else ()
         return kohya.same, self.kohya_layer, *ldm
@@ -290,7 +326,9 @@ class DiffusersPipeline:
             for key, value in self.denoiser.state_dict().items()
             if key.endswith(".weight")
         }
-        return {name: value.shape for name, value in weights.items() if value.dim() > 1 and ".lora_" not in name}
+        return {
+            name: value.shape for name, value in weights.items() if value.dim() > 1 and ".lora_" not in name
+        }
 
     def _widths(self) -> dict[str, int]:
         """Their outputs."""
@@ -302,15 +340,20 @@ class DiffusersPipeline:
         try:
             network: nn.Module = kind.from_pretrained(folder, subfolder=self.network)
         except Exception as error:
-            raise ValueError(f"{folder} holds no {self.network} that can be read: {reason_of(error)}") from None
+            raise ValueError(
+                f"{folder} holds no {self.network} that can be read: {reason_of(error)}"
+            ) from None
         lacks = [key for key, tensor in network.state_dict().items() if tensor.is_meta]
         if lacks:
-            raise ValueError(f"{folder} holds a {self.network} without {len(lacks)} of its tensors, {lacks[0]} first")
+            raise ValueError(
+                f"{folder} holds a {self.network} without {len(lacks)} of its tensors, {lacks[0]} first"
+            )
         _refuse_nonfinite(f"the {self.network} in {folder}", nn.Module.float(network))
         return network.state_dict()
 
     def _refuse_unfit(self) -> None:
-        """Refuses what loads without a word and draws nonsense: another model, lacking tensors, a tokenizer without words.
+        """Refuses what loads without a word and draws nonsense: another model, lacking tensors, a tokenizer
+        without words.
 
         Raises:
             Unfit: for the first such thing.
@@ -327,7 +370,11 @@ class DiffusersPipeline:
             return
         for name in WEIGHED:
             module = getattr(self.pipe, name, None)
-            lacks = [key for key, tensor in module.state_dict().items() if tensor.is_meta] if module is not None else []
+            lacks = (
+                [key for key, tensor in module.state_dict().items() if tensor.is_meta]
+                if module is not None
+                else []
+            )
             if lacks:
                 raise ValueError(f"the weights in {name} lack {len(lacks)} tensors, {lacks[0]} first")
         for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
@@ -352,12 +399,15 @@ def locate(path_or_id: str, *, key: str = "path_or_id", weights: bool = True) ->
         weights: whether the folder must hold the weights of its parts.
 
     Raises:
-        FileNotFoundError: for a folder that holds no pipeline, and for what is neither file nor folder nor hub id.
+        FileNotFoundError: for a folder that holds no pipeline, and for what is neither file nor folder nor
+            hub id.
         ValueError: for a file of another kind.
     """
     if Path(path_or_id).is_file():
         if not path_or_id.endswith(".safetensors"):
-            raise ValueError(f"{key}={path_or_id} is no .safetensors file; convert it, or give a pipeline folder")
+            raise ValueError(
+                f"{key}={path_or_id} is no .safetensors file; convert it, or give a pipeline folder"
+            )
         return path_or_id
     shipped = importlib.resources.files("alignlab") / "assets" / path_or_id
     for folder in (Path(path_or_id), Path(str(shipped))):
@@ -377,25 +427,34 @@ def locate(path_or_id: str, *, key: str = "path_or_id", weights: bool = True) ->
         address = re.match(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)", path_or_id)
         mend = "give a diffusers pipeline folder, a .safetensors file, a hub id like owner/name, or emoji"
         mend = f"of a page of the hub, write {key}={address[1]}" if address else mend
-        raise FileNotFoundError(f"{key}={path_or_id}: there is no such folder and no such shipped model; {mend}")
+        raise FileNotFoundError(
+            f"{key}={path_or_id}: there is no such folder and no such shipped model; {mend}"
+        )
     return path_or_id
 
 
 def _instead(folder: Path) -> str | None:
-    """What to give in place of a folder that is no pipeline, if that can be told from what lies in it and beside it."""
+    """What to give in place of a folder that is no pipeline, if that can be told from what lies in it and
+    beside it."""
     lora = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors", "adapter_config.json")
     if any((folder / name).is_file() for name in lora):
         return "it is a LoRA: give the model that it is for, and the LoRA as init_from"
     if (folder.parent / "model_index.json").is_file():
         return f"it lies in the pipeline folder {folder.parent}: give that"
-    trained = next((part for part in ("unet", "transformer") if (folder / part / "config.json").is_file()), None)
+    trained = next(
+        (part for part in ("unet", "transformer") if (folder / part / "config.json").is_file()), None
+    )
     if trained:
-        return f"it holds {trained}/ alone, as a training script's checkpoint: put that in place of {trained}/ in a copy of the base model"
+        return (
+            f"it holds {trained}/ alone, as a training script's checkpoint: put that in place of {trained}/ "
+            "in a copy of the base model"
+        )
     return None
 
 
 def read_index(folder: Path, key: str, given: str) -> dict[str, Any]:
-    """model_index.json, whose parts are classes of known libraries: a folder of somebody else's names no code of its own.
+    """model_index.json, whose parts are classes of known libraries: a folder of somebody else's names no code
+    of its own.
 
     Raises:
         ValueError: if it is broken, or names other libraries.
@@ -405,15 +464,19 @@ def read_index(folder: Path, key: str, given: str) -> dict[str, Any]:
     for name, part in its.items():
         if name.startswith("_") or not isinstance(part, list):
             continue
-        library = part[0] if len(part) == 2 and all(isinstance(word, str | None) for word in part) else f"{part}"
+        library = (
+            part[0] if len(part) == 2 and all(isinstance(word, str | None) for word in part) else f"{part}"
+        )
         if library not in LIBRARIES:
             raise ValueError(
-                f"{where}: {path} takes {name} from {library}, and only {', '.join(filter(None, LIBRARIES))} are loaded"
+                f"{where}: {path} takes {name} from {library}, and only {', '.join(filter(None, LIBRARIES))} "
+                "are loaded"
             )
     broken = [name for name in (*WEIGHED, "scheduler") if name in its and not isinstance(its[name], list)]
     if broken or not isinstance(its.get("_class_name"), str | None):
         raise ValueError(
-            f"{where}: {path} says of {broken[0] if broken else '_class_name'} what no pipeline does; fetch it again"
+            f"{where}: {path} says of {broken[0] if broken else '_class_name'} what no pipeline does; fetch "
+            "it again"
         )
     return its
 
@@ -427,7 +490,8 @@ def _unused(kind: Any) -> dict[str, Any]:
 
 
 def _fetched(kind: Any, path_or_id: str, revision: str | None, variant: str | None) -> Path:
-    """A repository of the hub as a folder of its cache, with the files of a variant; in another precision if it has none."""
+    """A repository of the hub as a folder of its cache, with the files of a variant; in another precision if
+    it has none."""
     for asked in dict.fromkeys((variant, *reversed(weight_files.PRECISIONS))):
         folder = Path(kind.download(path_or_id, revision=revision, variant=asked, **_unused(kind)))
         index = read_index(folder, "path_or_id", path_or_id)
@@ -438,7 +502,8 @@ def _fetched(kind: Any, path_or_id: str, revision: str | None, variant: str | No
 
 
 def _with_weights(folder: Path, variant: str | None) -> dict[str, nn.Module]:
-    """The parts of a pipeline folder by name, each from the files of the variant that `weight_files.chosen` finds.
+    """The parts of a pipeline folder by name, each from the files of the variant that `weight_files.chosen`
+    finds.
 
     Raises:
         ValueError: if files lack a tensor that a part has; transformers would fill it in with random numbers.
@@ -460,7 +525,10 @@ def _with_weights(folder: Path, variant: str | None) -> dict[str, nn.Module]:
         loader: Any = getattr(importlib.import_module(library), kind)
         options: dict[str, Any] = {"variant": found, "use_safetensors": safe, "output_loading_info": True}
         parts[name], about = loader.from_pretrained(folder / name, **options)
-        if any(key.startswith(PREFIX) and key.removeprefix(PREFIX) in about["unexpected_keys"] for key in about["missing_keys"]):
+        if any(
+            key.startswith(PREFIX) and key.removeprefix(PREFIX) in about["unexpected_keys"]
+            for key in about["missing_keys"]
+        ):
             # transformers 5.6 left the prefix out of a CLIP text encoder's names, and 4 does not know these
             options["key_mapping"] = {rf"^(?!{re.escape(PREFIX)}|text_projection)": PREFIX}
             parts[name], about = loader.from_pretrained(folder / name, **options)
@@ -473,11 +541,13 @@ def _with_weights(folder: Path, variant: str | None) -> dict[str, nn.Module]:
 
 
 def _refuse_larger(name: str, module: nn.Module, left_over: list[str]) -> None:
-    """Refuses weights of a larger network than its configuration describes; warns of tensors that are no part of it."""
+    """Refuses weights of a larger network than its configuration describes; warns of tensors that are no part
+    of it."""
     inside = [key for key in left_over if hasattr(module, key.partition(".")[0])]
     if inside:
         raise Unfit(
-            f"the weights in {name} have {len(inside)} tensors more than its config.json describes, {inside[0]} first; "
+            f"the weights in {name} have {len(inside)} tensors more than its config.json describes, "
+            f"{inside[0]} first; "
             "give the config.json that they were saved with"
         )
     if left_over:
@@ -486,21 +556,32 @@ def _refuse_larger(name: str, module: nn.Module, left_over: list[str]) -> None:
 
 
 def _refuse_nonfinite(what: str, module: nn.Module) -> None:
-    """Raises a ValueError if a weight is not a finite number: every image, and every update, would be none either."""
+    """Raises a ValueError if a weight is not a finite number: every image, and every update, would be none
+    either."""
     for key, tensor in module.state_dict().items():
         if tensor.is_floating_point() and not tensor.is_meta and not bool(tensor.isfinite().all()):
-            raise ValueError(f"{what} holds numbers that are not finite ({key}); it is damaged: fetch it again")
+            raise ValueError(
+                f"{what} holds numbers that are not finite ({key}); it is damaged: fetch it again"
+            )
 
 
 def _of_hub(error: BaseException | None) -> str:
     """What to do about a hub id that did not load."""
-    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     while error is not None:
         if isinstance(error, GatedRepoError):
             return "accept its terms on the hub, then hf auth login"
         if isinstance(error, RepositoryNotFoundError):
-            return "the hub has no such repository, or hides it: check the name, or hf auth login if it is private"
+            return (
+                "the hub has no such repository, or hides it: check the name, or hf auth login if it is "
+                "private"
+            )
         if isinstance(error, RevisionNotFoundError):
             return "it has no such commit: check model.revision"
         if isinstance(error, EntryNotFoundError) and "model_index.json" in str(error):
@@ -536,7 +617,8 @@ def read_json(path: Path, where: str) -> dict[str, Any]:
 
 
 def _configurations(where: str, revision: str | None, config: str | None) -> str:
-    """The folder as it is, or that of a single file's configuration; of a hub id a folder with all but the weights."""
+    """The folder as it is, or that of a single file's configuration; of a hub id a folder with all but the
+    weights."""
     if Path(where).is_file():
         if config is None:
             raise OSError("its configuration is not in the file")
@@ -570,5 +652,6 @@ WEIGHED = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text
 PREFIX = "text_model."
 """What the tensors of a CLIP text encoder are called under, but for its projection, in most folders."""
 LIBRARIES = (None, "diffusers", "transformers", "stable_diffusion")
-"""Where the parts of a pipeline may come from; the last is diffusers' own safety checker, which is left out."""
+"""Where the parts of a pipeline may come from; the last is diffusers' own safety checker, which is left
+out."""
 NO_NETWORK = "fetch it where there is a network, or give a folder"

@@ -1,4 +1,5 @@
-"""Stable Diffusion 3 and 3.5: a transformer that predicts the flow's velocity; two CLIPs, and T5 where the folder has it."""
+"""Stable Diffusion 3 and 3.5: a transformer that predicts the flow's velocity; two CLIPs, and T5 where the
+folder has it."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -31,7 +32,9 @@ class StableDiffusion3(DiffusersPipeline):
         lora_targets: Sequence[str] = ("to_q", "to_k", "to_v", "to_out.0"),
         max_sequence_length: int = 256,
     ) -> None:
-        super().__init__(path_or_id, revision=revision, variant=variant, config=config, lora_targets=lora_targets)
+        super().__init__(
+            path_or_id, revision=revision, variant=variant, config=config, lora_targets=lora_targets
+        )
         self.max_sequence_length = max_sequence_length
 
     @classmethod
@@ -52,15 +55,24 @@ class StableDiffusion3(DiffusersPipeline):
     def encode(self, prompts: list[str]) -> dict[str, Tensor]:
         """{"prompt_embeds": [B, length, width], "pooled": [B, width]}."""
         embeds, _, pooled, _ = self.pipe.encode_prompt(
-            prompts, prompts, prompts, device=self.device, do_classifier_free_guidance=False, max_sequence_length=self.max_sequence_length
-        )  # fmt: skip
+            prompts,
+            prompts,
+            prompts,
+            device=self.device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.max_sequence_length,
+        )
         return {"prompt_embeds": embeds.float(), "pooled": pooled.float()}
 
     def denoise(self, x: Tensor, t: Tensor, text: dict[str, Tensor]) -> Tensor:
         """The velocity [M, C, h, w]."""
         return self.denoiser(
-            hidden_states=x, timestep=t, encoder_hidden_states=text["prompt_embeds"], pooled_projections=text["pooled"], return_dict=False
-        )[0]  # fmt: skip
+            hidden_states=x,
+            timestep=t,
+            encoder_hidden_states=text["prompt_embeds"],
+            pooled_projections=text["pooled"],
+            return_dict=False,
+        )[0]
 
     def kohya_layer(self, module: str) -> kohya.Layer | None:
         return kohya.in_blocks(module, kohya.SD3)

@@ -34,14 +34,19 @@ class StableDiffusionXL(StableDiffusion):
             yield from unfit.width_problems("unet", key, unet.get(key), told)
 
     def encode(self, prompts: list[str]) -> dict[str, Tensor]:
-        """{"prompt_embeds": [B, length, width], "text_embeds": [B, width], "time_ids": [B, 6]}. The empty prompt is all zeros where the
-        pipeline's config says so (force_zeros_for_empty_prompt), because that is its unconditional branch."""
-        embeds, _, pooled, _ = self.pipe.encode_prompt(prompts, device=self.device, do_classifier_free_guidance=False)
+        """{"prompt_embeds": [B, length, width], "text_embeds": [B, width], "time_ids": [B, 6]}. The empty
+        prompt is all zeros where the pipeline's config says so (force_zeros_for_empty_prompt), because that
+        is its unconditional branch."""
+        embeds, _, pooled, _ = self.pipe.encode_prompt(
+            prompts, device=self.device, do_classifier_free_guidance=False
+        )
         if self.pipe.config.force_zeros_for_empty_prompt:
             written = torch.tensor([prompt != "" for prompt in prompts], device=self.device)
             embeds, pooled = embeds * written[:, None, None], pooled * written[:, None]
         height, width = map(float, self.image_size)
-        ids = torch.tensor([[height, width, 0, 0, height, width]], device=self.device).expand(len(prompts), -1)
+        ids = torch.tensor([[height, width, 0, 0, height, width]], device=self.device).expand(
+            len(prompts), -1
+        )
         return {"prompt_embeds": embeds.float(), "text_embeds": pooled.float(), "time_ids": ids}
 
     def denoise(self, x: Tensor, t: Tensor, text: dict[str, Tensor]) -> Tensor:

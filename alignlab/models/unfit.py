@@ -1,8 +1,10 @@
-"""What makes a pipeline another model than its family takes it for, read from the configurations of the parts.
+"""What makes a pipeline another model than its family takes it for, read from the configurations of the
+parts.
 
-A folder that loads is not yet a model that a family can train: an inpainting network, a distilled one, another noise
-process or another autoencoder would draw wrong images without a word. Every function yields sentences that begin with
-the part's name. A key that a configuration lacks is judged once the part is loaded, when it has its class's default.
+A folder that loads is not yet a model that a family can train: an inpainting network, a distilled one,
+another noise process or another autoencoder would draw wrong images without a word. Every function yields
+sentences that begin with the part's name. A key that a configuration lacks is judged once the part is loaded,
+when it has its class's default.
 """
 
 import math
@@ -11,17 +13,32 @@ from typing import Any, TypeGuard
 
 Config = Mapping[str, Any]
 Configs = Mapping[str, Config]
-"""By the name of the part ("unet", "vae", "scheduler", "text_encoder" ...); "pipeline" is model_index.json."""
+"""By the name of the part ("unet", "vae", "scheduler", "text_encoder" ...); "pipeline" is
+model_index.json."""
 
 DISCRETE = {
     f"{name}Scheduler"
     for name in (
-        "DDIM", "DDIMParallel", "DDPM", "DDPMParallel", "DEISMultistep", "DPMSolverMultistep",
-        "DPMSolverSinglestep", "EulerAncestralDiscrete", "EulerDiscrete", "HeunDiscrete",
-        "KDPM2AncestralDiscrete", "KDPM2Discrete", "LMSDiscrete", "PNDM", "SASolver", "UniPCMultistep",
+        "DDIM",
+        "DDIMParallel",
+        "DDPM",
+        "DDPMParallel",
+        "DEISMultistep",
+        "DPMSolverMultistep",
+        "DPMSolverSinglestep",
+        "EulerAncestralDiscrete",
+        "EulerDiscrete",
+        "HeunDiscrete",
+        "KDPM2AncestralDiscrete",
+        "KDPM2Discrete",
+        "LMSDiscrete",
+        "PNDM",
+        "SASolver",
+        "UniPCMultistep",
     )
-}  # fmt: skip
-"""Schedulers of diffusers whose noise process is DDPM's table of betas, which is all that is taken from them."""
+}
+"""Schedulers of diffusers whose noise process is DDPM's table of betas, which is all that is taken from
+them."""
 OTHERS = {
     "EDM": "its noise levels are EDM's, and not a table of betas",
     "LCM": "it belongs to a latent consistency model, which is distilled for a few steps",
@@ -60,7 +77,10 @@ def scheduler_problems(config: Config, *, rectified_flow: bool, clips: bool) -> 
     name = config.get("_class_name")
     if rectified_flow:
         if name not in (None, FLOW):
-            yield (f"scheduler is a {name}, and this family's rectified flow has a {FLOW}; give the model's own folder")
+            yield (
+                f"scheduler is a {name}, and this family's rectified flow has a {FLOW}; give the model's own "
+                "folder"
+            )
         elif config.get("invert_sigmas"):
             yield "scheduler has invert_sigmas=true, which runs the flow backwards; set it to false"
         return
@@ -75,7 +95,10 @@ def scheduler_problems(config: Config, *, rectified_flow: bool, clips: bool) -> 
     yield from _process_problems(config)
     clipping = [key for key in ("thresholding", *(("clip_sample",) if clips else ())) if config.get(key)]
     if clipping and str(name).startswith("DD"):
-        yield (f"scheduler has {clipping[0]}=true, which makes the step non-linear; set it to false in scheduler_config.json")
+        yield (
+            f"scheduler has {clipping[0]}=true, which makes the step non-linear; set it to false in "
+            "scheduler_config.json"
+        )
 
 
 def _process_problems(config: Config) -> Iterator[str]:
@@ -87,24 +110,37 @@ def _process_problems(config: Config) -> Iterator[str]:
             "choose model=sd35 or flux"
         )
     elif prediction not in PREDICTIONS:
-        yield (f"scheduler has prediction_type={prediction}, which is not one of {', '.join(PREDICTIONS)}; write the model's")
+        yield (
+            f"scheduler has prediction_type={prediction}, which is not one of {', '.join(PREDICTIONS)}; "
+            "write the model's"
+        )
     steps = config.get("num_train_timesteps", 1000)
     if not is_count(steps) or steps > 10**6:
-        yield (f"scheduler has num_train_timesteps={steps}, which must be a whole number; write the model's (1000 as a rule)")
+        yield (
+            f"scheduler has num_train_timesteps={steps}, which must be a whole number; write the model's "
+            "(1000 as a rule)"
+        )
         return
     trained = config.get("trained_betas")
     if trained is not None:
         if not isinstance(trained, Sequence) or len(trained) != steps or not all(map(_is_beta, trained)):
-            yield (f"scheduler has trained_betas that are not {steps} numbers between 0 and 1; write num_train_timesteps of them")
+            yield (
+                f"scheduler has trained_betas that are not {steps} numbers between 0 and 1; write "
+                "num_train_timesteps of them"
+            )
         return
     if config.get("beta_schedule", SCHEDULES[0]) not in SCHEDULES:
         yield (
-            f"scheduler has beta_schedule={config['beta_schedule']}, which is not one of {', '.join(SCHEDULES)}; "
+            f"scheduler has beta_schedule={config['beta_schedule']}, which is not one of "
+            f"{', '.join(SCHEDULES)}; "
             "write trained_betas"
         )
     for key in ("beta_start", "beta_end"):
         if key in config and not _is_beta(config[key]):
-            yield (f"scheduler has {key}={config[key]}, which must be a number between 0 and 1; write the model's")
+            yield (
+                f"scheduler has {key}={config[key]}, which must be a number between 0 and 1; write the "
+                "model's"
+            )
 
 
 def _is_beta(value: Any) -> bool:
@@ -119,11 +155,17 @@ def vae_problems(vae: Config, latent_channels: int | None) -> Iterator[str]:
     """
     kind = vae.get("_class_name", "AutoencoderKL")
     if kind != "AutoencoderKL":
-        yield (f"vae is a {kind}, and only an AutoencoderKL is taken; give the folder with the model's own autoencoder")
+        yield (
+            f"vae is a {kind}, and only an AutoencoderKL is taken; give the folder with the model's own "
+            "autoencoder"
+        )
         return
     for key in ("in_channels", "out_channels"):
         if vae.get(key, 3) != 3:
-            yield (f"vae has {key}={vae[key]}, and images have 3 channels; give the autoencoder of a text-to-image model")
+            yield (
+                f"vae has {key}={vae[key]}, and images have 3 channels; give the autoencoder of a "
+                "text-to-image model"
+            )
     scale, shift = vae.get("scaling_factor", 1.0), vae.get("shift_factor")
     if not is_number(scale) or scale <= 0:
         yield f"vae has scaling_factor={scale}, which must be a positive number; write the model's"
@@ -152,7 +194,10 @@ def _statistics_problems(vae: Config) -> Iterator[str]:
             )
             return
     if vae.get("shift_factor"):
-        yield ("vae has both latents_mean and shift_factor, which no pipeline applies together; set one of them to null")
+        yield (
+            "vae has both latents_mean and shift_factor, which no pipeline applies together; set one of them "
+            "to null"
+        )
 
 
 def channel_problems(part: str, network: Config) -> Iterator[str]:
@@ -161,7 +206,10 @@ def channel_problems(part: str, network: Config) -> Iterator[str]:
     if into is None or out is None or (into == out and is_count(into)):
         return
     if not (is_count(into) and is_count(out)):
-        yield f"{part} has in_channels={into} and out_channels={out}, which must be whole numbers; write the model's"
+        yield (
+            f"{part} has in_channels={into} and out_channels={out}, which must be whole numbers; write the "
+            "model's"
+        )
         return
     if out == 2 * into:
         why = "it predicts a variance too"
@@ -169,7 +217,10 @@ def channel_problems(part: str, network: Config) -> Iterator[str]:
         tasks = {9: "inpainting", 8: "editing (InstructPix2Pix)", 7: "upscaling", 5: "depth"}
         task = tasks.get(into, "inpainting or editing")
         why = f"it looks at an image beside the noise, as models for {task} do"
-    yield (f"{part} has in_channels={into} and out_channels={out}: {why}; give a model that draws from text alone")
+    yield (
+        f"{part} has in_channels={into} and out_channels={out}: {why}; give a model that draws from text "
+        "alone"
+    )
 
 
 def size_problems(part: str, network: Config, *, square: bool) -> Iterator[str]:
@@ -217,7 +268,10 @@ def unet_problems(unet: Config, text_width: int | None, *, added: str | None) ->
             "give a model that draws from text alone"
         )
     if unet.get("attention_type", "default") != "default":
-        yield (f"unet has attention_type={unet['attention_type']}, as GLIGEN has; give a model that draws from text alone")
+        yield (
+            f"unet has attention_type={unet['attention_type']}, as GLIGEN has; give a model that draws from "
+            "text alone"
+        )
     width = unet.get("encoder_hid_dim" if unet.get("encoder_hid_dim_type") else "cross_attention_dim")
     yield from width_problems("unet", "cross_attention_dim", width, text_width)
 
@@ -227,7 +281,10 @@ def width_problems(part: str, key: str, width: Any, text_width: int | None) -> I
     widths = width if isinstance(width, list | tuple) else [width]
     if text_width is None or all(one in (None, text_width) for one in widths):
         return
-    yield (f"{part} has {key}={width}, and the text encoders give {text_width}; give the text encoders that it was trained with")
+    yield (
+        f"{part} has {key}={width}, and the text encoders give {text_width}; give the text encoders that it "
+        "was trained with"
+    )
 
 
 def total(*widths: Any) -> int | None:

@@ -1,4 +1,5 @@
-"""The files with the weights of one part of a pipeline folder: which variants, which one is read, what is broken."""
+"""The files with the weights of one part of a pipeline folder: which variants, which one is read, what is
+broken."""
 
 import json
 import re

@@ -1,8 +1,9 @@
 """What an objective is. One file a family; the train loop knows only this page.
 
-An objective consumes a lazy stream of scored rollouts and yields optimiser updates. DRaFT turns each rollout into one
-micro-batch and so holds one graph at a time; DDPO and RWR exhaust the stream, shuffle and slice; DPO, KTO and SFT have data of their
-own (own_data.py) and leave the stream alone; online DPO does the one or the other. Nothing here knows a model family, a scheduler or a config.
+An objective consumes a lazy stream of scored rollouts and yields optimiser updates. DRaFT turns each rollout
+into one micro-batch and so holds one graph at a time; DDPO and RWR exhaust the stream, shuffle and slice;
+DPO, KTO and SFT have data of their own (own_data.py) and leave the stream alone; online DPO does the one or
+the other. Nothing here knows a model family, a scheduler or a config.
 """
 
 from abc import ABC, abstractmethod
@@ -18,20 +19,21 @@ from alignlab.engine.policy import Policy
 from alignlab.engine.rollout import Gradients, Rollout
 
 Metrics = dict[str, Tensor]
-"""Of one micro-batch: scalars, or [M] one value a pair with nan where it has none. They are averaged with the micro-batches'
-weights; names ending in _max keep the largest."""
+"""Of one micro-batch: scalars, or [M] one value a pair with nan where it has none. They are averaged with the
+micro-batches' weights; names ending in _max keep the largest."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
-    """One optimiser step: micro-batches, drawn lazily, each with its share of the loss (the shares sum to 1)."""
+    """One optimiser step: micro-batches, drawn lazily, each with its share of the loss (the shares sum to
+    1)."""
 
     batches: Iterable[tuple[float, Any]]
 
 
 class Objective(ABC):
-    """What the train loop asks of an algorithm. A new one writes `updates` and `loss`, or `loss` alone if it inherits from another;
-    what is not said here no part of the package asks for."""
+    """What the train loop asks of an algorithm. A new one writes `updates` and `loss`, or `loss` alone if it
+    inherits from another; what is not said here no part of the package asks for."""
 
     needs_noise: bool = False
     """True if it needs log-probs, so a sampler with eta > 0."""
@@ -50,12 +52,13 @@ class Objective(ABC):
     def updates(
         self, policy: Policy, rollouts: Iterator[Rollout], micro_batch: int, rng: np.random.Generator
     ) -> Iterator[Update]:
-        """The updates of one epoch. `rollouts` runs the sampler as it is consumed; what trains on data of its own leaves it alone, and
-        the epoch then has no reward."""
+        """The updates of one epoch. `rollouts` runs the sampler as it is consumed; what trains on data of its
+        own leaves it alone, and the epoch then has no reward."""
 
     @abstractmethod
     def loss(self, policy: Policy, batch: Any) -> tuple[Tensor, Metrics]:
-        """The mean loss of one micro-batch, and what to log. Backward, accumulation and clipping are the loop's."""
+        """The mean loss of one micro-batch, and what to log. Backward, accumulation and clipping are the
+        loop's."""
 
     def plan(self, steps: int, rng: np.random.Generator) -> Gradients | None:
         """Which of `steps` sampler steps keep their graph in the next rollout; None for none.

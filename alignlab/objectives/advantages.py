@@ -1,15 +1,18 @@
-"""Rewards relative to what the same prompt earned before: (r - mean_p) / (std_p + 1e-6), Black et al. 2023, section 4.
+"""Rewards relative to what the same prompt earned before: (r - mean_p) / (std_p + 1e-6), Black et al. 2023,
+section 4.
 
-Several rewards r_k with weights w_k are one before that, or after it. f is taken over the epoch's whole batch:
+Several rewards r_k with weights w_k are one before that, or after it. f is taken over the epoch's whole
+batch:
 
     sum      R = sum_k w_k r_k, where a r_k may be in standard deviations of the base model (rewards/compose.py);  A = standardised R
     zscore   R = sum_k w_k (r_k - mean)/std                                                                       A = standardised R
     rank     R = sum_k w_k rank(r_k), from 0, the lowest, to 1; equal rewards share the mean of their ranks       A = standardised R
     gdpo     A = Z / (std(Z) + 1e-6) about its mean,  Z = sum_k w_k A_k, each A_k standardised by itself
 
-In a sum the reward with the largest spread decides, and in a sum standardised once it still decides within a prompt where it
-alone varies a lot. GDPO (group reward-decoupled normalisation, Liu et al. 2026, arXiv 2601.05242) gives each reward its own
-standard deviation within the prompt, so that weights are the only thing that sets their influence.
+In a sum the reward with the largest spread decides, and in a sum standardised once it still decides within a
+prompt where it alone varies a lot. GDPO (group reward-decoupled normalisation, Liu et al. 2026, arXiv
+2601.05242) gives each reward its own standard deviation within the prompt, so that weights are the only thing
+that sets their influence.
 """
 
 from collections import deque
@@ -38,14 +41,19 @@ class PromptStatistics:
     """
 
     def __init__(
-        self, *, buffer_size: int = 32, min_count: int = 16, per_prompt: bool = True,
+        self,
+        *,
+        buffer_size: int = 32,
+        min_count: int = 16,
+        per_prompt: bool = True,
         combine: Literal["sum", "zscore", "rank", "gdpo"] = "sum",
-    ) -> None:  # fmt: skip
+    ) -> None:
         if combine not in COMBINATIONS:
             raise ValueError(f"combine={combine} is not one of {', '.join(COMBINATIONS)}")
         if min_count > buffer_size:
             raise ValueError(
-                f"min_count={min_count} exceeds buffer_size={buffer_size}, so no prompt would ever use its own statistics"
+                f"min_count={min_count} exceeds buffer_size={buffer_size}, so no prompt would ever use its "
+                "own statistics"
             )
         self.buffer_size, self.min_count, self.per_prompt = buffer_size, min_count, per_prompt
         self.combine = combine
@@ -68,14 +76,20 @@ class PromptStatistics:
         scale = ranks if self.combine == "rank" else _about_the_mean
         return weighted({name: scale(values) for name, values in _by_name(data).items()}, data.weights)
 
-    def decoupled(self, prompts: Sequence[str], rewards: Mapping[str, Values], weights: Mapping[str, float]) -> Values:
-        """GDPO's advantages [B] from each reward [B]: standardised one by one, summed, and standardised over the batch."""
+    def decoupled(
+        self, prompts: Sequence[str], rewards: Mapping[str, Values], weights: Mapping[str, float]
+    ) -> Values:
+        """GDPO's advantages [B] from each reward [B]: standardised one by one, summed, and standardised over
+        the batch."""
         for name in rewards:
             self.parts.setdefault(name, self._part())
-        return _about_the_mean(weighted({name: self.parts[name].standardise(prompts, r) for name, r in rewards.items()}, weights))
+        return _about_the_mean(
+            weighted({name: self.parts[name].standardise(prompts, r) for name, r in rewards.items()}, weights)
+        )
 
     def standardise(self, prompts: Sequence[str], rewards: Sequence[float] | np.ndarray) -> np.ndarray:
-        """[B] float64: standardised rewards of the whole batch (never of a micro-batch). The buffers take these rewards in first."""
+        """[B] float64: standardised rewards of the whole batch (never of a micro-batch). The buffers take
+        these rewards in first."""
         values = np.asarray(rewards, dtype=np.float64)
         if not self.per_prompt:
             return _about_the_mean(values)
@@ -90,7 +104,9 @@ class PromptStatistics:
         return out
 
     def _part(self) -> "PromptStatistics":
-        return PromptStatistics(buffer_size=self.buffer_size, min_count=self.min_count, per_prompt=self.per_prompt)
+        return PromptStatistics(
+            buffer_size=self.buffer_size, min_count=self.min_count, per_prompt=self.per_prompt
+        )
 
     def own_share(self, prompts: Sequence[str]) -> float:
         """Share of the prompts that use statistics of their own."""
@@ -109,7 +125,9 @@ class PromptStatistics:
             for name, part in self.parts.items():
                 part.load_state_dict(state[name])
         else:
-            self.rewards = {prompt: deque(values, maxlen=self.buffer_size) for prompt, values in state.items()}
+            self.rewards = {
+                prompt: deque(values, maxlen=self.buffer_size) for prompt, values in state.items()
+            }
 
 
 def weighted(values: Mapping[str, Values], weights: Mapping[str, float]) -> Values:

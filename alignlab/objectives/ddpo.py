@@ -1,13 +1,16 @@
-"""DDPO (Black et al. 2023, arXiv 2305.13301): the sampler is a Markov decision process, each step a Gaussian action.
+"""DDPO (Black et al. 2023, arXiv 2305.13301): the sampler is a Markov decision process, each step a Gaussian
+action.
 
     sf   L = -A log p_theta(x_{i+1} | x_i)                                   one update on the samples of the present policy
     is   L = max(-A rho, -A clip(rho, e^-c, e^c)),  rho = exp(log p_theta - log p_old)        several updates an epoch
 
-both averaged over (sample, step) pairs. log p is a mean over the D latent dimensions (as in the published code), so
-E[grad L] = -grad E[r] / (N_s D) with raw rewards and N_s scored steps: published learning rates carry over.
+both averaged over (sample, step) pairs. log p is a mean over the D latent dimensions (as in the published
+code), so E[grad L] = -grad E[r] / (N_s D) with raw rewards and N_s scored steps: published learning rates
+carry over.
 
-Differs from the paper: the clip is stated at D = 16384 and scaled to the latents at hand (c = clip * 16384 / D), so that
-it bounds the same true log-ratio at every resolution; steps with s = 0 are left out; an optional KL term (DPOK).
+Differs from the paper: the clip is stated at D = 16384 and scaled to the latents at hand (c = clip * 16384 /
+D), so that it bounds the same true log-ratio at every resolution; steps with s = 0 are left out; an optional
+KL term (DPOK).
 """
 
 from collections.abc import Iterator
@@ -44,15 +47,19 @@ class DDPO(Objective):
     """Policy gradients through the sampler's log-probs.
 
     Args:
-        estimator: "sf" (score function, exactly one update an epoch) or "is" (importance sampling with a clipped ratio).
+        estimator: "sf" (score function, exactly one update an epoch) or "is" (importance sampling with a
+            clipped ratio).
         updates_per_epoch: minibatches of samples in each inner epoch (is only).
         inner_epochs: passes over the samples (is only).
         clip: bound of the log-ratio (mean over D) at D = 16384.
-        clip_scaling: "1/D" bounds the same true log-ratio at every D, "1/sqrtD" the same change per pixel, "none" the mean itself.
-        timestep_fraction: share of the scored steps trained on, a fresh random subset for each sample and inner epoch.
+        clip_scaling: "1/D" bounds the same true log-ratio at every D, "1/sqrtD" the same change per pixel,
+            "none" the mean itself.
+        timestep_fraction: share of the scored steps trained on, a fresh random subset for each sample and
+            inner epoch.
         advantage_clip: bound of |A|.
         kl_coeff: weight of the per-step KL to the reference (mean over D), 0 for none.
-        kl_gradient: "direct" differentiates each step's KL at fixed x_i; "exact" also lowers A_i by what later steps will pay.
+        kl_gradient: "direct" differentiates each step's KL at fixed x_i; "exact" also lowers A_i by what
+            later steps will pay.
         statistics: the advantages' buffers.
     """
 
@@ -79,7 +86,8 @@ class DDPO(Objective):
             raise ValueError(f"algo.timestep_fraction={timestep_fraction} is outside (0, 1]")
         if updates_per_epoch < 1 or inner_epochs < 1:
             raise ValueError(
-                f"algo.updates_per_epoch={updates_per_epoch} and algo.inner_epochs={inner_epochs} must be at least 1"
+                f"algo.updates_per_epoch={updates_per_epoch} and algo.inner_epochs={inner_epochs} must be at "
+                "least 1"
             )
         if kl_coeff < 0:
             raise ValueError(f"kl_coeff={kl_coeff} must not be negative; 0 leaves the penalty out")
@@ -116,12 +124,15 @@ class DDPO(Objective):
         scored = data.sampler.scored.cpu().nonzero()[:, 0].numpy()
         if len(scored) == 0:
             raise NothingToLearn(
-                "no step of this sampler has a density (s = 0 everywhere), so there is nothing to learn from; raise sampler.steps"
+                "no step of this sampler has a density (s = 0 everywhere), so there is nothing to learn "
+                "from; raise sampler.steps"
             )
         chosen = max(1, round(self.timestep_fraction * len(scored)))
         for _ in range(self.inner_epochs):
             for rows in split(rng.permutation(n), min(self.updates_per_epoch, n)):
-                steps = torch.from_numpy(np.stack([rng.permutation(scored)[:chosen] for _ in rows]))  # [rows, chosen]
+                steps = torch.from_numpy(
+                    np.stack([rng.permutation(scored)[:chosen] for _ in rows])
+                )  # [rows, chosen]
                 pairs = torch.stack([rows.repeat_interleave(chosen), steps.flatten()], 1)
                 batches = (
                     (share, Pairs(rollout=data, rows=part[:, 0], steps=part[:, 1], advantages=per_step))
@@ -179,7 +190,9 @@ def _step_kl(policy: Policy, record: Rollout, rows: Tensor, steps: Tensor, x: Te
     """[M] KL of the pairs' steps to the reference, mean over D."""
     rows, steps = rows.to(x.device), steps.to(x.device)
     with policy.reference(), torch.no_grad():
-        ref = policy.predict(x, record.sampler.timesteps[steps], record.cond[rows], record.sampler.guidance_scale)
+        ref = policy.predict(
+            x, record.sampler.timesteps[steps], record.cond[rows], record.sampler.guidance_scale
+        )
     return record.sampler.kl(steps, out, ref)
 
 
@@ -192,7 +205,8 @@ def _all_pairs(record: Rollout, size: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 @torch.no_grad()
 def _anchor(policy: Policy, record: Rollout, micro_batch: int) -> Tensor:
-    """[B, N] log-probs scored again at the shape that trains: a 16-bit matrix product depends on its batch size."""
+    """[B, N] log-probs scored again at the shape that trains: a 16-bit matrix product depends on its batch
+    size."""
     log_probs = record.log_probs.clone()
     for rows, steps in _all_pairs(record, micro_batch):
         log_probs[rows, steps] = replay(policy, record, rows, steps).log_prob
@@ -201,7 +215,8 @@ def _anchor(policy: Policy, record: Rollout, micro_batch: int) -> Tensor:
 
 @torch.no_grad()
 def _later_kl(policy: Policy, record: Rollout, micro_batch: int) -> Tensor:
-    """[B, N] D times the KL that the steps after each one pay (log p is a mean over D, so the return is in units of D)."""
+    """[B, N] D times the KL that the steps after each one pay (log p is a mean over D, so the return is in
+    units of D)."""
     kl = torch.zeros(len(record), len(record.sampler))
     for rows, steps in _all_pairs(record, micro_batch):
         now = replay(policy, record, rows, steps)

@@ -1,4 +1,5 @@
-"""Diffusion-DPO (Wallace et al. 2023, arXiv 2311.12908): images that people preferred, and those that they did not.
+"""Diffusion-DPO (Wallace et al. 2023, arXiv 2311.12908): images that people preferred, and those that they
+did not.
 
     e(x) = mean_D (target - out(x_t, t, c))^2,   x_t = alpha_t x + sigma_t eps,   t uniform over all training timesteps
     h    = -1/2 [(e_w - e_l)_theta - (e_w - e_l)_ref]        one t and one eps for winner and loser, both models
@@ -7,12 +8,13 @@
     hinge     L = max(0, 1 - beta h)
     ipo       L = (h - 1/(2 beta))^2
 
-Offline: the pairs are given, and nothing is sampled or scored in training (dpo_online.py forms them of the run's own samples). beta
-stands with the 1/2 and the mean over D = C h w of the published code (5000 at D = 16384); the paper's formula sums instead
-(`mse_reduction="sum"`), and the same strength is then beta / D.
+Offline: the pairs are given, and nothing is sampled or scored in training (dpo_online.py forms them of the
+run's own samples). beta stands with the 1/2 and the mean over D = C h w of the published code (5000 at D =
+16384); the paper's formula sums instead (`mse_reduction="sum"`), and the same strength is then beta / D.
 
-Differs from the published code: latents are the mode of the VAE's posterior, not a draw, and so are encoded once; the target is the
-model's own (eps, v, x0 or velocity), published: eps; no horizontal flips. The prediction is without guidance, as published.
+Differs from the published code: latents are the mode of the VAE's posterior, not a draw, and so are encoded
+once; the target is the model's own (eps, v, x0 or velocity), published: eps; no horizontal flips. The
+prediction is without guidance, as published.
 """
 
 from collections.abc import Iterator, Sequence
@@ -57,13 +59,24 @@ class PairLoss:
             raise ValueError(f"algo.beta={beta} must be positive")
         if not 0 <= label_smoothing < 0.5:
             raise ValueError(
-                f"algo.label_smoothing={label_smoothing} must be in [0, 0.5): it is the share of labels that are wrong"
+                f"algo.label_smoothing={label_smoothing} must be in [0, 0.5): it is the share of labels that "
+                "are wrong"
             )
         if label_smoothing and loss != "sigmoid":
-            raise ValueError(f"algo.label_smoothing={label_smoothing} belongs to algo.loss=sigmoid, not {loss}; leave it at 0")
-        self.kind, self.beta, self.mse_reduction, self.label_smoothing = loss, beta, mse_reduction, label_smoothing
+            raise ValueError(
+                f"algo.label_smoothing={label_smoothing} belongs to algo.loss=sigmoid, not {loss}; leave it "
+                "at 0"
+            )
+        self.kind, self.beta, self.mse_reduction, self.label_smoothing = (
+            loss,
+            beta,
+            mse_reduction,
+            label_smoothing,
+        )
 
-    def __call__(self, policy: Policy, batch: ImagePairs, reference: AbstractContextManager[None]) -> tuple[Tensor, Metrics]:
+    def __call__(
+        self, policy: Policy, batch: ImagePairs, reference: AbstractContextManager[None]
+    ) -> tuple[Tensor, Metrics]:
         """The mean loss of the pairs, and what to log. Inside of `reference` the policy is the reference."""
         with reference, torch.no_grad():
             before = errors(policy, batch)
@@ -94,12 +107,14 @@ class DPO(Objective):
 
     Args:
         data: a .jsonl, .csv or .parquet file of pairs, or a folder with some (data/preferences.py).
-        background: the colour behind pictures that are transparent in places (data/pictures.py); None is white.
+        background: the colour behind pictures that are transparent in places (data/pictures.py); None is
+            white.
         loss: "sigmoid", "hinge" or "ipo".
         beta: how strongly to hold on to the reference: large is near.
         mse_reduction: "mean" (published code) or "sum" (the paper's formula) over the D latent dimensions.
         label_smoothing: share of the pairs that are taken to be the wrong way round (sigmoid only).
-        prompt_dropout: share of the pairs whose prompt is replaced by the empty one, so that guidance goes on working.
+        prompt_dropout: share of the pairs whose prompt is replaced by the empty one, so that guidance goes on
+            working.
         pairs: of each epoch, from shuffled passes over the data.
         updates_per_epoch: optimiser steps among which they are divided.
     """
@@ -139,7 +154,9 @@ class DPO(Objective):
             return ImagePairs(process=process, latents=torch.stack(latents, 1), prompts=prompts, noise=key)
 
         names, updates = [str(k) for k in chosen], self.updates_per_epoch
-        yield from dealt(policy, names, batch, stream="train/dpo", updates=updates, micro_batch=micro_batch, rng=rng)
+        yield from dealt(
+            policy, names, batch, stream="train/dpo", updates=updates, micro_batch=micro_batch, rng=rng
+        )
 
     def loss(self, policy: Policy, batch: ImagePairs) -> tuple[Tensor, Metrics]:
         return self.of_pairs(policy, batch, policy.reference())

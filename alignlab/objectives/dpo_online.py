@@ -1,13 +1,15 @@
-"""Online Diffusion-DPO: the loss of dpo.py on pairs of the run's own samples, the better by its reward against the worse.
+"""Online Diffusion-DPO: the loss of dpo.py on pairs of the run's own samples, the better by its reward
+against the worse.
 
     epoch 1, R + 1, 2 R + 1, ...    sample and score, pair the images of each prompt by their rewards (data/pairing.py)
     every epoch                     one shuffled pass over the pairs at hand, each with a fresh t and eps
 
-R = `resample_every`. x_w and x_l are the latents that were sampled. The reference is the pretrained model, or, with
-`ref_update_every` = N, the policy as it is at the beginning of epochs 1, N + 1, 2 N + 1, ...
+R = `resample_every`. x_w and x_l are the latents that were sampled. The reference is the pretrained model,
+or, with `ref_update_every` = N, the policy as it is at the beginning of epochs 1, N + 1, 2 N + 1, ...
 
-As in flow_grpo's train_sd3_dpo.py (best against worst, reference updates) and FashionDPO (rounds). Differs from them: a tie is no pair
-(flow_grpo trains on candidates 0 and 1 where all rewards are equal); the samples are drawn with guidance, the loss is without, as DPO's.
+As in flow_grpo's train_sd3_dpo.py (best against worst, reference updates) and FashionDPO (rounds). Differs
+from them: a tie is no pair (flow_grpo trains on candidates 0 and 1 where all rewards are equal); the samples
+are drawn with guidance, the loss is without, as DPO's.
 """
 
 import copy
@@ -76,10 +78,16 @@ class OnlineDPO(Objective):
         if resample_every < 1:
             raise ValueError(f"algo.resample_every={resample_every} must be at least 1")
         if ref_update_every < 0:
-            raise ValueError(f"algo.ref_update_every={ref_update_every} must not be negative; 0 keeps the pretrained model")
+            raise ValueError(
+                f"algo.ref_update_every={ref_update_every} must not be negative; 0 keeps the pretrained model"
+            )
         self.of_pairs = PairLoss(loss, beta, mse_reduction, label_smoothing)
         refuse("OnlineDPO", prompt_dropout, updates_per_epoch, kl_coeff, why=HELD)
-        self.pairing, self.resample_every, self.ref_update_every = pairing or Pairing(), resample_every, ref_update_every
+        self.pairing, self.resample_every, self.ref_update_every = (
+            pairing or Pairing(),
+            resample_every,
+            ref_update_every,
+        )
         self.prompt_dropout, self.updates_per_epoch = prompt_dropout, updates_per_epoch
         self.reference, self.ties = Snapshot(), 0
         self.swaps_weights = ref_update_every > 0
@@ -102,10 +110,14 @@ class OnlineDPO(Objective):
         def batch(places: list[int], key: NoiseKey) -> ImagePairs:
             rows = [chosen[place] for place in places]
             prompts = with_dropout([pool.prompts[k] for k in rows], key, self.prompt_dropout)
-            return ImagePairs(process=process, latents=pool.latents[pool.pairs[rows].T], prompts=prompts, noise=key)
+            return ImagePairs(
+                process=process, latents=pool.latents[pool.pairs[rows].T], prompts=prompts, noise=key
+            )
 
         names, updates = [str(k) for k in chosen], self.updates_per_epoch
-        yield from dealt(policy, names, batch, stream="train/dpo", updates=updates, micro_batch=micro_batch, rng=rng)
+        yield from dealt(
+            policy, names, batch, stream="train/dpo", updates=updates, micro_batch=micro_batch, rng=rng
+        )
 
     def loss(self, policy: Policy, batch: ImagePairs) -> tuple[Tensor, Metrics]:
         return self.of_pairs(policy, batch, self.reference.reference(policy))
@@ -113,14 +125,18 @@ class OnlineDPO(Objective):
     def paired(self, prompts: tuple[str, ...], data: Rollout) -> Paired:
         """The pairs of the samples of all processes, whose prompts these are; `data` are this process's.
 
-        They are ranked by the reward that is maximised elsewhere, the weighted sum. Where each reward counts by itself (normalised
-        by the pairing, weighted by it, or for dominance), they are ranked by the raw ones, with the rewards' weights where the pairing has no other.
+        They are ranked by the reward that is maximised elsewhere, the weighted sum. Where each reward counts
+        by itself (normalised by the pairing, weighted by it, or for dominance), they are ranked by the raw
+        ones, with the rewards' weights where the pairing has no other.
         """
         assert data.reward is not None
         how = copy.copy(self.pairing)
         if isinstance(how, Pairing) and how.normalise == "none" and how.rule != "pareto" and not how.weights:
             return how(prompts, {"reward": whole(data.reward.double())})
-        how.weights = {**data.weights, **(getattr(how, "weights", None) or {})}  # a rule of the user's own may have none
+        how.weights = {
+            **data.weights,
+            **(getattr(how, "weights", None) or {}),
+        }  # a rule of the user's own may have none
         return how(prompts, {name: whole(values.double()) for name, values in data.rewards.items()})
 
     def _resample(self, data: Rollout) -> None:
@@ -132,11 +148,19 @@ class OnlineDPO(Objective):
             raise NothingToLearn(f"algo.pairing.{error}") from None
         self.ties = found.ties
         if not found.pairs:
-            said = f"{len(prompts)} images of {len(set(prompts))} prompts make no pair by algo.pairing ({found.ties} ties)"
+            said = (
+                f"{len(prompts)} images of {len(set(prompts))} prompts make no pair by algo.pairing "
+                f"({found.ties} ties)"
+            )
             if self.pool is None:
-                raise NothingToLearn(f"{said}; lower algo.pairing.margin, raise prompts.per_prompt, or choose another reward")
+                raise NothingToLearn(
+                    f"{said}; lower algo.pairing.margin, raise prompts.per_prompt, or choose another reward"
+                )
             if rank() == 0:
-                print(f"warning: epoch {self.epochs + 1}: {said}; the pairs of before are trained on", file=sys.stderr)
+                print(
+                    f"warning: epoch {self.epochs + 1}: {said}; the pairs of before are trained on",
+                    file=sys.stderr,
+                )
             return
         rows = torch.arange(len(data))
         x0 = whole(data.latent(rows, torch.full_like(rows, len(data.sampler))))
@@ -161,7 +185,12 @@ class OnlineDPO(Objective):
 
     def state_dict(self) -> dict[str, Any]:
         pool: dict[str, Any] = {} if self.pool is None else {**vars(self.pool)}
-        return {"epochs": self.epochs, "ties": self.ties, "pool": pool, "reference": self.reference.state_dict()}
+        return {
+            "epochs": self.epochs,
+            "ties": self.ties,
+            "pool": pool,
+            "reference": self.reference.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epochs, self.ties, pool = state["epochs"], state["ties"], state["pool"]

@@ -1,4 +1,5 @@
-"""DRaFT (Clark et al. 2023, arXiv 2309.17400) and its relatives: gradients of the reward through the last sampling steps.
+"""DRaFT (Clark et al. 2023, arXiv 2309.17400) and its relatives: gradients of the reward through the last
+sampling steps.
 
     DRaFT-K     L = -mean r(x_0, c), the last K of N steps keep their graph (K = N: DRaFT)
     DRaFT-LV    K = 1 and n more images, each denoised from sg(x_0) re-noised to the last step's level; mean over 1 + n terms
@@ -7,9 +8,10 @@
     DRTune      K equally spaced steps (spaced) with detach_input: the network sees sg(x_i), gradients flow along a_i x_i
     ReFL        refl: leave the chain at a random late step and take its predicted x0; reward_cap = c gives relu(c - r)
 
-All of them are one rollout with another `Gradients` record. Differs from the papers: DRaFT-LV averages its 1 + n terms where
-the paper sums (a constant factor; lv_reduction=sum); DRTune's random early stop is left out; the reference of DRaFT+ passes gradients to its input (ref_grad="none" is the
-published form, whose gradient at the optimum is not zero for K > 1).
+All of them are one rollout with another `Gradients` record. Differs from the papers: DRaFT-LV averages its 1
++ n terms where the paper sums (a constant factor; lv_reduction=sum); DRTune's random early stop is left out;
+the reference of DRaFT+ passes gradients to its input (ref_grad="none" is the published form, whose gradient
+at the optimum is not zero for K > 1).
 """
 
 from collections.abc import Iterator
@@ -30,9 +32,10 @@ class DRaFT(Objective):
 
     Args:
         k: how many last steps keep their graph, 1..N; None is all of them (DRaFT).
-        truncation: "fixed", the last K; "spaced", K equally spaced ones up to the last; "per_rollout" draws K ~ U{1..N} once;
-            "per_step" draws for each step (gaps appear). The drawn laws ignore k.
-        lv_samples: n of DRaFT-LV (the paper's n is 2); needs k = 1 and fixed truncation. All 1 + n images are predicted x0.
+        truncation: "fixed", the last K; "spaced", K equally spaced ones up to the last; "per_rollout" draws K
+            ~ U{1..N} once; "per_step" draws for each step (gaps appear). The drawn laws ignore k.
+        lv_samples: n of DRaFT-LV (the paper's n is 2); needs k = 1 and fixed truncation. All 1 + n images are
+            predicted x0.
         lv_reduction: "mean" over the 1 + n terms, or their "sum" as in the paper.
         detach_input: the stop-gradient of DRTune.
         refl: stop at a random step of the last k and train on its predicted x0; needs fixed truncation.
@@ -69,11 +72,13 @@ class DRaFT(Objective):
             raise ValueError(f"algo.k={k} must be at least 1; null keeps the graph of every step")
         if lv_samples < 0 or (lv_samples and (k != 1 or truncation != "fixed" or refl)):
             raise ValueError(
-                f"algo.lv_samples={lv_samples} needs algo.k=1 with fixed truncation and no refl (DRaFT-LV is a form of DRaFT-1)"
+                f"algo.lv_samples={lv_samples} needs algo.k=1 with fixed truncation and no refl (DRaFT-LV is "
+                "a form of DRaFT-1)"
             )
         if refl and truncation != "fixed":
             raise ValueError(
-                f"algo.refl=true keeps one step, so algo.truncation={truncation} means nothing; set algo.truncation=fixed"
+                f"algo.refl=true keeps one step, so algo.truncation={truncation} means nothing; set "
+                "algo.truncation=fixed"
             )
         if kl_coeff < 0:
             raise ValueError(f"kl_coeff={kl_coeff} must not be negative; 0 leaves the penalty out")
@@ -91,7 +96,9 @@ class DRaFT(Objective):
     def plan(self, steps: int, rng: np.random.Generator) -> Gradients:
         k = steps if self.k is None else self.k
         if k > steps and self.truncation in ("fixed", "spaced"):
-            raise ValueError(f"algo.k={k} exceeds sampler.steps={steps}; set algo.k<={steps} or raise sampler.steps")
+            raise ValueError(
+                f"algo.k={k} exceeds sampler.steps={steps}; set algo.k<={steps} or raise sampler.steps"
+            )
         kept, stop = tuple(range(steps - k, steps)), None
         if self.truncation == "spaced":
             kept = tuple((j + 1) * steps // k - 1 for j in range(k))
@@ -103,8 +110,12 @@ class DRaFT(Objective):
         if self.refl:
             stop = int(rng.integers(steps - k, steps))
             kept = (stop,)
-        x0_image = self.reward_on == "pred_x0" or self.lv_samples > 0  # DRaFT-LV's terms all weigh the prediction by q
-        return Gradients(steps=kept, stop=stop, detach_input=self.detach_input, x0_image=x0_image, renoise=self.lv_samples)
+        x0_image = (
+            self.reward_on == "pred_x0" or self.lv_samples > 0
+        )  # DRaFT-LV's terms all weigh the prediction by q
+        return Gradients(
+            steps=kept, stop=stop, detach_input=self.detach_input, x0_image=x0_image, renoise=self.lv_samples
+        )
 
     def updates(
         self, policy: Policy, rollouts: Iterator[Rollout], micro_batch: int, rng: np.random.Generator
@@ -124,7 +135,8 @@ class DRaFT(Objective):
             chosen = getattr(away, self.kl)
             if chosen is None:
                 raise NothingToLearn(
-                    "algo.kl=trajectory: none of the kept steps has a density; set sampler.eta above 0 or raise algo.k"
+                    "algo.kl=trajectory: none of the kept steps has a density; set sampler.eta above 0 or "
+                    "raise algo.k"
                 )
             loss = loss + self.kl_coeff * chosen
             metrics |= {

@@ -1,4 +1,5 @@
-"""Diffusion-KTO (Li et al. 2024, arXiv 2404.04465): single images that were approved of (y = 1), and those that were not (y = -1).
+"""Diffusion-KTO (Li et al. 2024, arXiv 2404.04465): single images that were approved of (y = 1), and those
+that were not (y = -1).
 
     e(x) = mean_D (target - out(x_t, t, c))^2          without guidance (regression.py)
     g    = e_ref(x) - e_theta(x)                       how much better than the reference the policy has become at this image
@@ -9,12 +10,13 @@ z0 is what g is on average, a constant in the gradient: of two images that gaine
     balanced   (mean of g over the desirable + mean over the undesirable) / 2; the mean of those that are there, if one kind is not
     clamped    max(0, mean of g over all)                                                                       published
 
-over all examples of an optimiser step, whatever the micro-batch and the number of processes. g of all must be known before the first
-gradient, so a pass without gradient goes before it, which evaluates the reference too.
+over all examples of an optimiser step, whatever the micro-batch and the number of processes. g of all must be
+known before the first gradient, so a pass without gradient goes before it, which evaluates the reference too.
 
-Differs from the published code: z0 is that of the whole update (published: of one micro-batch of each process, 8 images of 2048), and
-balanced by default; latents are the mode of the VAE's posterior; the target is the model's own; images come in shuffled passes over all
-of the data (published: drawn with a share of desirable ones, 0.8); of the utilities only the sigmoid.
+Differs from the published code: z0 is that of the whole update (published: of one micro-batch of each
+process, 8 images of 2048), and balanced by default; latents are the mode of the VAE's posterior; the target
+is the model's own; images come in shuffled passes over all of the data (published: drawn with a share of
+desirable ones, 0.8); of the utilities only the sigmoid.
 """
 
 import math
@@ -54,12 +56,15 @@ class KTO(Objective):
     """Kahneman-Tversky optimisation on labelled images.
 
     Args:
-        data: a .jsonl, .csv or .parquet file of labelled images or of pairs, or a folder with some (data/labelled.py).
-        background: the colour behind pictures that are transparent in places (data/pictures.py); None is white.
+        data: a .jsonl, .csv or .parquet file of labelled images or of pairs, or a folder with some
+            (data/labelled.py).
+        background: the colour behind pictures that are transparent in places (data/pictures.py); None is
+            white.
         beta: how strongly to hold on to the reference: large is near. It stands with the mean over D.
         lambda_d, lambda_u: weights of desirable and undesirable images.
         z0: "balanced" or "clamped".
-        prompt_dropout: share of the images whose prompt is replaced by the empty one, so that guidance goes on working.
+        prompt_dropout: share of the images whose prompt is replaced by the empty one, so that guidance goes
+            on working.
         images: of each epoch, from shuffled passes over the data.
         updates_per_epoch: optimiser steps among which they are divided.
     """
@@ -84,10 +89,18 @@ class KTO(Objective):
         if beta <= 0:
             raise ValueError(f"algo.beta={beta} must be positive")
         if min(lambda_d, lambda_u) < 0 or lambda_d == lambda_u == 0:
-            raise ValueError(f"algo.lambda_d={lambda_d} and algo.lambda_u={lambda_u} must not be negative, nor both 0")
+            raise ValueError(
+                f"algo.lambda_d={lambda_d} and algo.lambda_u={lambda_u} must not be negative, nor both 0"
+            )
         why = "algo.beta holds it to the reference"
         refuse("KTO", prompt_dropout, updates_per_epoch, kl_coeff, why=why, images=images)
-        self.data, self.beta, self.lambda_d, self.lambda_u, self.z0 = labelled(data, background), beta, lambda_d, lambda_u, z0
+        self.data, self.beta, self.lambda_d, self.lambda_u, self.z0 = (
+            labelled(data, background),
+            beta,
+            lambda_d,
+            lambda_u,
+            z0,
+        )
         self.prompt_dropout, self.images, self.updates_per_epoch = prompt_dropout, images, updates_per_epoch
         self._passes, self._latents = Passes(self.data.examples(), "images"), Latents()
         self._z0: list[float] = []
@@ -104,12 +117,19 @@ class KTO(Objective):
             latents = [self._latents(policy, k, partial(data.image, k)) for k in rows]
             prompts = with_dropout([data.prompts[k] for k in rows], key, self.prompt_dropout)
             return Judged(
-                process=process, latents=torch.stack(latents, 1), prompts=prompts, noise=key,
-                desirable=torch.tensor([data.desirable[k] for k in rows]), reference=torch.empty(0), z0=0.0,
-            )  # fmt: skip
+                process=process,
+                latents=torch.stack(latents, 1),
+                prompts=prompts,
+                noise=key,
+                desirable=torch.tensor([data.desirable[k] for k in rows]),
+                reference=torch.empty(0),
+                z0=0.0,
+            )
 
         names, updates = [str(k) for k in chosen], self.updates_per_epoch
-        for update in dealt(policy, names, batch, stream="train/kto", updates=updates, micro_batch=micro_batch, rng=rng):
+        for update in dealt(
+            policy, names, batch, stream="train/kto", updates=updates, micro_batch=micro_batch, rng=rng
+        ):
             yield Update(batches=self._measured(policy, list(update.batches)))
 
     @torch.no_grad()
@@ -129,7 +149,8 @@ class KTO(Objective):
         return [(share, replace(batch, z0=z0)) for share, batch in out]
 
     def z0_of(self, gains: np.ndarray, desirable: np.ndarray) -> float:
-        """z0 from g [n] and labels [n] of a whole update. Sums are rounded once, so their order does not matter."""
+        """z0 from g [n] and labels [n] of a whole update. Sums are rounded once, so their order does not
+        matter."""
         if self.z0 == "clamped":
             return max(0.0, _mean(gains))
         return _mean([_mean(part) for part in (gains[desirable], gains[~desirable]) if len(part)])
@@ -153,8 +174,14 @@ class KTO(Objective):
         return self.data.prompts
 
     def epoch_metrics(self) -> dict[str, float]:
-        counts = {"kto/images": len(self.data), "kto/desirable": sum(self.data.desirable), "kto/ties": self.data.ties}
-        return {name: float(count) for name, count in counts.items()} | ({"kto/z0": _mean(self._z0)} if self._z0 else {})
+        counts = {
+            "kto/images": len(self.data),
+            "kto/desirable": sum(self.data.desirable),
+            "kto/ties": self.data.ties,
+        }
+        return {name: float(count) for name, count in counts.items()} | (
+            {"kto/z0": _mean(self._z0)} if self._z0 else {}
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return self._passes.state_dict()

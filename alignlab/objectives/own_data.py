@@ -1,7 +1,9 @@
-"""What objectives with data of their own share (DPO, KTO, SFT): shuffled passes, encoded images, and an epoch cut into updates.
+"""What objectives with data of their own share (DPO, KTO, SFT): shuffled passes, encoded images, and an epoch
+cut into updates.
 
-Nothing is sampled for them, so the loop's stream of rollouts is left alone. The loop's rng is a pure function of (seed, epoch); what is
-drawn here, once for all processes, is one of (seed, epoch, example), and depends on neither micro-batch nor process.
+Nothing is sampled for them, so the loop's stream of rollouts is left alone. The loop's rng is a pure function
+of (seed, epoch); what is drawn here, once for all processes, is one of (seed, epoch, example), and depends on
+neither micro-batch nor process.
 """
 
 import hashlib
@@ -32,7 +34,9 @@ class Passes:
         for example in examples:
             self.n += 1
             for value in example:
-                seen.update(b"\0" + (value if isinstance(value, bytes) else str(value).encode(errors="surrogatepass")))
+                seen.update(
+                    b"\0" + (value if isinstance(value, bytes) else str(value).encode(errors="surrogatepass"))
+                )
         self._seen = seen.hexdigest()
         self._left = np.empty(0, dtype=np.int64)
         """What remains of the last pass."""
@@ -50,15 +54,20 @@ class Passes:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state[self.of] != self.n:
             raise NothingToLearn(
-                f"algo.data holds {self.n} {self.of}, but the run began with {state[self.of]}; give it the same ones, or start anew"
+                f"algo.data holds {self.n} {self.of}, but the run began with {state[self.of]}; give it the "
+                "same ones, or start anew"
             )
         if state.get("seen", self._seen) != self._seen:  # earlier versions knew the number only
-            raise NothingToLearn(f"algo.data holds other {self.of} than the run began with; give it the same ones, or start anew")
+            raise NothingToLearn(
+                f"algo.data holds other {self.of} than the run began with; give it the same ones, or start "
+                "anew"
+            )
         self._left = state["left"].numpy()
 
 
 class Latents:
-    """Encoded images in host memory: each is encoded once, and apart from the batch, so that it does not depend on it.
+    """Encoded images in host memory: each is encoded once, and apart from the batch, so that it does not
+    depend on it.
 
     Args:
         keep: False encodes an image every time that it is asked for: data without an end fit in no memory.
@@ -68,8 +77,11 @@ class Latents:
         self.keep = keep
         self._kept: dict[Hashable, Tensor] = {}
 
-    def __call__(self, policy: Policy, key: Hashable, read: Callable[[tuple[int, int]], Tensor | tuple[Tensor, ...]]) -> Tensor:
-        """[S, C, h, w] of the example `key`, whose one image or S images [3, h, w] in [0, 1] `read` gives at the model's (height, width).
+    def __call__(
+        self, policy: Policy, key: Hashable, read: Callable[[tuple[int, int]], Tensor | tuple[Tensor, ...]]
+    ) -> Tensor:
+        """[S, C, h, w] of the example `key`, whose one image or S images [3, h, w] in [0, 1] `read` gives at
+        the model's (height, width).
 
         Raises:
             NothingToLearn: in place of the ValueError of an image that cannot be read.
@@ -102,7 +114,8 @@ def dealt(
 
     Args:
         names: [n] of the examples, for their draws; equal ones are told apart.
-        batch: makes a micro-batch of the examples at these places of `names`, with the key that names their draws.
+        batch: makes a micro-batch of the examples at these places of `names`, with the key that names their
+            draws.
     """
     n = -(-len(names) // world()) * world()  # dealt out evenly: what is too much is in no update
     key = noise_key([names[k % len(names)] for k in range(n)], seed=int(rng.integers(2**63)), stream=stream)
@@ -110,16 +123,27 @@ def dealt(
         places = torch.arange(first, len(names), updates)  # each process has its part of every update
         rows = own_shares(places, n, micro_batch, even=policy.sharded)
         held = ((share, [own(n)[row] for row in part.tolist()]) for share, part in rows)
-        yield Update(batches=((share, batch([k % len(names) for k in part], key[part])) for share, part in held))
+        yield Update(
+            batches=((share, batch([k % len(names) for k in part], key[part])) for share, part in held)
+        )
 
 
 def with_dropout(prompts: Sequence[str], key: NoiseKey, share: float) -> tuple[str, ...]:
-    """The prompts [M], of which a share, drawn by their keys, is the empty one: so guidance goes on working."""
+    """The prompts [M], of which a share, drawn by their keys, is the empty one: so guidance goes on
+    working."""
     dropped = (key.uniform(-3) < share).tolist()
     return tuple("" if drop else prompt for drop, prompt in zip(dropped, prompts, strict=True))
 
 
-def refuse(objective: str, prompt_dropout: float, updates_per_epoch: int, kl_coeff: float, *, why: str, **examples: int) -> None:
+def refuse(
+    objective: str,
+    prompt_dropout: float,
+    updates_per_epoch: int,
+    kl_coeff: float,
+    *,
+    why: str,
+    **examples: int,
+) -> None:
     """Raises a ValueError for what none of these objectives can do.
 
     Args:

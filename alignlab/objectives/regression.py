@@ -1,9 +1,10 @@
-"""The denoising error of an image: what the model was trained to lower, and what RWR, SFT, DPO and KTO make something of.
+"""The denoising error of an image: what the model was trained to lower, and what RWR, SFT, DPO and KTO make
+something of.
 
     e(x) = mean_D (target - out(x_t, t, c))^2,   x_t = alpha_t x + sigma_t eps,   t uniform over all training timesteps
 
-with the model's own target (eps, v, x0 or velocity: engine/forward_process.py). t and eps are draws of the image's noise key, so that they are the
-same whatever micro-batch or process it falls in.
+with the model's own target (eps, v, x0 or velocity: engine/forward_process.py). t and eps are draws of the
+image's noise key, so that they are the same whatever micro-batch or process it falls in.
 """
 
 from dataclasses import dataclass
@@ -41,7 +42,13 @@ def timestep_rows(key: NoiseKey, timesteps: int, draw: int = 0) -> Tensor:
 
 
 def error(
-    policy: Policy, process: ForwardProcess, t: Tensor, x0: Tensor, noise: Tensor, cond: Conditioning, guidance_scale: float
+    policy: Policy,
+    process: ForwardProcess,
+    t: Tensor,
+    x0: Tensor,
+    noise: Tensor,
+    cond: Conditioning,
+    guidance_scale: float,
 ) -> Tensor:
     """e of each of M noised latents x0 [M, C, h, w], at the rows t [M] of the process's table."""
     out = policy.predict(process.noised(t, x0, noise), process.timesteps[t], cond, guidance_scale)
@@ -49,7 +56,8 @@ def error(
 
 
 def errors(policy: Policy, batch: Examples) -> Tensor:
-    """e of every image [S, M], without guidance, by the policy as it is: within `policy.reference()`, by the frozen model."""
+    """e of every image [S, M], without guidance, by the policy as it is: within `policy.reference()`, by the
+    frozen model."""
     s, m, x0 = *batch.latents.shape[:2], batch.latents.flatten(0, 1).to(policy.device)
     t = batch.levels.to(x0.device).repeat(s)
     noise = batch.noise.normal(0, x0.shape[1:], x0.device).repeat(s, 1, 1, 1)

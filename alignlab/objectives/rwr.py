@@ -1,4 +1,5 @@
-"""RWR, reward-weighted regression (Peters & Schaal 2007; as the baseline of DDPO, arXiv 2305.13301, section 4.1).
+"""RWR, reward-weighted regression (Peters & Schaal 2007; as the baseline of DDPO, arXiv 2305.13301, section
+4.1).
 
     L = w_i mean_D (target - out_theta(x_t, t, c))^2,   x_t = alpha_t x_0 + sigma_t eps,   t uniform over all training timesteps
 
@@ -7,10 +8,11 @@ on the policy's own samples x_0, with the model's own regression target (eps, v,
     sparse   w_i = 1 for rewards at or above a quantile, within each prompt or over the batch, else 0 (the sample is skipped)
     dense    w_i = n softmax(r_i / tau)
 
-Differs from the published code: rewards are standardised (over the batch by default) before the softmax, because a raw inverse
-temperature leaves an effective sample size near 100 % on one reward and near 0 % on another (`standardise=false` is the
-published form); latents come from the rollout instead of re-encoding the image; the optimiser's state is kept between
-iterations; samples are shuffled in every inner epoch. The prediction is guided with the rollout's w, as published.
+Differs from the published code: rewards are standardised (over the batch by default) before the softmax,
+because a raw inverse temperature leaves an effective sample size near 100 % on one reward and near 0 % on
+another (`standardise=false` is the published form); latents come from the rollout instead of re-encoding the
+image; the optimiser's state is kept between iterations; samples are shuffled in every inner epoch. The
+prediction is guided with the rollout's w, as published.
 """
 
 from collections import deque
@@ -54,8 +56,9 @@ class RWR(Objective):
         scope: whether softmax or quantile are taken over the "batch" or within each "prompt".
         temperature: tau of the softmax, in standard deviations when standardise is true.
         quantile: of the sparse rule, in [0, 1).
-        streaming: take the sparse quantile over a running buffer of the last `streaming` rewards (0: this epoch's only);
-            it compares raw rewards of the whole batch, so it needs scope="batch" and standardise=False.
+        streaming: take the sparse quantile over a running buffer of the last `streaming` rewards (0: this
+            epoch's only); it compares raw rewards of the whole batch, so it needs scope="batch" and
+            standardise=False.
         standardise: standardise rewards with `statistics` first.
         inner_epochs: shuffled passes over the samples, each with fresh timesteps and noise.
         updates_per_epoch: optimiser steps in each pass.
@@ -78,17 +81,24 @@ class RWR(Objective):
         one_of("weighting", weighting, ("dense", "sparse"))
         one_of("scope", scope, ("batch", "prompt"))
         if temperature <= 0 or not 0 <= quantile < 1:
-            raise ValueError(f"algo.temperature={temperature} must be positive and algo.quantile={quantile} in [0, 1)")
+            raise ValueError(
+                f"algo.temperature={temperature} must be positive and algo.quantile={quantile} in [0, 1)"
+            )
         if inner_epochs < 1 or updates_per_epoch < 1 or streaming < 0:
             raise ValueError(
-                f"algo.inner_epochs={inner_epochs} and algo.updates_per_epoch={updates_per_epoch} must be at least 1, algo.streaming={streaming} at least 0"
+                f"algo.inner_epochs={inner_epochs} and algo.updates_per_epoch={updates_per_epoch} must be at "
+                f"least 1, algo.streaming={streaming} at least 0"
             )
         if streaming and (scope == "prompt" or standardise):
             raise ValueError(
-                f"algo.streaming={streaming} compares raw rewards of several epochs and prompts; set algo.scope=batch and algo.standardise=false"
+                f"algo.streaming={streaming} compares raw rewards of several epochs and prompts; set "
+                "algo.scope=batch and algo.standardise=false"
             )
         if kl_coeff:
-            raise ValueError(f"kl_coeff={kl_coeff}: RWR has no KL term (its temperature bounds the step); leave kl_coeff at 0")
+            raise ValueError(
+                f"kl_coeff={kl_coeff}: RWR has no KL term (its temperature bounds the step); leave kl_coeff "
+                "at 0"
+            )
         self.weighting, self.scope, self.temperature, self.quantile = weighting, scope, temperature, quantile
         self.standardise, self.inner_epochs, self.updates_per_epoch, self.kl_coeff = (
             standardise,
@@ -99,7 +109,11 @@ class RWR(Objective):
         self.statistics = statistics or PromptStatistics(per_prompt=False)
         combine = self.statistics.combine
         if combine != "sum" and (streaming or (combine == "gdpo" and not standardise)):
-            key = f"algo.streaming={streaming} compares raw rewards of several epochs" if streaming else "algo.standardise=false"
+            key = (
+                f"algo.streaming={streaming} compares raw rewards of several epochs"
+                if streaming
+                else "algo.standardise=false"
+            )
             raise ValueError(f"combine={combine} does not go with {key}; set combine=sum, or leave that out")
         self.recent: deque[float] = deque(maxlen=streaming or None)
         self.streaming = streaming
@@ -110,7 +124,9 @@ class RWR(Objective):
     ) -> Iterator[Update]:
         data = Rollout.cat(list(rollouts))
         prompts = sum(gathered(data.prompts), ())
-        rewards = self.statistics.advantages(prompts, data) if self.standardise else self.statistics.combined(data)
+        rewards = (
+            self.statistics.advantages(prompts, data) if self.standardise else self.statistics.combined(data)
+        )
         weights, n = self.weights(prompts, rewards), len(prompts)
         self._epoch = {
             "rwr/effective_sample_size": float(weights.sum() ** 2 / np.square(weights).sum()),
@@ -118,18 +134,25 @@ class RWR(Objective):
         }
         # A sparse weight of 0 costs no forward pass; a dense one that underflowed still counts in the mean.
         used = np.flatnonzero(weights) if self.weighting == "sparse" else np.arange(len(weights))
-        scale, process = torch.from_numpy(weights[own(n)]).float(), ForwardProcess.of(policy.family.scheduler).to(policy.device)
+        scale, process = (
+            torch.from_numpy(weights[own(n)]).float(),
+            ForwardProcess.of(policy.family.scheduler).to(policy.device),
+        )
         for draw in range(self.inner_epochs):
             for piece in split(rng.permutation(len(used)), min(self.updates_per_epoch, len(used))):
                 rows = torch.from_numpy(used)[piece]
                 batches = (
-                    (share, Weighted(rollout=data, process=process, rows=part, weights=scale[part], draw=draw))
+                    (
+                        share,
+                        Weighted(rollout=data, process=process, rows=part, weights=scale[part], draw=draw),
+                    )
                     for share, part in own_shares(rows, n, micro_batch, even=policy.sharded)
                 )
                 yield Update(batches=batches)
 
     def weights(self, prompts: tuple[str, ...], rewards: np.ndarray) -> np.ndarray:
-        """[B] float64. Dense weights have mean 1 over each group (the batch, or a prompt); sparse ones are 0 or 1."""
+        """[B] float64. Dense weights have mean 1 over each group (the batch, or a prompt); sparse ones are 0
+        or 1."""
         out = np.zeros_like(rewards)
         if self.streaming:
             self.recent.extend(rewards.tolist())
@@ -144,7 +167,9 @@ class RWR(Objective):
                 known = np.array(self.recent) if self.streaming else values
                 out[rows] = values >= np.quantile(known, self.quantile)
         if not out.any():
-            out[np.argmax(rewards)] = 1.0  # a streaming quantile that nothing reaches: the best sample stands for the epoch
+            out[np.argmax(rewards)] = (
+                1.0  # a streaming quantile that nothing reaches: the best sample stands for the epoch
+            )
         return out
 
     def loss(self, policy: Policy, batch: Weighted) -> tuple[Tensor, Metrics]:
@@ -166,6 +191,7 @@ class RWR(Objective):
 
 
 def _corruption(key: NoiseKey, draw: int, timesteps: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """A uniform timestep [M] and noise [M, C, h, w] for each sample, of a stream that the rollout does not use."""
+    """A uniform timestep [M] and noise [M, C, h, w] for each sample, of a stream that the rollout does not
+    use."""
     key = replace(key, stream=f"{key.stream}/rwr")
     return timestep_rows(key, timesteps, draw).to(like.device), key.normal(draw, like.shape[1:], like.device)

@@ -1,12 +1,15 @@
-"""SFT, supervised fine-tuning: the model's own training loss on captioned images, as a first stage or a baseline.
+"""SFT, supervised fine-tuning: the model's own training loss on captioned images, as a first stage or a
+baseline.
 
     L = w(t) mean_D (target - out(x_t, t, c))^2,   x_t = alpha_t x + sigma_t eps,   t uniform over all training timesteps
 
-with the model's own target (eps, v, x0 or velocity) and without guidance (regression.py). w = 1, or with `min_snr` (Hang et al. 2023,
-arXiv 2303.09556) what makes of it min(SNR, gamma) times the error of x0, SNR = alpha^2/sigma^2.
+with the model's own target (eps, v, x0 or velocity) and without guidance (regression.py). w = 1, or with
+`min_snr` (Hang et al. 2023, arXiv 2303.09556) what makes of it min(SNR, gamma) times the error of x0, SNR =
+alpha^2/sigma^2.
 
-Its population minimiser is the exact denoiser of the images' distribution. Nothing holds it to the pretrained model: the number of
-epochs and the learning rate do. Left out: offset noise, other laws of t, random crops and flips, training of the text encoder.
+Its population minimiser is the exact denoiser of the images' distribution. Nothing holds it to the pretrained
+model: the number of epochs and the learning rate do. Left out: offset noise, other laws of t, random crops
+and flips, training of the text encoder.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,11 +36,14 @@ class SFT(Objective):
         data: what the images are (data/captioned.py).
         split: of a dataset, or the folder's of that name.
         image_column, caption_column: of a table or dataset; None looks for the usual names.
-        streaming: read shards or a dataset in order, instead of knowing all examples at once; then no latents are kept.
+        streaming: read shards or a dataset in order, instead of knowing all examples at once; then no latents
+            are kept.
         shuffle_buffer: examples of a stream that are shuffled among themselves.
-        background: the colour behind pictures that are transparent in places (data/pictures.py); None is white.
+        background: the colour behind pictures that are transparent in places (data/pictures.py); None is
+            white.
         min_snr: gamma of the min-SNR weighting; None weighs all timesteps alike.
-        prompt_dropout: share of the images whose caption is replaced by the empty one, so that guidance goes on working.
+        prompt_dropout: share of the images whose caption is replaced by the empty one, so that guidance goes
+            on working.
         images: of each epoch, from shuffled passes over the data.
         updates_per_epoch: optimiser steps among which they are divided.
     """
@@ -87,13 +93,19 @@ class SFT(Objective):
             return Examples(process=process, latents=torch.stack(latents, 1), prompts=prompts, noise=key)
 
         names, updates = [one.key for one in chosen], self.updates_per_epoch
-        yield from dealt(policy, names, batch, stream="train/sft", updates=updates, micro_batch=micro_batch, rng=rng)
+        yield from dealt(
+            policy, names, batch, stream="train/sft", updates=updates, micro_batch=micro_batch, rng=rng
+        )
 
     def loss(self, policy: Policy, batch: Examples) -> tuple[Tensor, Metrics]:
         (e,) = errors(policy, batch)
-        loss = e if self.min_snr is None else batch.process.min_snr(batch.levels.to(e.device), self.min_snr) * e
+        loss = (
+            e if self.min_snr is None else batch.process.min_snr(batch.levels.to(e.device), self.min_snr) * e
+        )
         third = (3 * batch.levels // len(batch.process)).to(e.device)
-        order = reversed if batch.process.sigma[0] > batch.process.sigma[-1] else list  # row 0 of a flow is pure noise
+        order = (
+            reversed if batch.process.sigma[0] > batch.process.sigma[-1] else list
+        )  # row 0 of a flow is pure noise
         metrics = {"sft/error": e.detach().mean()}
         for k, name in enumerate(order(("low_noise", "middle_noise", "high_noise"))):
             metrics[f"sft/error_{name}"] = e.detach().masked_fill(third != k, torch.nan)
@@ -103,7 +115,11 @@ class SFT(Objective):
         return self.data.prompts
 
     def epoch_metrics(self) -> dict[str, float]:
-        return {} if self.data.size is None else {"sft/images": float(self.data.size), "sft/ties": float(self.data.ties)}
+        return (
+            {}
+            if self.data.size is None
+            else {"sft/images": float(self.data.size), "sft/ties": float(self.data.ties)}
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return self.data.state_dict()

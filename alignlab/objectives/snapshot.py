@@ -1,4 +1,5 @@
-"""The trained weights as they once were: a reference that moves with the policy, as online DPO may have it."""
+"""The trained weights as they once were: a reference that moves with the policy, as online DPO may have
+it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,28 +12,32 @@ from alignlab.engine.policy import Policy
 
 
 class Snapshot:
-    """A second set of the trained weights (the LoRA, or all weights of full fine-tuning), on their device. Before `take` there is none, and
-    the reference is the pretrained model."""
+    """A second set of the trained weights (the LoRA, or all weights of full fine-tuning), on their device.
+    Before `take` there is none, and the reference is the pretrained model."""
 
     def __init__(self) -> None:
         self._weights: list[Tensor] = []
 
     def take(self, policy: Policy) -> None:
-        """Remembers the policy's weights of this moment. Those of a model that is split over processes cannot be (sharding.py)."""
+        """Remembers the policy's weights of this moment. Those of a model that is split over processes cannot
+        be (sharding.py)."""
         assert not policy.sharded  # refused with the configuration
         self._weights = [parameter.detach().clone() for parameter in policy.parameters()]
 
     @contextmanager
     def reference(self, policy: Policy) -> Iterator[None]:
-        """Inside, the policy has these weights, and no graph is recorded: a checkpoint would recompute it with the others. They change
-        places without a copy, so a graph that was recorded before keeps its own."""
+        """Inside, the policy has these weights, and no graph is recorded: a checkpoint would recompute it
+        with the others. They change places without a copy, so a graph that was recorded before keeps its
+        own."""
         with torch.no_grad():
             if not self._weights:
                 with policy.reference():
                     yield
                 return
             trained, mine = policy.parameters(), [parameter.data for parameter in policy.parameters()]
-            self._weights = [kept.to(now.device) for kept, now in zip(self._weights, mine, strict=True)]  # from a checkpoint
+            self._weights = [
+                kept.to(now.device) for kept, now in zip(self._weights, mine, strict=True)
+            ]  # from a checkpoint
             try:
                 for parameter, kept in zip(trained, self._weights, strict=True):
                     parameter.data = kept

@@ -1,7 +1,7 @@
 """The papers' figures, drawn from finished runs: what each needs, and how it is drawn (matplotlib).
 
-A drawing function takes the finished runs by experiment and returns the figure and the rows of its table. It shows what there is; if
-that is too little for a drawing it raises a CompareError.
+A drawing function takes the finished runs by experiment and returns the figure and the rows of its table. It
+shows what there is; if that is too little for a drawing it raises a CompareError.
 """
 
 import json
@@ -27,10 +27,19 @@ Rows = list[dict[str, Any]]
 Runs = dict[str, list[Finished]]
 """By experiment."""
 STYLE: Any = {
-    "font.family": "DejaVu Sans", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
-    "axes.titlesize": 10, "legend.frameon": False, "legend.fontsize": 8, "lines.linewidth": 1.8, "svg.hashsalt": "alignlab",
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.titlesize": 10,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.8,
+    "svg.hashsalt": "alignlab",
     "text.parse_math": False,  # a unit or a name with $ in it is no formula
-}  # fmt: skip
+}
 """For matplotlib's rc_context."""
 
 
@@ -65,8 +74,15 @@ SHOWN_KL = 0.03
 """kl_coeff of the run in figure 5."""
 MARKERS, LINES = "osD^vP*X", ("-", "--", "-.", ":")
 """Of curves that are told apart without their colours."""
-BANDS = "Curves: the evaluations during training (8 prompts, 4 noises each), mean over seeds with its standard error."
-TABLE = "Table: gains and \"diversity, all prompts\" after training on all 45 prompts (2 other noises each); other diversities from the evaluations; Student's 95 % intervals over seeds. `learns`: a mean gain of at least 3 standard errors and half a standard deviation of the base model's images."
+BANDS = (
+    "Curves: the evaluations during training (8 prompts, 4 noises each), mean over seeds with its standard "
+    "error."
+)
+TABLE = (
+    'Table: gains and "diversity, all prompts" after training on all 45 prompts (2 other noises each); '
+    "other diversities from the evaluations; Student's 95 % intervals over seeds. `learns`: a mean gain of "
+    "at least 3 standard errors and half a standard deviation of the base model's images."
+)
 
 
 # -- parts of drawings
@@ -139,7 +155,11 @@ def passes(run: Finished) -> NDArray[np.float64]:
 
 def curve(axes: Axes, variant: Variant, x: str, y: str, **style: Any) -> None:
     """`y` over `x`: keys of the metrics, or "passes" in thousands."""
-    along = np.mean([passes(run) for run in variant.runs], 0) / 1e3 if x == "passes" else variant.curves(x).mean(0)
+    along = (
+        np.mean([passes(run) for run in variant.runs], 0) / 1e3
+        if x == "passes"
+        else variant.curves(x).mean(0)
+    )
     band(axes, along, variant.curves(y), **{"label": label(variant), **style})
 
 
@@ -163,8 +183,9 @@ def unit(those: Sequence[Variant]) -> tuple[str, str]:
 
 
 def table(those: Sequence[Variant], *levels: float) -> Rows:
-    """What became of each variant: means over seeds with Student's 95 % interval. `matched` is the diversity where the curve first reaches
-    `level`, a reward that all of them reached; "diversity at X" where it reaches that reward, for variants whose seeds all do."""
+    """What became of each variant: means over seeds with Student's 95 % interval. `matched` is the diversity
+    where the curve first reaches `level`, a reward that all of them reached; "diversity at X" where it
+    reaches that reward, for variants whose seeds all do."""
     level, matched = matched_reward(those)
     reached = level > those[0].runs[0].curve("eval/reward")[0]
     rows = []
@@ -174,7 +195,10 @@ def table(those: Sequence[Variant], *levels: float) -> Rows:
         held_out = [name for name in v.runs[0].config["eval_rewards"] if name not in trained]
         numbers: dict[str, Interval] = {
             "gain": over_seeds(list(gains(v, "reward").values())),
-            **{name: over_seeds(list(gains(v, name).values())) for name in (trained if len(trained) > 1 else []) + held_out},
+            **{
+                name: over_seeds(list(gains(v, name).values()))
+                for name in (trained if len(trained) > 1 else []) + held_out
+            },
             "diversity": over_seeds([run.curve("eval/lpips")[-1] for run in v.runs]),
         }
         if all(final["lpips"] is not None for final in finals):
@@ -182,13 +206,22 @@ def table(those: Sequence[Variant], *levels: float) -> Rows:
         if reached and len(matched[v.label]) == len(v.runs):
             numbers["matched"] = over_seeds(matched[v.label])
         for x in levels:
-            there = [at_matched_reward(run.curve("eval/reward"), run.curve("eval/lpips"), x) for run in v.runs]
+            there = [
+                at_matched_reward(run.curve("eval/reward"), run.curve("eval/lpips"), x) for run in v.runs
+            ]
             if None not in there:
                 numbers[f"diversity at {x:g}"] = over_seeds([y for y in there if y is not None])
-        rows.append({
-            "variant": label(v), "seeds": len(v.runs), "learns": learns(v), **numbers, "level": f"{level:.2f}" if reached else None,
-            "reward queries": round(v.runs[0].curve("reward_queries")[-1]), "minutes": float(np.mean([run.summary["wall_seconds"] for run in v.runs])) / 60,
-        })  # fmt: skip
+        rows.append(
+            {
+                "variant": label(v),
+                "seeds": len(v.runs),
+                "learns": learns(v),
+                **numbers,
+                "level": f"{level:.2f}" if reached else None,
+                "reward queries": round(v.runs[0].curve("reward_queries")[-1]),
+                "minutes": float(np.mean([run.summary["wall_seconds"] for run in v.runs])) / 60,
+            }
+        )
     return rows
 
 
@@ -198,12 +231,15 @@ def gains(variant: Variant, reward: str) -> dict[int, float]:
 
 
 def learns(variant: Variant) -> str:
-    """Whether it may be said to learn: a mean gain over seeds of at least 3 standard errors, and half a standard deviation of the base model's images."""
+    """Whether it may be said to learn: a mean gain over seeds of at least 3 standard errors, and half a
+    standard deviation of the base model's images."""
     values = list(gains(variant, "reward").values())
     if len(values) < 2:
         return "one seed"
     mean, error = np.mean(values), np.std(values, ddof=1) / np.sqrt(len(values))
-    return "yes" if mean >= 3 * error and mean >= 0.5 * variant.runs[0].summary["base"]["reward_std"] else "no"
+    return (
+        "yes" if mean >= 3 * error and mean >= 0.5 * variant.runs[0].summary["base"]["reward_std"] else "no"
+    )
 
 
 def cost(variant: Variant) -> dict[str, float]:
@@ -222,7 +258,10 @@ def draftp_fig3(runs: Runs) -> tuple[Figure, Rows]:
     kl, ddpo = by_kl(every(runs, "draftp_fig3")) or _nothing(), every(runs, "ddpo_preference")
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.7), layout="constrained")
     reward, diversity = unit(kl)
-    styled = [*zip(kl, ({"color": c} for c in shades(kl)), strict=False), *((v, {"color": "black", "ls": "--"}) for v in ddpo)]
+    styled = [
+        *zip(kl, ({"color": c} for c in shades(kl)), strict=False),
+        *((v, {"color": "black", "ls": "--"}) for v in ddpo),
+    ]
     for variant, style in styled:
         curve(axes[0], variant, "step", "eval/lpips", **style)
         curve(axes[1], variant, "step", "eval/reward", **style)
@@ -243,7 +282,9 @@ def answer(run: Finished, question: str) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     except (OSError, ValueError, RecursionError):
-        raise CompareError(f"{path} was damaged; remove it, and it is asked again where the weights are") from None
+        raise CompareError(
+            f"{path} was damaged; remove it, and it is asked again where the weights are"
+        ) from None
 
 
 def strip(run: Finished, name: str, who: str = "tuned") -> NDArray[np.uint8] | None:
@@ -266,7 +307,9 @@ def draftp_fig4(runs: Runs) -> tuple[Figure, Rows]:
                 (prompt,) = answer(run, "lion")["prompts"]
     if not columns:
         _nothing()
-    figure, axes = plt.subplots(1, len(columns), figsize=(1.35 * len(columns), 9.6), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(columns), figsize=(1.35 * len(columns), 9.6), layout="constrained", squeeze=False
+    )
     for cell, (name, row) in zip(axes[0], columns, strict=True):
         cell.imshow(upright(row))
         cell.set_title(name, fontsize=8)
@@ -288,13 +331,16 @@ def draftp_fig5(runs: Runs) -> tuple[Figure, Rows]:
     variant, run = shown[0] if shown else _nothing()
     prompts = answer(run, "varied")["prompts"]
     figure, axes = plt.subplots(1, 2, figsize=(8.2, 4.7), layout="constrained")
-    for cell, who, name in zip(axes, ("base", "tuned"), ("base model", f"{label(variant)}, seed {run.seed}"), strict=True):
+    for cell, who, name in zip(
+        axes, ("base", "tuned"), ("base model", f"{label(variant)}, seed {run.seed}"), strict=True
+    ):
         picture = strip(run, "varied", who)
         assert picture is not None
         cell.imshow(picture)
         cell.set_title(name)
         cell.set_yticks(
-            np.arange(0.5, len(prompts)) * picture.shape[0] / len(prompts), prompts if who == "base" else [""] * len(prompts)
+            np.arange(0.5, len(prompts)) * picture.shape[0] / len(prompts),
+            prompts if who == "base" else [""] * len(prompts),
         )
         cell.set_xticks([])
         cell.grid(visible=False)
@@ -304,8 +350,11 @@ def draftp_fig5(runs: Runs) -> tuple[Figure, Rows]:
 
 
 REWARD_NAMES = {
-    "jpeg_compressibility": "compressibility", "jpeg_incompressibility": "incompressibility", "emoji_aesthetic": "aesthetic", "clip_blue": "prompt alignment",
-}  # fmt: skip
+    "jpeg_compressibility": "compressibility",
+    "jpeg_incompressibility": "incompressibility",
+    "emoji_aesthetic": "aesthetic",
+    "clip_blue": "prompt alignment",
+}
 
 
 def by_reward(runs: Runs) -> dict[str, Runs]:
@@ -318,15 +367,20 @@ def by_reward(runs: Runs) -> dict[str, Runs]:
 
 
 def ddpo_fig4(runs: Runs) -> tuple[Figure, Rows]:
-    """Reward against reward queries: both policy gradients, one with noise in its first steps alone, and both regressions, a panel a reward."""
+    """Reward against reward queries: both policy gradients, one with noise in its first steps alone, and both
+    regressions, a panel a reward."""
     panels = by_reward(runs)
     figure, axes = plt.subplots(
         1, len(panels) or _nothing(), figsize=(3.6 * len(panels), 3.7), layout="constrained", squeeze=False
     )
-    palette = dict(zip(("RWR", "RWR-sparse", "DDPO-SF", "DDPO-IS", "DDPO-IS, noise in 2 steps"), COLOURS, strict=False))
+    palette = dict(
+        zip(("RWR", "RWR-sparse", "DDPO-SF", "DDPO-IS", "DDPO-IS, noise in 2 steps"), COLOURS, strict=False)
+    )
     rows: Rows = []
     for cell, (name, part) in zip(axes[0], panels.items(), strict=False):
-        those = sorted((v for v in every(part) if label(v) in palette), key=lambda v: list(palette).index(label(v)))
+        those = sorted(
+            (v for v in every(part) if label(v) in palette), key=lambda v: list(palette).index(label(v))
+        )
         for variant in those:
             curve(cell, variant, "reward_queries", "eval/reward", color=palette[label(variant)])
         base_line(cell, those, "eval/reward")
@@ -341,13 +395,17 @@ def ddpo_fig4(runs: Runs) -> tuple[Figure, Rows]:
 
 
 SET_NAMES = {
-    "animals_45": "trained animals", "other_animals": "other animals", "objects": "things", "animals_activities": "animals, doing",
+    "animals_45": "trained animals",
+    "other_animals": "other animals",
+    "objects": "things",
+    "animals_activities": "animals, doing",
     "animals_colours": "animals, on a colour",
-}  # fmt: skip
+}
 
 
 def ddpo_generalisation(runs: Runs) -> tuple[Figure, Rows]:
-    """The gain on prompts of other kinds than those that training drew, in the reward that it was trained on, a panel each: each seed, and the mean."""
+    """The gain on prompts of other kinds than those that training drew, in the reward that it was trained on,
+    a panel each: each seed, and the mean."""
     panels: dict[str, list[tuple[Variant, list[Any]]]] = {}
     for reward, part in by_reward(runs).items():
         asked = [(v, [its for run in v.runs if (its := answer(run, "generalisation"))]) for v in every(part)]
@@ -360,18 +418,38 @@ def ddpo_generalisation(runs: Runs) -> tuple[Figure, Rows]:
     for cell, (reward, those) in zip(axes[0], panels.items(), strict=True):
         for k, (variant, answers) in enumerate(those):
             gained = {
-                name: np.array([np.mean(a[name]["tuned"]) - np.mean(a[name]["base"]) for a in answers]) for name in SET_NAMES
+                name: np.array([np.mean(a[name]["tuned"]) - np.mean(a[name]["base"]) for a in answers])
+                for name in SET_NAMES
             }
             for j, (name, words) in enumerate(SET_NAMES.items()):
                 x, gain = j + 0.8 * ((k + 0.5) / len(those) - 0.5), over_seeds(gained[name])
-                cell.plot(np.full(len(answers), x + 0.08), gained[name], "o", ms=3.5, color=COLOURS[k], alpha=0.5)
+                cell.plot(
+                    np.full(len(answers), x + 0.08), gained[name], "o", ms=3.5, color=COLOURS[k], alpha=0.5
+                )
                 ends = [[gain.value - gain.low], [gain.high - gain.value]] if len(answers) > 1 else None
-                cell.errorbar(x, gain.value, ends, fmt="D", color=COLOURS[k], capsize=3, label=label(variant) if j == 0 else None)
-                rows.append({
-                    "reward": reward, "variant": label(variant), "learns": learns(variant), "seeds": len(answers), "prompts": f"{words} ({len(answers[0][name]['prompts'])})",
-                    "base": float(np.mean(answers[0][name]["base"])), "gain": gain,
-                    "gain less that on trained animals": over_seeds(gained[name] - gained["animals_45"]) if name != "animals_45" else None,
-                })  # fmt: skip
+                cell.errorbar(
+                    x,
+                    gain.value,
+                    ends,
+                    fmt="D",
+                    color=COLOURS[k],
+                    capsize=3,
+                    label=label(variant) if j == 0 else None,
+                )
+                rows.append(
+                    {
+                        "reward": reward,
+                        "variant": label(variant),
+                        "learns": learns(variant),
+                        "seeds": len(answers),
+                        "prompts": f"{words} ({len(answers[0][name]['prompts'])})",
+                        "base": float(np.mean(answers[0][name]["base"])),
+                        "gain": gain,
+                        "gain less that on trained animals": over_seeds(gained[name] - gained["animals_45"])
+                        if name != "animals_45"
+                        else None,
+                    }
+                )
         cell.axhline(0, color=GREY, lw=1)
         cell.set_xticks(range(len(SET_NAMES)), [words.replace(" ", "\n", 1) for words in SET_NAMES.values()])
         cell.set(ylabel=f"gain in {reward}\n({those[0][0].runs[0].summary['reward_unit']})")
@@ -380,7 +458,8 @@ def ddpo_generalisation(runs: Runs) -> tuple[Figure, Rows]:
 
 
 def preferences(runs: Runs) -> tuple[Figure, Rows]:
-    """Preference optimisation beside reward gradients, policy gradients and regression: for each reward query, for each pass, in the plane."""
+    """Preference optimisation beside reward gradients, policy gradients and regression: for each reward
+    query, for each pass, in the plane."""
     those = [v for v in every(runs) if v.runs[0].config["kl_coeff"] in (0, SHOWN_KL)] or _nothing()
     figure, axes = plt.subplots(1, 4, figsize=(15, 3.7), layout="constrained")
     for k, variant in enumerate(those):
@@ -404,22 +483,24 @@ def preferences(runs: Runs) -> tuple[Figure, Rows]:
 
 
 def k_laws(runs: Runs) -> tuple[Figure, Rows]:
-    """How many and which steps should keep their gradient? At equal images, at equal passes through the denoiser, and in the plane."""
+    """How many and which steps should keep their gradient? At equal images, at equal passes through the
+    denoiser, and in the plane."""
     those = [v for v in every(runs) if not v.runs[0].config["kl_coeff"]] or _nothing()
     fixed = sorted(
         (
             v
             for v in those
-            if v.runs[0].config["algo"].get("truncation") == "fixed" and not v.runs[0].config["algo"]["lv_samples"]
+            if v.runs[0].config["algo"].get("truncation") == "fixed"
+            and not v.runs[0].config["algo"]["lv_samples"]
         ),
         key=lambda v: v.runs[0].config["algo"]["k"],
     )
     others = [v for v in those if v not in fixed]
     figure, axes = plt.subplots(1, 3, figsize=(12.4, 3.7), layout="constrained")
     blues = plt.get_cmap("Blues")(np.linspace(1, 0.35, max(2, len(fixed))))  # K = 1 is darkest, and on top
-    styled = [(v, {"color": c, "zorder": 4 - 0.1 * k}) for k, (v, c) in enumerate(zip(fixed, blues, strict=False))] + [
-        (v, {"color": COLOURS[k + 1], "ls": "--"}) for k, v in enumerate(others)
-    ]
+    styled = [
+        (v, {"color": c, "zorder": 4 - 0.1 * k}) for k, (v, c) in enumerate(zip(fixed, blues, strict=False))
+    ] + [(v, {"color": COLOURS[k + 1], "ls": "--"}) for k, v in enumerate(others)]
     for variant, style in styled:
         curve(axes[0], variant, "samples_seen", "eval/reward", **style)
         curve(axes[1], variant, "passes", "eval/reward", **style)
@@ -428,7 +509,10 @@ def k_laws(runs: Runs) -> tuple[Figure, Rows]:
     axes[0].set(xlabel="images", ylabel=reward)
     axes[1].set(xlabel="passes through the denoiser (thousands)", ylabel=reward)
     base_star(axes[2], those)
-    start, top = those[0].runs[0].curve("eval/reward")[0], max(v.curves("eval/reward").mean(0).max() for v in those)
+    start, top = (
+        those[0].runs[0].curve("eval/reward")[0],
+        max(v.curves("eval/reward").mean(0).max() for v in those),
+    )
     for cell in axes[:2] if top > start else ():  # where the laws can be told apart
         cell.set_ylim(bottom=start + 0.4 * (top - start))
     axes[2].set(xlabel=reward, ylabel=diversity)
@@ -442,7 +526,9 @@ def k_laws(runs: Runs) -> tuple[Figure, Rows]:
             )
         if one and v is not one and {run.seed for run in v.runs} & {run.seed for run in one.runs}:
             mine, its = gains(v, "true_preference"), gains(one, "true_preference")
-            row["true_preference less DRaFT-1's"] = over_seeds([mine[seed] - its[seed] for seed in mine if seed in its])
+            row["true_preference less DRaFT-1's"] = over_seeds(
+                [mine[seed] - its[seed] for seed in mine if seed in its]
+            )
     return figure, rows
 
 
@@ -450,7 +536,8 @@ TOLERANCES = (0.25, 0.5, 1.0, 2.0)
 
 
 def stop_at(run: Finished, tolerance: float) -> int:
-    """The last evaluation before the text-image score, which is not trained on, falls so many standard deviations below its best so far."""
+    """The last evaluation before the text-image score, which is not trained on, falls so many standard
+    deviations below its best so far."""
     score, sd = run.curve("eval/clip"), run.curve("eval/clip_std")[0]
     held = [j for j in range(len(score)) if score[j] >= max(score[: j + 1]) - tolerance * sd]
     return next((j for j in range(len(score) - 1) if j + 1 not in held), len(score) - 1)
@@ -464,7 +551,9 @@ BASE_END = "base model"
 
 def spot(setting: str, those: Sequence[dict[str, Any]]) -> Spot:
     """From the seeds' lines of metrics, or answers (without "eval/")."""
-    return setting, {key: np.array([its[key] if key in its else its[f"eval/{key}"] for its in those]) for key in PLANE}
+    return setting, {
+        key: np.array([its[key] if key in its else its[f"eval/{key}"] for its in those]) for key in PLANE
+    }
 
 
 def last(variant: Variant) -> list[dict[str, Any]]:
@@ -472,7 +561,8 @@ def last(variant: Variant) -> list[dict[str, Any]]:
 
 
 def regularisers(runs: Runs) -> dict[str, list[Spot]]:
-    """Each with its points in the order of its dial. Those of training are measured at the end; those after it on DRaFT's weights."""
+    """Each with its points in the order of its dial. Those of training are measured at the end; those after
+    it on DRaFT's weights."""
     kl = by_kl(every(runs, "draftp_fig3"))
     plain = [v for v in kl if v.runs[0].config["kl_coeff"] == 0]
     caps = sorted(every(runs, "reward_cap"), key=lambda v: v.runs[0].config["algo"]["reward_cap"])
@@ -503,7 +593,11 @@ def regularisers(runs: Runs) -> dict[str, list[Spot]]:
         answered = [(run, its) for run in v.runs if (its := answer(run, "dials"))]
         answers = [its for _, its in answered]
         turned = {
-            dial: [spot(f"{its[0]['value']:g}", its) for its in zip(*answers, strict=False) if its[0]["dial"] == dial]
+            dial: [
+                spot(f"{its[0]['value']:g}", its)
+                for its in zip(*answers, strict=False)
+                if its[0]["dial"] == dial
+            ]
             for dial in ("lora_scale", "annealing")
         }
         if answered:
@@ -514,7 +608,8 @@ def regularisers(runs: Runs) -> dict[str, list[Spot]]:
 
 
 def beside_the_penalty(points: dict[str, list[Spot]]) -> Rows:
-    """The diversity of each front, interpolated to the reward of the eps-MSE KL's SHOWN_KL, less that KL's own; seed by seed, where all reach it."""
+    """The diversity of each front, interpolated to the reward of the eps-MSE KL's SHOWN_KL, less that KL's
+    own; seed by seed, where all reach it."""
     its = dict(points.get("eps-MSE KL", ())).get(f"{SHOWN_KL:g}")
     if its is None:
         return []
@@ -522,28 +617,40 @@ def beside_the_penalty(points: dict[str, list[Spot]]) -> Rows:
     for name, spots in points.items():
         less = []
         for seed, (reward, diversity) in enumerate(zip(its["reward"], its["lpips"], strict=True)):
-            front = sorted((p["reward"][seed], p["lpips"][seed]) for _, p in spots if len(p["lpips"]) == len(its["lpips"]))
+            front = sorted(
+                (p["reward"][seed], p["lpips"][seed])
+                for _, p in spots
+                if len(p["lpips"]) == len(its["lpips"])
+            )
             x, y = [point[0] for point in front], [point[1] for point in front]
             if front and x[0] <= reward <= x[-1]:
                 less.append(float(np.interp(reward, x, y)) - diversity)
         if len(less) == len(its["lpips"]) and name != "eps-MSE KL":
-            rows.append({
-                "regulariser": name, "setting": f"at the reward of KL {SHOWN_KL:g}", "seeds": len(less),
-                f"lpips less KL {SHOWN_KL:g}'s": over_seeds(less),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "regulariser": name,
+                    "setting": f"at the reward of KL {SHOWN_KL:g}",
+                    "seeds": len(less),
+                    f"lpips less KL {SHOWN_KL:g}'s": over_seeds(less),
+                }
+            )
     return rows
 
 
 SETTINGS_SHOWN = {
-    "eps-MSE KL": ("1", "0.3", "0.1", f"{SHOWN_KL:g}", "0.01"), "trajectory KL (eta = 1)": ("1", "0.1", "0.01"), "reward cap": ("5", "6.5", "7.5"),
-    "K": ("2", "5", "10", "20"), "early stopping": ("epoch 10", "epoch 20", "epoch 30"), "LoRA scale": ("0.25", "0.5", "0.75"),
+    "eps-MSE KL": ("1", "0.3", "0.1", f"{SHOWN_KL:g}", "0.01"),
+    "trajectory KL (eta = 1)": ("1", "0.1", "0.01"),
+    "reward cap": ("5", "6.5", "7.5"),
+    "K": ("2", "5", "10", "20"),
+    "early stopping": ("epoch 10", "epoch 20", "epoch 30"),
+    "LoRA scale": ("0.25", "0.5", "0.75"),
     "annealed guidance": ("0.5", "1", "2", "4"),
-}  # fmt: skip
+}
 
 
 def fronts(runs: Runs) -> tuple[Figure, Rows]:
-    """A swept curve for each regulariser in the plane of reward and diversity: on the trained reward, and on the hidden rule behind it.
-    Crosses are standard errors over seeds."""
+    """A swept curve for each regulariser in the plane of reward and diversity: on the trained reward, and on
+    the hidden rule behind it. Crosses are standard errors over seeds."""
     figure, axes = plt.subplots(1, 2, figsize=(15, 6), layout="constrained", sharey=True)
     rows: Rows = []
     points, palette = regularisers(runs), (*COLOURS[:7], COLOURS[9])  # K is green already
@@ -564,15 +671,30 @@ def fronts(runs: Runs) -> tuple[Figure, Rows]:
                     "ha": "left" if k % 2 else "right",
                 }
                 point = p["reward"].mean(), p["lpips"].mean()
-                axes[0].annotate(setting.removeprefix("epoch "), point, fontsize=7, color=style["color"], **away)
+                axes[0].annotate(
+                    setting.removeprefix("epoch "), point, fontsize=7, color=style["color"], **away
+                )
         rows += [
-            {"regulariser": name, "setting": setting, "seeds": len(p["lpips"]), **{c: over_seeds(v) for c, v in p.items()}}
+            {
+                "regulariser": name,
+                "setting": setting,
+                "seeds": len(p["lpips"]),
+                **{c: over_seeds(v) for c, v in p.items()},
+            }
             for setting, p in spots
         ]
     rows += beside_the_penalty(points)
     base = every(runs)[0].runs[0]
     for cell, key in zip(axes, PLANE, strict=False):
-        cell.plot(base.curve(f"eval/{key}")[0], base.curve("eval/lpips")[0], "X", color=GREY, ms=10, zorder=5, label="base model")
+        cell.plot(
+            base.curve(f"eval/{key}")[0],
+            base.curve("eval/lpips")[0],
+            "X",
+            color=GREY,
+            ms=10,
+            zorder=5,
+            label="base model",
+        )
     reward, diversity = unit(every(runs))
     axes[0].set(xlabel=f"trained: {reward}", ylabel=diversity)
     axes[1].set(xlabel="its hidden rule: true_preference (points of 5)")
@@ -605,9 +727,12 @@ def draft_speed(runs: Runs) -> tuple[Figure, Rows]:
 
 
 def overoptimisation(runs: Runs) -> tuple[Figure, Rows]:
-    """Long training: the learned reward, its hidden rule and another rule in standard deviations of the base model's images; diversity."""
+    """Long training: the learned reward, its hidden rule and another rule in standard deviations of the base
+    model's images; diversity."""
     those = by_kl(every(runs))
-    figure, axes = plt.subplots(1, len(those) + 1, figsize=(4 * (len(those) + 1), 3.5), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(those) + 1, figsize=(4 * (len(those) + 1), 3.5), layout="constrained", squeeze=False
+    )
     names = {
         "reward": "learned reward",
         "true_preference": "its hidden rule (true_preference)",
@@ -619,7 +744,13 @@ def overoptimisation(runs: Runs) -> tuple[Figure, Rows]:
         curves = [z_curves(run.evaluations) for run in variant.runs]
         for j, (name, words) in enumerate(names.items()):
             if all(name in c for c in curves):
-                band(cell, x, np.array([c[name] for c in curves]), color="black" if j == 0 else COLOURS[j], label=words)
+                band(
+                    cell,
+                    x,
+                    np.array([c[name] for c in curves]),
+                    color="black" if j == 0 else COLOURS[j],
+                    label=words,
+                )
         cell.axhline(0, color=GREY, lw=1)
         cell.set(title=label(variant), xlabel="epoch", ylabel="sd of the base model")
         if k:
@@ -641,58 +772,130 @@ def shown(config: dict[str, Any]) -> bool:
 
 FIGURES: dict[str, PaperFigure] = {
     "draftp_fig3": PaperFigure(
-        title="Diversity and reward over training, by the weight of the penalty", source="DRaFT+ (NVIDIA's blog), figure 3", draw=draftp_fig3,
-        experiments=PREFERENCE, note=f"{BANDS} {TABLE} An epoch of DRaFT is 16 images and one update, one of DDPO 48 images and four. Smaller than the blog's: 40 epochs, not 200.",
+        title="Diversity and reward over training, by the weight of the penalty",
+        source="DRaFT+ (NVIDIA's blog), figure 3",
+        draw=draftp_fig3,
+        experiments=PREFERENCE,
+        note=(
+            f"{BANDS} {TABLE} An epoch of DRaFT is 16 images and one update, one of DDPO 48 images and four. "
+            "Smaller than the blog's: 40 epochs, not 200."
+        ),
     ),
     "draftp_fig4": PaperFigure(
-        title="One prompt, the same noises down, the models across", source="DRaFT+ (NVIDIA's blog), figure 4", draw=draftp_fig4, experiments=PREFERENCE,
-        note="The prompt is \"a lion\". Not chosen: the first eight noises of the last seed, after 40 epochs (the blog: 200).", probes=tuple(Ask(question="lion", experiment=name, of=shown) for name in PREFERENCE),
+        title="One prompt, the same noises down, the models across",
+        source="DRaFT+ (NVIDIA's blog), figure 4",
+        draw=draftp_fig4,
+        experiments=PREFERENCE,
+        note='The prompt is "a lion". Not chosen: the first eight noises of the last seed, after 40 epochs (the blog: 200).',
+        probes=tuple(Ask(question="lion", experiment=name, of=shown) for name in PREFERENCE),
     ),
     "draftp_fig5": PaperFigure(
-        title="Varied prompts, base and tuned, the same noises", source="DRaFT+ (NVIDIA's blog), figure 5", draw=draftp_fig5, experiments=("draftp_fig3",),
-        note="Not chosen: the first four noises of the last seed. Training drew \"a cat\", and no other of these prompts. Smaller than the blog's: 40 epochs, not 200.",
-        probes=(Ask(question="varied", experiment="draftp_fig3", of=lambda c: shown(c) and c["kl_coeff"] == SHOWN_KL),),
+        title="Varied prompts, base and tuned, the same noises",
+        source="DRaFT+ (NVIDIA's blog), figure 5",
+        draw=draftp_fig5,
+        experiments=("draftp_fig3",),
+        note=(
+            'Not chosen: the first four noises of the last seed. Training drew "a cat", and no other of '
+            "these prompts. Smaller than the blog's: 40 epochs, not 200."
+        ),
+        probes=(
+            Ask(
+                question="varied",
+                experiment="draftp_fig3",
+                of=lambda c: shown(c) and c["kl_coeff"] == SHOWN_KL,
+            ),
+        ),
     ),
     "ddpo_fig4": PaperFigure(
-        title="Reward against reward queries", source="DDPO (arXiv 2305.13301), figure 4", draw=ddpo_fig4, experiments=("ddpo_fig4", "ddpo_first_steps", "ddpo_sf_fig4", "rwr_fig4"),
-        note=f"{BANDS} {TABLE} Every algorithm asks the reward 1,152 times, in its own way of sampling: DDPO in 8 steps with η = 1 (\"noise in 2 steps\": η = 1 in the first two, which alone are trained on, and 0 in the others) at guidance 3, RWR in 25 steps with η = 0, unguided. Prompt alignment: "
-        "the text-image score of each prompt \"on a blue background\", because the base model already draws what the bare prompts ask for. Steps: the clipped estimator's is the largest of four that was stable in tries; the others took their defaults. Smaller than the paper's: it asks up to 50,000 times, and draws 398 animals for the "
+        title="Reward against reward queries",
+        source="DDPO (arXiv 2305.13301), figure 4",
+        draw=ddpo_fig4,
+        experiments=("ddpo_fig4", "ddpo_first_steps", "ddpo_sf_fig4", "rwr_fig4"),
+        note=f'{BANDS} {TABLE} Every algorithm asks the reward 1,152 times, in its own way of sampling: DDPO in 8 steps with η = 1 ("noise in 2 steps": η = 1 in the first two, which alone are trained on, and 0 in the others) at guidance 3, RWR in 25 steps with η = 0, unguided. Prompt alignment: '
+        'the text-image score of each prompt "on a blue background", because the base model already draws '
+        "what the bare prompts ask for. Steps: the clipped estimator's is the largest of four that was "
+        "stable in tries; the others took their defaults. Smaller than the paper's: it asks up to 50,000 "
+        "times, and draws 398 animals for the "
         "JPEG rewards and activities for alignment; here 45 animals for all.",
     ),
     "ddpo_generalisation": PaperFigure(
-        title="Does it carry over to prompts that training never drew?", source="DDPO (arXiv 2305.13301)", draw=ddpo_generalisation,
-        experiments=("ddpo_preference", "ddpo_fig4"), note="Gain over the base model on the same noises, two images of each prompt (their number in brackets); mean over seeds with Student's 95 % interval, and each seed. `learns`: on the trained "
-        "animals, a mean gain of at least 3 standard errors and half a standard deviation of the base model's images. The preference reward at the default step, 1,920 queries; the aesthetic one at three times it, 1,152. Animals \"doing\" something: the base model "
-        "knows the animals and not what they do. Smaller than the paper's: it asks up to 50,000 times, and shows pictures.",
+        title="Does it carry over to prompts that training never drew?",
+        source="DDPO (arXiv 2305.13301)",
+        draw=ddpo_generalisation,
+        experiments=("ddpo_preference", "ddpo_fig4"),
+        note="Gain over the base model on the same noises, two images of each prompt (their number in brackets); mean over seeds with Student's 95 % interval, and each seed. `learns`: on the trained "
+        "animals, a mean gain of at least 3 standard errors and half a standard deviation of the base "
+        "model's images. The preference reward at the default step, 1,920 queries; the aesthetic one at "
+        'three times it, 1,152. Animals "doing" something: the base model '
+        "knows the animals and not what they do. Smaller than the paper's: it asks up to 50,000 times, and "
+        "shows pictures.",
         probes=(
             Ask(question="generalisation", experiment="ddpo_preference", of=lambda c: True),
-            Ask(question="generalisation", experiment="ddpo_fig4", of=lambda c: "emoji_aesthetic" in c["reward"]),
+            Ask(
+                question="generalisation",
+                experiment="ddpo_fig4",
+                of=lambda c: "emoji_aesthetic" in c["reward"],
+            ),
         ),
     ),
     "k_laws": PaperFigure(
-        title="Which steps should keep their gradient?", source="DRaFT (arXiv 2309.17400) against AlignProp (arXiv 2310.03739)", draw=k_laws,
+        title="Which steps should keep their gradient?",
+        source="DRaFT (arXiv 2309.17400) against AlignProp (arXiv 2310.03739)",
+        draw=k_laws,
         experiments=("draftp_fig3", "draft_k", "draft_random_k", "draft_lv", "drtune"),
-        note=f"{BANDS} {TABLE} All laws share learning rate, images and updates; a backward pass counts as two forward ones. DRaFT-LV asks the reward for two more images a sample. Left and middle are cut below 40 % of the way up. Smaller than the papers': 20 steps, not 50; 640 images.",
+        note=(
+            f"{BANDS} {TABLE} All laws share learning rate, images and updates; a backward pass counts as "
+            "two forward ones. DRaFT-LV asks the reward for two more images a sample. Left and middle are "
+            "cut below 40 % of the way up. Smaller than the papers': 20 steps, not 50; 640 images."
+        ),
     ),
     "fronts": PaperFigure(
-        title="Reward and diversity, a curve for each regulariser", source="DRaFT, appendix; Jena et al. (arXiv 2409.06493)", draw=fronts,
+        title="Reward and diversity, a curve for each regulariser",
+        source="DRaFT, appendix; Jena et al. (arXiv 2409.06493)",
+        draw=fronts,
         experiments=("draftp_fig3", "trajectory_kl", "reward_cap", "draft_k"),
         note="Points: the last evaluation of the training (8 prompts, 4 noises each), mean over seeds with standard errors; of the dials (LoRA scale, annealed guidance), the same evaluation of DRaFT's weights. Beside points on the left their coefficients, "
-        "caps, epochs, K. Stopped by the held-out score: at the last evaluation before the text-image score falls so many standard deviations of the base model's images below its best. Smaller than the papers': 40 epochs of 16 images, 20 steps. Table: Student's 95 % intervals over seeds.",
+        "caps, epochs, K. Stopped by the held-out score: at the last evaluation before the text-image score "
+        "falls so many standard deviations of the base model's images below its best. Smaller than the "
+        "papers': 40 epochs of 16 images, 20 steps. Table: Student's 95 % intervals over seeds.",
         probes=(Ask(question="dials", experiment="draftp_fig3", of=lambda c: c["kl_coeff"] == 0),),
     ),
     "draft_speed": PaperFigure(
-        title="Reward for each image and for each second", source="DRaFT (arXiv 2309.17400), figure 2", draw=draft_speed,
+        title="Reward for each image and for each second",
+        source="DRaFT (arXiv 2309.17400), figure 2",
+        draw=draft_speed,
         experiments=(*PREFERENCE, "rwr_preference"),
-        note=f"{BANDS} {TABLE} At their defaults: DRaFT samples 20 steps, DDPO 8 with η = 1, both at guidance 3; RWR 25, unguided, sparse weights. Smaller than the paper's: 640 images of DRaFT and 1,920 of the others, not tens of thousands.",
+        note=(
+            f"{BANDS} {TABLE} At their defaults: DRaFT samples 20 steps, DDPO 8 with η = 1, both at guidance "
+            "3; RWR 25, unguided, sparse weights. Smaller than the paper's: 640 images of DRaFT and 1,920 of "
+            "the others, not tens of thousands."
+        ),
     ),
     "preferences": PaperFigure(
-        title="Preference optimisation beside the others", source="Diffusion-DPO (arXiv 2311.12908), whose paper compares with supervised training only",
-        draw=preferences, experiments=("draftp_fig3", "ddpo_preference", "rwr_preference", "dpo_offline_preference", "dpo_online_preference"),
-        note=f"{BANDS} {TABLE} A backward pass counts as two forward ones. Offline: all images are the base model's, before the first update (hence the vertical line at 1,920 queries). Smaller than the paper's: 1,920 images, not the 851,293 pairs of Pick-a-Pic v2.",
+        title="Preference optimisation beside the others",
+        source="Diffusion-DPO (arXiv 2311.12908), whose paper compares with supervised training only",
+        draw=preferences,
+        experiments=(
+            "draftp_fig3",
+            "ddpo_preference",
+            "rwr_preference",
+            "dpo_offline_preference",
+            "dpo_online_preference",
+        ),
+        note=(
+            f"{BANDS} {TABLE} A backward pass counts as two forward ones. Offline: all images are the base "
+            "model's, before the first update (hence the vertical line at 1,920 queries). Smaller than the "
+            "paper's: 1,920 images, not the 851,293 pairs of Pick-a-Pic v2."
+        ),
     ),
     "overoptimisation": PaperFigure(
-        title="Long training, with and without the penalty", source="DRaFT (arXiv 2309.17400)", draw=overoptimisation, experiments=("overoptimisation",),
-        note=f"{BANDS} Rewards in standard deviations of the base model's images; learning rate 6e-3, three times the default. Smaller than the paper's: 80 epochs of 16 images. {TABLE}",
+        title="Long training, with and without the penalty",
+        source="DRaFT (arXiv 2309.17400)",
+        draw=overoptimisation,
+        experiments=("overoptimisation",),
+        note=(
+            f"{BANDS} Rewards in standard deviations of the base model's images; learning rate 6e-3, three "
+            f"times the default. Smaller than the paper's: 80 epochs of 16 images. {TABLE}"
+        ),
     ),
-}  # fmt: skip
+}

@@ -1,5 +1,6 @@
-"""What a finished run's weights are asked afterwards, for a figure. The answers are kept in RUN/probes, so that a figure can be
-drawn again where the weights are not: they are too large to publish, the answers are kilobytes.
+"""What a finished run's weights are asked afterwards, for a figure. The answers are kept in RUN/probes, so
+that a figure can be drawn again where the weights are not: they are too large to publish, the answers are
+kilobytes.
 """
 
 import json
@@ -41,8 +42,8 @@ VARIED = (
 
 
 def dials(bench: Bench, c: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
-    """Reward, held-out rewards and diversity at scales of the LoRA and powers of annealed guidance, on the prompts and noises of the
-    evaluations during training: scale 0 is their first line, scale 1 their last."""
+    """Reward, held-out rewards and diversity at scales of the LoRA and powers of annealed guidance, on the
+    prompts and noises of the evaluations during training: scale 0 is their first line, scale 1 their last."""
     whole, out = bench.policy, []
     for name, values in (("lora_scale", LORA_SCALES), ("annealing", ANNEALING)):
         for value in values:
@@ -50,15 +51,21 @@ def dials(bench: Bench, c: dict[str, Any], folder: Path) -> list[dict[str, Any]]
                 replace(bench, policy=dialled(whole, bench.eval_sampler, **{name: value})),
                 bench.prompts.prompts[: c["evaluation"]["prompts"]],
             )
-            seen = evaluate(turned, prompts, images=c["evaluation"]["images"], stream="eval", batch=c["evaluation"]["batch"])
+            seen = evaluate(
+                turned,
+                prompts,
+                images=c["evaluation"]["images"],
+                stream="eval",
+                batch=c["evaluation"]["batch"],
+            )
             out.append({"dial": name, "value": value, **seen.numbers(bench.reward.combine)})
         scale_lora(whole, 1.0)
     return out
 
 
 def generalisation(bench: Bench, c: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The training reward of the base and of the tuned model, the same noises, on prompts of several sets: {set: {prompts, base, tuned}},
-    rewards [prompts][images]."""
+    """The training reward of the base and of the tuned model, the same noises, on prompts of several sets:
+    {set: {prompts, base, tuned}}, rewards [prompts][images]."""
     bench, images, out = replace(bench, held_out=weighted_sum({})), c["evaluation"]["final_images"], {}
     for name in SETS:
         every = build(yaml.safe_load((CONF / "prompts" / f"{name}.yaml").read_text())).prompts
@@ -67,7 +74,8 @@ def generalisation(bench: Bench, c: dict[str, Any], folder: Path) -> dict[str, A
         with bench.policy.reference():
             base = evaluate(bench, prompts, images=images, stream="probe", batch=c["evaluation"]["batch"])
         rewards = {
-            who: bench.reward.combine(seen.rewards).view(len(prompts), images) for who, seen in (("base", base), ("tuned", tuned))
+            who: bench.reward.combine(seen.rewards).view(len(prompts), images)
+            for who, seen in (("base", base), ("tuned", tuned))
         }
         out[name] = {
             "prompts": prompts,
@@ -99,7 +107,8 @@ PROBES: dict[str, Callable[[Bench, dict[str, Any], Path], Any]] = {
 
 @torch.no_grad()
 def probe(run: Path, name: str) -> bool:
-    """Asks, unless it was asked before; whether there is an answer. There is none where the run's weights are not at hand."""
+    """Asks, unless it was asked before; whether there is an answer. There is none where the run's weights are
+    not at hand."""
     folder = run / "probes" / name
     if (folder / ANSWER).is_file():
         return True
@@ -113,5 +122,7 @@ def probe(run: Path, name: str) -> bool:
     bench = Bench.of(c, policy_of({**c, "run": str(run), "lora": None, "device": "auto"}))
     refuse_unwritable(folder, "home", ANSWER)
     with room_for(folder, "home"), all_aside(folder, last=ANSWER) as aside:
-        (aside / ANSWER).write_text(json.dumps(PROBES[name](bench, c, aside), indent=1) + "\n", encoding="utf-8")
+        (aside / ANSWER).write_text(
+            json.dumps(PROBES[name](bench, c, aside), indent=1) + "\n", encoding="utf-8"
+        )
     return True

@@ -1,4 +1,5 @@
-"""What fits: the largest micro_batch and evaluation.batch that a dry run (footprint.py) says a device has room for."""
+"""What fits: the largest micro_batch and evaluation.batch that a dry run (footprint.py) says a device has
+room for."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,7 +13,8 @@ from alignlab.planning.footprint import Epoch, Footprint, footprint
 
 GIB = 2**30
 MARGIN = 1.15
-"""Of the memory asked of a device over what is predicted: the prediction is within 15 % of what is measured (tests/test_plan.py)."""
+"""Of the memory asked of a device over what is predicted: the prediction is within 15 % of what is measured
+(tests/test_plan.py)."""
 KEYS = ("micro_batch", "evaluation.batch")
 
 
@@ -45,7 +47,8 @@ def at(c: dict[str, Any], epoch: Epoch, micro_batch: int, batch: int) -> Footpri
 
 
 def micro_batches(c: dict[str, Any]) -> list[int]:
-    """Those that divide what each process samples, and hold whole groups where a reward compares a prompt's images; ascending."""
+    """Those that divide what each process samples, and hold whole groups where a reward compares a prompt's
+    images; ascending."""
     each = c["samples_per_step"] // launched()
     group = c["prompts"].get("per_prompt", 1) if groupwise(c["reward"]) else 1
     return [k for k in range(group, each + 1, group) if each % k == 0]
@@ -60,10 +63,14 @@ def batches(c: dict[str, Any]) -> list[int]:
 def proposals(c: dict[str, Any], now: Footprint, room: float, epoch: Epoch) -> dict[str, int | None]:
     """For micro_batch and evaluation.batch the largest that fits in `room` bytes, None if not even 1 does.
 
-    micro_batch is one that divides samples_per_step. evaluation.batch stays as it is if it fits, and else is a power of 2.
+    micro_batch is one that divides samples_per_step. evaluation.batch stays as it is if it fits, and else is
+    a power of 2.
     """
     batch = c["evaluation"]["batch"]
-    micro_batch = largest(micro_batches(c), lambda k: (now if k == c["micro_batch"] else at(c, epoch, k, batch)).training <= room)
+    micro_batch = largest(
+        micro_batches(c),
+        lambda k: (now if k == c["micro_batch"] else at(c, epoch, k, batch)).training <= room,
+    )
     if micro_batch is None or now.evaluation <= room:
         return {"micro_batch": micro_batch, "evaluation.batch": batch}
     least = micro_batches(c)[0]
@@ -103,7 +110,8 @@ def instead(c: dict[str, Any], key: str, room: float | None, epoch: Epoch) -> st
         return MARGIN * (found.training if training else found.evaluation)
 
     try:
-        # a prediction is that of one process that shares nothing, and to make one of several would call on the others in mid-epoch
+        # a prediction is that of one process that shares nothing, and to make one of several would call on
+        # the others in mid-epoch
         if room is None or launched() > 1 or c["policy"].get("shard"):
             return f"{key}={its} is too much; set {key}={lower[-1]}"
         now, known = need(its), {}
@@ -114,8 +122,14 @@ def instead(c: dict[str, Any], key: str, room: float | None, epoch: Epoch) -> st
 
         chosen = largest(lower, fits)
         if chosen is None:
-            return f"{key}={its} needs about {size(now)} of {size(room)}, and {key}={lower[0]} still {size(known[lower[0]])}; try {other_ways(c)}"
-        return f"{key}={its} needs about {size(now)} of {size(room)}; {key}={chosen} needs {size(known[chosen])}: set that"
+            return (
+                f"{key}={its} needs about {size(now)} of {size(room)}, and {key}={lower[0]} still "
+                f"{size(known[lower[0]])}; try {other_ways(c)}"
+            )
+        return (
+            f"{key}={its} needs about {size(now)} of {size(room)}; {key}={chosen} needs "
+            f"{size(known[chosen])}: set that"
+        )
     except Exception as error:  # a part that cannot be run dry: a reward of the user's own, say
         return f"{key}={its} is too much; set {key}={lower[-1]} (no prediction: {type(error).__name__})"
 

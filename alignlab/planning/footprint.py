@@ -1,9 +1,10 @@
 """How much memory a configuration takes, from a dry run of its own code.
 
-A lab is built on the meta device (meta_device.py) from the model's configurations alone, and two epochs of the train loop and the
-evaluations run on it. Nothing is modelled: the rollouts, the reward, the objective's updates and losses, the backward
-pass and the optimiser are the run's own. It is short because nothing is computed, calls without a graph are run once for
-each shape, and an epoch ends after two updates of two micro-batches: by then everything that lasts is there.
+A lab is built on the meta device (meta_device.py) from the model's configurations alone, and two epochs of
+the train loop and the evaluations run on it. Nothing is modelled: the rollouts, the reward, the objective's
+updates and losses, the backward pass and the optimiser are the run's own. It is short because nothing is
+computed, calls without a graph are run once for each shape, and an epoch ends after two updates of two
+micro-batches: by then everything that lasts is there.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -65,17 +66,24 @@ def footprint(c: dict[str, Any], epoch: Epoch, *, device: str) -> Footprint:
 
     Args:
         epoch: `train_epoch`.
-        device: the type of the one that is meant ("cpu", "cuda", "mps"). Autocast and the optimiser differ between them.
+        device: the type of the one that is meant ("cpu", "cuda", "mps"). Autocast and the optimiser differ
+            between them.
     """
     ledger, kernels, c = Ledger(), Kernels(device), {**c, "device": "meta", "init_from": None}
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(torch, "autocast", kernels.autocast))  # torch's own refuses the meta device
+        stack.enter_context(
+            mock.patch.object(torch, "autocast", kernels.autocast)
+        )  # torch's own refuses the meta device
         for mode in (shapes_only(), ledger, kernels):
             stack.enter_context(mode)
         lab = Lab.from_config(c)
         lab.reward.statistics = dict.fromkeys(lab.reward.normalize, (0.0, 1.0))
         _prepare(lab, c, ledger, kernels, device)
-        for number in (0, 1, 2):  # as a run does: evaluated first, and the optimiser's state is there from the first step on
+        for number in (
+            0,
+            1,
+            2,
+        ):  # as a run does: evaluated first, and the optimiser's state is there from the first step on
             if number:
                 with ledger.during("backward"):
                     epoch(lab, c, number)
@@ -107,7 +115,11 @@ def _evaluate(lab: Lab, c: dict[str, Any]) -> None:
 
 
 def _bytes(module: nn.Module) -> int:
-    return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in module.state_dict().values()}.values())
+    return sum(
+        {
+            t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in module.state_dict().values()
+        }.values()
+    )
 
 
 def _once_for_each(function: Callable[[Tensor], float]) -> Callable[[Tensor], float]:
@@ -133,7 +145,9 @@ def _prepare(lab: Lab, c: dict[str, Any], ledger: Ledger, kernels: Kernels, devi
     """Names the phases, and shortens what repeats itself."""
     its: Any = lab  # methods are replaced below, which mypy minds
     policy, family, objective = its.policy, its.policy.family, its.objective
-    lab.sampler = build(c["sampler"], scheduler=family.scheduler)  # tables of numbers that steer the loop: they stay on the host
+    lab.sampler = build(
+        c["sampler"], scheduler=family.scheduler
+    )  # tables of numbers that steer the loop: they stay on the host
     lab.eval_sampler = build(c["eval_sampler"], scheduler=family.scheduler)
     lab.scaler = torch.amp.GradScaler("cpu", enabled=False)  # its numbers steer too, and weigh nothing
     for group in lab.optimizer.param_groups:

@@ -3,11 +3,12 @@
     Ledger     counts the bytes of every living tensor on the device, and the floating-point operations
     Kernels    fused attention and torch.autocast, which the meta device lacks
 
-What the host asks of the device has no answer, so it is given a plausible one: a copy is noise in [0, 1), a single number
-is 0, nothing is nonzero. So control flow goes the usual way, rewards on the host (JPEG, say) run on noise, and random
-rewards select as many samples as real ones would.
+What the host asks of the device has no answer, so it is given a plausible one: a copy is noise in [0, 1), a
+single number is 0, nothing is nonzero. So control flow goes the usual way, rewards on the host (JPEG, say)
+run on noise, and random rewards select as many samples as real ones would.
 
-Not seen: scratch memory inside one kernel (convolution workspaces), rounding and fragmentation of a caching allocator.
+Not seen: scratch memory inside one kernel (convolution workspaces), rounding and fragmentation of a caching
+allocator.
 """
 
 import weakref
@@ -58,7 +59,9 @@ class Ledger(TorchDispatchMode):
                 return self.noise(args[0], kwargs.get("dtype"))
             if func is aten.copy_.default and args[0].device.type == "cpu":
                 return args[0].copy_(self.noise(args[1]))
-            if "cpu" in devices and func is not aten.copy_.default:  # the tables of samplers, which stay on the host
+            if (
+                "cpu" in devices and func is not aten.copy_.default
+            ):  # the tables of samplers, which stay on the host
                 args, kwargs = tree_map_only(Tensor, lambda t: t.to(META) if t.dim() else t, (args, kwargs))
             out, flops = self._run(func, args, kwargs, leaves)
             self.flops[self.phase] += flops
@@ -70,20 +73,31 @@ class Ledger(TorchDispatchMode):
         return out
 
     def _run(self, func: Any, args: Any, kwargs: Any, leaves: list[Any]) -> tuple[Any, int]:
-        """The result on the device, and the operations. Both are remembered: to ask for a shape is slow, and a network repeats itself."""
-        key: Any = (func, *((x.shape, x.stride(), x.dtype) if isinstance(x, Tensor) else (type(x), x) for x in leaves))
+        """The result on the device, and the operations. Both are remembered: to ask for a shape is slow, and
+        a network repeats itself."""
+        key: Any = (
+            func,
+            *((x.shape, x.stride(), x.dtype) if isinstance(x, Tensor) else (type(x), x) for x in leaves),
+        )
         known = self._known.get(key)
         if known is not None:
             form, flops = known
             return tree_map(
-                lambda x: torch.empty_strided(*x[:2], dtype=x[2], device=META) if isinstance(x, _Form) else x, form
+                lambda x: torch.empty_strided(*x[:2], dtype=x[2], device=META) if isinstance(x, _Form) else x,
+                form,
             ), flops
         out = func(*args, **kwargs)
         count = flop_registry.get(func._overloadpacket)
         flops = count(*args, **kwargs, out_val=out) if count is not None else 0
-        given, made = ({x.untyped_storage()._cdata for x in some if isinstance(x, Tensor)} for some in (leaves, tree_leaves(out)))
+        given, made = (
+            {x.untyped_storage()._cdata for x in some if isinstance(x, Tensor)}
+            for some in (leaves, tree_leaves(out))
+        )
         if made and not given & made and not func._schema.is_mutable:  # no view, nothing in place
-            self._known[key] = tree_map_only(Tensor, lambda x: _Form((x.shape, x.stride(), x.dtype)), out), flops
+            self._known[key] = (
+                tree_map_only(Tensor, lambda x: _Form((x.shape, x.stride(), x.dtype)), out),
+                flops,
+            )
         return out, flops
 
     def enter(self, tensor: Tensor) -> None:
@@ -128,8 +142,9 @@ class Ledger(TorchDispatchMode):
         return run
 
     def remembered(self, function: Callable[..., Tensor], state: Callable[[], Any]) -> Callable[..., Tensor]:
-        """A function of tensors that is run once for each shape of its arguments and each `state()`: later calls only enter its
-        peak, its operations and its result. Where a graph is wanted it is run every time."""
+        """A function of tensors that is run once for each shape of its arguments and each `state()`: later
+        calls only enter its peak, its operations and its result. Where a graph is wanted it is run every
+        time."""
         known: dict[Any, tuple[int, int, Tensor]] = {}
 
         def run(*args: Any) -> Tensor:
@@ -165,10 +180,12 @@ ANSWERS: dict[Any, Callable[..., Any]] = {
 
 
 class Kernels(TorchFunctionMode):
-    """What the meta device lacks while this mode is on: fused attention, and autocast with the casts of the device that is meant.
+    """What the meta device lacks while this mode is on: fused attention, and autocast with the casts of the
+    device that is meant.
 
     Args:
-        device: its type. A CPU keeps norms and softmax in 16 bits under autocast, others take them to float32.
+        device: its type. A CPU keeps norms and softmax in 16 bits under autocast, others take them to
+            float32.
     """
 
     def __init__(self, device: str) -> None:
@@ -178,7 +195,11 @@ class Kernels(TorchFunctionMode):
 
     @contextmanager
     def autocast(
-        self, device_type: str, dtype: torch.dtype | None = None, enabled: bool = True, cache_enabled: bool | None = None
+        self,
+        device_type: str,
+        dtype: torch.dtype | None = None,
+        enabled: bool = True,
+        cache_enabled: bool | None = None,
     ) -> Iterator[None]:
         """Stands for torch.autocast. Weights are cast for each call, as without a cache."""
         before, self.low = self.low, (dtype or torch.bfloat16) if enabled else None
@@ -188,8 +209,8 @@ class Kernels(TorchFunctionMode):
             self.low = before
 
     def within(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function under this mode, wherever it is called: a checkpoint calls it again in a backward pass, where torch has put
-        the mode aside."""
+        """The function under this mode, wherever it is called: a checkpoint calls it again in a backward
+        pass, where torch has put the mode aside."""
 
         def run(*args: Any, **kwargs: Any) -> Any:
             with self:
@@ -208,10 +229,18 @@ class Kernels(TorchFunctionMode):
 
 
 def _fused_attention(
-    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False, *,
-    scale: float | None = None, enable_gqa: bool = False,
-) -> Tensor:  # fmt: skip
-    """Attention that keeps no [tokens, tokens] matrix; all fused kernels keep its output and one number a token."""
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Attention that keeps no [tokens, tokens] matrix; all fused kernels keep its output and one number a
+    token."""
     if enable_gqa:
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
     if attn_mask is not None and attn_mask.dtype == torch.bool:
@@ -222,11 +251,14 @@ def _fused_attention(
 
 CAST = (torch.float32, torch.float16, torch.bfloat16)
 LOW_PRECISION = frozenset(
-    "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d prelu addmm addmv addr matmul __matmul__ __rmatmul__ "
+    "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d prelu addmm addmv addr matmul "
+    "__matmul__ __rmatmul__ "
     "einsum mm mv linear addbmm baddbmm bmm chain_matmul scaled_dot_product_attention multi_head_attention_forward".split()
 )
 FULL_PRECISION = frozenset(
-    "group_norm layer_norm rms_norm softmax log_softmax pow __pow__ __rpow__ rsqrt exp log norm normalize cosine_similarity cumsum prod sum "
+    "group_norm layer_norm rms_norm softmax log_softmax pow __pow__ __rpow__ rsqrt exp log norm normalize "
+    "cosine_similarity cumsum prod sum "
     "softplus mse_loss cdist logsumexp".split()
 )
-"""The casts of torch.autocast (the "Autocast Op Reference" of its documentation), of what networks are made of."""
+"""The casts of torch.autocast (the "Autocast Op Reference" of its documentation), of what networks are made
+of."""

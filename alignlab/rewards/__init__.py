@@ -8,8 +8,9 @@ from torch import Tensor
 
 
 class Reward(Protocol):
-    """A score of images, larger is better; what is published as smaller-better is negated. Attributes of the class, which a
-    constructor may refine, say the rest. Of these `differentiable` and `unit` cannot be guessed; `Declared` has the others' defaults.
+    """A score of images, larger is better; what is published as smaller-better is negated. Attributes of the
+    class, which a constructor may refine, say the rest. Of these `differentiable` and `unit` cannot be
+    guessed; `Declared` has the others' defaults.
     """
 
     differentiable: bool
@@ -39,7 +40,8 @@ class Declared:
     input_size: int | None = None
     licence: str = "unstated"
     groupwise: bool = False
-    """Whether it is called with all images of one prompt at once, one prompt a call, and scores each among the others."""
+    """Whether it is called with all images of one prompt at once, one prompt a call, and scores each among
+    the others."""
 
     @classmethod
     def by(cls, reward: Any) -> "Declared":

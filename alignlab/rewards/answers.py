@@ -1,6 +1,7 @@
 """What a reward of the user's own is given, and what it may return.
 
-It may return a tensor, a list or an array of B numbers, alone or as (values, metadata): the scorers of TRL and ddpo-pytorch do that.
+It may return a tensor, a list or an array of B numbers, alone or as (values, metadata): the scorers of TRL
+and ddpo-pytorch do that.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,8 +29,9 @@ def is_own(reward: Any) -> bool:
 def given(reward: Any, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, Sequence[str]]:
     """The images and prompts that a reward is called with: a copy of its own, unless it is alignlab's.
 
-    A change in place would else be seen by all that come after it, and a copy costs little: the bytes of the images, for as long as
-    the reward needs them. Gradients pass through it. A reward that is not differentiable gets images without a graph.
+    A change in place would else be seen by all that come after it, and a copy costs little: the bytes of the
+    images, for as long as the reward needs them. Gradients pass through it. A reward that is not
+    differentiable gets images without a graph.
     """
     if is_own(reward):
         return images, prompts
@@ -57,7 +59,9 @@ def numbers(values: Any) -> Tensor:
     except NoNumbers:
         raise
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise NoNumbers(f"a {kind} that is no row of numbers ({' '.join(str(error).split())[:200]})") from None
+        raise NoNumbers(
+            f"a {kind} that is no row of numbers ({' '.join(str(error).split())[:200]})"
+        ) from None
     if found.is_complex():
         raise NoNumbers("complex numbers, which have no order")
     return found
@@ -83,5 +87,12 @@ def _array(values: Any) -> Any:
         raise NoNumbers("complex numbers, which have no order")
     if array.dtype.kind in REAL:
         return np.array(array, dtype=np.float64)
-    odd = next((type(item).__name__.rstrip("_") for item in array.flat if not isinstance(item, int | float | np.number)), "")
+    odd = next(
+        (
+            type(item).__name__.rstrip("_")
+            for item in array.flat
+            if not isinstance(item, int | float | np.number)
+        ),
+        "",
+    )
     raise NoNumbers(f"{kind} that holds {odd}" if array.ndim and odd else kind)

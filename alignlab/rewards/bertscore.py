@@ -1,13 +1,15 @@
-"""BERTScore (Zhang et al. 2020, arXiv 1904.09675): how alike two texts are, token by token, in the embeddings of an encoder.
+"""BERTScore (Zhang et al. 2020, arXiv 1904.09675): how alike two texts are, token by token, in the embeddings
+of an encoder.
 
     P = mean_j max_i cos(x_i, y_j)   over the candidate's tokens y_j
     R = mean_i max_j cos(x_i, y_j)   over the reference's tokens x_i          F1 = 2 P R / (P + R)
 
-The package bert-score is not used: its last release is of 2023 and brings pandas and matplotlib. Its conventions are kept: the
-output of one hidden layer, each token matched greedily, special tokens may be matched but are not counted, an empty text scores 0,
-RoBERTa and GPT-2 read a text's first word as one within it (after a blank).
-Differs in that padding is never matched (there it counts as a cosine of 0), so a score does not depend on its batch. Weighting by
-inverse document frequency is left out: a reward does not know its corpus.
+The package bert-score is not used: its last release is of 2023 and brings pandas and matplotlib. Its
+conventions are kept: the output of one hidden layer, each token matched greedily, special tokens may be
+matched but are not counted, an empty text scores 0, RoBERTa and GPT-2 read a text's first word as one within
+it (after a blank). Differs in that padding is never matched (there it counts as a cosine of 0), so a score
+does not depend on its batch. Weighting by inverse document frequency is left out: a reward does not know its
+corpus.
 """
 
 from collections.abc import Sequence
@@ -42,7 +44,9 @@ class Alignment(NamedTuple):
 
 def align(candidate: Tokens, reference: Tokens) -> Alignment:
     """Greedy matching by cosine."""
-    cosine = F.normalize(reference.embeddings, dim=-1) @ F.normalize(candidate.embeddings, dim=-1).mT  # [B, Tx, Ty]
+    cosine = (
+        F.normalize(reference.embeddings, dim=-1) @ F.normalize(candidate.embeddings, dim=-1).mT
+    )  # [B, Tx, Ty]
     cosine = cosine.masked_fill(~(reference.present[:, :, None] & candidate.present[:, None, :]), -torch.inf)
     empty = ~(candidate.counted.any(1) & reference.counted.any(1))
     precision = _mean(cosine.amax(1), candidate.counted).masked_fill(empty, 0)
@@ -60,7 +64,8 @@ class BertScore:
 
     Args:
         path: a folder in transformers' format, or owner/name of the hub.
-        layer: whose output counts, from 0 (the embeddings); -1 is the last. 40 for microsoft/deberta-xlarge-mnli, 17 for roberta-large.
+        layer: whose output counts, from 0 (the embeddings); -1 is the last. 40 for
+            microsoft/deberta-xlarge-mnli, 17 for roberta-large.
         revision: a commit of the hub.
         baseline: b of the rescaling (s - b) / (1 - b), by which unrelated texts score about 0.
 
@@ -79,9 +84,13 @@ class BertScore:
             raise ValueError(f"layer={layer}: {path} has the layers 0 to {layers}")
         self.layer, self.baseline = layer, baseline
         self.before = " " if self.model.config.model_type in ("roberta", "gpt2") else ""
-        self.longest = min(self.tokenizer.model_max_length, getattr(self.model.config, "max_position_embeddings", 512), 512)
+        self.longest = min(
+            self.tokenizer.model_max_length, getattr(self.model.config, "max_position_embeddings", 512), 512
+        )
 
-    def __call__(self, candidates: Sequence[str], references: Sequence[str], device: torch.device | str = "cpu") -> Alignment:
+    def __call__(
+        self, candidates: Sequence[str], references: Sequence[str], device: torch.device | str = "cpu"
+    ) -> Alignment:
         """Of each candidate and its reference, on `device`; without a graph."""
         self.model.to(device)
         found = align(self._embedded(candidates, device), self._embedded(references, device))
@@ -90,9 +99,13 @@ class BertScore:
     @torch.no_grad()
     def _embedded(self, texts: Sequence[str], device: torch.device | str) -> Tokens:
         coded = self.tokenizer(
-            [self.before + text.strip() if text.strip() else "" for text in texts], padding=True, truncation=True, max_length=self.longest,
-            return_special_tokens_mask=True, return_tensors="pt",
-        ).to(device)  # fmt: skip
+            [self.before + text.strip() if text.strip() else "" for text in texts],
+            padding=True,
+            truncation=True,
+            max_length=self.longest,
+            return_special_tokens_mask=True,
+            return_tensors="pt",
+        ).to(device)
         special, present = coded.pop("special_tokens_mask").bool(), coded["attention_mask"].bool()
         hidden = self.model(**coded, output_hidden_states=True).hidden_states[self.layer]
         return Tokens(hidden.float(), present, present & ~special)

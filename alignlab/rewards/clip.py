@@ -1,7 +1,8 @@
 """CLIP, and text-image agreement by any of those that open_clip loads (Radford et al. 2021).
 
-The score is scale x cosine. CLIPScore as published (arXiv 2104.08718) is 2.5 max(cosine, 0) of "A photo depicts PROMPT" with
-ViT-B/32: `scale=2.5 template="A photo depicts {}"` but for the negative cosines, which keep their gradient here.
+The score is scale x cosine. CLIPScore as published (arXiv 2104.08718) is 2.5 max(cosine, 0) of "A photo
+depicts PROMPT" with ViT-B/32: `scale=2.5 template="A photo depicts {}"` but for the negative cosines, which
+keep their gradient here.
 """
 
 import importlib.resources
@@ -27,7 +28,8 @@ class Clip:
 
     Args:
         path: a folder in open_clip's format (open_clip_config.json and weights), the name of one shipped in
-            alignlab/assets ("emoji_clip"), "hf-hub:owner/name", or ARCHITECTURE/TAG as open_clip lists them ("ViT-L-14/openai").
+            alignlab/assets ("emoji_clip"), "hf-hub:owner/name", or ARCHITECTURE/TAG as open_clip lists them
+            ("ViT-L-14/openai").
         weights: a state dict in place of the tag's; then `path` is an architecture of open_clip's alone.
         interpolation: bicubic or bilinear, in place of what its own configuration says.
         revision: a commit of the hub's repository; null takes the newest.
@@ -76,7 +78,8 @@ class Clip:
                 raise
             why = " ".join(str(error).split())[:300] or type(error).__name__
             raise ValueError(
-                f"{key}={path} cannot be loaded ({why.rstrip('.:')}); it is damaged, of another version, or out of reach"
+                f"{key}={path} cannot be loaded ({why.rstrip('.:')}); it is damaged, of another version, or "
+                "out of reach"
             ) from error
         visual = self.model.visual
         size, look = visual.image_size, visual.preprocess_cfg
@@ -114,7 +117,8 @@ class Clip:
 
 
 class ClipScore:
-    """scale times the cosine between image and prompt. Differentiable. About 20 to 40 for matching pairs at scale 100.
+    """scale times the cosine between image and prompt. Differentiable. About 20 to 40 for matching pairs at
+    scale 100.
 
     Args:
         path, revision: of a `Clip`.
@@ -137,7 +141,9 @@ class ClipScore:
     def missing(path: str, *, revision: str | None = None, **_: Any) -> list[str]:
         return to_fetch(path, revision)
 
-    def __init__(self, path: str, *, scale: float = 100.0, template: str = "{}", revision: str | None = None) -> None:
+    def __init__(
+        self, path: str, *, scale: float = 100.0, template: str = "{}", revision: str | None = None
+    ) -> None:
         self.clip, self.scale, self.template = Clip(path, revision=revision), scale, template
         self.unit, self.typical_range = f"{scale:g} x cosine", (0.0, scale)
         self.input_size = self.clip.size[0]
@@ -148,31 +154,45 @@ class ClipScore:
 
 
 def locate(path: str, revision: str | None = None, *, key: str = "path") -> str:
-    """The name by which open_clip finds the model; ARCHITECTURE/TAG is left as it is. `key` stands before it in sentences.
+    """The name by which open_clip finds the model; ARCHITECTURE/TAG is left as it is. `key` stands before it
+    in sentences.
 
     Raises:
         FileNotFoundError: if there is none, or its folder lacks a file.
-        ValueError: if a revision is asked for of what is not on the hub, or the activation is not the weights'.
+        ValueError: if a revision is asked for of what is not on the hub, or the activation is not the
+            weights'.
     """
     if not isinstance(path, str) or not path:
-        raise ValueError(f"{key}={path} must be a folder in open_clip's format, emoji_clip, or hf-hub:owner/name")
+        raise ValueError(
+            f"{key}={path} must be a folder in open_clip's format, emoji_clip, or hf-hub:owner/name"
+        )
     if path.startswith("hf-hub:"):
         return path
     if revision is not None:
-        raise ValueError(f"revision={revision} is a commit of the hub, but {key}={path} is none of its names; set revision=null")
+        raise ValueError(
+            f"revision={revision} is a commit of the hub, but {key}={path} is none of its names; set "
+            "revision=null"
+        )
     shipped = Path(str(importlib.resources.files("alignlab") / "assets" / path))
     folder = next((f for f in (Path(path), shipped) if f.is_dir()), None)
-    mend = "give a folder in open_clip's format, emoji_clip, hf-hub:owner/name, or one of open_clip's like ViT-L-14/openai"
+    mend = (
+        "give a folder in open_clip's format, emoji_clip, hf-hub:owner/name, or one of open_clip's like "
+        "ViT-L-14/openai"
+    )
     if folder is None:
         if _listed(path, key):
             return path
         raise FileNotFoundError(f"{key}={path}: there is no such folder and no such shipped model; {mend}")
     if not (folder / "open_clip_config.json").is_file() or not any(folder.glob("open_clip_*.safetensors")):
-        raise FileNotFoundError(f"{key}={path}: {folder} lacks open_clip_config.json or its safetensors weights; {mend}")
+        raise FileNotFoundError(
+            f"{key}={path}: {folder} lacks open_clip_config.json or its safetensors weights; {mend}"
+        )
     text = _config(folder, key)["text_cfg"]
     if text.get("hf_tokenizer_name") and not any((folder / file).is_file() for file in VOCABULARIES):
         # transformers would make an empty vocabulary without a word, and every score be meaningless
-        raise FileNotFoundError(f"{key}={path}: {folder} lacks its tokenizer ({' or '.join(VOCABULARIES)}); {mend}")
+        raise FileNotFoundError(
+            f"{key}={path}: {folder} lacks its tokenizer ({' or '.join(VOCABULARIES)}); {mend}"
+        )
     return f"local-dir:{folder}"
 
 
@@ -183,13 +203,21 @@ def to_fetch(path: str, revision: str | None = None) -> list[str]:
     weights = (HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME)
     name = locate(path, revision)
     if name.startswith("hf-hub:"):
-        return absent(name.removeprefix("hf-hub:"), "open_clip_config.json", weights, revision=revision, whole=True)
+        return absent(
+            name.removeprefix("hf-hub:"), "open_clip_config.json", weights, revision=revision, whole=True
+        )
     its = {} if name.startswith("local-dir:") else open_clip_weights(name)
     repository, _, file = its.get("hf_hub", "").rpartition("/")
     if repository:
         return absent(repository, (file,) if file else weights)
-    cached = Path("~/.cache/clip").expanduser() / Path(its.get("url", "")).name  # open_clip's place for what is on no hub
-    return [f"{path} is not at hand; it is fetched at first use"] if its.get("url") and not cached.is_file() else []
+    cached = (
+        Path("~/.cache/clip").expanduser() / Path(its.get("url", "")).name
+    )  # open_clip's place for what is on no hub
+    return (
+        [f"{path} is not at hand; it is fetched at first use"]
+        if its.get("url") and not cached.is_file()
+        else []
+    )
 
 
 def open_clip_weights(name: str) -> dict[str, Any]:
@@ -214,7 +242,9 @@ def _listed(path: str, key: str) -> bool:
     weights = open_clip.pretrained.get_pretrained_cfg(name, tag)
     if weights and open_clip.get_model_config(name).get("quick_gelu") and not weights.get("quick_gelu"):
         mend = f"set {key}={name.removesuffix('-quickgelu')}/{tag}"
-        raise ValueError(f"{key}={path}: these weights were trained with GELU, and {name} has QuickGELU; {mend}")
+        raise ValueError(
+            f"{key}={path}: these weights were trained with GELU, and {name} has QuickGELU; {mend}"
+        )
     return bool(weights)
 
 
@@ -222,8 +252,16 @@ def _pinned(path: str, revision: str) -> str:
     """The folder that holds one commit of a repository, for open_clip itself takes the newest only."""
     from huggingface_hub import snapshot_download
 
-    files = ["open_clip_config.json", "open_clip_*.safetensors", *VOCABULARIES, "merges.txt", "tokenizer_config.json"]
-    return snapshot_download(path.removeprefix("hf-hub:"), revision=revision, allow_patterns=[*files, "special_tokens_map.json"])
+    files = [
+        "open_clip_config.json",
+        "open_clip_*.safetensors",
+        *VOCABULARIES,
+        "merges.txt",
+        "tokenizer_config.json",
+    ]
+    return snapshot_download(
+        path.removeprefix("hf-hub:"), revision=revision, allow_patterns=[*files, "special_tokens_map.json"]
+    )
 
 
 def _config(folder: Path, key: str) -> dict[str, Any]:
@@ -234,5 +272,7 @@ def _config(folder: Path, key: str) -> dict[str, Any]:
         if not all(isinstance(its[key], dict) for key in ("text_cfg", "vision_cfg")):
             raise TypeError
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise ValueError(f"{key}={folder}: {path} is no configuration of open_clip's; fetch it again") from None
+        raise ValueError(
+            f"{key}={folder}: {path} is no configuration of open_clip's; fetch it again"
+        ) from None
     return dict(its)

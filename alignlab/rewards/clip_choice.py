@@ -11,18 +11,30 @@ from torch import Tensor
 
 from alignlab.fast.frozen_layers import freeze
 from alignlab.rewards.preprocessing import Preprocessing
-from alignlab.rewards.weights import BPE_WORDS, PROCESSOR, SAFE_MODEL, at_hand, fetched_any, look, on_hub, to_fetch, unreachable
+from alignlab.rewards.weights import (
+    BPE_WORDS,
+    PROCESSOR,
+    SAFE_MODEL,
+    at_hand,
+    fetched_any,
+    look,
+    on_hub,
+    to_fetch,
+    unreachable,
+)
 
 INTERPOLATION = {2: "bilinear", 3: "bicubic"}
 """PIL's numbers."""
 
 
 class PickScore:
-    """exp(logit_scale) times the cosine of image and prompt (Kirstain et al. 2023, arXiv 2305.01569). The difference of two
-    images' scores is the log-odds that the first is preferred. Stable Diffusion 1.5 scores about 20. Differentiable.
+    """exp(logit_scale) times the cosine of image and prompt (Kirstain et al. 2023, arXiv 2305.01569). The
+    difference of two images' scores is the log-odds that the first is preferred. Stable Diffusion 1.5 scores
+    about 20. Differentiable.
 
     Args:
-        path: a folder with a CLIPModel of transformers' (config.json, model.safetensors), or a repository of the hub.
+        path: a folder with a CLIPModel of transformers' (config.json, model.safetensors), or a repository of
+            the hub.
         processor: where its tokenizer and image processor are; null: at `path`.
         revision: a commit of the hub's repository `path`; null takes the newest.
 
@@ -62,12 +74,20 @@ class PickScore:
         from transformers import CLIPModel, CLIPTokenizer, CLIPTokenizerFast  # type: ignore[attr-defined]
 
         self.model = _loaded(
-            CLIPModel, "path", path, revision=revision, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            CLIPModel,
+            "path",
+            path,
+            revision=revision,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
         )
         key, home = ("processor", processor) if processor else ("path", path)
         pinned = None if processor else revision
         words = fetched_any(home, BPE_WORDS, pinned, key)
-        reader = CLIPTokenizer if words.name == "vocab.json" else CLIPTokenizerFast  # one class since transformers 5
+        reader = (
+            CLIPTokenizer if words.name == "vocab.json" else CLIPTokenizerFast
+        )  # one class since transformers 5
         self.tokenizer = _loaded(reader, key, home, revision=pinned)
         self.preprocess = preprocessing_of(image_processor(home, pinned, key))
         self.input_size = self.preprocess.size[0]
@@ -90,8 +110,8 @@ class PickScore:
 
 
 class SciScore(PickScore):
-    """The same form, tuned on whether images show what science says of the prompt (Li et al. 2025, arXiv 2504.13129). The range is
-    that of the CLIP it comes from. Differentiable."""
+    """The same form, tuned on whether images show what science says of the prompt (Li et al. 2025, arXiv
+    2504.13129). The range is that of the CLIP it comes from. Differentiable."""
 
     typical_range = (10.0, 45.0)
     licence = "Apache-2.0"
@@ -103,7 +123,8 @@ def features(output: Any) -> Tensor:
 
 
 def image_processor(home: str, revision: str | None, key: str) -> Any:
-    """CLIP's image processor from a file of its own or, as transformers 5 writes it, from the whole processor's.
+    """CLIP's image processor from a file of its own or, as transformers 5 writes it, from the whole
+    processor's.
 
     Raises:
         FileNotFoundError, ValueError: if there is no such file, or it holds no image processor.
@@ -116,7 +137,9 @@ def image_processor(home: str, revision: str | None, key: str) -> Any:
         about = about["image_processor"] if file.name == PROCESSOR[1] else about
         return CLIPImageProcessor.from_dict(about)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise ValueError(f"{key}={home}: {file.name} describes no image processor of CLIP's; fetch it again") from None
+        raise ValueError(
+            f"{key}={home}: {file.name} describes no image processor of CLIP's; fetch it again"
+        ) from None
 
 
 def preprocessing_of(processor: Any) -> Preprocessing:
@@ -126,9 +149,14 @@ def preprocessing_of(processor: Any) -> Preprocessing:
         ValueError: if it is not CLIP's resize of the shorter side and cut to the middle.
     """
     size, crop = dict(processor.size), dict(processor.crop_size)
-    if set(size) != {"shortest_edge"} or size["shortest_edge"] != crop["height"] or processor.resample not in INTERPOLATION:
+    if (
+        set(size) != {"shortest_edge"}
+        or size["shortest_edge"] != crop["height"]
+        or processor.resample not in INTERPOLATION
+    ):
         raise ValueError(
-            f"an image processor of size {size}, cut to {crop}, is not CLIP's; give the processor that was published with the model"
+            f"an image processor of size {size}, cut to {crop}, is not CLIP's; give the processor that was "
+            "published with the model"
         )
     return Preprocessing(
         size=(crop["height"], crop["width"]),
@@ -140,7 +168,8 @@ def preprocessing_of(processor: Any) -> Preprocessing:
 
 
 def _loaded(kind: Any, key: str, path: str, **options: Any) -> Any:
-    """from_pretrained with errors in one sentence; a model frozen, and refused if weights of it are missing."""
+    """from_pretrained with errors in one sentence; a model frozen, and refused if weights of it are
+    missing."""
     from safetensors import SafetensorError
 
     try:
@@ -149,13 +178,15 @@ def _loaded(kind: Any, key: str, path: str, **options: Any) -> Any:
         if on_hub(path):
             raise FileNotFoundError(unreachable(key, path, kind.__name__, error)) from None
         raise ValueError(
-            f"{key}={path}: {kind.__name__} cannot be read from there ({str(error).strip().partition(chr(10))[0]})"
+            f"{key}={path}: {kind.__name__} cannot be read from there "
+            f"({str(error).strip().partition(chr(10))[0]})"
         ) from None
     if not isinstance(found, tuple):
         return found
     model, info = found
     if info["missing_keys"]:
         raise ValueError(
-            f"{key}={path}: these are no weights of a {kind.__name__}, for they lack {min(info['missing_keys'])}; give the published model"
+            f"{key}={path}: these are no weights of a {kind.__name__}, for they lack "
+            f"{min(info['missing_keys'])}; give the published model"
         )
     return freeze(model)

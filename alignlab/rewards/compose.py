@@ -1,4 +1,5 @@
-"""Several rewards as one: a weighted sum of raw or normalised values. (Ranks and GDPO need the whole epoch: objectives/advantages.py.)"""
+"""Several rewards as one: a weighted sum of raw or normalised values. (Ranks and GDPO need the whole epoch:
+objectives/advantages.py.)"""
 
 import inspect
 import traceback
@@ -30,15 +31,24 @@ class NonFinite(RewardError):
     """
 
     def __init__(self, name: str, values: Tensor, prompts: Sequence[str], rows: Sequence[int]) -> None:
-        self.name, self.values, self.value, self.rows = name, values.detach(), values[rows[0]].item(), tuple(rows)
+        self.name, self.values, self.value, self.rows = (
+            name,
+            values.detach(),
+            values[rows[0]].item(),
+            tuple(rows),
+        )
         many = f"({len(rows)} of {len(prompts)} images)"
-        super().__init__(f"reward {name} is {self.value} for image {rows[0]} of prompt {prompts[rows[0]]!r} {many}")
+        super().__init__(
+            f"reward {name} is {self.value} for image {rows[0]} of prompt {prompts[rows[0]]!r} {many}"
+        )
 
 
 class WeightedSum:
-    """sum_k weight_k r_k, where a normalised r_k is (r_k - mean_k)/std_k over the base model's evaluation images.
+    """sum_k weight_k r_k, where a normalised r_k is (r_k - mean_k)/std_k over the base model's evaluation
+    images.
 
-    The statistics are constants of the run: the sum stays differentiable and means the same in every epoch and run.
+    The statistics are constants of the run: the sum stays differentiable and means the same in every epoch
+    and run.
 
     Args:
         rewards, weights: by name.
@@ -47,13 +57,21 @@ class WeightedSum:
     """
 
     def __init__(
-        self, rewards: Mapping[str, Reward], weights: Mapping[str, float], normalize: Collection[str] = (), *, group: int = 1
+        self,
+        rewards: Mapping[str, Reward],
+        weights: Mapping[str, float],
+        normalize: Collection[str] = (),
+        *,
+        group: int = 1,
     ) -> None:
         unknown = sorted((set(weights) | set(normalize)) ^ set(rewards))
         if unknown:
             raise ValueError(f"rewards and weights name different things: {', '.join(unknown)}")
         self.rewards, self.weights, self.normalize = dict(rewards), dict(weights), set(normalize)
-        self.group, self.groupwise = group, {name for name, reward in rewards.items() if Declared.by(reward).groupwise}
+        self.group, self.groupwise = (
+            group,
+            {name for name, reward in rewards.items() if Declared.by(reward).groupwise},
+        )
         self.statistics: dict[str, tuple[float, float]] = {}
         self._reached: set[str] = set()
         """Your own rewards whose gradient was seen to reach the images."""
@@ -66,7 +84,10 @@ class WeightedSum:
 
     @property
     def unit(self) -> str:
-        parts = [f"{self.weights[n]:g} x {n} ({'base sd' if n in self.normalize else r.unit})" for n, r in self.rewards.items()]
+        parts = [
+            f"{self.weights[n]:g} x {n} ({'base sd' if n in self.normalize else r.unit})"
+            for n, r in self.rewards.items()
+        ]
         alone = list(self.rewards.values())
         plain = len(alone) == 1 and set(self.weights.values()) == {1} and not self.normalize
         return alone[0].unit if plain else " + ".join(parts)
@@ -77,7 +98,8 @@ class WeightedSum:
         return self.combine(raw), raw
 
     def score(self, images: Tensor, prompts: Sequence[str], group: int | None = None) -> dict[str, Tensor]:
-        """Each reward [B] in its own unit, checked. `group` images of a prompt are in a row, those of training if it is None."""
+        """Each reward [B] in its own unit, checked. `group` images of a prompt are in a row, those of
+        training if it is None."""
         return self.submit(images, prompts, group)()
 
     @property
@@ -85,10 +107,15 @@ class WeightedSum:
         """Rollouts that may wait for their scores while the next one is sampled (remote.py)."""
         return max((getattr(reward, "ahead", 0) for reward in self.rewards.values()), default=0)
 
-    def submit(self, images: Tensor, prompts: Sequence[str], group: int | None = None) -> Callable[[], dict[str, Tensor]]:
-        """Asks the rewards that answer later (those with a `submit` of their own) and computes the others; what comes back waits for
-        all of them."""
-        answer, among = self._submitted(images, prompts), self.within_prompts(images, prompts, group or self.group)
+    def submit(
+        self, images: Tensor, prompts: Sequence[str], group: int | None = None
+    ) -> Callable[[], dict[str, Tensor]]:
+        """Asks the rewards that answer later (those with a `submit` of their own) and computes the others;
+        what comes back waits for all of them."""
+        answer, among = (
+            self._submitted(images, prompts),
+            self.within_prompts(images, prompts, group or self.group),
+        )
 
         def found() -> dict[str, Tensor]:
             every = {**answer(), **among}
@@ -122,10 +149,14 @@ class WeightedSum:
         for name in sorted(self.groupwise):
             if group < 2 or len(prompts) % group:
                 raise RewardError(
-                    f"reward {name} compares the images of a prompt with each other, but was given {len(prompts)} images, {group} a prompt; "
+                    f"reward {name} compares the images of a prompt with each other, but was given "
+                    f"{len(prompts)} images, {group} a prompt; "
                     "2 at least are needed (prompts.per_prompt, evaluation.final_images, images)"
                 )
-        return {name: torch.cat([self._of_group(name, images, prompts, p) for p in parts]) for name in sorted(self.groupwise)}
+        return {
+            name: torch.cat([self._of_group(name, images, prompts, p) for p in parts])
+            for name in sorted(self.groupwise)
+        }
 
     def _of_group(self, name: str, images: Tensor, prompts: Sequence[str], rows: slice) -> Tensor:
         try:
@@ -140,12 +171,19 @@ class WeightedSum:
             return self._checked(name, reward(images, prompts), images, prompts)
         with _named(name, reward):
             values = self._checked(name, reward(*given(reward, images, prompts)), images, prompts)
-            asked = reward.differentiable and torch.is_grad_enabled() and images.requires_grad and name not in self._reached
+            asked = (
+                reward.differentiable
+                and torch.is_grad_enabled()
+                and images.requires_grad
+                and name not in self._reached
+            )
             reaches = _reaches(values, images) if asked else True
         if not reaches:
             raise RewardError(
-                f"reward {name} ({_called(reward)}) says that it is differentiable, but no gradient reaches the images; compute in torch, "
-                "without detach(), item() or numpy, or declare differentiable=false and use algo=ddpo or algo=rwr"
+                f"reward {name} ({_called(reward)}) says that it is differentiable, but no gradient reaches "
+                "the images; compute in torch, "
+                "without detach(), item() or numpy, or declare differentiable=false and use algo=ddpo or "
+                "algo=rwr"
             )
         self._reached |= {name} if asked else set()
         return values
@@ -191,12 +229,14 @@ class WeightedSum:
             values = raw[name].double()
             if not len(values) or not values.isfinite().all():
                 raise RewardError(
-                    f"reward {name} is to be normalised, which needs finite values; it was given {values.tolist()[:4]} ..."
+                    f"reward {name} is to be normalised, which needs finite values; it was given "
+                    f"{values.tolist()[:4]} ..."
                 )
             mean, std = values.mean().item(), values.std(correction=0).item()
             if std == 0:
                 raise RewardError(
-                    f"reward {name} is {mean:g} for all of the base model's images, so it cannot be normalised; set reward.{name}.normalize=false"
+                    f"reward {name} is {mean:g} for all of the base model's images, so it cannot be "
+                    f"normalised; set reward.{name}.normalize=false"
                 )
             self.statistics[name] = (mean, std)
 
@@ -209,7 +249,8 @@ class WeightedSum:
 
 @contextmanager
 def _named(name: str, reward: Any) -> Iterator[None]:
-    """Around a reward's code: whatever it raises becomes a RewardError with its name, but for a lack of memory and a Ctrl-C.
+    """Around a reward's code: whatever it raises becomes a RewardError with its name, but for a lack of
+    memory and a Ctrl-C.
 
     SystemExit is one of these: a reward that calls sys.exit(0) must not end a run as if it were finished.
     """
@@ -222,7 +263,9 @@ def _named(name: str, reward: Any) -> Iterator[None]:
         text = " ".join(str(error).split())
         said = type(error).__name__ + (f": {text}" if text else "")
         mend = "; a reward returns its values and ends nothing" if isinstance(error, SystemExit) else ""
-        raise RewardError(f"reward {name} ({_called(reward)}) raised {said}{_where(error, reward)}{mend}") from error
+        raise RewardError(
+            f"reward {name} ({_called(reward)}) raised {said}{_where(error, reward)}{mend}"
+        ) from error
 
 
 def _called(reward: Any) -> str:

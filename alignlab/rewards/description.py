@@ -1,5 +1,5 @@
-"""DDPO's vision-language reward (arXiv 2305.13301, section 5.1): a model describes the image, and BERTScore says how much of the prompt
-the description contains.
+"""DDPO's vision-language reward (arXiv 2305.13301, section 5.1): a model describes the image, and BERTScore
+says how much of the prompt the description contains.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,9 @@ from alignlab.rewards.weights import MODEL, VOCABULARIES
 
 
 class Description:
-    """BERTScore of the description with the reference text. Not differentiable. With recall, as published, what the prompt does not
-    ask for costs nothing; most scores lie within a few hundredths of each other, so standardise them.
+    """BERTScore of the description with the reference text. Not differentiable. With recall, as published,
+    what the prompt does not ask for costs nothing; most scores lie within a few hundredths of each other, so
+    standardise them.
 
     Differs from the published server: the model sees the image in 8 bits, not as a JPEG of quality 80.
 
@@ -24,7 +25,8 @@ class Description:
         question: that asks for the description, as published.
         reference: what it should say; "{}" is replaced by the prompt. As published.
         tokens: of a description, at most. As published.
-        encoder, layer, encoder_revision, baseline: of the `BertScore`; the published encoder, and the layer that bert-score takes of it.
+        encoder, layer, encoder_revision, baseline: of the `BertScore`; the published encoder, and the layer
+            that bert-score takes of it.
         score: which of its numbers; published is recall.
     """
 
@@ -37,7 +39,12 @@ class Description:
 
     @staticmethod
     def check(
-        path: str, *, encoder: str = "microsoft/deberta-xlarge-mnli", reference: str = "{}", baseline: float = 0.0, **_: Any
+        path: str,
+        *,
+        encoder: str = "microsoft/deberta-xlarge-mnli",
+        reference: str = "{}",
+        baseline: float = 0.0,
+        **_: Any,
     ) -> None:
         locate(path)
         locate(encoder, "encoder")
@@ -48,12 +55,18 @@ class Description:
 
     @staticmethod
     def missing(
-        path: str, *, revision: str | None = None, encoder: str = "microsoft/deberta-xlarge-mnli", encoder_revision: str | None = None,
+        path: str,
+        *,
+        revision: str | None = None,
+        encoder: str = "microsoft/deberta-xlarge-mnli",
+        encoder_revision: str | None = None,
         **_: Any,
-    ) -> list[str]:  # fmt: skip
+    ) -> list[str]:
         return [
             *to_fetch(path, revision),
-            *weights.to_fetch(encoder, "config.json", MODEL, VOCABULARIES, revision=encoder_revision, whole=True),
+            *weights.to_fetch(
+                encoder, "config.json", MODEL, VOCABULARIES, revision=encoder_revision, whole=True
+            ),
         ]
 
     def __init__(
@@ -81,5 +94,7 @@ class Description:
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         said = self.vlm.reply(images, [self.question] * len(prompts), tokens=self.tokens)
-        found = self.bertscore(said, [self.reference.replace("{}", prompt) for prompt in prompts], images.device)
+        found = self.bertscore(
+            said, [self.reference.replace("{}", prompt) for prompt in prompts], images.device
+        )
         return getattr(found, self.score)

@@ -1,4 +1,5 @@
-"""How unlike the other images of its prompt an image is: a reward of a whole group, against collapse onto one picture."""
+"""How unlike the other images of its prompt an image is: a reward of a whole group, against collapse onto one
+picture."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,9 +10,9 @@ from alignlab.rewards.clip import Clip, locate, to_fetch
 
 
 class ClipDiversity:
-    """r_i = 1/(n - 1) sum_{j != i} (1 - cos(e_i, e_j)) over the n images of one prompt, e a CLIP's image embeddings. Differentiable,
-    through the others too: the gradient of the group's mean pushes every pair apart. Not the distance by which results are measured
-    (metrics/diversity.py), which so stays held out.
+    """r_i = 1/(n - 1) sum_{j != i} (1 - cos(e_i, e_j)) over the n images of one prompt, e a CLIP's image
+    embeddings. Differentiable, through the others too: the gradient of the group's mean pushes every pair
+    apart. Not the distance by which results are measured (metrics/diversity.py), which so stays held out.
 
     Args:
         path: of a `Clip`.

@@ -38,7 +38,14 @@ class Answer:
 
 
 def exchange(
-    pools: urllib3.PoolManager, method: str, url: str, *, body: bytes | None, headers: dict[str, str], timeout: float, most: int
+    pools: urllib3.PoolManager,
+    method: str,
+    url: str,
+    *,
+    body: bytes | None,
+    headers: dict[str, str],
+    timeout: float,
+    most: int,
 ) -> Answer:
     """Sends one request and reads its answer.
 
@@ -77,9 +84,15 @@ class _Exchange(Thread):
     """Makes one exchange. `cut` ends it from outside."""
 
     def __init__(
-        self, pools: urllib3.PoolManager, method: str, url: str, body: bytes | None, headers: dict[str, str], timeout: float,
+        self,
+        pools: urllib3.PoolManager,
+        method: str,
+        url: str,
+        body: bytes | None,
+        headers: dict[str, str],
+        timeout: float,
         most: int,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(daemon=True, name=f"{method} {url}")
         self.pools, self.method, self.url, self.body, self.headers = pools, method, url, body, headers
         self.timeout, self.most = timeout, most
@@ -99,9 +112,16 @@ class _Exchange(Thread):
 
     def _answer(self) -> Answer:
         response: Any = self.pools.request(
-            self.method, self.url, body=self.body, headers=self.headers, timeout=urllib3.Timeout(total=self.timeout),
-            retries=False, redirect=False, preload_content=False, decode_content=False,
-        )  # fmt: skip
+            self.method,
+            self.url,
+            body=self.body,
+            headers=self.headers,
+            timeout=urllib3.Timeout(total=self.timeout),
+            retries=False,
+            redirect=False,
+            preload_content=False,
+            decode_content=False,
+        )
         text = bytearray()
         try:
             while chunk := response.read1(2**16):

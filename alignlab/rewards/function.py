@@ -8,11 +8,13 @@ from torch import Tensor
 
 
 class Function:
-    """f(images [B, 3, H, W] float32 in [0, 1], prompts) -> B numbers as a tensor, list or array, larger is better; or (numbers, metadata).
+    """f(images [B, 3, H, W] float32 in [0, 1], prompts) -> B numbers as a tensor, list or array, larger is
+    better; or (numbers, metadata).
 
     Args:
         function: its dotted name, in a module that `allow_targets` allows.
-        differentiable: whether gradients reach the images; nothing but torch in between. A run that needs them and gets none stops.
+        differentiable: whether gradients reach the images; nothing but torch in between. A run that needs
+            them and gets none stops.
         unit: what the numbers count.
         needs_prompt, typical_range, input_size, licence, groupwise: as in alignlab/rewards/__init__.py.
     """
@@ -30,15 +32,26 @@ class Function:
         groupwise: bool = False,
     ) -> None:
         _takes_two(function)
-        self.function, self.differentiable, self.unit, self.needs_prompt = function, differentiable, unit, needs_prompt
-        self.typical_range, self.input_size, self.licence, self.groupwise = typical_range, input_size, licence, groupwise
+        self.function, self.differentiable, self.unit, self.needs_prompt = (
+            function,
+            differentiable,
+            unit,
+            needs_prompt,
+        )
+        self.typical_range, self.input_size, self.licence, self.groupwise = (
+            typical_range,
+            input_size,
+            licence,
+            groupwise,
+        )
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Any:
         return self.function(images, list(prompts))  # answers.py reads what comes
 
 
 def _takes_two(function: Callable[..., Any]) -> None:
-    """Raises a ValueError for a function that cannot be called with images and prompts alone, as the scorers of TRL cannot."""
+    """Raises a ValueError for a function that cannot be called with images and prompts alone, as the scorers
+    of TRL cannot."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # of a builtin, which has none

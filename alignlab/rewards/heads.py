@@ -23,7 +23,8 @@ from alignlab.rewards.clip import Clip, locate
 from alignlab.rewards.clip import to_fetch as clip_to_fetch
 
 AFFINE = (0, 2, 4, 6, 7)
-"""How LAION's v2 and ImageReward's head, which have no ReLU, number their layers: dropouts are counted too."""
+"""How LAION's v2 and ImageReward's head, which have no ReLU, number their layers: dropouts are counted
+too."""
 
 
 class Mlp(nn.Module):
@@ -48,7 +49,8 @@ class Mlp(nn.Module):
 
 
 class Agreement(nn.Module):
-    """PickScore's form: exp(logit_scale) times the cosine of image and text, here after a linear map of each, at first the identity."""
+    """PickScore's form: exp(logit_scale) times the cosine of image and text, here after a linear map of each,
+    at first the identity."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -67,7 +69,8 @@ def folder_of(path: str, kind: str) -> Path:
     """The folder of a learned reward, by path or by the name of one shipped in alignlab/assets.
 
     Raises:
-        FileNotFoundError, ValueError: if there is none, it lacks a file, is of another kind, or its CLIP is not there.
+        FileNotFoundError, ValueError: if there is none, it lacks a file, is of another kind, or its CLIP is
+            not there.
     """
     shipped = Path(str(importlib.resources.files("alignlab") / "assets" / path))
     folder = next((f for f in (Path(path), shipped) if f.is_dir()), None)
@@ -79,7 +82,9 @@ def folder_of(path: str, kind: str) -> Path:
         raise FileNotFoundError(f"path={path}: {folder} lacks {' and '.join(lacks)}; {mend}")
     about = _about(folder, path)
     if about["kind"] != kind:
-        raise ValueError(f"path={path} holds a reward of kind {about['kind']}, not {kind}; choose reward={about['kind']}")
+        raise ValueError(
+            f"path={path} holds a reward of kind {about['kind']}, not {kind}; choose reward={about['kind']}"
+        )
     locate(about["clip"])
     return folder
 
@@ -99,11 +104,15 @@ def load(folder: Path) -> tuple[Clip, dict[str, Tensor], dict[str, Any]]:
         unknown = [name for name, tensor in own.items() if name not in its or its[name].shape != tensor.shape]
         if unknown:
             raise ValueError(
-                f"{folder}/clip.safetensors does not fit {about['clip']}: it has {unknown[0]} {list(own[unknown[0]].shape)}; train the reward again"
+                f"{folder}/clip.safetensors does not fit {about['clip']}: it has {unknown[0]} "
+                f"{list(own[unknown[0]].shape)}; train the reward again"
             )
         clip.model.load_state_dict(own, strict=False)
     if about.get("clip_tensors", len(own)) != len(own):
-        raise ValueError(f"{folder}/clip.safetensors holds {len(own)} of {about['clip_tensors']} tensors; train the reward again")
+        raise ValueError(
+            f"{folder}/clip.safetensors holds {len(own)} of {about['clip_tensors']} tensors; train the "
+            "reward again"
+        )
     return clip, _tensors(folder / "head.safetensors"), about
 
 
@@ -115,13 +124,16 @@ def fill(head: nn.Module, state: dict[str, Tensor], folder: Path) -> nn.Module:
     """
     its = head.state_dict()
     wrong = sorted(
-        name for name in its.keys() | state.keys() if name not in its or name not in state or its[name].shape != state[name].shape
+        name
+        for name in its.keys() | state.keys()
+        if name not in its or name not in state or its[name].shape != state[name].shape
     )
     if wrong:
         there = list(state[wrong[0]].shape) if wrong[0] in state else "missing"
         needed = list(its[wrong[0]].shape) if wrong[0] in its else "none"
         raise ValueError(
-            f"{folder}/head.safetensors is no head of this kind: {wrong[0]} is {there} there, and {needed} is needed; train the reward again"
+            f"{folder}/head.safetensors is no head of this kind: {wrong[0]} is {there} there, and {needed} "
+            "is needed; train the reward again"
         )
     head.load_state_dict(state)
     return head.eval().requires_grad_(False)
@@ -134,7 +146,9 @@ def _about(folder: Path, path: str) -> dict[str, Any]:
         if not (isinstance(about["kind"], str) and isinstance(about["clip"], str)):
             raise TypeError
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise ValueError(f"path={path}: {folder / 'reward.json'} names no kind and no clip; train the reward again") from None
+        raise ValueError(
+            f"path={path}: {folder / 'reward.json'} names no kind and no clip; train the reward again"
+        ) from None
     return dict(about)
 
 
@@ -154,30 +168,41 @@ def save(folder: Path, head: nn.Module, about: dict[str, Any], own: dict[str, Te
     """Writes the folder, weights in half precision. `own` are the CLIP's trained tensors."""
     folder.mkdir(parents=True, exist_ok=True)
     about = {**about, "clip_tensors": len(own)}
-    save_file({k: v.detach().half().cpu().contiguous() for k, v in head.state_dict().items()}, folder / "head.safetensors")
+    save_file(
+        {k: v.detach().half().cpu().contiguous() for k, v in head.state_dict().items()},
+        folder / "head.safetensors",
+    )
     if own:
-        save_file({k: v.detach().half().cpu().contiguous() for k, v in own.items()}, folder / "clip.safetensors")
+        save_file(
+            {k: v.detach().half().cpu().contiguous() for k, v in own.items()}, folder / "clip.safetensors"
+        )
     aside = folder / ".new_reward.json"
     aside.write_text(json.dumps(about, indent=2) + "\n")
     aside.replace(folder / "reward.json")  # in one step: where it is, the reward is whole
 
 
 def mlp_of(state: dict[str, Tensor], *, relu: bool) -> Mlp:
-    """The head that a state dict describes: its two-dimensional tensors are the layers' weights, in order. So LAION's files are
-    read as well: v2 counts its dropouts too (layers.0, 2, 4, 6, 7), v1 is a bare layer (weight, bias). What stands between the
-    layers it does not describe.
+    """The head that a state dict describes: its two-dimensional tensors are the layers' weights, in order. So
+    LAION's files are read as well: v2 counts its dropouts too (layers.0, 2, 4, 6, 7), v1 is a bare layer
+    (weight, bias). What stands between the layers it does not describe.
 
     Raises:
         ValueError: if it describes none.
     """
-    names = [name.removesuffix("weight") for name in state if name.endswith("weight") and state[name].dim() == 2]
+    names = [
+        name.removesuffix("weight") for name in state if name.endswith("weight") and state[name].dim() == 2
+    ]
     names.sort(key=_number)
     shapes = [tuple(state[f"{n}weight"].shape) for n in names]
     chained = shapes and shapes[-1][0] == 1 and all(one[0] == after[1] for one, after in pairwise(shapes))
-    biased = all(state.get(f"{n}bias", torch.zeros(0)).shape == (shape[0],) for n, shape in zip(names, shapes, strict=True))
+    biased = all(
+        state.get(f"{n}bias", torch.zeros(0)).shape == (shape[0],)
+        for n, shape in zip(names, shapes, strict=True)
+    )
     if not chained or not biased or len(state) != 2 * len(names):
         raise ValueError(
-            f"this is no head of linear layers that end in one number: it has {', '.join(sorted(state)[:4]) or 'nothing'}"
+            "this is no head of linear layers that end in one number: it has "
+            f"{', '.join(sorted(state)[:4]) or 'nothing'}"
         )
     head = Mlp([shapes[0][1], *(shape[0] for shape in shapes)], relu=relu)
     for layer, name in zip(head.layers, names, strict=True):

@@ -1,4 +1,5 @@
-"""Human Preference Score v2 and v2.1 (Wu et al. 2023, arXiv 2306.09341): a CLIP tuned on people's rankings."""
+"""Human Preference Score v2 and v2.1 (Wu et al. 2023, arXiv 2306.09341): a CLIP tuned on people's
+rankings."""
 
 from collections.abc import Sequence
 from pickle import UnpicklingError
@@ -15,7 +16,8 @@ from alignlab.rewards.weights import fetched, look, to_fetch
 class FloatPreprocessing(Preprocessing):
     """What hpsv2's own transform does: it turns a picture into a float tensor first, and resizes that.
 
-    So bicubic interpolation overshoots at edges, and nothing brings it back to [0, 1]. The longer side fits, the rest is padded.
+    So bicubic interpolation overshoots at edges, and nothing brings it back to [0, 1]. The longer side fits,
+    the rest is padded.
     """
 
     def resized(self, images: Tensor) -> Tensor:
@@ -27,8 +29,8 @@ class FloatPreprocessing(Preprocessing):
 
 
 class HPSv2:
-    """The cosine of image and prompt, as published; 0.2 to 0.3 as a rule. v2 and v2.1 do not compare, nor do prompts with each
-    other. Images that are not square are padded with black, not cut. Differentiable.
+    """The cosine of image and prompt, as published; 0.2 to 0.3 as a rule. v2 and v2.1 do not compare, nor do
+    prompts with each other. Images that are not square are padded with black, not cut. Differentiable.
 
     Args:
         path: the published file, a folder with it, or a repository of the Hugging Face hub.
@@ -55,13 +57,17 @@ class HPSv2:
     def missing(path: str, *, file: str, revision: str | None = None, **_: Any) -> list[str]:
         return to_fetch(path, file, revision=revision)
 
-    def __init__(self, path: str, *, file: str, architecture: str = "ViT-H-14", revision: str | None = None) -> None:
+    def __init__(
+        self, path: str, *, file: str, architecture: str = "ViT-H-14", revision: str | None = None
+    ) -> None:
         weights = fetched(path, file, revision)
         try:
             self.clip = Clip(architecture, weights=weights)
         except (RuntimeError, OSError, EOFError, KeyError, ValueError, UnpicklingError) as error:
             why = " ".join(str(error).split())[:200]
-            raise ValueError(f"path={path}: {weights.name} is no state dict of open_clip's {architecture} ({why})") from None
+            raise ValueError(
+                f"path={path}: {weights.name} is no state dict of open_clip's {architecture} ({why})"
+            ) from None
         self.input_size = self.clip.size[0]
         self.clip.preprocess = FloatPreprocessing(
             size=self.clip.size, mean=self.clip.preprocess.mean, std=self.clip.preprocess.std

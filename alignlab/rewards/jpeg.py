@@ -19,7 +19,8 @@ def check(sign: int, quality: int) -> None:
 
 
 class JpegSize:
-    """sign times the file size in kB (1000 bytes). Not differentiable; typically 1 to 3 kB at 48 px, 50 to 150 kB at 512 px.
+    """sign times the file size in kB (1000 bytes). Not differentiable; typically 1 to 3 kB at 48 px, 50 to
+    150 kB at 512 px.
 
     Args:
         sign: -1 rewards small files (compressibility), 1 large ones.

@@ -1,4 +1,5 @@
-"""A differentiable stand-in for the size as JPEG: the steps of the encoder up to its entropy coder, whose length is estimated.
+"""A differentiable stand-in for the size as JPEG: the steps of the encoder up to its entropy coder, whose
+length is estimated.
 
 Kept libraries of differentiable JPEG (kornia, diff-jpeg) give the decoded picture; a size needs the quantised coefficients, so the
 steps are here. They are those of the IJG's encoder that PIL calls (ITU-T T.81; JFIF for the colours): the picture, padded by its
@@ -25,8 +26,8 @@ YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0
 
 
 class JpegRate:
-    """sign times the estimated bits a pixel. Differentiable. It ranks images of one size as their JPEG files' sizes do
-    (docs/rewards.md has the rank correlations); it is an estimate without unit of its own, not kB.
+    """sign times the estimated bits a pixel. Differentiable. It ranks images of one size as their JPEG files'
+    sizes do (docs/rewards.md has the rank correlations); it is an estimate without unit of its own, not kB.
 
     Args:
         sign: -1 rewards small files (compressibility), 1 large ones.
@@ -54,24 +55,33 @@ class JpegRate:
         return self.sign * bits / (images.shape[-2] * images.shape[-1])
 
     def coefficients(self, images: Tensor) -> list[Tensor]:
-        """Of Y, Cb and Cr, in quantisation steps and not rounded: [B, rows, columns, 8, 8] each, in blocks."""
+        """Of Y, Cb and Cr, in quantisation steps and not rounded: [B, rows, columns, 8, 8] each, in
+        blocks."""
         height, width = images.shape[-2:]
         pixels = F.pad(images * 255, (0, -width % 16, 0, -height % 16), mode="replicate")
         y, cb, cr = torch.einsum("yc,bchw->ybhw", self.ycbcr.to(images), pixels)
         planes = [y - 128, F.avg_pool2d(cb, 2), F.avg_pool2d(cr, 2)]
         dct = self.dct.to(images)
         blocks = (plane.unflatten(1, (-1, 8)).unflatten(3, (-1, 8)).transpose(2, 3) for plane in planes)
-        return [dct @ block @ dct.T / steps.to(images) for block, steps in zip(blocks, self.tables, strict=True)]
+        return [
+            dct @ block @ dct.T / steps.to(images) for block, steps in zip(blocks, self.tables, strict=True)
+        ]
 
 
 def table(words: str, quality: int) -> Tensor:
     """[8, 8] quantisation steps at a quality, as the IJG scales them."""
     scale = 5000 // quality if quality < 50 else 200 - 2 * quality
-    return ((torch.tensor([int(word) for word in words.split()]) * scale + 50) // 100).clamp(1, 255).view(8, 8).float()
+    return (
+        ((torch.tensor([int(word) for word in words.split()]) * scale + 50) // 100)
+        .clamp(1, 255)
+        .view(8, 8)
+        .float()
+    )
 
 
 def cost(q: Tensor) -> Tensor:
-    """Of each coefficient [B, rows, columns, 8, 8]. A block's first (its mean) is coded as the difference from the last block's."""
+    """Of each coefficient [B, rows, columns, 8, 8]. A block's first (its mean) is coded as the difference
+    from the last block's."""
     mean = q[..., 0, 0]
     mean = torch.cat([mean[..., :1], mean.diff(dim=-1)], -1)
     rest = q.flatten(-2)[..., 1:]

@@ -1,4 +1,5 @@
-"""Which of two images of a prompt people would choose, in PickScore's form (Kirstain et al. 2023, arXiv 2305.01569, section 3)."""
+"""Which of two images of a prompt people would choose, in PickScore's form (Kirstain et al. 2023, arXiv
+2305.01569, section 3)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,11 +10,12 @@ from alignlab.rewards.heads import Agreement, fill, folder_of, load, to_fetch
 
 
 class Preference:
-    """exp(logit_scale) times the cosine of image and prompt. The difference of two images' scores is the log-odds that the
-    first is chosen (Bradley-Terry). Differentiable.
+    """exp(logit_scale) times the cosine of image and prompt. The difference of two images' scores is the
+    log-odds that the first is chosen (Bradley-Terry). Differentiable.
 
     Args:
-        path: a folder that `python -m alignlab.train_reward kind=preference` wrote, or the name of one shipped ("emoji_preference").
+        path: a folder that `python -m alignlab.train_reward kind=preference` wrote, or the name of one
+            shipped ("emoji_preference").
 
     Raises:
         FileNotFoundError, ValueError: if there is none, or it is of another kind.

@@ -1,9 +1,10 @@
 """What a scorer's published preprocessing does to a PIL picture, done to tensors, so that gradients pass.
 
-PIL resizes across first and then down, and brings each of the two results back to the pixels' range: bicubic interpolation
-overshoots at an edge. The same two steps are made here. What PIL also does is to round to 8 bits, which has no gradient and is left
-out, so a pixel differs from PIL's by that rounding alone: by less than 0.005 of the range. (From version 13 on Pillow begins with
-the height where that shrinks much more than the width. The published scorers are older.)
+PIL resizes across first and then down, and brings each of the two results back to the pixels' range: bicubic
+interpolation overshoots at an edge. The same two steps are made here. What PIL also does is to round to 8
+bits, which has no gradient and is left out, so a pixel differs from PIL's by that rounding alone: by less
+than 0.005 of the range. (From version 13 on Pillow begins with the height where that shrinks much more than
+the width. The published scorers are older.)
 """
 
 from collections.abc import Sequence
@@ -25,11 +26,12 @@ class Preprocessing:
     mean: Sequence[float] = CLIP_MEAN
     std: Sequence[float] = CLIP_STD
     resize: str = "shortest"
-    """shortest: the shorter side fits and the rest of the longer is cut; longest: the longer side fits and the rest is padded;
-    squash: both sides fit."""
+    """shortest: the shorter side fits and the rest of the longer is cut; longest: the longer side fits and
+    the rest is padded; squash: both sides fit."""
     interpolation: str = "bicubic"
     floor: bool = False
-    """Of an odd margin the smaller part is cut before the middle, as transformers does; torchvision rounds to even."""
+    """Of an odd margin the smaller part is cut before the middle, as transformers does; torchvision rounds to
+    even."""
     fill: float = 0.0
     """What pads, in [0, 1]."""
 

@@ -1,8 +1,10 @@
-"""The reward of a server (`python -m alignlab.serve_reward`), on this machine or another one. Scoring overlaps sampling.
+"""The reward of a server (`python -m alignlab.serve_reward`), on this machine or another one. Scoring
+overlaps sampling.
 
-What may be a passing trouble (no connection, a timeout, 408, 429, 5xx, an answer that is cut or garbled) is asked again after a
-growing, jittered wait. What would not pass (another 4xx, too few scores, a score that is no number, another reward than at the
-start) is a RewardError at once. A null is a score that was not finite there, and is NaN here. No score is ever made up.
+What may be a passing trouble (no connection, a timeout, 408, 429, 5xx, an answer that is cut or garbled) is
+asked again after a growing, jittered wait. What would not pass (another 4xx, too few scores, a score that is
+no number, another reward than at the start) is a RewardError at once. A null is a score that was not finite
+there, and is NaN here. No score is ever made up.
 """
 
 import json
@@ -35,16 +37,21 @@ class Trouble(Exception):
 
 
 class Remote:
-    """What a reward server says of the images. Not differentiable. Unit, range and the rest are the server's own.
+    """What a reward server says of the images. Not differentiable. Unit, range and the rest are the server's
+    own.
 
     Args:
-        url: of the server, http:// or https://. Within a command it must be one that the user named (alignlab/rewards/servers.py).
-        name: the reward that it must hold; None takes any. The one that it held at the start it must hold to the end.
+        url: of the server, http:// or https://. Within a command it must be one that the user named
+            (alignlab/rewards/servers.py).
+        name: the reward that it must hold; None takes any. The one that it held at the start it must hold to
+            the end.
         form: "png" (8 bits a channel, small) or "safetensors" (float32, exact).
         batch_size: images of one request.
-        ahead: rollouts that may wait for their scores while the next one is sampled, one more than it are asked for at once; 0 waits for each.
+        ahead: rollouts that may wait for their scores while the next one is sampled, one more than it are
+            asked for at once; 0 waits for each.
         retries: attempts after the first one.
-        backoff: seconds before the second attempt, twice as many before each further one, up to 30; each is shortened by up to a half at random.
+        backoff: seconds before the second attempt, twice as many before each further one, up to 30; each is
+            shortened by up to a half at random.
         timeout: seconds of one attempt, from the connection to the answer's last byte.
 
     Raises:
@@ -61,9 +68,16 @@ class Remote:
 
     @staticmethod
     def check(
-        url: str, *, form: str = "png", batch_size: int = 16, ahead: int = 1, retries: int = 8, backoff: float = 0.5,
-        timeout: float = 120.0, **_: Any,
-    ) -> None:  # fmt: skip
+        url: str,
+        *,
+        form: str = "png",
+        batch_size: int = 16,
+        ahead: int = 1,
+        retries: int = 8,
+        backoff: float = 0.5,
+        timeout: float = 120.0,
+        **_: Any,
+    ) -> None:
         try:
             address(url)
         except ValueError as error:
@@ -73,7 +87,8 @@ class Remote:
             raise ValueError(f"form={form} is not one of {', '.join(TYPES)}")
         if batch_size < 1 or ahead < 0 or retries < 0 or backoff < 0 or not timeout > 0:
             raise ValueError(
-                f"batch_size={batch_size} must be at least 1, ahead={ahead}, retries={retries} and backoff={backoff} at least 0, "
+                f"batch_size={batch_size} must be at least 1, ahead={ahead}, retries={retries} and "
+                f"backoff={backoff} at least 0, "
                 f"timeout={timeout} positive"
             )
 
@@ -89,20 +104,34 @@ class Remote:
         backoff: float = 0.5,
         timeout: float = 120.0,
     ) -> None:
-        self.check(url, form=form, batch_size=batch_size, ahead=ahead, retries=retries, backoff=backoff, timeout=timeout)
+        self.check(
+            url,
+            form=form,
+            batch_size=batch_size,
+            ahead=ahead,
+            retries=retries,
+            backoff=backoff,
+            timeout=timeout,
+        )
         self.url, self.form, self.batch_size, self.ahead = url.rstrip("/"), form, batch_size, ahead
         self.retries, self.backoff, self.timeout = retries, backoff, timeout
         self._token = token_for(url)
         self._http = connections(ahead + 1)
-        self._jitter = random.Random()  # a stream of its own: the run's draws are the same however often a server fails
+        self._jitter = (
+            random.Random()
+        )  # a stream of its own: the run's draws are the same however often a server fails
         said = self._declaration(self._ask("GET", "/health", None))
         if name is not None and said["reward"] != name:
             raise RewardError(
-                f"the reward server {self.url} holds {plain(said['reward'])}, not {name}; start it with reward={name}"
+                f"the reward server {self.url} holds {plain(said['reward'])}, not {name}; start it with "
+                f"reward={name}"
             )
         self.held, self.digest, self.unit = said["reward"], said["digest"], plain(said["unit"])
         low, high = said["typical_range"]
-        self.typical_range = (-math.inf if low is None else float(low), math.inf if high is None else float(high))
+        self.typical_range = (
+            -math.inf if low is None else float(low),
+            math.inf if high is None else float(high),
+        )
         self.needs_prompt = bool(said.get("needs_prompt", True))
         self.input_size, self.licence = _count(said.get("input_size")), plain(said.get("licence", "unstated"))
         self.batch_size = min(batch_size, _count(said.get("max_images")) or batch_size)
@@ -111,7 +140,8 @@ class Remote:
         return self.submit(images, prompts).result().to(images.device)
 
     def submit(self, images: Tensor, prompts: Sequence[str]) -> Future[Tensor]:
-        """The scores [B] float32 on the CPU, when they are there; or the RewardError. The thread that waits for them holds up no exit."""
+        """The scores [B] float32 on the CPU, when they are there; or the RewardError. The thread that waits
+        for them holds up no exit."""
         pictures, texts, future = images.detach().float().cpu(), list(prompts), Future[Tensor]()
 
         def work() -> None:
@@ -134,11 +164,15 @@ class Remote:
     def _checked(self, answer: Any, n: int) -> list[float]:
         """The n scores of an answer."""
         if not isinstance(answer, dict) or not isinstance(answer.get("scores"), list):
-            raise RewardError(f"the reward server {self.url} answered without a list of scores; is it {_START}?")
+            raise RewardError(
+                f"the reward server {self.url} answered without a list of scores; is it {_START}?"
+            )
         if (answer.get("reward"), answer.get("digest")) != (self.held, self.digest):
             raise RewardError(
-                f"the reward server {self.url} holds {plain(answer.get('reward'))} ({plain(answer.get('digest'))}) now, and held "
-                f"{plain(self.held)} ({plain(self.digest)}) when this run asked first; start it as it was, and go on with {self._resume}"
+                f"the reward server {self.url} holds {plain(answer.get('reward'))} "
+                f"({plain(answer.get('digest'))}) now, and held "
+                f"{plain(self.held)} ({plain(self.digest)}) when this run asked first; start it as it was, "
+                f"and go on with {self._resume}"
             )
         scores = answer["scores"]
         if len(scores) != n:
@@ -146,7 +180,8 @@ class Remote:
         wrong = [s for s in scores if s is not None and not _is_finite(s)]
         if wrong:
             raise RewardError(
-                f"the reward server {self.url} gave the score {plain(wrong[0], 40)} ({len(wrong)} of {n} are no finite numbers)"
+                f"the reward server {self.url} gave the score {plain(wrong[0], 40)} ({len(wrong)} of {n} are "
+                "no finite numbers)"
             )
         return [math.nan if s is None else float(s) for s in scores]
 
@@ -184,7 +219,8 @@ class Remote:
             else f"start it again ({_START}), then go on with {self._resume}: the run is intact"
         )
         raise RewardError(
-            f"the reward server {self.url} gave no answer in {1 + self.retries} attempts over {time.monotonic() - began:.0f} s "
+            f"the reward server {self.url} gave no answer in {1 + self.retries} attempts over "
+            f"{time.monotonic() - began:.0f} s "
             f"(the last: {trouble}); {mend}"
         )
 
@@ -200,9 +236,19 @@ class Remote:
             headers["Authorization"] = f"Bearer {self._token}"
         most = 2**16 + 64 * self.batch_size
         try:
-            answer = exchange(self._http, method, self.url + path, body=body, headers=headers, timeout=self.timeout, most=most)
+            answer = exchange(
+                self._http,
+                method,
+                self.url + path,
+                body=body,
+                headers=headers,
+                timeout=self.timeout,
+                most=most,
+            )
         except Endless:
-            raise RewardError(f"the reward server {self.url} answered with more than {most} bytes; is it {_START}?") from None
+            raise RewardError(
+                f"the reward server {self.url} answered with more than {most} bytes; is it {_START}?"
+            ) from None
         except Late:
             raise Trouble(f"no whole answer within timeout={self.timeout:g} s") from None
         except (HTTPError, OSError) as error:
@@ -224,7 +270,8 @@ class Remote:
         if status in (401, 403):
             why = "" if self._token is not None or token() is None else f", and add {self.url} to {BOUND}"
             raise RewardError(
-                f"the reward server {self.url} wants a secret; set the environment variable {TOKEN} to the one that it has{why}"
+                f"the reward server {self.url} wants a secret; set the environment variable {TOKEN} to the "
+                f"one that it has{why}"
             )
         if status != 200:
             raise RewardError(f"the reward server {self.url} refused: HTTP {status} {said}".strip())

@@ -75,9 +75,16 @@ class RewardServer(ThreadingHTTPServer):
     request_queue_size = 256  # connections that the system holds until they are accepted
 
     def __init__(
-        self, address: tuple[str, int], name: str, reward: Reward, *, digest: str = "", device: torch.device | str = "cpu",
-        token: str | None = None, limits: Limits | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        address: tuple[str, int],
+        name: str,
+        reward: Reward,
+        *,
+        digest: str = "",
+        device: torch.device | str = "cpu",
+        token: str | None = None,
+        limits: Limits | None = None,
+    ) -> None:
         self.name, self.digest, self.device, self.token = name, digest, torch.device(device), token
         self.limits, self.reward = limits or Limits(), reward
         self.checked = WeightedSum({name: reward}, {name: 1.0})
@@ -114,12 +121,22 @@ class RewardServer(ThreadingHTTPServer):
     def declaration(self) -> dict[str, Any]:
         """What GET /health answers. An end of the range that is unbounded or unstated is null."""
         said = Declared.by(self.reward)
-        bounds = [float(bound) if math.isfinite(bound) else None for bound in said.typical_range or (-math.inf, math.inf)]
+        bounds = [
+            float(bound) if math.isfinite(bound) else None
+            for bound in said.typical_range or (-math.inf, math.inf)
+        ]
         return {
-            "protocol": PROTOCOL, "reward": self.name, "digest": self.digest, "unit": said.unit, "typical_range": bounds,
-            "differentiable": False, "needs_prompt": said.needs_prompt, "input_size": said.input_size, "licence": said.licence,
+            "protocol": PROTOCOL,
+            "reward": self.name,
+            "digest": self.digest,
+            "unit": said.unit,
+            "typical_range": bounds,
+            "differentiable": False,
+            "needs_prompt": said.needs_prompt,
+            "input_size": said.input_size,
+            "licence": said.licence,
             "max_images": self.limits.images,
-        }  # fmt: skip
+        }
 
     def score(self, body: bytes, content_type: str) -> dict[str, Any]:
         """What POST /score answers. A score that is not finite is null.
@@ -193,7 +210,10 @@ class _Handler(BaseHTTPRequestHandler):
             return
         except Exception as error:
             traceback.print_exc()
-            status, answer = 500, {"error": f"{self.server.name} failed: {type(error.__cause__ or error).__name__}"}
+            status, answer = (
+                500,
+                {"error": f"{self.server.name} failed: {type(error.__cause__ or error).__name__}"},
+            )
         self._send(status, answer)
 
     def _check_head(self) -> None:
@@ -241,7 +261,9 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refusal(411, "say how long the body is (Content-Length)")
         if len(length) > 18 or int(length) > self.server.largest:
             raise Refusal(
-                413, f"the body is longer than {self.server.limits.megabytes:g} MiB; send fewer images at once (batch_size)"
+                413,
+                f"the body is longer than {self.server.limits.megabytes:g} MiB; send fewer images at once "
+                "(batch_size)",
             )
         self.arriving.begin(SECONDS, 0)
         return int(length)

@@ -1,9 +1,9 @@
 """Decides which reward servers a command may speak to: those that its user named.
 
-What a file says is somebody else's until it is typed. A reward server is sent images, prompts and the secret of the environment. An address counts as named where it
-is typed (as a reward's url, or in `allow_servers`), or stands in the environment variable
-ALIGNLAB_REWARD_URL. Addresses in stored configurations, recipes and files of --config-dir are none of these.
-Outside of a command a program's configuration is its own.
+What a file says is somebody else's until it is typed. A reward server is sent images, prompts and the secret
+of the environment. An address counts as named where it is typed (as a reward's url, or in `allow_servers`),
+or stands in the environment variable ALIGNLAB_REWARD_URL. Addresses in stored configurations, recipes and
+files of --config-dir are none of these. Outside of a command a program's configuration is its own.
 """
 
 import os
@@ -42,7 +42,9 @@ def address(url: str) -> str:
     """
     found = _ADDRESS.fullmatch(url) if isinstance(url, str) else None
     if found is None or int(found["port"] or 0) > 65535:
-        raise ValueError(f"{url} is no server; write http://127.0.0.1:8000 (a secret goes into the variable {TOKEN})")
+        raise ValueError(
+            f"{url} is no server; write http://127.0.0.1:8000 (a secret goes into the variable {TOKEN})"
+        )
     scheme = found["scheme"].lower()
     port = int(found["port"] or (443 if scheme == "https" else 80))
     return f"{scheme}://{found['host'].lower()}:{port}{found['path'].rstrip('/')}"
@@ -104,7 +106,9 @@ def refuse_unnamed(url: str) -> None:
     at = address(url)
     if _named is None or at in _named | bound():
         return
-    sent = "images and prompts" if token() is None or bound() else f"images, prompts and the secret in {TOKEN}"
+    sent = (
+        "images and prompts" if token() is None or bound() else f"images, prompts and the secret in {TOKEN}"
+    )
     raise ValueError(f"url={url} stands in a file, and {sent} would go there; {MEND}{url}]'")
 
 
@@ -116,7 +120,9 @@ def token() -> str | None:
     """
     secret = os.environ.get(TOKEN) or None
     if secret is not None and not (secret.isascii() and secret.isprintable() and " " not in secret):
-        raise ValueError(f"the environment variable {TOKEN} holds something else than ASCII letters, digits and signs")
+        raise ValueError(
+            f"the environment variable {TOKEN} holds something else than ASCII letters, digits and signs"
+        )
     return secret
 
 

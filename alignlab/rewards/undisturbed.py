@@ -1,6 +1,7 @@
 """Around code of the user's own: what it changes of the whole process would change all that runs after it.
 
-A scorer's module, say, often begins with torch.set_grad_enabled(False), and a training that imports it would have no gradients.
+A scorer's module, say, often begins with torch.set_grad_enabled(False), and a training that imports it would
+have no gradients.
 """
 
 import os
@@ -12,8 +13,8 @@ import torch
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Sets back what the code inside changes: torch's gradient mode, default dtype, default device and number of threads, and the
-    working directory."""
+    """Sets back what the code inside changes: torch's gradient mode, default dtype, default device and number
+    of threads, and the working directory."""
     gradient, dtype, threads = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()
     device, home = torch.get_default_device(), _folder()
     try:
@@ -22,7 +23,9 @@ def undisturbed() -> Iterator[None]:
         torch.set_grad_enabled(gradient)
         torch.set_default_dtype(dtype)
         if torch.get_default_device() != device:
-            torch.set_default_device(None if device.type == "cpu" else device)  # None: there is none, which is the CPU
+            torch.set_default_device(
+                None if device.type == "cpu" else device
+            )  # None: there is none, which is the CPU
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
         if home is not None and _folder() != home:

@@ -1,4 +1,5 @@
-"""A vision-language model of transformers, on this machine: what it replies to a question about an image, and how likely a reply is."""
+"""A vision-language model of transformers, on this machine: what it replies to a question about an image, and
+how likely a reply is."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -40,23 +41,30 @@ def to_fetch(path: str, revision: str | None = None) -> list[str]:
 
 
 class Vlm:
-    """Any model that AutoModelForImageTextToText and AutoProcessor load, without code of its own (LLaVA, Qwen-VL, SmolVLM ...).
+    """Any model that AutoModelForImageTextToText and AutoProcessor load, without code of its own (LLaVA,
+    Qwen-VL, SmolVLM ...).
 
-    On the meta device (alignlab.plan) its weights are there, but it says nothing: what it would say steers its computation.
+    On the meta device (alignlab.plan) its weights are there, but it says nothing: what it would say steers
+    its computation.
 
     Args:
         path: a folder in transformers' format, or owner/name of the hub.
         revision: a commit of the hub.
         dtype: of the weights.
-        chat: a question's surroundings where the processor has no chat template; "{}" is replaced by the question. The default is
-            LLaVA-1.5's.
+        chat: a question's surroundings where the processor has no chat template; "{}" is replaced by the
+            question. The default is LLaVA-1.5's.
         batch_size: images at once.
     """
 
     def __init__(
-        self, path: str, *, revision: str | None = None, dtype: Precision = "bfloat16", chat: str = "USER: <image>\n{} ASSISTANT:",
+        self,
+        path: str,
+        *,
+        revision: str | None = None,
+        dtype: Precision = "bfloat16",
+        chat: str = "USER: <image>\n{} ASSISTANT:",
         batch_size: int = 8,
-    ) -> None:  # fmt: skip
+    ) -> None:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         where = locate(path)
@@ -66,25 +74,31 @@ class Vlm:
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.dtype = getattr(torch, dtype)
-        self.model: Any = freeze(AutoModelForImageTextToText.from_pretrained(where, revision=revision, dtype=self.dtype))
+        self.model: Any = freeze(
+            AutoModelForImageTextToText.from_pretrained(where, revision=revision, dtype=self.dtype)
+        )
         self.chat, self.batch_size = chat, batch_size
 
     @torch.no_grad()
     def reply(self, images: Tensor, questions: Sequence[str], *, tokens: int = 64) -> list[str]:
-        """The most likely reply, greedily, to each image's question; at most `tokens` tokens. Images [B, 3, H, W] in [0, 1]."""
+        """The most likely reply, greedily, to each image's question; at most `tokens` tokens. Images [B, 3,
+        H, W] in [0, 1]."""
         if images.is_meta:
             self.model.to(images.device)
             return [""] * len(questions)
         replies = []
         for inputs, _ in self._batches(images, questions):
-            out = self.model.generate(**inputs, max_new_tokens=tokens, do_sample=False, pad_token_id=self.tokenizer.pad_token_id)
+            out = self.model.generate(
+                **inputs, max_new_tokens=tokens, do_sample=False, pad_token_id=self.tokenizer.pad_token_id
+            )
             new = out if self.model.config.is_encoder_decoder else out[:, inputs["input_ids"].shape[1] :]
             replies += [text.strip() for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
         return replies
 
     @torch.no_grad()
     def likelihood(self, images: Tensor, questions: Sequence[str], replies: Sequence[str]) -> Tensor:
-        """[B] float32: the probability that the model's reply begins with the given one. For models with a decoder only."""
+        """[B] float32: the probability that the model's reply begins with the given one. For models with a
+        decoder only."""
         if images.is_meta:
             self.model.to(images.device)
             return torch.zeros(len(questions), device=images.device)
@@ -100,7 +114,9 @@ class Vlm:
             more = {"input_ids": ends, "attention_mask": said}
             for name, value in inputs.items():
                 if value.shape == asked.shape:  # one entry a token: the replies' tokens follow
-                    inputs[name] = torch.cat([value, more.get(name, torch.zeros_like(ends)).to(value.dtype)], 1)
+                    inputs[name] = torch.cat(
+                        [value, more.get(name, torch.zeros_like(ends)).to(value.dtype)], 1
+                    )
             logits = self.model(**inputs).logits[:, asked.shape[1] - 1 : -1].float()
             each = logits.log_softmax(-1).gather(-1, ends[..., None])[..., 0]
             found.append((each * said).sum(1).exp())
@@ -114,11 +130,14 @@ class Vlm:
             rows = range(k, min(k + self.batch_size, len(pixels)))
             texts = [self._surrounded(questions[row]) for row in rows]
             pictures = [[Image.fromarray(pixels[row])] for row in rows]
-            inputs = self.processor(images=pictures, text=texts, padding=True, return_tensors="pt").to(images.device, self.dtype)
+            inputs = self.processor(images=pictures, text=texts, padding=True, return_tensors="pt").to(
+                images.device, self.dtype
+            )
             yield dict(inputs), rows
 
     def _surrounded(self, question: str) -> str:
-        """A question as the model was taught to be asked, with the place of the image. It can name no place, turn or end of its own."""
+        """A question as the model was taught to be asked, with the place of the image. It can name no place,
+        turn or end of its own."""
         for special in self.tokenizer.all_special_tokens:
             question = question.replace(special, " ")
         if getattr(self.processor, "chat_template", None) is None:

@@ -1,4 +1,5 @@
-"""Where published weights are: a file, a folder, or a repository of the Hugging Face hub. No pickle is ever executed."""
+"""Where published weights are: a file, a folder, or a repository of the Hugging Face hub. No pickle is ever
+executed."""
 
 import json
 import re
@@ -12,7 +13,8 @@ FILES = (".pt", ".pth", ".bin", ".safetensors")
 
 
 def at_hand(path: str, file: str, revision: str | None = None) -> Path | None:
-    """`path` itself if it is a file, else `file` in the folder `path` or in the hub's cache; None if it is not on this machine."""
+    """`path` itself if it is a file, else `file` in the folder `path` or in the hub's cache; None if it is
+    not on this machine."""
     from huggingface_hub import try_to_load_from_cache
 
     here = next((p for p in (Path(path), Path(path) / file) if p.is_file()), None)
@@ -24,30 +26,48 @@ def at_hand(path: str, file: str, revision: str | None = None) -> Path | None:
 
 Alternatives = str | tuple[str, ...]
 """A file, or several of which one is enough."""
-MODEL: Alternatives = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+MODEL: Alternatives = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 """Weights in transformers' format."""
 SAFE_MODEL: Alternatives = ("model.safetensors", "model.safetensors.index.json")
 PROCESSOR = ("preprocessor_config.json", "processor_config.json")
-"""What an image processor does. Version 5 of transformers writes it into the second, beside the rest of a processor."""
+"""What an image processor does. Version 5 of transformers writes it into the second, beside the rest of a
+processor."""
 BPE_WORDS = ("vocab.json", "tokenizer.json")
 BERT_WORDS = ("vocab.txt", "tokenizer.json")
 """A vocabulary as older tokenizer classes read it, or as transformers 5 writes it."""
-VOCABULARIES: Alternatives = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model", "spm.model")
+VOCABULARIES: Alternatives = (
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "tokenizer.model",
+    "spm.model",
+)
 
 
 def to_fetch(path: str, *files: Alternatives, revision: str | None = None, whole: bool = False) -> list[str]:
-    """How to get the files of a hub's repository that are not in its cache; nothing for what is no repository of the hub.
+    """How to get the files of a hub's repository that are not in its cache; nothing for what is no repository
+    of the hub.
 
     Args:
         whole: the command for the repository with all that it holds, instead of for these files.
     """
     if not on_hub(path):
         return []
-    lacks = [file for file in files if not _cached(path, (file,) if isinstance(file, str) else file, revision)]
+    lacks = [
+        file for file in files if not _cached(path, (file,) if isinstance(file, str) else file, revision)
+    ]
     if not lacks:
         return []
     first = [file if isinstance(file, str) else file[0] for file in lacks]
-    command = " ".join(["hf download", path, *([] if whole else first), *(["--revision", revision] if revision else [])])
+    command = " ".join(
+        ["hf download", path, *([] if whole else first), *(["--revision", revision] if revision else [])]
+    )
     return [f"{first[0]} of {path} is not in the hub's cache; {command}"]
 
 
@@ -67,7 +87,8 @@ def _cached(path: str, files: tuple[str, ...], revision: str | None) -> bool:
 
 
 def on_hub(path: str) -> bool:
-    """Whether it can only be owner/name, a repository of the hub: there is nothing of that name on the disk."""
+    """Whether it can only be owner/name, a repository of the hub: there is nothing of that name on the
+    disk."""
     named = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path) is not None and not path.endswith(FILES)
     return named and not Path(path).exists()
 
@@ -79,11 +100,15 @@ def look(path: str, *files: Alternatives, revision: str | None = None, key: str 
         FileNotFoundError: naming `key` and the first of the files that is missing.
     """
     sets = [(file,) if isinstance(file, str) else file for file in files]
-    lacks = next((names[0] for names in sets if not any(at_hand(path, name, revision) for name in names)), None)
+    lacks = next(
+        (names[0] for names in sets if not any(at_hand(path, name, revision) for name in names)), None
+    )
     if lacks is None or on_hub(path):
         return
     what = f"{path} has no {lacks}" if Path(path).is_dir() else "there is no such file or folder"
-    raise FileNotFoundError(f"{key}={path}: {what}; give a file or folder with {lacks}, or owner/name of the Hugging Face hub")
+    raise FileNotFoundError(
+        f"{key}={path}: {what}; give a file or folder with {lacks}, or owner/name of the Hugging Face hub"
+    )
 
 
 def fetched(path: str, file: str, revision: str | None = None, key: str = "path") -> Path:
@@ -126,7 +151,10 @@ def fetched_any(path: str, files: tuple[str, ...], revision: str | None = None, 
 def unreachable(key: str, path: str, file: str, error: Exception) -> str:
     """What to do when the hub did not give a file."""
     why = str(error).strip().partition("\n")[0].rstrip(".")
-    return f"{key}={path}: {file} is not on this machine and the hub did not give it ({why}); set {key} to where it is"
+    return (
+        f"{key}={path}: {file} is not on this machine and the hub did not give it ({why}); set {key} to "
+        "where it is"
+    )
 
 
 def tensors(file: Path) -> dict[str, Tensor]:

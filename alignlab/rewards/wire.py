@@ -3,7 +3,8 @@
     png           JSON {"images": [base64, ...], "prompts": [...]}: 8 bits a channel, so scores are those of the rounded images
     safetensors   "images" float32 [B, 3, H, W], exact, and "prompts" uint8: a JSON list in UTF-8
 
-The answer is JSON in both: {"reward": name, "digest": text, "scores": [B numbers]}, whose decimals give the same float32 back.
+The answer is JSON in both: {"reward": name, "digest": text, "scores": [B numbers]}, whose decimals give the
+same float32 back.
 """
 
 import base64
@@ -22,9 +23,11 @@ TYPES = {"png": "application/json", "safetensors": "application/x-safetensors"}
 PICTURES = ("PNG", "JPEG", "WEBP")
 """What PIL is allowed to decode. Its other decoders see no stranger's bytes."""
 LONGEST = 8192
-"""Letters of a prompt. No model reads as many, and some tokenizers need time that grows with the square of a word's length."""
+"""Letters of a prompt. No model reads as many, and some tokenizers need time that grows with the square of a
+word's length."""
 NARROWEST = 32
-"""How many times longer than the other one side of an image may be: where a reward resizes the short side, the long one grows too."""
+"""How many times longer than the other one side of an image may be: where a reward resizes the short side,
+the long one grows too."""
 EIGHT_BITS = ("L", "P", "RGB", "RGBA")
 
 
@@ -39,8 +42,8 @@ class Limits:
     megabytes: float = 64
     """Of the body, in units of 2^20 bytes."""
     megapixels: float = 64
-    """Of all its images together, in units of 2^20 pixels: 64 images of 1024 px. They count as they are sent, or as the reward
-    resizes them where that is more."""
+    """Of all its images together, in units of 2^20 pixels: 64 images of 1024 px. They count as they are sent,
+    or as the reward resizes them where that is more."""
     images: int = 64
     """However small they are."""
 
@@ -56,7 +59,9 @@ def pack(images: Tensor, prompts: Sequence[str], form: str) -> bytes:
     return json.dumps({"images": [_png(picture) for picture in pixels], "prompts": list(prompts)}).encode()
 
 
-def unpack(body: bytes, content_type: str, limits: Limits, side: int | None = None) -> tuple[Tensor, list[str]]:
+def unpack(
+    body: bytes, content_type: str, limits: Limits, side: int | None = None
+) -> tuple[Tensor, list[str]]:
     """Images [B, 3, H, W] float32 in [0, 1] and prompts of a stranger's request.
 
     Args:
@@ -97,9 +102,15 @@ def _check_number(images: int, prompts: Any, limits: Limits) -> list[str]:
     if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
         raise WireError("prompts must be a list of texts")
     if not 0 < images == len(prompts):
-        raise WireError(f"{images} images came with {len(prompts)} prompts; send one prompt for each image, and at least one")
+        raise WireError(
+            f"{images} images came with {len(prompts)} prompts; send one prompt for each image, and at least "
+            "one"
+        )
     if images > limits.images:
-        raise WireError(f"{images} images are more than the {limits.images} that are taken; send fewer at once (batch_size)")
+        raise WireError(
+            f"{images} images are more than the {limits.images} that are taken; send fewer at once "
+            "(batch_size)"
+        )
     for number, prompt in enumerate(prompts):
         if len(prompt) > LONGEST:
             raise WireError(f"prompt {number} has {len(prompt)} letters; {LONGEST} are taken")
@@ -128,17 +139,24 @@ def _from_json(body: bytes, limits: Limits, side: int | None) -> tuple[Tensor, l
     pictures: list[Image.Image] = []
     for number, item in enumerate(coded):
         try:
-            picture = Image.open(io.BytesIO(base64.b64decode(item, validate=True)), formats=PICTURES)  # reads the header only
+            picture = Image.open(
+                io.BytesIO(base64.b64decode(item, validate=True)), formats=PICTURES
+            )  # reads the header only
         except Exception:  # of as many kinds as there are decoders
             raise WireError(f"image {number} is no base64 of a {', '.join(PICTURES)} file") from None
         _check_pixels(len(pictures) + 1, picture.size, limits, side)
         if picture.mode not in EIGHT_BITS:
             raise WireError(f"image {number} is of mode {picture.mode}; send 8-bit RGB")
         if pictures and picture.size != pictures[0].size:
-            raise WireError(f"image {number} is {picture.size}, image 0 {pictures[0].size}; send images of one size together")
+            raise WireError(
+                f"image {number} is {picture.size}, image 0 {pictures[0].size}; send images of one size "
+                "together"
+            )
         pictures.append(picture)
     _check_pixels(len(pictures), pictures[0].size, limits, side)
-    return torch.stack([_decoded(number, picture) for number, picture in enumerate(pictures)]).float().div_(255), prompts
+    return torch.stack([_decoded(number, picture) for number, picture in enumerate(pictures)]).float().div_(
+        255
+    ), prompts
 
 
 def _decoded(number: int, picture: Image.Image) -> Tensor:
@@ -162,7 +180,9 @@ def _from_safetensors(body: bytes, limits: Limits, side: int | None) -> tuple[Te
     except WireError:
         raise
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError):
-        raise WireError('the body is no safetensors file with "images" and "prompts" (uint8, a JSON list)') from None
+        raise WireError(
+            'the body is no safetensors file with "images" and "prompts" (uint8, a JSON list)'
+        ) from None
     if images.dtype != torch.float32 or images.dim() != 4 or images.shape[1] != 3 or not images.numel():
         raise WireError(f"images are {images.dtype} {tuple(images.shape)}; send float32 [B, 3, H, W]")
     prompts = _check_number(len(images), prompts, limits)
@@ -176,7 +196,10 @@ def _check_pixels(images: int, size: tuple[int, int], limits: Limits, side: int 
     """Bounds what `images` images of one size cost: as they are, and as the reward resizes them."""
     short, long = sorted(size)
     if long > NARROWEST * short:
-        raise WireError(f"an image of {size[0]} x {size[1]} pixels is too narrow; no side may be {NARROWEST} times the other")
+        raise WireError(
+            f"an image of {size[0]} x {size[1]} pixels is too narrow; no side may be {NARROWEST} times the "
+            "other"
+        )
     resized = (side or 0) ** 2 * long / short
     if images * max(short * long, resized) > limits.megapixels * 2**20:
         what = f"the images hold more than {limits.megapixels:g} megapixels together"

@@ -1,4 +1,5 @@
-"""A folder of candidates: several images of each prompt with their scores, the pairs that were made of them, and how.
+"""A folder of candidates: several images of each prompt with their scores, the pairs that were made of them,
+and how.
 
     FOLDER/make_pairs.yaml     the resolved configuration, what made the images (versions, commit), and how many pairs came of them
     FOLDER/images/*.png
@@ -6,8 +7,8 @@
     FOLDER/pairs.jsonl         a line for each pair: prompt, winner, loser, margin, rule, scores, replicas (data/preferences.py reads it)
     FOLDER/labels.jsonl        a line for each image on one side only: prompt, image, label (true: it won)
 
-Images are whole and on the disk before they are scored, and lines before they count, so that what is killed goes on: with the images
-that have no score, then with the prompts that have no image.
+Images are whole and on the disk before they are scored, and lines before they count, so that what is killed
+goes on: with the images that have no score, then with the prompts that have no image.
 """
 
 import json
@@ -31,7 +32,15 @@ from alignlab.data.pictures import FORMATS, bounded, quiet
 from alignlab.data.preferences import objects
 from alignlab.files.bounded_yaml import read_yaml
 from alignlab.files.safe_folder import LOCK, locked, refuse_devices, refuse_links
-from alignlab.runs.folder import RunError, aside_of, first_difference, is_stray, part_from_other_names, room_for, write_aside
+from alignlab.runs.folder import (
+    RunError,
+    aside_of,
+    first_difference,
+    is_stray,
+    part_from_other_names,
+    room_for,
+    write_aside,
+)
 from alignlab.runs.moved_targets import with_moved_targets
 
 ABOUT, CANDIDATES, PAIRS, LABELS = "make_pairs.yaml", "candidates.jsonl", "pairs.jsonl", "labels.jsonl"
@@ -42,7 +51,8 @@ PARTS = (*TEXTS, LOCK, ".new_*", "images")
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One image of a prompt; it is a function of the model, the sampler, the prompt, the seed and the replica (noise.py)."""
+    """One image of a prompt; it is a function of the model, the sampler, the prompt, the seed and the replica
+    (noise.py)."""
 
     prompt: str
     image: str
@@ -59,7 +69,8 @@ class Candidates:
 
     Args:
         folder: looked at only, until `begin`.
-        config: what the images and scores depend on. A folder that has some must have been begun with the same.
+        config: what the images and scores depend on. A folder that has some must have been begun with the
+            same.
         prompts: in order.
         each: images of a prompt.
 
@@ -78,7 +89,8 @@ class Candidates:
         self._look(folder, config)
 
     def _look(self, folder: Path, config: dict[str, Any]) -> None:
-        """Reads make_pairs.yaml. Raises a RunError if the folder holds other candidates, files that are none, or links."""
+        """Reads make_pairs.yaml. Raises a RunError if the folder holds other candidates, files that are none,
+        or links."""
         refuse_links(folder, *PARTS)
         if (folder / ABOUT).is_file():
             self.about = read_about(folder)
@@ -86,46 +98,60 @@ class Candidates:
             if difference is not None:
                 key, then, now = difference
                 raise RunError(
-                    f"{folder} holds candidates with {key}={then}, but {key}={now} was asked for; choose another output_dir, or the same "
+                    f"{folder} holds candidates with {key}={then}, but {key}={now} was asked for; choose "
+                    "another output_dir, or the same "
                     f"configuration to go on (again={folder} makes other pairs of those candidates)"
                 )
         elif folder.exists() and not (folder.is_dir() and all(map(_begun, folder.iterdir()))):
-            raise RunError(f"{folder} is not empty and holds no candidates (no {ABOUT}); choose another output_dir")
+            raise RunError(
+                f"{folder} is not empty and holds no candidates (no {ABOUT}); choose another output_dir"
+            )
 
     def begin(self, about: dict[str, Any]) -> None:
-        """Creates the folder, keeps other processes out of it until this one ends, and forgets what a killed one was writing.
+        """Creates the folder, keeps other processes out of it until this one ends, and forgets what a killed
+        one was writing.
 
         Args:
-            about: what make_pairs.yaml says beside the configuration; a digest of the weights that draw, and one of the prompts.
+            about: what make_pairs.yaml says beside the configuration; a digest of the weights that draw, and
+                one of the prompts.
 
         Raises:
-            RunError: if it cannot be written, holds links, another process fills it or has filled it since it was looked at, or its images
-                are of others.
+            RunError: if it cannot be written, holds links, another process fills it or has filled it since it
+                was looked at, or its images are of others.
         """
         for key in ("weights", "prompts") if self.about else ():
             if self.about.get(key) != about[key]:
                 raise RunError(
-                    f"{self.folder} holds candidates of other {key} than those that were given; choose another output_dir"
+                    f"{self.folder} holds candidates of other {key} than those that were given; choose "
+                    "another output_dir"
                 )
         with room_for(self.folder):
             (self.folder / "images").mkdir(parents=True, exist_ok=True)
         before, self._lock = self.about, locked(self.folder, "being filled")
         self._look(self.folder, self.config)  # again: another process may have filled it since
         if self.about != before:
-            raise RunError(f"{self.folder} was filled by another process while this one began; type the command again")
+            raise RunError(
+                f"{self.folder} was filled by another process while this one began; type the command again"
+            )
         part_from_other_names(self.folder / CANDIDATES)
         for left in (*self.folder.glob("images/.new_*"), *self.folder.glob(".new_*")):
             left.unlink(missing_ok=True)
         if self.damaged:
-            print(f"warning: {self.damaged} lines of {self.folder / CANDIDATES} were damaged; these images are scored again")
+            print(
+                f"warning: {self.damaged} lines of {self.folder / CANDIDATES} were damaged; these images are "
+                "scored again"
+            )
         if not self.about:
             self.about = {"config": self.config, **about}
             with room_for(self.folder / ABOUT):
-                write_aside(self.folder / ABOUT, yaml.safe_dump(self.about, sort_keys=False, allow_unicode=True))
+                write_aside(
+                    self.folder / ABOUT, yaml.safe_dump(self.about, sort_keys=False, allow_unicode=True)
+                )
 
     def done(self, at_once: int) -> int:
-        """How many prompts have all their scores, as a multiple of `at_once` (or all): where sampling begins again, with the same batches
-        as the first time. Scores that stand after damaged or lost lines are kept for `scores`.
+        """How many prompts have all their scores, as a multiple of `at_once` (or all): where sampling begins
+        again, with the same batches as the first time. Scores that stand after damaged or lost lines are kept
+        for `scores`.
 
         Raises:
             RunError: if there are candidates of more prompts than these.
@@ -136,7 +162,8 @@ class Candidates:
         known = {image for _, image, _ in places}
         if any(row.image not in known for row in rows):
             raise RunError(
-                f"{self.folder} holds candidates of {len({row.prompt for row in rows})} prompts, but of {len(self.prompts)} were asked for; "
+                f"{self.folder} holds candidates of {len({row.prompt for row in rows})} prompts, but of "
+                f"{len(self.prompts)} were asked for; "
                 "choose another output_dir"
             )
         for prompt, image, replica in places:
@@ -144,11 +171,15 @@ class Candidates:
             if row is not None and (row.prompt, row.replica) != (prompt, replica):
                 self._scored.pop(image)
                 self.damaged += 1
-        first = next((k for k, (_, image, _) in enumerate(places) if image not in self._scored), len(places)) // self.each
+        first = (
+            next((k for k, (_, image, _) in enumerate(places) if image not in self._scored), len(places))
+            // self.each
+        )
         return first if first == len(self.prompts) else first // at_once * at_once
 
     def _whole_lines(self) -> tuple[list[Candidate], int]:
-        """The lines that are whole, and how many are not; a last line that a killed process was writing counts as neither."""
+        """The lines that are whole, and how many are not; a last line that a killed process was writing
+        counts as neither."""
         path, rows, damaged = self.folder / CANDIDATES, [], 0
         lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
         for k, line in enumerate(lines):
@@ -165,7 +196,8 @@ class Candidates:
         )
 
     def scores(self, first: int, n: int) -> dict[str, list[float]] | None:
-        """The scores of n prompts by reward, which stood after damaged lines; None if one of them is not known."""
+        """The scores of n prompts by reward, which stood after damaged lines; None if one of them is not
+        known."""
         rows = [self._scored.get(image) for _, image, _ in self._places(first, n)]
         whole = [row for row in rows if row is not None]
         if not whole or len(whole) < len(rows):
@@ -207,18 +239,27 @@ class Candidates:
             try:
                 with _opened(self.folder / name, ["PNG"]) as picture:
                     if picture.size != size[::-1]:
-                        raise ValueError(f"{picture.width} x {picture.height} pixels, not {size[1]} x {size[0]}")
+                        raise ValueError(
+                            f"{picture.width} x {picture.height} pixels, not {size[1]} x {size[0]}"
+                        )
                     found.append(torch.from_numpy(np.array(picture.convert("RGB"))))
             except Exception as error:  # Pillow's readers fail in any way on what is broken
                 raise RunError(
-                    f"{self.folder / name} is no picture of this model ({error}); remove it, and type the command again"
+                    f"{self.folder / name} is no picture of this model ({error}); remove it, and type the "
+                    "command again"
                 ) from None
         return torch.stack(found).permute(0, 3, 1, 2).float().contiguous() / 255
 
     def log(self, first: int, n: int, seed: int, rewards: dict[str, list[float]]) -> None:
         """Appends the lines of n prompts, to the disk; what does not fit is taken back."""
         rows = [
-            Candidate(prompt=prompt, image=image, seed=seed, replica=replica, rewards={name: v[k] for name, v in rewards.items()})
+            Candidate(
+                prompt=prompt,
+                image=image,
+                seed=seed,
+                replica=replica,
+                rewards={name: v[k] for name, v in rewards.items()},
+            )
             for k, (prompt, image, replica) in enumerate(self._places(first, n))
         ]
         path = self.folder / CANDIDATES
@@ -236,7 +277,9 @@ class Candidates:
     def _places(self, first: int = 0, n: int | None = None) -> Iterator[tuple[str, str, int]]:
         """Prompt, image and replica of every candidate of n prompts."""
         for k, prompt in enumerate(self.prompts[first : None if n is None else first + n], first):
-            yield from ((prompt, f"images/{k:05d}_{replica:02d}.png", replica) for replica in range(self.each))
+            yield from (
+                (prompt, f"images/{k:05d}_{replica:02d}.png", replica) for replica in range(self.each)
+            )
 
 
 def read_about(folder: Path) -> dict[str, Any]:
@@ -251,9 +294,13 @@ def read_about(folder: Path) -> dict[str, Any]:
         found = with_moved_targets(read_yaml(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = next(iter(str(error).splitlines()), "")
-        raise RunError(f"{path} cannot be read ({reason}); give a folder that alignlab.make_pairs wrote") from None
+        raise RunError(
+            f"{path} cannot be read ({reason}); give a folder that alignlab.make_pairs wrote"
+        ) from None
     if not isinstance(found, dict) or not isinstance(found.get("config"), dict):
-        raise RunError(f"{path} says nothing of how candidates were made; give a folder that alignlab.make_pairs wrote")
+        raise RunError(
+            f"{path} says nothing of how candidates were made; give a folder that alignlab.make_pairs wrote"
+        )
     return found
 
 
@@ -273,7 +320,9 @@ def read_candidates(folder: Path) -> list[Candidate]:
     names = [*rows[0].rewards] if rows else []
     for k, row in enumerate(rows):
         if [*row.rewards] != names:
-            raise RunError(f"line {k + 1} of {path} has other rewards than the first ({', '.join(names)}); {again}")
+            raise RunError(
+                f"line {k + 1} of {path} has other rewards than the first ({', '.join(names)}); {again}"
+            )
     return rows
 
 
@@ -306,11 +355,20 @@ def write_pairs(folder: Path, rows: Sequence[Candidate], paired: Paired, pairing
     pairs, labels, rule = [], [], pairing.get("rule", pairing["_target_"])
     for pair in paired.pairs:
         winner, loser = rows[pair.winner], rows[pair.loser]
-        pairs.append({
-            "prompt": winner.prompt, "winner": winner.image, "loser": loser.image, "margin": pair.margin, "rule": rule,
-            "winner_rewards": winner.rewards, "loser_rewards": loser.rewards, "seed": winner.seed,
-            "winner_replica": winner.replica, "loser_replica": loser.replica,
-        })  # fmt: skip
+        pairs.append(
+            {
+                "prompt": winner.prompt,
+                "winner": winner.image,
+                "loser": loser.image,
+                "margin": pair.margin,
+                "rule": rule,
+                "winner_rewards": winner.rewards,
+                "loser_rewards": loser.rewards,
+                "seed": winner.seed,
+                "winner_replica": winner.replica,
+                "loser_replica": loser.replica,
+            }
+        )
     for row, label in paired.labels.items():
         labels.append({"prompt": rows[row].prompt, "image": rows[row].image, "label": label})
     about = {**read_about(folder), "pairing": pairing, "pairs": len(pairs), "ties": paired.ties}
@@ -322,13 +380,17 @@ def write_pairs(folder: Path, rows: Sequence[Candidate], paired: Paired, pairing
 
 
 def copy(source: Path, folder: Path, rows: Sequence[Candidate]) -> None:
-    """The candidates of one folder in a new one, which is whole or not there: images as hard links, where the file system has them.
+    """The candidates of one folder in a new one, which is whole or not there: images as hard links, where the
+    file system has them.
 
     Raises:
-        RunError: if the new one is not empty, or cannot be written, or the old one has links, or images that are none.
+        RunError: if the new one is not empty, or cannot be written, or the old one has links, or images that
+            are none.
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise RunError(f"{folder} is not empty; choose another output_dir, or leave it out to make the pairs in {source}")
+        raise RunError(
+            f"{folder} is not empty; choose another output_dir, or leave it out to make the pairs in {source}"
+        )
     refuse_links(source, *TEXTS)
     aside = folder.resolve().with_name(f".new_{folder.resolve().name}")
     refuse_links(aside.parent, aside.name)
@@ -374,16 +436,20 @@ def _opened(path: Path, formats: Sequence[str] = FORMATS) -> Image.Image:
 
 
 def _must_be_a_picture(path: Path) -> None:
-    """Raises a RunError if it is none: a table of somebody else's could name any file, and the copy may be given away."""
+    """Raises a RunError if it is none: a table of somebody else's could name any file, and the copy may be
+    given away."""
     try:
         with _opened(path) as picture:
             picture.verify()
     except Exception as error:  # Pillow's readers fail in any way on what is broken
-        raise RunError(f"{path} is no picture ({error}), and only pictures are copied; remove its line of {CANDIDATES}") from None
+        raise RunError(
+            f"{path} is no picture ({error}), and only pictures are copied; remove its line of {CANDIDATES}"
+        ) from None
 
 
 def _begun(path: Path) -> bool:
-    """Whether a process that was killed before it had a make_pairs.yaml may have left this in its folder, or its sweep."""
+    """Whether a process that was killed before it had a make_pairs.yaml may have left this in its folder, or
+    its sweep."""
     if path.name == "images":
         return path.is_dir() and all(map(is_stray, path.iterdir()))
     return is_stray(path) or path.name in (".lock", f".new_{ABOUT}", "multirun.yaml", "overrides.yaml")

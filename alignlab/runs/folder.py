@@ -2,12 +2,12 @@
 
     RUN/config.yaml  metrics.jsonl  summary.json  samples/step_*.png  checkpoints/step_*/  model/
 
-A checkpoint is written aside with its checksums, synced and renamed, so a killed run never leaves half a one that counts, and one
-that went bad on the disk is known from a good one (checksums.py): the one before is used. A disk that takes no more ends a run with one
-sentence, and leaves what was there before as it was.
+A checkpoint is written aside with its checksums, synced and renamed, so a killed run never leaves half a one
+that counts, and one that went bad on the disk is known from a good one (checksums.py): the one before is
+used. A disk that takes no more ends a run with one sentence, and leaves what was there before as it was.
 
-Each checkpoint keeps the lines of metrics.jsonl so far, under its checksums: a metrics.jsonl that was damaged or lost is put back from
-there. They are about a kilobyte an epoch, beside the megabytes of the weights.
+Each checkpoint keeps the lines of metrics.jsonl so far, under its checksums: a metrics.jsonl that was damaged
+or lost is put back from there. They are about a kilobyte an epoch, beside the megabytes of the weights.
 """
 
 import errno
@@ -45,22 +45,54 @@ FOLDERS = ("samples", "checkpoints", "collected", "tensorboard", "model")
 FILES = ("config.yaml", METRICS, "summary.json", ".lock")
 """What a run makes in its folder."""
 STRAY = re.compile(r"\.DS_Store|\._.*|Thumbs\.db|desktop\.ini|\.directory|\.nfs.*|.*~|\..*\.sw[a-p]")
-"""Files that file managers, editors and network file systems leave anywhere. They count as nothing, and stay."""
+"""Files that file managers, editors and network file systems leave anywhere. They count as nothing, and
+stay."""
 KEPT_CHECKPOINTS = 2
 GUARDS = ("on_nonfinite", "max_ratio", "max_kl")
 NOT_SCIENCE = (
-    "output_dir", "resume", "device", "tracker", "checkpoint_every", "keep", *GUARDS, "offload", "push_to_hub", "allow_servers",
-)  # fmt: skip
+    "output_dir",
+    "resume",
+    "device",
+    "tracker",
+    "checkpoint_every",
+    "keep",
+    *GUARDS,
+    "offload",
+    "push_to_hub",
+    "allow_servers",
+)
 """Keys in which a resumed run may differ."""
 LATER_KEYS = {
-    "quick": False, "lr_schedule": "constant", "lr_warmup": 0, "ema": 0.0, "select": "last", "compile": False,
-    "init_from": None, "push_to_hub": None, "keep": KEPT_CHECKPOINTS, "on_nonfinite": "stop", "max_ratio": None, "max_kl": None, "combine": "sum",
-    "eval_rewards": {}, "allow_servers": [],
-}  # fmt: skip
+    "quick": False,
+    "lr_schedule": "constant",
+    "lr_warmup": 0,
+    "ema": 0.0,
+    "select": "last",
+    "compile": False,
+    "init_from": None,
+    "push_to_hub": None,
+    "keep": KEPT_CHECKPOINTS,
+    "on_nonfinite": "stop",
+    "max_ratio": None,
+    "max_kl": None,
+    "combine": "sum",
+    "eval_rewards": {},
+    "allow_servers": [],
+}
 LATER_POLICY_KEYS = {"decode_batch": None, "text_on_host": False, "channels_last": False, "shard": False}
 PARTS = (
-    "config.yaml", "metrics.jsonl", "summary.json", LOCK, ".new_*", "samples", "checkpoints", "collected", "tensorboard", "model", ".model",
-)  # fmt: skip
+    "config.yaml",
+    "metrics.jsonl",
+    "summary.json",
+    LOCK,
+    ".new_*",
+    "samples",
+    "checkpoints",
+    "collected",
+    "tensorboard",
+    "model",
+    ".model",
+)
 """What a run writes in its folder."""
 READ = (*PARTS, "evaluation", "probes")
 """What commands read of it."""
@@ -88,7 +120,8 @@ class Run:
         self._look(folder, config, ignore)
 
     def _look(self, folder: Path, config: dict[str, Any], ignore: tuple[str, ...]) -> None:
-        """Raises a RunError if the folder holds another run, files that are none, or links where an unfinished run will write."""
+        """Raises a RunError if the folder holds another run, files that are none, or links where an
+        unfinished run will write."""
         if not (folder / "summary.json").is_file():
             refuse_links(folder, *PARTS)
         stored = folder / "config.yaml"
@@ -99,14 +132,20 @@ class Run:
             if difference is not None:
                 key, then, now = difference
                 raise RunError(
-                    f"{folder} holds a run with {key}={then}, but {key}={now} was asked for; choose another output_dir, or the same configuration to resume"
+                    f"{folder} holds a run with {key}={then}, but {key}={now} was asked for; choose another "
+                    "output_dir, or the same configuration to resume"
                 )
         elif folder.is_dir() and not all(map(_begun, folder.iterdir())):
-            raise RunError(f"{folder} is not empty and holds no run (no config.yaml); choose another output_dir")
+            raise RunError(
+                f"{folder} is not empty and holds no run (no config.yaml); choose another output_dir"
+            )
         for path in (folder / name for name in (*FOLDERS, *FILES)):
             if path.exists() and path.is_dir() != (path.name in FOLDERS):
                 is_one, needs = ("a folder", "a file") if path.is_dir() else ("a file", "a folder")
-                raise RunError(f"{path} is {is_one}, and a run needs {needs} of that name; move it, or choose another output_dir")
+                raise RunError(
+                    f"{path} is {is_one}, and a run needs {needs} of that name; move it, or choose another "
+                    "output_dir"
+                )
 
     def _progress(self) -> tuple[bool, list[Path]]:
         """Whether the run is finished, and the checkpoints that it has."""
@@ -116,27 +155,40 @@ class Run:
         """Creates the folder, and keeps other processes out of it until this one ends.
 
         Raises:
-            RunError: if it cannot be written, holds links, or another process trains in it, or did so since it was looked at.
+            RunError: if it cannot be written, holds links, or another process trains in it, or did so since
+                it was looked at.
         """
         refuse_links(self.folder, *PARTS)  # before a folder is made or a lock written
         try:
             for name in ("samples", "checkpoints"):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RunError(f"{self.folder} cannot be written ({error.strerror}); choose another output_dir") from None
+            raise RunError(
+                f"{self.folder} cannot be written ({error.strerror}); choose another output_dir"
+            ) from None
         self._lock = locked(self.folder, "being trained")
-        self._look(self.folder, self.config, self._ignored)  # again: another process may have begun another run since
+        self._look(
+            self.folder, self.config, self._ignored
+        )  # again: another process may have begun another run since
         if self._progress() != self._seen:
-            raise RunError(f"{self.folder} was trained by another process while this one began; type the command again")
+            raise RunError(
+                f"{self.folder} was trained by another process while this one began; type the command again"
+            )
         part_from_other_names(self.folder / "metrics.jsonl")
         self._try_all()
         for left in (
-            *(path for name in (".step_*", ".new_*", ".tmp*") for path in self.folder.glob(f"checkpoints/{name}")),
+            *(
+                path
+                for name in (".step_*", ".new_*", ".tmp*")
+                for path in self.folder.glob(f"checkpoints/{name}")
+            ),
             *self.folder.glob("samples/.new_*"),
             *self.folder.glob(".new_*"),
             self.folder / ".model",
         ):
-            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)  # what a killed run was writing
+            shutil.rmtree(left) if left.is_dir() else left.unlink(
+                missing_ok=True
+            )  # what a killed run was writing
         with self.room_for("config.yaml"):
             write_aside(self.folder / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
 
@@ -146,7 +198,11 @@ class Run:
         Raises:
             RunError: for the first that cannot be written.
         """
-        folders = [self.folder, *(path for name in FOLDERS if (path := self.folder / name).is_dir()), *self._checkpoints()]
+        folders = [
+            self.folder,
+            *(path for name in FOLDERS if (path := self.folder / name).is_dir()),
+            *self._checkpoints(),
+        ]
         place = self.folder
         try:
             for place in folders:
@@ -155,7 +211,9 @@ class Run:
             if place.is_file():
                 place.open("ab").close()
         except OSError as error:
-            raise RunError(f"{place} cannot be written ({error.strerror}); mend that, or choose another output_dir") from None
+            raise RunError(
+                f"{place} cannot be written ({error.strerror}); mend that, or choose another output_dir"
+            ) from None
 
     @contextmanager
     def room_for(self, what: str) -> Iterator[None]:
@@ -174,7 +232,8 @@ class Run:
             reason, full = found
             mend = "make room" if full else "mend that"
             raise RunError(
-                f"{self.folder / what} cannot be written ({reason}): what was saved before is intact; {mend} and go on with {resume(self.folder)}"
+                f"{self.folder / what} cannot be written ({reason}): what was saved before is intact; {mend} "
+                f"and go on with {resume(self.folder)}"
             ) from None
 
     @property
@@ -193,12 +252,14 @@ class Run:
                 raise TypeError
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             raise RunError(
-                f"{path} is no summary of a run; remove it, and the run is finished again from its last checkpoint"
+                f"{path} is no summary of a run; remove it, and the run is finished again from its last "
+                "checkpoint"
             ) from None
         return dict(its)
 
     def finished(self) -> dict[str, Any] | None:
-        """The summary of a finished run, which is told so; its metrics.jsonl is put back if it is not what the last checkpoint keeps."""
+        """The summary of a finished run, which is told so; its metrics.jsonl is put back if it is not what
+        the last checkpoint keeps."""
         summary = self.summary
         if summary is not None:
             changed = changed_metrics(self.folder)
@@ -239,12 +300,14 @@ class Run:
         return read_metrics(self.folder)
 
     def evaluated(self, name: str, before: int | None = None) -> dict[int, float]:
-        """What the evaluations during training measured, by epoch; only those before an epoch, if one is given."""
+        """What the evaluations during training measured, by epoch; only those before an epoch, if one is
+        given."""
         seen = _evaluated(self.metrics(), name)
         return {step: value for step, value in seen.items() if before is None or step < before}
 
     def _lines(self) -> list[bytes]:
-        """The whole lines of metrics.jsonl as they were when this process first looked, and those that it wrote."""
+        """The whole lines of metrics.jsonl as they were when this process first looked, and those that it
+        wrote."""
         if self._known is None:
             path = self.folder / METRICS
             lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
@@ -254,7 +317,8 @@ class Run:
     # -- checkpoints
 
     def save_checkpoint(self, step: int, policy: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """`policy` goes to policy.safetensors; `state` (plain values and tensors) to state.pt. The newest `keep` of them stay."""
+        """`policy` goes to policy.safetensors; `state` (plain values and tensors) to state.pt. The newest
+        `keep` of them stay."""
         final = self.folder / "checkpoints" / f"step_{step:06d}"
         if final.is_dir() and final not in self._damaged:
             return  # it is that of this run, and to replace it would leave a moment without it
@@ -273,7 +337,9 @@ class Run:
                 aside.rename(final)
                 sync(final.parent)
             finally:
-                shutil.rmtree(aside, ignore_errors=True)  # there only after a failure, when the room is wanted
+                shutil.rmtree(
+                    aside, ignore_errors=True
+                )  # there only after a failure, when the room is wanted
         good = [path for path in self._checkpoints() if path == final or path not in self._damaged]
         for old in self._checkpoints():
             if old not in good[-self.keep :]:
@@ -285,7 +351,8 @@ class Run:
         """The newest intact one, with metrics.jsonl cut back to it; None if there is none.
 
         Raises:
-            RunError: if there are some, and none is intact; or if the best weights so far, which `select` asks for, are not.
+            RunError: if there are some, and none is intact; or if the best weights so far, which `select`
+                asks for, are not.
         """
         found = self._checkpoints()
         for path in reversed(found):
@@ -294,7 +361,9 @@ class Run:
                 self._cut_back(state["metrics_lines"], path)
             except Damaged as damage:
                 self._damaged.append(path)
-                self._tell(f"warning: {path} is damaged ({damage}); the one before it is used, if there is one")
+                self._tell(
+                    f"warning: {path} is damaged ({damage}); the one before it is used, if there is one"
+                )
                 continue
             seen = _evaluated(map(json.loads, self._lines()), self.config.get("select", "last"))
             if seen:
@@ -302,21 +371,26 @@ class Run:
             return policy, state
         if found:
             raise RunError(
-                f"{self.folder / 'checkpoints'} holds no intact checkpoint ({', '.join(path.name for path in found)}); "
+                f"{self.folder / 'checkpoints'} holds no intact checkpoint "
+                f"({', '.join(path.name for path in found)}); "
                 "start again in another output_dir, or put one of them back from a copy of the folder"
             )
         self._cut_back(0)
         return None
 
     def _cut_back(self, count: int, checkpoint: Path | None = None) -> None:
-        """Leaves the first `count` lines of metrics.jsonl. What a checkpoint keeps of them decides what they are; where it keeps none (one of
-        an earlier version), they must be there and whole.
+        """Leaves the first `count` lines of metrics.jsonl. What a checkpoint keeps of them decides what they
+        are; where it keeps none (one of an earlier version), they must be there and whole.
 
         Raises:
             Damaged: if they are neither there nor kept.
         """
         path, kept = self.folder / METRICS, None if checkpoint is None else _kept(checkpoint, count)
-        lines = [line for line in (path.read_bytes().splitlines(keepends=True) if path.is_file() else []) if line.strip()]
+        lines = [
+            line
+            for line in (path.read_bytes().splitlines(keepends=True) if path.is_file() else [])
+            if line.strip()
+        ]
         if checkpoint is not None and kept is not None and lines[:count] != kept:
             self._put_back(checkpoint / METRICS, kept)
             lines = kept
@@ -343,7 +417,8 @@ class Run:
         return numbered(self.folder / "checkpoints", "step")
 
     def save_best(self, step: int, policy: dict[str, Tensor]) -> None:
-        """Keeps the weights that did best so far in an evaluation, and those before, which a resumed run may come back to."""
+        """Keeps the weights that did best so far in an evaluation, and those before, which a resumed run may
+        come back to."""
         final, tensors = self._best(step), {k: v.contiguous() for k, v in policy.items()}
         with self.room_for(f"checkpoints/{final.name}"), aside_of(final) as aside:
             save_file(tensors, aside, metadata={"blake2b": digest_of(tensors)})
@@ -365,7 +440,8 @@ class Run:
             tensors, expected = {}, ""
         if expected is not None and digest_of(tensors) != expected:
             raise RunError(
-                f"{path} is damaged or not there; export the last weights instead, with select=last in another output_dir"
+                f"{path} is damaged or not there; export the last weights instead, with select=last in "
+                "another output_dir"
             )
         return tensors
 
@@ -418,24 +494,35 @@ class Onlooker(Run):
 
     def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         if not (self.folder / "config.yaml").is_file():
-            raise RunError(f"{self.folder} is not to be seen here; set output_dir to a folder that all machines share")
+            raise RunError(
+                f"{self.folder} is not to be seen here; set output_dir to a folder that all machines share"
+            )
         return super().load_checkpoint()
 
 
 def _begun(path: Path) -> bool:
-    """Whether a run that was killed before it had a config.yaml may have left this in its folder, or its sweep."""
+    """Whether a run that was killed before it had a config.yaml may have left this in its folder, or its
+    sweep."""
     if path.name in ("samples", "checkpoints"):
         return path.is_dir() and all(map(is_stray, path.iterdir()))
-    return is_stray(path) or path.name in ("tensorboard", "multirun.yaml", "overrides.yaml", ".lock", ".new_config.yaml")
+    return is_stray(path) or path.name in (
+        "tensorboard",
+        "multirun.yaml",
+        "overrides.yaml",
+        ".lock",
+        ".new_config.yaml",
+    )
 
 
 def is_stray(path: Path) -> bool:
-    """Whether it is a file that a file manager, an editor or a network file system left, and nobody's work."""
+    """Whether it is a file that a file manager, an editor or a network file system left, and nobody's
+    work."""
     return STRAY.fullmatch(path.name) is not None and path.is_file()
 
 
 def numbered(folder: Path, kind: str, ending: str = "") -> list[Path]:
-    """What a run numbered by its epochs, in their order: step_000002, but not step_x or step_000002.bak, which are somebody else's."""
+    """What a run numbered by its epochs, in their order: step_000002, but not step_x or step_000002.bak,
+    which are somebody else's."""
     name = re.compile(rf"{kind}_([0-9]{{6,}}){re.escape(ending)}")
     named = {path: match for path in folder.glob(f"{kind}_*") if (match := name.fullmatch(path.name))}
     return sorted(named, key=lambda path: int(named[path][1]))
@@ -469,7 +556,9 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     lines = path.read_bytes().splitlines() if path.is_file() else []
     for number, line in enumerate(lines, 1):
         if line.strip() and not _is_line(line + b"\n"):
-            raise RunError(f"line {number} of {path} cannot be read; this mends it from a checkpoint: {resume(run)}")
+            raise RunError(
+                f"line {number} of {path} cannot be read; this mends it from a checkpoint: {resume(run)}"
+            )
     return [json.loads(line) for line in lines if line.strip()]
 
 
@@ -478,8 +567,8 @@ def _evaluated(lines: Iterable[dict[str, Any]], name: str) -> dict[int, float]:
 
 
 def changed_metrics(run: Path) -> tuple[Path, list[bytes]] | None:
-    """What the newest checkpoint of a finished run keeps of metrics.jsonl, and where, if the file is not that; None if it is, and for runs
-    of earlier versions, whose checkpoints keep nothing."""
+    """What the newest checkpoint of a finished run keeps of metrics.jsonl, and where, if the file is not
+    that; None if it is, and for runs of earlier versions, whose checkpoints keep nothing."""
     path = run / METRICS
     for checkpoint in reversed(numbered(run / "checkpoints", "step")):
         content = whole(checkpoint, METRICS)
@@ -502,12 +591,14 @@ def read_config(run: Path) -> dict[str, Any]:
         read = with_moved_targets(read_yaml(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise RunError(
-            f"{path} cannot be read as YAML ({next(iter(str(error).splitlines()), '')}); give a run folder that is whole"
+            f"{path} cannot be read as YAML ({next(iter(str(error).splitlines()), '')}); give a run folder "
+            "that is whole"
         ) from None
     groups = ("model", "algo", "reward", "prompts", "policy", "eval_rewards")
     if not isinstance(read, dict) or not all(isinstance(read.get(key, {}), dict) for key in groups):
         raise RunError(
-            f"{path} is not the configuration of a run ({', '.join(groups)} are tables there); give a run folder that is whole"
+            f"{path} is not the configuration of a run ({', '.join(groups)} are tables there); give a run "
+            "folder that is whole"
         )
     stored: dict[str, Any] = {**LATER_KEYS, **read}
     if stored.get("policy", {}).get("_target_") == "alignlab.engine.policy.Policy":
@@ -536,13 +627,17 @@ def save_grid(images: Tensor, path: Path, columns: int) -> None:
     from torchvision.utils import save_image
 
     factor = max(1, 96 // images.shape[-1])
-    save_image(images.repeat_interleave(factor, 2).repeat_interleave(factor, 3), path, nrow=columns, padding=2)
+    save_image(
+        images.repeat_interleave(factor, 2).repeat_interleave(factor, 3), path, nrow=columns, padding=2
+    )
 
 
 def run_folders(pattern: str) -> list[Path]:
     """The run folders that a name, or a pattern of names, means. A folder's own name may hold brackets."""
     found = [pattern] if Path(pattern).is_dir() else sorted(glob.glob(pattern, recursive=True))
-    found = found or sorted(glob.glob(pattern.replace("[", "[[]"), recursive=True))  # brackets of the names themselves
+    found = found or sorted(
+        glob.glob(pattern.replace("[", "[[]"), recursive=True)
+    )  # brackets of the names themselves
     return [folder for folder in map(Path, found) if (folder / "config.yaml").is_file()]
 
 
@@ -572,7 +667,8 @@ def write_aside(path: Path, text: str) -> None:
 
 @contextmanager
 def aside_of(path: Path) -> Iterator[Path]:
-    """A name to write a file under, which then takes the place of `path` in one step, synced; nothing is left of it if that fails."""
+    """A name to write a file under, which then takes the place of `path` in one step, synced; nothing is left
+    of it if that fails."""
     aside = path.with_name(f".new_{path.name}")
     aside.unlink(missing_ok=True)  # of a killed process, or a link that would lead elsewhere
     try:
@@ -603,8 +699,8 @@ def folder_aside_of(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def all_aside(folder: Path, last: str) -> Iterator[Path]:
-    """A folder to write files in that then take the places of those of the same names in `folder`, the file `last` after the others.
-    Nothing is changed in `folder` if one of them cannot be written."""
+    """A folder to write files in that then take the places of those of the same names in `folder`, the file
+    `last` after the others. Nothing is changed in `folder` if one of them cannot be written."""
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / ".new_files"
     shutil.rmtree(aside, ignore_errors=True)  # what a killed command was writing
@@ -623,8 +719,8 @@ def all_aside(folder: Path, last: str) -> Iterator[Path]:
 
 
 def with_usual_permissions(path: Path) -> None:
-    """Gives a file, or all files in a folder, the permissions of one that a program makes here: safetensors makes its own for the owner
-    alone, and other members of a group could not read what a run leaves."""
+    """Gives a file, or all files in a folder, the permissions of one that a program makes here: safetensors
+    makes its own for the owner alone, and other members of a group could not read what a run leaves."""
     folder = path if path.is_dir() else path.parent
     usual = folder / f".new_{os.getpid()}"
     try:
@@ -667,10 +763,15 @@ def refuse_unwritable(folder: Path, key: str, *names: str) -> None:
         else:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
     except OSError as error:
-        raise RunError(f"{place} cannot be written ({error.strerror}); mend that, or choose another {key}") from None
+        raise RunError(
+            f"{place} cannot be written ({error.strerror}); mend that, or choose another {key}"
+        ) from None
     for path in (folder / name for name in names):
         if path.is_dir():
-            raise RunError(f"{path} is a folder, and a file of that name is to be written; move it, or choose another {key}")
+            raise RunError(
+                f"{path} is a folder, and a file of that name is to be written; move it, or choose another "
+                f"{key}"
+            )
 
 
 @contextmanager
@@ -692,22 +793,28 @@ def room_for(path: Path, key: str = "output_dir") -> Iterator[None]:
         reason, full = found
         mend = "make room" if full else f"mend that, or choose another {key}"
         raise RunError(
-            f"{path} cannot be written ({reason}); {mend}, and type the command again: what was written is intact"
+            f"{path} cannot be written ({reason}); {mend}, and type the command again: what was written is "
+            "intact"
         ) from None
 
 
 def part_from_other_names(path: Path) -> None:
-    """Gives a file that is to be appended to a content of its own, if it shares that with a file of another name (a hard link)."""
+    """Gives a file that is to be appended to a content of its own, if it shares that with a file of another
+    name (a hard link)."""
     if path.is_file() and path.stat().st_nlink > 1:
         with aside_of(path) as aside:
             shutil.copyfile(path, aside)
 
 
 def unwritten(error: BaseException) -> tuple[str, bool] | None:
-    """Why the disk did not take something, and whether it is full; None if the error is of another kind. safetensors, torch.save and
-    shutil.copytree have errors of their own."""
+    """Why the disk did not take something, and whether it is full; None if the error is of another kind.
+    safetensors, torch.save and shutil.copytree have errors of their own."""
     if isinstance(error, (SafetensorError, shutil.Error)):
-        said = str(error).rpartition("I/O error: ")[2] if isinstance(error, SafetensorError) else str(error.args[0][0][2])
+        said = (
+            str(error).rpartition("I/O error: ")[2]
+            if isinstance(error, SafetensorError)
+            else str(error.args[0][0][2])
+        )
         number = re.search(r"\(os error (\d+)\)|\[Errno (\d+)\]", said)
         code = int(number[1] or number[2]) if number else 0
         return os.strerror(code) if code else said, code in FULL
@@ -726,7 +833,8 @@ def _opened(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         state: dict[str, Any] = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
         return load_file(path / "policy.safetensors"), {"metrics_lines": state["metrics_lines"], **state}
-    except Exception as error:  # of a checkpoint without checksums: zip, pickle and safetensors each have errors of their own
+    # of a checkpoint without checksums: zip, pickle and safetensors each have errors of their own
+    except Exception as error:
         raise Damaged(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}") from None
 
 
@@ -736,7 +844,9 @@ def provenance(device: torch.device) -> dict[str, Any]:
 
     def git(*command: str) -> str | None:
         try:
-            return subprocess.run(["git", *command], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+            return subprocess.run(
+                ["git", *command], cwd=here, capture_output=True, text=True, check=True
+            ).stdout.strip()
         except (OSError, subprocess.CalledProcessError):
             return None
 
@@ -744,8 +854,14 @@ def provenance(device: torch.device) -> dict[str, Any]:
     return {
         "versions": {name: version(name) for name in ("alignlab", "torch", "diffusers", "peft")}
         | {"python": platform.python_version()},
-        "machine": {"device": str(device), "processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
-        "git": commit and {"commit": commit, "clean": not git("status", "--porcelain", "--untracked-files=no")},
+        "machine": {
+            "device": str(device),
+            "processor": processor(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        },
+        "git": commit
+        and {"commit": commit, "clean": not git("status", "--porcelain", "--untracked-files=no")},
     }
 
 

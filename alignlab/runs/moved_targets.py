@@ -38,9 +38,13 @@ MOVED = {
 
 
 def with_moved_targets(node: Any) -> Any:
-    """A configuration whose `_target_`s are the present names; what is not a table or a list is returned as it is."""
+    """A configuration whose `_target_`s are the present names; what is not a table or a list is returned as
+    it is."""
     if isinstance(node, dict):
-        return {key: present(value) if key == "_target_" else with_moved_targets(value) for key, value in node.items()}
+        return {
+            key: present(value) if key == "_target_" else with_moved_targets(value)
+            for key, value in node.items()
+        }
     return [with_moved_targets(item) for item in node] if isinstance(node, list) else node
 
 

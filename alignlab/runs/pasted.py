@@ -1,4 +1,5 @@
-"""Commands that the program prints, written so that they can be pasted into a shell: quoted for Hydra first, then for the shell."""
+"""Commands that the program prints, written so that they can be pasted into a shell: quoted for Hydra first,
+then for the shell."""
 
 import re
 import shlex
@@ -47,7 +48,8 @@ def literal(text: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """A text between double quotes, as Hydra's grammar reads it. Backslashes count only in front of a quote."""
+    """A text between double quotes, as Hydra's grammar reads it. Backslashes count only in front of a
+    quote."""
     escaped = re.sub(r'(\\*)"', r'\1\1\\"', text)
     ended = re.sub(r"(\\+)\Z", r"\1\1", escaped)
     return f'"{ended}"'

@@ -1,4 +1,5 @@
-"""What init_from= names, told by names and the headers of files, before a model is loaded: a run, a LoRA or a pipeline folder."""
+"""What init_from= names, told by names and the headers of files, before a model is loaded: a run, a LoRA or a
+pipeline folder."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,8 @@ from alignlab.runs.folder import RunError, weights
 
 
 def start_problems(c: dict[str, Any]) -> Iterator[str]:
-    """What the names and the headers of the files say before a model is loaded; nothing where a checkpoint takes over."""
+    """What the names and the headers of the files say before a model is loaded; nothing where a checkpoint
+    takes over."""
     init_from, policy = c["init_from"], c["policy"]
     here = Path(c["resume"] or c["output_dir"] or ".")  # of a sweep, the folder of its runs
     if init_from is None or any(here.glob("checkpoints/step_*")) or any(here.glob("*/checkpoints/step_*")):
@@ -21,7 +23,11 @@ def start_problems(c: dict[str, Any]) -> Iterator[str]:
         path, whole = source(init_from)
         found = None if whole else _rank_and_alpha(path)
     except (RunError, OSError) as error:
-        yield str(error) if isinstance(error, RunError) else f"init_from={init_from} cannot be read ({error.strerror})"
+        yield (
+            str(error)
+            if isinstance(error, RunError)
+            else f"init_from={init_from} cannot be read ({error.strerror})"
+        )
         return
     if isinstance(policy, dict) and not policy.get("full"):
         asked = {"rank": LoRA.rank, "alpha": LoRA.alpha} | (policy.get("lora") or {})
@@ -54,7 +60,8 @@ def source(init_from: str) -> tuple[Path, bool]:
             raise RunError(f"init_from={init_from} cannot be read as .safetensors ({error})") from None
         raise RunError(f"init_from={init_from} is no LoRA; a whole model is given as model.path_or_id")
     raise RunError(
-        f"init_from={init_from} holds no weights; give a run folder, a LoRA folder, a LoRA's .safetensors file or a pipeline folder"
+        f"init_from={init_from} holds no weights; give a run folder, a LoRA folder, a LoRA's .safetensors "
+        "file or a pipeline folder"
     )
 
 
@@ -75,6 +82,7 @@ def a_pipeline(init_from: str) -> str:
 
 def another_rank(init_from: str, its: tuple[int, float], asked: tuple[int, float]) -> str:
     return (
-        f"init_from={init_from} has rank {its[0]} and alpha {its[1]}, but policy.lora has rank {asked[0]} and alpha {asked[1]}; "
+        f"init_from={init_from} has rank {its[0]} and alpha {its[1]}, but policy.lora has rank {asked[0]} "
+        f"and alpha {asked[1]}; "
         f"set policy.lora.rank={its[0]} policy.lora.alpha={its[1]}"
     )

@@ -1,4 +1,5 @@
-"""What training measures of itself: the same prompts and noises for the base model and every run, never the training noise."""
+"""What training measures of itself: the same prompts and noises for the base model and every run, never the
+training noise."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -30,12 +31,14 @@ class Measured:
     rewards: dict[str, Tensor]
     """[n] by name, each in its own unit."""
     statistics: dict[str, Tensor]
-    """[n] by name, of the images (metrics/image_statistics.py), and latent_norm, the root mean square of x_N."""
+    """[n] by name, of the images (metrics/image_statistics.py), and latent_norm, the root mean square of
+    x_N."""
     lpips: list[float]
     """Mean pairwise perceptual distance within each prompt; empty for one image a prompt."""
 
     def numbers(self, combine: Callable[[dict[str, Tensor]], Tensor]) -> dict[str, float | None]:
-        """Mean and standard deviation over images of the weighted reward, each reward and each image statistic; diversity."""
+        """Mean and standard deviation over images of the weighted reward, each reward and each image
+        statistic; diversity."""
         images = {f"image/{name}": values for name, values in self.statistics.items()}
         every = {"reward": combine(self.rewards), **self.rewards, **images}
         every = {name: values.double() for name, values in every.items()}  # on the CPU
@@ -52,21 +55,25 @@ def measure_base(lab: Lab, c: dict[str, Any]) -> dict[str, float | None]:
 
 
 def measure(lab: Lab, c: dict[str, Any], run: Run, step: int) -> dict[str, float | None]:
-    """The evaluation before (step 0) and during training, with its grid of samples and the distance to the base model."""
+    """The evaluation before (step 0) and during training, with its grid of samples and the distance to the
+    base model."""
     chosen, images = lab.prompts.prompts[: c["evaluation"]["prompts"]], c["evaluation"]["images"]
     with lab.averaged():
         seen = evaluate(lab, chosen, images=images, stream="eval", batch=c["evaluation"]["batch"])
         numbers = seen.numbers(lab.reward.combine) | distance_to_base(lab.policy, lab.sampler, chosen)
         value: Any = numbers.get(c["select"])  # None where the last is taken
-        if shared(value is not None and value > max(run.evaluated(c["select"], before=step).values(), default=-math.inf)):
+        if shared(
+            value is not None
+            and value > max(run.evaluated(c["select"], before=step).values(), default=-math.inf)
+        ):
             run.save_best(step, lab.policy.state_dict())
     run.save_samples(step, seen.images, columns=images)
     return {f"eval/{name}": value for name, value in numbers.items()}
 
 
 def settle(lab: Lab, c: dict[str, Any], run: Run) -> int:
-    """Gives the policy the weights that the run is known by: the best in an evaluation (select), or the last, or their average (ema).
-    Returns the epoch that they are from."""
+    """Gives the policy the weights that the run is known by: the best in an evaluation (select), or the last,
+    or their average (ema). Returns the epoch that they are from."""
     if c["select"] != "last":
         values = run.evaluated(c["select"])
         best = max(values, key=values.__getitem__)
@@ -80,7 +87,9 @@ def settle(lab: Lab, c: dict[str, Any], run: Run) -> int:
 def measure_all(lab: Lab, c: dict[str, Any]) -> Measured:
     """Every training prompt, on noise that nothing else uses: the numbers of the summary."""
     images, batch = c["evaluation"]["final_images"], c["evaluation"]["batch"]
-    return evaluate(lab, lab.prompts.prompts, images=images, stream="final", batch=batch, between=leave_if_asked)
+    return evaluate(
+        lab, lab.prompts.prompts, images=images, stream="final", batch=batch, between=leave_if_asked
+    )
 
 
 IN_EVALUATION = "while the run measured itself"
@@ -105,13 +114,21 @@ def in_evaluation(error: BaseException) -> bool:
 @_noted()
 @torch.no_grad()
 def evaluate(
-    bench: Bench, prompts: Sequence[str], *, images: int, stream: str, batch: int, between: Callable[[], None] = lambda: None
+    bench: Bench,
+    prompts: Sequence[str],
+    *,
+    images: int,
+    stream: str,
+    batch: int,
+    between: Callable[[], None] = lambda: None,
 ) -> Measured:
-    """Samples and scores (by name) `images` images of each prompt. The noise depends on `stream`, not on the run's seed. `between` is
-    called before each batch."""
+    """Samples and scores (by name) `images` images of each prompt. The noise depends on `stream`, not on the
+    run's seed. `between` is called before each batch."""
     key = noise_key([p for p in prompts for _ in range(images)], seed=0, stream=stream)
     pictures, scores, statistics, n = [], [], [], len(key.prompts)
-    mine = [min(row, n - 1) for row in own(n + -n % world())]  # as many rows on every process: the last is repeated
+    mine = [
+        min(row, n - 1) for row in own(n + -n % world())
+    ]  # as many rows on every process: the last is repeated
     for k in range(0, len(mine), batch):
         between()
         part = key[mine[k : k + batch]]
@@ -123,7 +140,10 @@ def evaluate(
     shown = whole(torch.cat(pictures))[:n]
     there = shown.to(bench.policy.device)
     groups = there.split(images)
-    of_groups = {name: values.float().cpu() for name, values in bench.within_prompts(there, key.prompts, images).items()}
+    of_groups = {
+        name: values.float().cpu()
+        for name, values in bench.within_prompts(there, key.prompts, images).items()
+    }
     return Measured(
         images=shown,
         rewards=_joined(scores, n) | of_groups,
@@ -139,9 +159,12 @@ def _joined(parts: Sequence[dict[str, Tensor]], n: int) -> dict[str, Tensor]:
 @_noted()
 @torch.no_grad()
 def distance_to_base(policy: Policy, sampler: Sampler, prompts: Sequence[str]) -> dict[str, float | None]:
-    """The three distances to the frozen model over all steps of the sampler (in a run the *training* one), one image a prompt."""
+    """The three distances to the frozen model over all steps of the sampler (in a run the *training* one),
+    one image a prompt."""
     n = len(sampler)
-    record = rollout(policy, sampler, noise_key(prompts, seed=0, stream="drift"), gradients=Gradients.last(n, n))
+    record = rollout(
+        policy, sampler, noise_key(prompts, seed=0, stream="drift"), gradients=Gradients.last(n, n)
+    )
     away = drift(policy, record)
     trajectory = None if away.trajectory is None else away.trajectory.item()
     return {

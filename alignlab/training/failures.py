@@ -1,4 +1,5 @@
-"""What ends a run, in one sentence: what happened, what to change, and that the run folder is as its last checkpoint left it."""
+"""What ends a run, in one sentence: what happened, what to change, and that the run folder is as its last
+checkpoint left it."""
 
 import gc
 import threading
@@ -20,18 +21,26 @@ from alignlab.runs.pasted import resume
 from alignlab.training.evaluation import in_evaluation
 from alignlab.training.guards import Leap, Unscored
 
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 """What torch says of it where it has no exception of its own (CPU, MPS, cuBLAS)."""
 
 
 @contextmanager
-def explained(c: dict[str, Any], folder: Path, smaller: Callable[[dict[str, Any], str], str]) -> Iterator[None]:
+def explained(
+    c: dict[str, Any], folder: Path, smaller: Callable[[dict[str, Any], str], str]
+) -> Iterator[None]:
     """Around a run.
 
     Args:
         c: its configuration.
-        smaller: says what to lower after memory ran out, from the configuration (with the type of the device in `device`) and the key
-            that was too large: micro_batch or evaluation.batch. It is called once everything of the run is let go of.
+        smaller: says what to lower after memory ran out, from the configuration (with the type of the device
+            in `device`) and the key that was too large: micro_batch or evaluation.batch. It is called once
+            everything of the run is let go of.
 
     Raises:
         ConfigError: in place of every error that has a remedy.
@@ -49,18 +58,23 @@ def explained(c: dict[str, Any], folder: Path, smaller: Callable[[dict[str, Any]
         where = error.filename or folder
         raise ConfigError(
             signed(
-                f"{where} cannot be written ({error.strerror}): what was saved before is intact; make room and go on with {resume(folder)}"
+                f"{where} cannot be written ({error.strerror}): what was saved before is intact; make room "
+                f"and go on with {resume(folder)}"
             )
         ) from None
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        key, device = "evaluation.batch" if in_evaluation(error) else "micro_batch", device_of(c["device"]).type
+        key, device = (
+            "evaluation.batch" if in_evaluation(error) else "micro_batch",
+            device_of(c["device"]).type,
+        )
         _let_go(error, device)
         mend = smaller({**c, "device": device}, key)
         raise ConfigError(
             signed(
-                f"out of memory: {mend}, in another output_dir, for it is another run ({folder} is as its last checkpoint left it)"
+                f"out of memory: {mend}, in another output_dir, for it is another run ({folder} is as its "
+                "last checkpoint left it)"
             )
         ) from None
     finally:

@@ -1,9 +1,11 @@
-"""Guards of one epoch's numbers: what is not finite never reaches the optimiser, and an update that leaps is not made.
+"""Guards of one epoch's numbers: what is not finite never reaches the optimiser, and an update that leaps is
+not made.
 
-A non-finite reward, loss or gradient stops the run (on_nonfinite=stop) or is left out and counted (skip): a reward's whole rollout,
-a loss's or gradient's whole update, which leaves the weights, the optimiser's state and the moving average as they were. max_ratio
-and max_kl stop a run that runs away from the policy that sampled, or from the reference. Processes decide together: what one of
-them leaves out, all of them do, so that they keep making the same calls.
+A non-finite reward, loss or gradient stops the run (on_nonfinite=stop) or is left out and counted (skip): a
+reward's whole rollout, a loss's or gradient's whole update, which leaves the weights, the optimiser's state
+and the moving average as they were. max_ratio and max_kl stop a run that runs away from the policy that
+sampled, or from the reference. Processes decide together: what one of them leaves out, all of them do, so
+that they keep making the same calls.
 """
 
 import math
@@ -55,7 +57,8 @@ class Guard:
         self._update: list[tuple[float, dict[str, Tensor], Any, Tensor | None]] = []
 
     def score(self, record: Rollout, answer: Callable[[], dict[str, Tensor]]) -> Scored | None:
-        """The rewards that `answer` gives of a rollout; None if it is left out, on every process, because one of them is not finite.
+        """The rewards that `answer` gives of a rollout; None if it is left out, on every process, because one
+        of them is not finite.
 
         Raises:
             Unscored: on every process, if a reward fails on one of them.
@@ -69,7 +72,10 @@ class Guard:
                 raise NonFinite("in all", total.detach(), record.prompts, wrong)
             scored = total, raw
         except NonFinite as error:
-            fault, rows = signed(f"reward {error.name} is {error.value} for {self._images(record, error.rows)}"), len(error.rows)
+            fault, rows = (
+                signed(f"reward {error.name} is {error.value} for {self._images(record, error.rows)}"),
+                len(error.rows),
+            )
         except RewardError as error:
             fault = signed(str(error))
         faults = [(told, bad) for told, bad in gathered((fault, rows)) if told is not None]
@@ -80,17 +86,26 @@ class Guard:
             raise Unscored(told)
         self.nonfinite, self.left = self.nonfinite + many, self.left - 1
         if self.left == 0:
-            raise Unscored(f"{told}; no rollout of this epoch has finite rewards, so there is nothing to learn from")
+            raise Unscored(
+                f"{told}; no rollout of this epoch has finite rewards, so there is nothing to learn from"
+            )
         self._say(f"{told}; its rollout is left out")
         return None
 
     def saw(self, share: float, batch: Any, loss: Tensor, metrics: dict[str, Tensor]) -> None:
         """Takes note of one micro-batch, after its backward pass."""
         grads = [p.grad for p in self.trained if p.grad is not None]
-        sizes = None if self.lab.policy.sharded or not grads else torch.stack(torch._foreach_norm(grads)).sum()
+        sizes = (
+            None if self.lab.policy.sharded or not grads else torch.stack(torch._foreach_norm(grads)).sum()
+        )
         if share:
             self._update.append(
-                (share, {"loss": loss.detach(), **{k: v.detach() for k, v in metrics.items()}}, self._who(batch), sizes)
+                (
+                    share,
+                    {"loss": loss.detach(), **{k: v.detach() for k, v in metrics.items()}},
+                    self._who(batch),
+                    sizes,
+                )
             )
 
     def passes(self, norm: float) -> bool:
@@ -107,9 +122,14 @@ class Guard:
         at = f"epoch {self.epoch}, update {number}"
         fault = next((text for text in told if text), None)
         scaler = self.lab.scaler
-        scaled = bool(fault) and scaler.is_enabled() and scaler.get_scale() >= 1  # in fp16 overflow is usual: the scale falls
+        scaled = (
+            bool(fault) and scaler.is_enabled() and scaler.get_scale() >= 1
+        )  # in fp16 overflow is usual: the scale falls
         if fault and self.c["on_nonfinite"] == "stop" and not scaled:
-            mend = "lower lr or kl_coeff in another output_dir, or resume with on_nonfinite=skip; the last checkpoint is intact"
+            mend = (
+                "lower lr or kl_coeff in another output_dir, or resume with on_nonfinite=skip; the last "
+                "checkpoint is intact"
+            )
             raise Leap(f"{at}: {fault}; {mend}")
         if fault:
             self.skipped += 1
@@ -124,7 +144,12 @@ class Guard:
 
     def numbers(self) -> dict[str, Any]:
         """Of the whole epoch, for its line of metrics."""
-        line: dict[str, Any] = {"loss": None, "kl": None, **self.log.means(), **self.lab.objective.epoch_metrics()}
+        line: dict[str, Any] = {
+            "loss": None,
+            "kl": None,
+            **self.log.means(),
+            **self.lab.objective.epoch_metrics(),
+        }
         line |= {"grad_norm": float(np.mean(self.norms)) if self.norms else None, "updates": len(self.norms)}
         return line | {"skipped_updates": self.skipped, "nonfinite_rewards": self.nonfinite}
 
@@ -138,10 +163,13 @@ class Guard:
             )
         if far is not None and kl is not None and kl > far:
             raise Leap(
-                f"{at}: the KL term is {kl:.3g} (max_kl={far:g}); raise kl_coeff={self.c['kl_coeff']:g} or lower lr={self.c['lr']:g} {mend}"
+                f"{at}: the KL term is {kl:.3g} (max_kl={far:g}); raise kl_coeff={self.c['kl_coeff']:g} or "
+                f"lower lr={self.c['lr']:g} {mend}"
             )
 
-    def _fault(self, update: list[tuple[float, dict[str, Tensor], Any, Tensor | None]], norm: float) -> str | None:
+    def _fault(
+        self, update: list[tuple[float, dict[str, Tensor], Any, Tensor | None]], norm: float
+    ) -> str | None:
         """What is not finite in an update, with the first micro-batch that it came from."""
         if update and _any_bad(torch.stack([metrics["loss"] for _, metrics, *_ in update])):
             metrics, who = next((m, who) for _, m, who, _ in update if _any_bad(m["loss"]))
@@ -152,7 +180,8 @@ class Guard:
         return f"the gradient's norm is {norm}" + (f", from {_named(who)} on" if who else "")
 
     def _who(self, batch: Any) -> Any:
-        """The images of a micro-batch, in a form that holds no graph: prompts, their images' numbers, rows and steps."""
+        """The images of a micro-batch, in a form that holds no graph: prompts, their images' numbers, rows
+        and steps."""
         record = getattr(batch, "rollout", batch)
         noise = getattr(record, "noise", None)
         return (
@@ -164,7 +193,8 @@ class Guard:
 
     def _images(self, record: Rollout, rows: tuple[int, ...]) -> str:
         return (
-            _named((record.prompts, record.noise.replicas, torch.tensor(rows), None)) + f" ({len(rows)} of {len(record)} images)"
+            _named((record.prompts, record.noise.replicas, torch.tensor(rows), None))
+            + f" ({len(rows)} of {len(record)} images)"
         )
 
     def _say(self, sentence: str) -> None:
@@ -176,7 +206,9 @@ def _any_bad(values: Tensor) -> bool:
     return bool((~values.isfinite()).any())
 
 
-def _distances(update: list[tuple[float, dict[str, Tensor], Any, Tensor | None]]) -> tuple[float, float, float]:
+def _distances(
+    update: list[tuple[float, dict[str, Tensor], Any, Tensor | None]],
+) -> tuple[float, float, float]:
     """Of this process's micro-batches: the largest |log ratio| of an objective that has one, the share-weighted KL term, its share."""
     ratio = [float(v) for _, m, *_ in update for k, v in m.items() if k.endswith("/log_ratio_max")]
     kls = [(share, float(m["kl"])) for share, m, *_ in update if m.get("kl") is not None]

@@ -37,12 +37,14 @@ right too: diffusers 0.22 and later. ComfyUI and other interfaces take the file 
 `python -m alignlab.export run=RUN to=kohya output=lora.safetensors` writes; of the file in this folder ComfyUI leaves out the attention
 layers of a UNet, whose names it does not know.
 """
-"""Who reads a LoRA of ours, and from which version on: tried with diffusers 0.22, 0.25, 0.31 and 0.42; ComfyUI by its source."""
+"""Who reads a LoRA of ours, and from which version on: tried with diffusers 0.22, 0.25, 0.31 and 0.42;
+ComfyUI by its source."""
 
 
 def look_ahead(c: dict[str, Any]) -> None:
-    """Looks at what the end of a run needs, before it begins: a token for push_to_hub, and the base model's licence for the card. A card
-    without a licence is no reason not to train, so a README that cannot be read is told in a line.
+    """Looks at what the end of a run needs, before it begins: a token for push_to_hub, and the base model's
+    licence for the card. A card without a licence is no reason not to train, so a README that cannot be read
+    is told in a line.
 
     Raises:
         RunError: if there is no token.
@@ -51,17 +53,23 @@ def look_ahead(c: dict[str, Any]) -> None:
 
     if c["push_to_hub"] is not None and not get_token():
         raise RunError(
-            f"push_to_hub={c['push_to_hub']} needs a token of the Hugging Face hub, and none is found here; type hf auth login or set "
-            "HF_TOKEN, or leave push_to_hub out and upload the finished run with python -m alignlab.export to=hub"
+            f"push_to_hub={c['push_to_hub']} needs a token of the Hugging Face hub, and none is found here; "
+            "type hf auth login or set "
+            "HF_TOKEN, or leave push_to_hub out and upload the finished run with python -m alignlab.export "
+            "to=hub"
         )
     reason = _read_card(base_of(c))[1]
     if reason and rank() == 0:
         readme = Path(base_of(c)) / "README.md"
-        print(f"warning: {readme} cannot be read ({reason}), so the model card will name no licence", file=sys.stderr)
+        print(
+            f"warning: {readme} cannot be read ({reason}), so the model card will name no licence",
+            file=sys.stderr,
+        )
 
 
 def write_card(lab: Lab, c: dict[str, Any], run: Run, summary: dict[str, Any]) -> None:
-    """Writes RUN/model/README.md: what was trained on what, the numbers before and after, and how to use it."""
+    """Writes RUN/model/README.md: what was trained on what, the numbers before and after, and how to use
+    it."""
     from huggingface_hub import ModelCardData
 
     base, algorithm, full = base_of(c), c["algo"]["_target_"].rpartition(".")[2], lab.policy.full
@@ -71,10 +79,20 @@ def write_card(lab: Lab, c: dict[str, Any], run: Run, summary: dict[str, Any]) -
         more |= {"license_name": name, "license_link": f"https://huggingface.co/{base}/blob/main/LICENSE.md"}
     if _on_the_hub(base):
         more |= {"base_model": base, "base_model_relation": "finetune" if full else "adapter"}
-    tags = ["text-to-image", "diffusers", "alignlab", "reward-fine-tuning", algorithm.lower(), "full" if full else "lora"]
+    tags = [
+        "text-to-image",
+        "diffusers",
+        "alignlab",
+        "reward-fine-tuning",
+        algorithm.lower(),
+        "full" if full else "lora",
+    ]
     data = ModelCardData(library_name="diffusers", pipeline_tag="text-to-image", tags=tags, **more)
     units = lab.units
-    units |= {"reward": summary["reward_unit"], "lpips": f"{summary['diversity_metric']}, between images of a prompt"}
+    units |= {
+        "reward": summary["reward_unit"],
+        "lpips": f"{summary['diversity_metric']}, between images of a prompt",
+    }
     trained, own = ", ".join(lab.reward.rewards), next((key for key in COUNTED if key in c["algo"]), None)
     aim, what = lab.objective.learns_from or trained, own or "images"
     table = [
@@ -140,9 +158,12 @@ def usage(c: dict[str, Any], full: bool, prompt: str) -> str:
     model, sampler, base = c["model"], c["eval_sampler"], base_of(c)
     kind = getattr(resolve(model["_target_"]), "pipeline", "DiffusionPipeline")
     about = {
-        "num_inference_steps": sampler.get("steps"), "guidance_scale": model.get("embedded_guidance", sampler.get("guidance_scale")),
-        "max_sequence_length": model.get("max_sequence_length"), "height": model.get("size"), "width": model.get("size"),
-    }  # fmt: skip
+        "num_inference_steps": sampler.get("steps"),
+        "guidance_scale": model.get("embedded_guidance", sampler.get("guidance_scale")),
+        "max_sequence_length": model.get("max_sequence_length"),
+        "height": model.get("size"),
+        "width": model.get("size"),
+    }
     options = ", ".join(f"{key}={value}" for key, value in about.items() if value is not None)
     lines = [f"from diffusers import {kind}", "", HERE]
     if full:
@@ -161,16 +182,20 @@ def usage(c: dict[str, Any], full: bool, prompt: str) -> str:
 
 
 def licence_of(base: str) -> tuple[str | None, str | None]:
-    """The base model's licence and its name if it is other: from the card in its folder, or of a known model; else None."""
+    """The base model's licence and its name if it is other: from the card in its folder, or of a known model;
+    else None."""
     data, _ = _read_card(base)
     if data is None:
         return LICENCES.get(base, (None, None))
-    licence, name = (value if isinstance(value := data.get(key), str) else None for key in ("license", "license_name"))
+    licence, name = (
+        value if isinstance(value := data.get(key), str) else None for key in ("license", "license_name")
+    )
     return licence, name
 
 
 def _read_card(base: str) -> tuple[dict[str, Any] | None, str]:
-    """What the card in the base model's folder says of it, None if there is no card; and why it cannot be read, "" if it can."""
+    """What the card in the base model's folder says of it, None if there is no card; and why it cannot be
+    read, "" if it can."""
     card = Path(base) / "README.md"
     if not card.is_file():
         return None, ""
@@ -183,8 +208,8 @@ def _read_card(base: str) -> tuple[dict[str, Any] | None, str]:
 def push(folder: Path, repository: str | None) -> None:
     """Uploads RUN/model if there is somewhere to; a failure is a warning, for the run is on the disk.
 
-    A repository that is there already is written over only if the user typed its name: the folder of a resumed run may be somebody
-    else's, and name a repository of the user's own.
+    A repository that is there already is written over only if the user typed its name: the folder of a
+    resumed run may be somebody else's, and name a repository of the user's own.
     """
     if repository is None:
         return
@@ -196,8 +221,8 @@ def push(folder: Path, repository: str | None) -> None:
 
 
 def upload(model: Path, repository: str, *, over: bool = True) -> str:
-    """Creates the repository (private, unless it is there) and uploads the folder; its address. The token is that of huggingface's own
-    login or environment. Paths of this machine are left out of the card.
+    """Creates the repository (private, unless it is there) and uploads the folder; its address. The token is
+    that of huggingface's own login or environment. Paths of this machine are left out of the card.
 
     Args:
         over: whether the repository may be there already.
@@ -214,12 +239,18 @@ def upload(model: Path, repository: str, *, over: bool = True) -> str:
             raise FileExistsError("it is there already, and only a file names it")
         address = api.create_repo(repository, private=True, exist_ok=over)
         api.upload_folder(
-            repo_id=repository, folder_path=model, ignore_patterns=["README.md"], commit_message="Upload with alignlab"
+            repo_id=repository,
+            folder_path=model,
+            ignore_patterns=["README.md"],
+            commit_message="Upload with alignlab",
         )
         if (model / "README.md").is_file():
             card = without_paths((model / "README.md").read_text()).replace(HERE, f'learned = "{repository}"')
             api.upload_file(
-                repo_id=repository, path_or_fileobj=card.encode(), path_in_repo="README.md", commit_message="Model card"
+                repo_id=repository,
+                path_or_fileobj=card.encode(),
+                path_in_repo="README.md",
+                commit_message="Model card",
             )
     except Exception as error:  # the network's, the hub's, the token's: none of them may lose a run
         reason = next(iter(str(error).strip().splitlines()), "").rstrip(".") or type(error).__name__

@@ -17,7 +17,8 @@ from alignlab.distributed.ranks import gathered, rank, whole
 
 
 class Averages:
-    """Share-weighted means of micro-batch metrics, on the device until they are read; names ending in _max keep the largest."""
+    """Share-weighted means of micro-batch metrics, on the device until they are read; names ending in _max
+    keep the largest."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
@@ -30,14 +31,18 @@ class Averages:
                 self.shares[name] = 1.0
             else:
                 weight: Tensor | float = share
-                if value.dim():  # one value a pair, nan where it has none; a scalar's nan is an accident, and is shown
+                if (
+                    value.dim()
+                ):  # one value a pair, nan where it has none; a scalar's nan is an accident, and is shown
                     weight, value = share * (~value.isnan()).float().mean(), value.nansum() / len(value)
                 self.sums[name] = self.sums.get(name, 0) + share * value
                 self.shares[name] = self.shares.get(name, 0) + weight
 
     def means(self) -> dict[str, float]:
         """Over all processes."""
-        parts = gathered({name: (float(value), float(self.shares[name])) for name, value in self.sums.items()})
+        parts = gathered(
+            {name: (float(value), float(self.shares[name])) for name, value in self.sums.items()}
+        )
         out: dict[str, float] = {}
         for name in dict.fromkeys(name for part in parts for name in part):
             sums, shares = np.array([part[name] for part in parts if name in part]).T
@@ -47,8 +52,8 @@ class Averages:
 
 
 def reward_numbers(parts: Sequence[dict[str, Tensor]]) -> dict[str, float]:
-    """Mean and standard deviation of each reward of an epoch, from its micro-batches [B] by name, over all processes; nothing where
-    nothing was sampled."""
+    """Mean and standard deviation of each reward of an epoch, from its micro-batches [B] by name, over all
+    processes; nothing where nothing was sampled."""
     out: dict[str, float] = {}
     for name in parts[0] if parts else ():
         values = whole(torch.cat([part[name] for part in parts]).double())
@@ -59,15 +64,22 @@ def reward_numbers(parts: Sequence[dict[str, Tensor]]) -> dict[str, float]:
 
 def tell(summary: dict[str, Any], folder: Path) -> None:
     """Prints what became of a run."""
-    units = {"reward": summary.get("reward_unit"), "lpips": summary.get("diversity_metric"), **summary.get("units", {})}
+    units = {
+        "reward": summary.get("reward_unit"),
+        "lpips": summary.get("diversity_metric"),
+        **summary.get("units", {}),
+    }
     for name, value in summary["final"].items():
         if value is not None and not name.startswith("image/") and not name.endswith("_std"):
-            print(f"{name:>24}  base {summary['base'][name]:8.3f}  final {value:8.3f}  {units.get(name) or ''}")
+            print(
+                f"{name:>24}  base {summary['base'][name]:8.3f}  final {value:8.3f}  {units.get(name) or ''}"
+            )
     print(f"pictures: {folder / 'samples'}")
 
 
 class Journal:
-    """A bar (epoch, images/s, reward, remaining time), a line at evaluations, and the trackers, of process 0. A context manager.
+    """A bar (epoch, images/s, reward, remaining time), a line at evaluations, and the trackers, of process 0.
+    A context manager.
 
     Args:
         folder: TensorBoard's event files go to folder/tensorboard.
@@ -76,14 +88,18 @@ class Journal:
         diversity: the name of the perceptual distance.
     """
 
-    def __init__(self, folder: Path, epochs: range, *, tracker: str, device: torch.device, diversity: str) -> None:
+    def __init__(
+        self, folder: Path, epochs: range, *, tracker: str, device: torch.device, diversity: str
+    ) -> None:
         self.diversity, self.silent = diversity, rank() > 0
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
 
         AcceleratorState._reset_state(True)  # a sweep runs its jobs in one process
         names = ["tensorboard"] if tracker == "none" else ["tensorboard", tracker]
-        self.accelerator = Accelerator(cpu=device.type == "cpu", log_with=None if self.silent else names, project_dir=folder)
+        self.accelerator = Accelerator(
+            cpu=device.type == "cpu", log_with=None if self.silent else names, project_dir=folder
+        )
         self.accelerator.init_trackers("tensorboard")
         self.bar = Progress(
             TextColumn("epoch"),
@@ -112,30 +128,37 @@ class Journal:
         self.bar.update(self.task, completed=line["step"], note=note)
         if "eval/reward" in line:
             self.bar.print(
-                f"epoch {line['step']:>4}  {note}  evaluation: reward {line['eval/reward']:.3f}  {self.diversity} {line['eval/lpips']:.3f}"
+                f"epoch {line['step']:>4}  {note}  evaluation: reward {line['eval/reward']:.3f}  "
+                f"{self.diversity} {line['eval/lpips']:.3f}"
             )
         if line.get("reward/std") == 0:
             self.bar.print(
-                f"epoch {line['step']:>4}  warning: every image of this epoch earned the same reward, so there is nothing to learn from"
+                f"epoch {line['step']:>4}  warning: every image of this epoch earned the same reward, so "
+                "there is nothing to learn from"
             )
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.bar.stop()
         for tracker in self.accelerator.trackers:  # end_training() would part the processes too
             tracker.finish()
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Of the device since its counter was reset, or of the process on a CPU: the most it ever had, without what the process that started
-    it had (with which Linux begins `ru_maxrss`)."""
+    """Of the device since its counter was reset, or of the process on a CPU: the most it ever had, without
+    what the process that started it had (with which Linux begins `ru_maxrss`)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    counted = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    counted = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+        2**20 if sys.platform == "darwin" else 2**10
+    )
     return high_water_mb() or counted
 
 
 def high_water_mb(process: int | str = "self") -> float:
-    """The most memory that Linux ever counted of a process, by its number; 0 of one that is ending, and on other systems."""
+    """The most memory that Linux ever counted of a process, by its number; 0 of one that is ending, and on
+    other systems."""
     try:
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except OSError:

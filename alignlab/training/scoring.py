@@ -33,12 +33,14 @@ def scored(
     """The same rollouts with their rewards, in order, but for those that `judge` leaves out.
 
     Args:
-        judge: the total reward [B] and each by name, from a rollout and its answer; None leaves the rollout out (guards.py).
+        judge: the total reward [B] and each by name, from a rollout and its answer; None leaves the rollout
+            out (guards.py).
         gradient: the reward is to be differentiated; then each rollout is scored before the next is sampled.
         earned: takes the rewards [samples] by name of each rollout, the total as "reward".
 
     Raises:
-        RewardError: for what is no reward; if a rollout was sampled ahead of an update, so of an older policy.
+        RewardError: for what is no reward; if a rollout was sampled ahead of an update, so of an older
+            policy.
     """
     ahead = 0 if gradient else reward.ahead
     waiting: deque[tuple[Rollout, int, Answer]] = deque()
@@ -57,12 +59,17 @@ def scored(
     def first() -> Iterator[Rollout]:
         record, passes, answer = waiting.popleft()
         if passes != policy.passes["backward"]:
-            raise RewardError("this objective updates between rollouts, so none may be sampled ahead; set reward.NAME.ahead=0")
+            raise RewardError(
+                "this objective updates between rollouts, so none may be sampled ahead; set "
+                "reward.NAME.ahead=0"
+            )
         with torch.set_grad_enabled(gradient):
             judged = judge(record, answer)
         if judged is not None:
             total, raw = judged
-            earned.append({name: r[: record.samples].detach() for name, r in {"reward": total, **raw}.items()})
+            earned.append(
+                {name: r[: record.samples].detach() for name, r in {"reward": total, **raw}.items()}
+            )
             yield replace(record, rewards=raw, weights=reward.weights, reward=total)
 
     for record in rollouts:

@@ -57,7 +57,9 @@ class Bench:
     @property
     def units(self) -> dict[str, str]:
         """Of every reward that is measured, trained on or held out."""
-        return {name: reward.unit for name, reward in {**self.reward.rewards, **self.held_out.rewards}.items()}
+        return {
+            name: reward.unit for name, reward in {**self.reward.rewards, **self.held_out.rewards}.items()
+        }
 
     def score(self, images: Tensor, prompts: Sequence[str], group: int) -> dict[str, Tensor]:
         """Training and held-out rewards by name, [B] each; `group` images of a prompt are in a row."""
@@ -69,7 +71,10 @@ class Bench:
 
     def within_prompts(self, images: Tensor, prompts: Sequence[str], group: int) -> dict[str, Tensor]:
         """And those that look at all images of a prompt."""
-        return {**self.held_out.within_prompts(images, prompts, group), **self.reward.within_prompts(images, prompts, group)}
+        return {
+            **self.held_out.within_prompts(images, prompts, group),
+            **self.reward.within_prompts(images, prompts, group),
+        }
 
 
 @dataclass(kw_only=True)
@@ -87,14 +92,17 @@ class Lab(Bench):
 
     @classmethod
     def from_config(cls, c: dict[str, Any], *, resumed: bool = False) -> Self:
-        """The seed decides the LoRA's initial A; all other draws are keyed (noise.py). `resumed`: a checkpoint gives the weights."""
+        """The seed decides the LoRA's initial A; all other draws are keyed (noise.py). `resumed`: a
+        checkpoint gives the weights."""
         from diffusers.training_utils import EMAModel  # slow to import
 
         torch.manual_seed(c["seed"])
         keep_freed_memory()
         device = device_of(c["device"])
         family = build(c["model"])
-        policy = build(c["policy"], family=family, precision=c["precision"], compile=c["compile"], device=device)
+        policy = build(
+            c["policy"], family=family, precision=c["precision"], compile=c["compile"], device=device
+        )
         begin_from(policy, None if resumed else c["init_from"])
         optimizer = build(c["optimizer"], params=policy.parameters())
         objective = build(c["algo"])
@@ -111,12 +119,17 @@ class Lab(Bench):
         )
 
     def spent(self) -> dict[str, int]:
-        """What methods are compared at, counted since the start by all processes: images that the training reward scored, and passes of
-        one latent through the denoiser (a guided prediction is two; recomputation under checkpointing counts)."""
+        """What methods are compared at, counted since the start by all processes: images that the training
+        reward scored, and passes of one latent through the denoiser (a guided prediction is two;
+        recomputation under checkpointing counts)."""
         passes = self.policy.passes
         counts = gathered([self.reward.queries, passes["forward"], passes["backward"]])
         return dict(
-            zip(("reward_queries", "denoiser_forwards", "denoiser_backwards"), map(sum, zip(*counts, strict=True)), strict=True)
+            zip(
+                ("reward_queries", "denoiser_forwards", "denoiser_backwards"),
+                map(sum, zip(*counts, strict=True)),
+                strict=True,
+            )
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -136,7 +149,8 @@ class Lab(Bench):
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the policy has the moving average of its weights, where ema > 0: what is evaluated and kept."""
+        """Inside, the policy has the moving average of its weights, where ema > 0: what is evaluated and
+        kept."""
         if self.ema is None:
             yield
             return
@@ -153,12 +167,16 @@ def warn_of_cut(policy: Policy, prompts: Sequence[str]) -> None:
     cut = getattr(policy.family, "cut", None)  # a family of the user's own may not know
     found = cut(prompts) if cut else []
     if found and rank() == 0:
-        which = f"{len(found)} of {len(prompts)} prompts are longer than the model's tokenizer reads, and are cut there"
+        which = (
+            f"{len(found)} of {len(prompts)} prompts are longer than the model's tokenizer reads, and are "
+            "cut there"
+        )
         print(f"warning: {which}; the first: {found[0][:60]!r} ...", file=sys.stderr)
 
 
 def weighted_sum(nodes: dict[str, Any], *, group: int = 1) -> WeightedSum:
-    """The rewards of one group of the configuration, with their weights; `group` images of a prompt are in a row in training."""
+    """The rewards of one group of the configuration, with their weights; `group` images of a prompt are in a
+    row in training."""
     return WeightedSum(
         {name: build(without_weighing(node)) for name, node in nodes.items()},
         {name: node["weight"] for name, node in nodes.items()},

@@ -5,9 +5,10 @@
     SIGUSR1   Slurm's warning, #SBATCH --signal=USR1@600
     SIGUSR2   the same under submitit (hydra/launcher=slurm), which then queues the job again
 
-A signal sets a flag. The run looks at it before each rollout, where the epoch's samples are kept and the state before the epoch is
-saved (unfinished_epoch.py), and after each epoch, whose state is saved. An epoch whose first update is done is finished, for its own
-beginning is gone. Processes that train together agree on it first.
+A signal sets a flag. The run looks at it before each rollout, where the epoch's samples are kept and the
+state before the epoch is saved (unfinished_epoch.py), and after each epoch, whose state is saved. An epoch
+whose first update is done is finished, for its own beginning is gone. Processes that train together agree on
+it first.
 """
 
 import os
@@ -32,7 +33,8 @@ ECHO = 2.0
 
 
 PATIENCE = 0.7
-"""The share of the time between submitit's warning and the end of the job in which the run may save; then it is queued again as it is."""
+"""The share of the time between submitit's warning and the end of the job in which the run may save; then it
+is queued again as it is."""
 
 
 class Stopped(Exception):
@@ -53,7 +55,8 @@ class _Request:
 
 
 def asked() -> bool:
-    """Whether the run is to end here, because one of its processes was asked to. All of them must ask at the same points."""
+    """Whether the run is to end here, because one of its processes was asked to. All of them must ask at the
+    same points."""
     if _Request.heeded:
         _Request.agreed = next((name for name in gathered(_Request.signal) if name), None)
     return _Request.agreed is not None
@@ -81,10 +84,12 @@ def leave_if_asked() -> None:
 
 @contextmanager
 def stoppable(folder: Path, notice: float = 0) -> Iterator[None]:
-    """Inside, the signals ask the run in `folder` to end; it then leaves this with exit code 75 and a line that says how to go on.
+    """Inside, the signals ask the run in `folder` to end; it then leaves this with exit code 75 and a line
+    that says how to go on.
 
-    Outside of the main thread, where Python takes no signals, nothing changes. A signal that is ignored (nohup) is left alone. Under
-    submitit, which ignores SIGTERM (scancel) and answers its own warning by queueing the job again at once, the run saves first.
+    Outside of the main thread, where Python takes no signals, nothing changes. A signal that is ignored
+    (nohup) is left alone. Under submitit, which ignores SIGTERM (scancel) and answers its own warning by
+    queueing the job again at once, the run saves first.
 
     Args:
         notice: seconds from submitit's warning to the end of the job.
@@ -105,7 +110,11 @@ def stoppable(folder: Path, notice: float = 0) -> Iterator[None]:
         wait()  # for process 0, which may be writing
         if rank() == 0:
             saved = sorted(path.name for path in (folder / "checkpoints").glob("step_*"))
-            what = f"{folder / 'checkpoints' / saved[-1]} is saved" if saved else "nothing was there to be saved yet"
+            what = (
+                f"{folder / 'checkpoints' / saved[-1]} is saved"
+                if saved
+                else "nothing was there to be saved yet"
+            )
             print(f"stopped by {stopped}: {what}; go on with {resume(folder)}", file=sys.stderr, flush=True)
         asked_by = before.get(signal.Signals[str(stopped)])
         if asked_by is not None and getattr(asked_by, "__name__", "") == REQUEUES:
@@ -128,7 +137,11 @@ def _submitits() -> dict[int, Any]:
     """The signals that submitit waits for in this process, with its handlers."""
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
     handlers = {number: signal.getsignal(number) for number in numbers}
-    return {n: handler for n, handler in handlers.items() if str(getattr(handler, "__module__", "")).startswith("submitit.")}
+    return {
+        n: handler
+        for n, handler in handlers.items()
+        if str(getattr(handler, "__module__", "")).startswith("submitit.")
+    }
 
 
 def _noted_and_queued(queue: Callable[[int, Any], None], seconds: float) -> Callable[[int, Any], None]:
@@ -151,6 +164,9 @@ def _note(number: int, frame: FrameType | None) -> None:
     if _Request.signal is None:
         _Request.signal, _Request.at = signal.Signals(number).name, now
         if os.environ.get("RANK", "0") == "0":  # not print: the signal may have come in the middle of one
-            os.write(2, f"\n{_Request.signal}: ending where the run can go on from (Ctrl-C again: at once)\n".encode())
+            os.write(
+                2,
+                f"\n{_Request.signal}: ending where the run can go on from (Ctrl-C again: at once)\n".encode(),
+            )
     elif number == signal.SIGINT and (launched() == 1 or now - _Request.at > ECHO):
         raise KeyboardInterrupt

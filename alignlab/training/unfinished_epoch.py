@@ -1,8 +1,10 @@
-"""An epoch that is cut short before its first update loses nothing: the state before it is saved, and so are its samples.
+"""An epoch that is cut short before its first update loses nothing: the state before it is saved, and so are
+its samples.
 
-Where the reward fails (a server that died, a value that is none) or a signal comes, the rollouts of the epoch so far go to
-RUN/collected/epoch_*/, the one whose reward failed too, and a resumed run takes them from there instead of sampling again: its
-result is that of an undisturbed one, bit for bit. Only where the objective needs no gradient, so that rollouts are plain numbers.
+Where the reward fails (a server that died, a value that is none) or a signal comes, the rollouts of the epoch
+so far go to RUN/collected/epoch_*/, the one whose reward failed too, and a resumed run takes them from there
+instead of sampling again: its result is that of an undisturbed one, bit for bit. Only where the objective
+needs no gradient, so that rollouts are plain numbers.
 """
 
 import copy
@@ -51,7 +53,9 @@ class Collected:
         """By their first row in the epoch, with the forward passes that they took."""
 
     @contextmanager
-    def epoch(self, number: int, policy: Policy, objective: Objective, save: Callable[[int], None]) -> Iterator[None]:
+    def epoch(
+        self, number: int, policy: Policy, objective: Objective, save: Callable[[int], None]
+    ) -> Iterator[None]:
         """Around one epoch.
 
         Args:
@@ -88,7 +92,11 @@ class Collected:
         leave_if_asked()
         if self._home is None:
             return rollout(policy, sampler, noise, **how)
-        kept = self._read(self._home / f"rows_{row:06d}.safetensors", policy, sampler, noise) if self._found else None
+        kept = (
+            self._read(self._home / f"rows_{row:06d}.safetensors", policy, sampler, noise)
+            if self._found
+            else None
+        )
         if self._found and not all(gathered(kept is not None)):  # a split model runs on all processes at once
             kept = None
         if kept is None:
@@ -131,9 +139,14 @@ class Collected:
                     save_file(tensors, aside, metadata=told)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(self._home, ignore_errors=True)
-            print(f"warning: the samples of this epoch could not be kept in {self._home} ({error}); they will be drawn again")
+            print(
+                f"warning: the samples of this epoch could not be kept in {self._home} ({error}); they will "
+                "be drawn again"
+            )
 
-    def _read(self, path: Path, policy: Policy, sampler: Sampler, noise: NoiseKey) -> tuple[Rollout, int] | None:
+    def _read(
+        self, path: Path, policy: Policy, sampler: Sampler, noise: NoiseKey
+    ) -> tuple[Rollout, int] | None:
         """What `_keep` wrote, if it is whole and of these weights and this noise."""
         try:
             with safe_open(path, "pt") as file:
@@ -142,7 +155,10 @@ class Collected:
         except (OSError, SafetensorError, ValueError, KeyError):  # of a header with a flipped bit
             return None
         sealed = told.pop("blake2b", None)
-        if sealed != digest_of(tensors, told) or (told["weights"], told["noise"]) != (self._weights(policy), _name(noise)):
+        if sealed != digest_of(tensors, told) or (told["weights"], told["noise"]) != (
+            self._weights(policy),
+            _name(noise),
+        ):
             return None
         about = json.loads(told["about"])
         latents, log_probs, images = (_laid_out(tensors[name], about["strides"][name]) for name in TENSORS)
@@ -161,7 +177,9 @@ class Collected:
         """Which weights draw the samples of this epoch: this process's part of the trained ones."""
         if not self._digest:
             parts: list[Any] = [parameter.detach() for parameter in policy.parameters()]
-            self._digest = digest_of({f"{k:06d}": p.to_local() if hasattr(p, "to_local") else p for k, p in enumerate(parts)})
+            self._digest = digest_of(
+                {f"{k:06d}": p.to_local() if hasattr(p, "to_local") else p for k, p in enumerate(parts)}
+            )
         return self._digest
 
 

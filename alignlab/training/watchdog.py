@@ -1,8 +1,10 @@
-"""Processes that train together end together: one that is killed takes the others with it, in seconds and with a sentence.
+"""Processes that train together end together: one that is killed takes the others with it, in seconds and
+with a sentence.
 
-Process 0 holds a connection to every other one, over which nothing is sent until a process is done. The system closes it when a
-process dies, however it dies, and its peer ends: where its next exchange with the others fails, or after GRACE seconds. So none
-waits in a collective for one that never comes (NCCL does not notice), with a launcher or without.
+Process 0 holds a connection to every other one, over which nothing is sent until a process is done. The
+system closes it when a process dies, however it dies, and its peer ends: where its next exchange with the
+others fails, or after GRACE seconds. So none waits in a collective for one that never comes (NCCL does not
+notice), with a launcher or without.
 """
 
 import os
@@ -30,15 +32,17 @@ GREETING = 30.0
 SILENT = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
 """When a machine that went off without a word counts as gone: after 20 + 4 * 5 seconds."""
 WELL, ENDING, TOLD = b".", b"e", b"t"
-"""What a process sends last: it is done; it ends with a sentence of its own, which the others may have too; or it lost another one, and has said so."""
+"""What a process sends last: it is done; it ends with a sentence of its own, which the others may have too;
+or it lost another one, and has said so."""
 
 
 @contextmanager
 def watched(folder: Path) -> Iterator[None]:
-    """Around the run in `folder`, in every process of it: where one of them ends before its time, this one leaves with exit code 69.
+    """Around the run in `folder`, in every process of it: where one of them ends before its time, this one
+    leaves with exit code 69.
 
-    For one process nothing changes. Without a connection (ports closed between machines) a warning says so, and a process that
-    waits for a dead one ends by `ranks.TIMEOUT`.
+    For one process nothing changes. Without a connection (ports closed between machines) a warning says so,
+    and a process that waits for a dead one ends by `ranks.TIMEOUT`.
     """
     if world() == 1:
         yield
@@ -106,7 +110,8 @@ class _Watch:
         with self.ending:
             if not (said or self.said or self.over):
                 sentence = (
-                    f"error: {what}, so process {rank()} ends too: {self.folder} is as its last checkpoint left it; "
+                    f"error: {what}, so process {rank()} ends too: {self.folder} is as its last checkpoint "
+                    "left it; "
                     f"go on, on {world()} processes or on one, with {resume(self.folder)}\n"
                 )
                 os.write(2, sentence.encode())  # not print: the other thread may be in the middle of one
@@ -159,7 +164,10 @@ def _connections() -> dict[int, socket.socket]:
     problem = shared(problem)
     if problem is not None:
         if rank() == 0:
-            print(f"warning: {problem}; if one of them dies, the others wait for {TIMEOUT.total_seconds() / 60:g} minutes")
+            print(
+                f"warning: {problem}; if one of them dies, the others wait for "
+                f"{TIMEOUT.total_seconds() / 60:g} minutes"
+            )
         for connection in found.values():
             connection.close()
         return {}

@@ -1,4 +1,5 @@
-"""Where the trained weights start: init_from= names a run, a LoRA or a pipeline folder. The frozen reference stays model.path_or_id."""
+"""Where the trained weights start: init_from= names a run, a LoRA or a pipeline folder. The frozen reference
+stays model.path_or_id."""
 
 import copy
 import re
@@ -14,7 +15,8 @@ from alignlab.runs.weight_files import a_pipeline, another_rank, source
 
 
 def begin_from(policy: Policy, init_from: str | None) -> None:
-    """Loads the trained weights; a LoRA under full fine-tuning is added to them. None leaves them as they are.
+    """Loads the trained weights; a LoRA under full fine-tuning is added to them. None leaves them as they
+    are.
 
     Raises:
         RunError: if what is there does not fit what is trained.
@@ -37,7 +39,9 @@ def begin_from(policy: Policy, init_from: str | None) -> None:
     if not policy.full:
         asked: Any = policy.lora_config
         if (config["rank"], config["alpha"]) != (asked.r, asked.lora_alpha):
-            raise RunError(another_rank(init_from, (config["rank"], config["alpha"]), (asked.r, asked.lora_alpha)))
+            raise RunError(
+                another_rank(init_from, (config["rank"], config["alpha"]), (asked.r, asked.lora_alpha))
+            )
         _same_targets(init_from, policy, lora)
     refuse_unlike(f"init_from={init_from}", policy, state)
     policy.load_state_dict(state)
@@ -48,7 +52,9 @@ def refuse_unlike(where: str, policy: Policy, state: dict[str, Tensor]) -> None:
     for key, ours in policy.state_dict().items():
         if key not in state or state[key].shape != ours.shape:
             there = f"{key} is {list(state[key].shape)} there" if key in state else f"{key} is missing there"
-            raise RunError(f"{where} is of another model: {there}, and {list(ours.shape)} in model.path_or_id")
+            raise RunError(
+                f"{where} is of another model: {there}, and {list(ours.shape)} in model.path_or_id"
+            )
 
 
 def fused(denoiser: nn.Module, lora: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
@@ -63,7 +69,9 @@ def fused(denoiser: nn.Module, lora: dict[str, Tensor], config: dict[str, Any]) 
     merged: Any = copy.deepcopy(denoiser)
     targets = sorted(lora_files.modules(lora))
     merged.add_adapter(LoraConfig(r=config["rank"], lora_alpha=config["alpha"], target_modules=targets))
-    if {k: v.shape for k, v in get_peft_model_state_dict(merged).items()} != {k: v.shape for k, v in lora.items()}:
+    if {k: v.shape for k, v in get_peft_model_state_dict(merged).items()} != {
+        k: v.shape for k, v in lora.items()
+    }:
         raise ValueError("the LoRA's shapes are those of another model")
     set_peft_model_state_dict(merged, lora)
     merged.fuse_lora()
@@ -78,13 +86,15 @@ def _same_targets(init_from: str, policy: Policy, lora: dict[str, Tensor]) -> No
     network = {name.removesuffix(".base_layer") for name, _ in policy.family.denoiser.named_modules()}
     if not its <= network:
         raise RunError(
-            f"init_from={init_from} adapts {min(its - network)}, which this model does not have; it is of another model"
+            f"init_from={init_from} adapts {min(its - network)}, which this model does not have; it is of "
+            "another model"
         )
     ends = {re.sub(r"^.*?\.(?=[^.]+(\.\d+)?$)", "", name) for name in its}  # to_q, to_out.0
     named = {name for name in network if name in ends or name.endswith(tuple(f".{end}" for end in ends))}
     targets = sorted(ends) if named == its else sorted(its)
     only = min(its - ours) if its - ours else min(ours - its)
     raise RunError(
-        f"init_from={init_from} adapts {len(its)} modules, but policy.lora.targets names {len(ours)} ({only} is in one alone); "
+        f"init_from={init_from} adapts {len(its)} modules, but policy.lora.targets names {len(ours)} ({only} "
+        "is in one alone); "
         f"set 'policy.lora.targets=[{','.join(targets)}]'"
     )

@@ -28,11 +28,13 @@ class TunedConfig:
     run: str | None = None
     """The folder of a finished run."""
     lora: str | None = None
-    """Without a run: a LoRA for `model`: a folder in diffusers' format, or a file in diffusers' or kohya's; null is the base model."""
+    """Without a run: a LoRA for `model`: a folder in diffusers' format, or a file in diffusers' or kohya's;
+    null is the base model."""
     lora_scale: float = 1.0
     """How much of the LoRA: 0 is the base model, 1 the tuned one; more overshoots."""
     annealing: float = 0.0
-    """Power of annealed importance guidance: from the base model at the first step to the tuned one at the last. 0 leaves it out."""
+    """Power of annealed importance guidance: from the base model at the first step to the tuned one at the
+    last. 0 leaves it out."""
     precision: str = "fp32"
     """Of the denoiser. A run has its own, unless it is named."""
     device: str = "auto"
@@ -56,7 +58,8 @@ def of_run(c: dict[str, Any], run: Path, groups: Sequence[str]) -> dict[str, Any
 
 
 def load(run: str | Path, *, allow_targets: Sequence[str] = ()) -> Any:
-    """The diffusers pipeline of a finished run: `alignlab.load("runs/demo")("a lion", num_inference_steps=20).images[0]`.
+    """The diffusers pipeline of a finished run: `alignlab.load("runs/demo")("a lion",
+    num_inference_steps=20).images[0]`.
 
     Args:
         run: its folder. What its config.yaml may build is limited as on the command line (config/build.py).
@@ -67,14 +70,18 @@ def load(run: str | Path, *, allow_targets: Sequence[str] = ()) -> Any:
     """
     folder = Path(run)
     if not (folder / "config.yaml").is_file():
-        raise RunError(f"{folder} is no run folder (it has no config.yaml); give the folder of a finished run")
+        raise RunError(
+            f"{folder} is no run folder (it has no config.yaml); give the folder of a finished run"
+        )
     its = read_config(folder)
     learned = weights(folder)
     model: Any = its.get("model")
     wrong = list(node_problems("model", model, allowed=allow_targets, offers=("encode", "denoise")))
     if wrong:
         raise RunError(f"{folder}: {wrong[0]}")
-    if its.get("policy", {}).get("full"):  # a folder that `save` wrote, in one variant and with its configuration
+    if its.get("policy", {}).get(
+        "full"
+    ):  # a folder that `save` wrote, in one variant and with its configuration
         whole = {k: None if k in ("revision", "variant", "config") else v for k, v in model.items()}
         return build({**whole, "path_or_id": str(learned)}).pipe
     family: Any = build(model)
@@ -86,11 +93,15 @@ def policy_of(c: dict[str, Any]) -> Policy:
     """The tuned policy: that of the run, the LoRA, or the base model with an adapter that does nothing.
 
     Args:
-        c: with the keys model, precision, device, run or lora (a folder or file) or neither, and a run's policy.
+        c: with the keys model, precision, device, run or lora (a folder or file) or neither, and a run's
+            policy.
     """
     keep_freed_memory()
     family: Any = build(c["model"])
-    learned, its = weights(Path(c["run"])) if c["run"] else c["lora"] and Path(c["lora"]), c.get("policy") or {}
+    learned, its = (
+        weights(Path(c["run"])) if c["run"] else c["lora"] and Path(c["lora"]),
+        c.get("policy") or {},
+    )
     memory = {key: its[key] for key in ("decode_batch", "text_on_host") if key in its}
     common: dict[str, Any] = {"precision": c["precision"], "device": device_of(c["device"]), **memory}
     if c["run"] and its.get("full"):
@@ -116,7 +127,9 @@ def policy_of(c: dict[str, Any]) -> Policy:
 @torch.no_grad()
 def pictures(policy: Policy, sampler: Sampler, prompt: str, *, n: int, seed: int = 0) -> Tensor:
     """[n, 3, H, W] in [0, 1]; image i depends on (seed, prompt, i) alone."""
-    return rollout(policy, sampler, noise_key([prompt] * n, seed=seed, stream="sample"), store="image").images.cpu()
+    return rollout(
+        policy, sampler, noise_key([prompt] * n, seed=seed, stream="sample"), store="image"
+    ).images.cpu()
 
 
 def dialled(policy: Policy, sampler: Sampler, *, lora_scale: float = 1.0, annealing: float = 0.0) -> Policy:
@@ -124,7 +137,8 @@ def dialled(policy: Policy, sampler: Sampler, *, lora_scale: float = 1.0, anneal
     if lora_scale != 1:
         if policy.full:
             raise RunError(
-                f"lora_scale={lora_scale}: every weight of this model was tuned, so there is no LoRA to scale; leave it at 1"
+                f"lora_scale={lora_scale}: every weight of this model was tuned, so there is no LoRA to "
+                "scale; leave it at 1"
             )
         scale_lora(policy, lora_scale)
     turned: Any = Annealed(policy, sampler, annealing) if annealing else policy

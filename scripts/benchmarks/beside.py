@@ -1,4 +1,5 @@
-"""A run beside other programs: how much of its speed is left, with what alignlab/fast/spinning.py sets and without."""
+"""A run beside other programs: how much of its speed is left, with what alignlab/fast/spinning.py sets and
+without."""
 
 import json
 import os
@@ -53,7 +54,13 @@ def speed(load: int, more: Mapping[str, str]) -> dict[str, float]:
     command = [sys.executable, str(OWN), "--epochs", str(EPOCHS), "--threads", str(cores()), *WORDS]
     with busy(load), tempfile.TemporaryFile("w+") as errors:
         done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment(more), cwd=ROOT, check=False
+            command,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=environment(more),
+            cwd=ROOT,
+            check=False,
         )
         errors.seek(0)
         line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT ")), None)
@@ -69,7 +76,11 @@ def draftp(setting: Setting, number: int) -> Sides:
     """Every load with the setting and without."""
     settings: dict[str, Mapping[str, str]] = {"as shipped": SHORT, "spinning": {}}
     return alternated(
-        {f"{name}, {load}": lambda load=load, more=more: speed(load, more) for load in LOADS for name, more in settings.items()},
+        {
+            f"{name}, {load}": lambda load=load, more=more: speed(load, more)
+            for load in LOADS
+            for name, more in settings.items()
+        },
         number,
     )
 

@@ -41,9 +41,16 @@ def epochs(setting: Setting, number: int, sizes: Sequence[Sequence[str]]) -> Sid
     """An epoch of DDPO on a tiny pipeline at each size; prompts are encoded before."""
     folder = pipeline_folder("tiny", setting.work, torch.device("cpu"))
     common = (
-        "algo.estimator=sf", "model=sdxl", "model.variant=null", f"model.path_or_id={folder}", "algo=ddpo", "micro_batch=4", "prompts.per_prompt=1",
-        "prompts.prompts=[cat,dog,horse,monkey]", "prompts.unseen=[]",
-    )  # fmt: skip
+        "algo.estimator=sf",
+        "model=sdxl",
+        "model.variant=null",
+        f"model.path_or_id={folder}",
+        "algo=ddpo",
+        "micro_batch=4",
+        "prompts.per_prompt=1",
+        "prompts.prompts=[cat,dog,horse,monkey]",
+        "prompts.unseen=[]",
+    )
     works = {}
     for scale, words in zip(DECADES, sizes, strict=True):
         which = " ".join(words)
@@ -64,7 +71,9 @@ def images(setting: Setting, number: int) -> Sides:
 def steps(setting: Setting, number: int) -> Sides:
     """2, 20 and 200 steps for 4 images."""
     return epochs(
-        setting, number, [(f"sampler.steps={2 * k}", f"eval_sampler.steps={2 * k}", "samples_per_step=4") for k in DECADES]
+        setting,
+        number,
+        [(f"sampler.steps={2 * k}", f"eval_sampler.steps={2 * k}", "samples_per_step=4") for k in DECADES],
     )
 
 
@@ -88,8 +97,14 @@ def prompts(setting: Setting, number: int) -> Sides:
     with tempfile.TemporaryDirectory() as folder:
         for count in PROMPTS:
             file = Path(folder) / f"{count}.txt"
-            file.write_text("".join(f"a picture of thing {k} in a place called {k * 7919 % count}\n" for k in range(count)))
-            quiet = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # its waiting threads spin, which would count as this work
+            file.write_text(
+                "".join(
+                    f"a picture of thing {k} in a place called {k * 7919 % count}\n" for k in range(count)
+                )
+            )
+            quiet = os.environ | {
+                "OPENBLAS_NUM_THREADS": "1"
+            }  # its waiting threads spin, which would count as this work
             command = [sys.executable, "-c", LOAD, str(file)]
             done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=quiet)
             sides[str(count // PROMPTS[0])] = json.loads(done.stdout)
@@ -97,14 +112,20 @@ def prompts(setting: Setting, number: int) -> Sides:
 
 
 def memory(setting: Setting, number: int) -> Sides:
-    """Bytes of a dry run (alignlab.planning.footprint: exact, the code's own). `stacks` are what one more step adds to the peak of sampling (also in four
-    micro-batches, whose latents are put together afterwards), and of DDPO's training, over the latents of a step of all images; `K` the peak of
-    DRaFT-K's training beyond weights, with checkpointing."""
+    """Bytes of a dry run (alignlab.planning.footprint: exact, the code's own). `stacks` are what one more
+    step adds to the peak of sampling (also in four micro-batches, whose latents are put together afterwards),
+    and of DDPO's training, over the latents of a step of all images; `K` the peak of DRaFT-K's training
+    beyond weights, with checkpointing."""
     images, short, long = 32, 10, 50
     peaks = {}
     for micro_batch in (32, 8):
         for n in (short, long):
-            words = (f"samples_per_step={images}", f"micro_batch={micro_batch}", f"sampler.steps={n}", f"eval_sampler.steps={n}")
+            words = (
+                f"samples_per_step={images}",
+                f"micro_batch={micro_batch}",
+                f"sampler.steps={n}",
+                f"eval_sampler.steps={n}",
+            )
             c = configuration("algo=ddpo", "prompts.per_prompt=4", *words)
             peaks[micro_batch, n] = footprint(c, train_epoch, device="cpu").peaks
     latents = images * 8 * 12 * 12 * 4  # bytes of a step's
@@ -115,10 +136,16 @@ def memory(setting: Setting, number: int) -> Sides:
 
     training = ("loss", "backward", "optimizer step")
     sides: Sides = {
-        "stacks": {"sampling": stacks(32, "sampling"), "parts": stacks(8, "sampling"), "training": stacks(32, *training)}
+        "stacks": {
+            "sampling": stacks(32, "sampling"),
+            "parts": stacks(8, "sampling"),
+            "training": stacks(32, *training),
+        }
     }
     for k in (1, 5, 20):
-        c = configuration("algo=draft", f"algo.k={k}", "policy.checkpointing=true", "samples_per_step=16", "micro_batch=16")
+        c = configuration(
+            "algo=draft", f"algo.k={k}", "policy.checkpointing=true", "samples_per_step=16", "micro_batch=16"
+        )
         seen = footprint(c, train_epoch, device="cpu")
         sides[f"K={k}"] = {"mb": (seen.training - seen.denoiser - seen.frozen) / 2**20}
     return sides
@@ -134,33 +161,43 @@ import alignlab.train, alignlab.training.setup, alignlab.models.sd, diffusers.mo
 
 
 def start(setting: Setting, number: int) -> Sides:
-    """`alignlab.train` with a mistake: everything is imported but what a model is made of, composed and checked. `with the models' libraries`: a
-    configuration composed and checked, and diffusers, peft and transformers too."""
+    """`alignlab.train` with a mistake: everything is imported but what a model is made of, composed and
+    checked. `with the models' libraries`: a configuration composed and checked, and diffusers, peft and
+    transformers too."""
 
     def refused() -> dict[str, float]:
         done, took = _child([sys.executable, "-m", "alignlab.train", "lr=-1"], ROOT)
         if done.returncode != 2 or "lr=-1" not in done.stderr:
             said = done.stderr[-200:]
             raise RuntimeError(
-                f"alignlab.train lr=-1 was to end with code 2 and a sentence; it ended with {done.returncode}: {said}"
+                "alignlab.train lr=-1 was to end with code 2 and a sentence; it ended with "
+                f"{done.returncode}: {said}"
             )
         return took
 
     def imported() -> dict[str, float]:
         done, took = _child([sys.executable, "-c", IMPORTS], ROOT)
         if done.returncode:
-            raise RuntimeError(f"the imports of a run ended with code {done.returncode}: {done.stderr.strip()[-200:]}")
+            raise RuntimeError(
+                f"the imports of a run ended with code {done.returncode}: {done.stderr.strip()[-200:]}"
+            )
         return took
 
     return alternated({"alignlab": refused, "with the models' libraries": imported}, number)
 
 
-def _child(command: Sequence[str], where: str | Path) -> tuple[subprocess.CompletedProcess[str], dict[str, float]]:
+def _child(
+    command: Sequence[str], where: str | Path
+) -> tuple[subprocess.CompletedProcess[str], dict[str, float]]:
     """A process, and its seconds."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done: list[Any] = []
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    took = seconds(lambda: done.append(subprocess.run(command, capture_output=True, text=True, cwd=where, env=environment)))
+    took = seconds(
+        lambda: done.append(
+            subprocess.run(command, capture_output=True, text=True, cwd=where, env=environment)
+        )
+    )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return done[0], {"wall": took["wall"], "cpu": cpu}
@@ -174,10 +211,20 @@ def report(setting: Setting, number: int) -> Sides:
     with tempfile.TemporaryDirectory() as folder:
         for group in range(20):
             for seed in range(5):
-                made_run(Path(folder) / f"{group:02}-{seed}", {"kl_coeff": 0.01 * group}, gain=1 - 0.03 * group, seed=seed)
-        done, took = _child([sys.executable, "-m", "alignlab.report", f"runs={folder}/*", f"output_dir={folder}/report"], folder)
+                made_run(
+                    Path(folder) / f"{group:02}-{seed}",
+                    {"kl_coeff": 0.01 * group},
+                    gain=1 - 0.03 * group,
+                    seed=seed,
+                )
+        done, took = _child(
+            [sys.executable, "-m", "alignlab.report", f"runs={folder}/*", f"output_dir={folder}/report"],
+            folder,
+        )
         if done.returncode:
-            raise RuntimeError(f"alignlab.report ended with code {done.returncode}: {done.stderr.strip()[-200:]}")
+            raise RuntimeError(
+                f"alignlab.report ended with code {done.returncode}: {done.stderr.strip()[-200:]}"
+            )
     return {"alignlab": took}
 
 

@@ -1,4 +1,5 @@
-"""Ideas for speed on the embedded model: what an epoch of DDPO costs with each, and what it learns for as many passes through the denoiser."""
+"""Ideas for speed on the embedded model: what an epoch of DDPO costs with each, and what it learns for as
+many passes through the denoiser."""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -56,7 +57,8 @@ def measure(setting: Setting, number: int) -> Sides:
         for its in LABS.values():
             train_epoch(*its, 1)
     return alternated(
-        {name: lambda its=its: seconds(lambda: train_epoch(*its, 2 + number)) for name, its in LABS.items()}, number
+        {name: lambda its=its: seconds(lambda: train_epoch(*its, 2 + number)) for name, its in LABS.items()},
+        number,
     )
 
 
@@ -73,16 +75,21 @@ LABS: dict[str, tuple] = {}
 LEARNING = ("algo=ddpo", "eval_sampler.steps=20", "algo.updates_per_epoch=2", "lr=4e-3")
 """Brightness, 16 images an epoch, 8 steps."""
 EPOCHS = 32
-"""Of the run that trains on all steps. The others stop at as many passes through the denoiser; a backward pass counts as two."""
+"""Of the run that trains on all steps. The others stop at as many passes through the denoiser; a backward
+pass counts as two."""
 Window = Callable[[np.random.Generator, int], Sequence[int]]
 LEARNERS: dict[str, tuple[tuple[str, ...], Window | None]] = {
     "all 8 steps trained on": ((), None),
     "2 steps of each sample, drawn anew": (("algo.timestep_fraction=0.25",), None),
     "noise in the first 2 steps only": (("sampler.eta=[1,1,0,0,0,0,0,0]",), None),
-    "noise in 2 steps only, where drawn each epoch": ((), lambda rng, n: (start := int(rng.integers(n - 1)), start + 1)),
+    "noise in 2 steps only, where drawn each epoch": (
+        (),
+        lambda rng, n: (start := int(rng.integers(n - 1)), start + 1),
+    ),
     "4 steps, all trained on": (("sampler.steps=4",), None),
 }
-"""Words, and which steps take noise: the others are the ODE's, which have no density and are not trained on."""
+"""Words, and which steps take noise: the others are the ODE's, which have no density and are not trained
+on."""
 
 
 def passes(its: Lab) -> int:
@@ -100,7 +107,9 @@ def base() -> float:
     return brightness(lab(*LEARNING)[0])
 
 
-def learn(seed: int, words: Sequence[str], window: Window | None, budget: int | None) -> tuple[dict[str, float], int]:
+def learn(
+    seed: int, words: Sequence[str], window: Window | None, budget: int | None
+) -> tuple[dict[str, float], int]:
     """One run: its numbers and its passes. Without a budget it has EPOCHS epochs."""
     its, c = lab(*LEARNING, f"seed={seed}", *words)
     n, epoch = len(its.sampler), 0
@@ -109,13 +118,16 @@ def learn(seed: int, words: Sequence[str], window: Window | None, budget: int | 
         if window:
             noisy = window(np.random.default_rng([seed, epoch, 1]), n)
             etas = [float(i in noisy) for i in range(n)]
-            its.sampler = ddim(its.policy.family.scheduler, steps=n, eta=etas, guidance_scale=its.sampler.guidance_scale)
+            its.sampler = ddim(
+                its.policy.family.scheduler, steps=n, eta=etas, guidance_scale=its.sampler.guidance_scale
+            )
         train_epoch(its, c, epoch)
     return {"gain": brightness(its) - base(), "epochs": epoch}, passes(its)
 
 
 def learned(setting: Setting, number: int) -> Sides:
-    """The round's number is the seed. The first run's passes are the others' budget; nothing is timed, so no side alternates."""
+    """The round's number is the seed. The first run's passes are the others' budget; nothing is timed, so no
+    side alternates."""
     torch.set_num_threads(1)
     sides: Sides = {}
     budget = None

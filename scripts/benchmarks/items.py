@@ -28,8 +28,8 @@ Measure = Callable[[Setting, int], Sides]
 class Item:
     """One measurement.
 
-    `measure` gives a round's numbers. Rounds whose number is odd run their sides in the other order, so that what the first one
-    leaves behind (warm caches, a slower clock) falls on either side.
+    `measure` gives a round's numbers. Rounds whose number is odd run their sides in the other order, so that
+    what the first one leaves behind (warm caches, a slower clock) falls on either side.
     """
 
     name: str

@@ -1,7 +1,9 @@
-"""alignlab against the limit: the bare passes through the U-Net that the work needs, called in a loop on tensors that are ready.
+"""alignlab against the limit: the bare passes through the U-Net that the work needs, called in a loop on
+tensors that are ready.
 
-The embedded model, a batch of 16, guided, the same LoRA on both sides, in one process. What alignlab adds (noise, the sampler's kernel, log-probs,
-embeddings, selection of pairs, losses, clipping, the optimiser) is the overhead.
+The embedded model, a batch of 16, guided, the same LoRA on both sides, in one process. What alignlab adds
+(noise, the sampler's kernel, log-probs, embeddings, selection of pairs, losses, clipping, the optimiser) is
+the overhead.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,9 +27,14 @@ from benchmarks.items import Item, Setting, Sides, alternated
 
 BATCH, STEPS = 16, 8
 COMMON = (
-    "device=cpu", "reward=brightness", f"samples_per_step={BATCH}", f"micro_batch={BATCH}", f"sampler.steps={STEPS}", f"eval_sampler.steps={STEPS}",
+    "device=cpu",
+    "reward=brightness",
+    f"samples_per_step={BATCH}",
+    f"micro_batch={BATCH}",
+    f"sampler.steps={STEPS}",
+    f"eval_sampler.steps={STEPS}",
     "prompts.per_prompt=4",
-)  # fmt: skip
+)
 
 
 def lab(*words: str) -> tuple[Lab, dict[str, Any]]:
@@ -47,13 +54,17 @@ class Bare:
         prompts = its.prompts.draw(batch, seed=0, epoch=0)
         cond = its.policy.encode(prompts)
         self.text = {k: torch.cat([v, cond.null[k].expand_as(v)]) for k, v in cond.text.items()}
-        self.x = noise_key(prompts, seed=0, stream="bench").normal(0, its.policy.latent_shape).repeat(2, 1, 1, 1)
+        self.x = (
+            noise_key(prompts, seed=0, stream="bench").normal(0, its.policy.latent_shape).repeat(2, 1, 1, 1)
+        )
         self.t = its.sampler.timesteps[len(its.sampler) // 2].expand(2 * batch)
         self.parameters = its.policy.parameters()
 
     def forward(self) -> Tensor:
         with self.shared_start.shared(rows=len(self.x)):
-            out: Tensor = self.family.denoiser(self.x, self.t, self.text["prompt_embeds"], return_dict=False)[0]
+            out: Tensor = self.family.denoiser(self.x, self.t, self.text["prompt_embeds"], return_dict=False)[
+                0
+            ]
         return out
 
     def forwards(self, count: int) -> None:
@@ -127,7 +138,9 @@ class Limit:
                 if number == 0 or self._made is None:
                     for work in self.sides(number + 1).values():  # the first time of each kernel is nobody's
                         work()
-                works = {side: (lambda work=work: seconds(work)) for side, work in self.sides(number + 1).items()}
+                works = {
+                    side: (lambda work=work: seconds(work)) for side, work in self.sides(number + 1).items()
+                }
                 done = alternated(works, number)
                 return {**done, "parts": self.parts(number + 1)}
 
@@ -138,11 +151,22 @@ class Limit:
         its, _, _ = self.made
         timers, family, policy = Timers(), its.policy.family, its.policy
         named: list[tuple[Any, str, str]] = [
-            (family, "denoise", "U-Net forward"), (family, "decode", "decoder"), (torch.Tensor, "backward", "backward"), (policy, "encode", "embeddings"),
-            (NoiseKey, "normal", "noise"), (Sampler, "mean", "sampler"), (Sampler, "draw", "sampler"), (Sampler, "log_prob", "log-probs"),
-            (engine.Rollout, "latent", "selection"), (engine.Rollout, "cat", "selection"), (its.optimizer, "step", "optimiser"),
-            (train, "clip_gradients", "clipping"), (policy, "branches", "branches"), (its.reward, "submit", "reward"), (its.prompts, "draw", "prompts"),
-        ]  # fmt: skip
+            (family, "denoise", "U-Net forward"),
+            (family, "decode", "decoder"),
+            (torch.Tensor, "backward", "backward"),
+            (policy, "encode", "embeddings"),
+            (NoiseKey, "normal", "noise"),
+            (Sampler, "mean", "sampler"),
+            (Sampler, "draw", "sampler"),
+            (Sampler, "log_prob", "log-probs"),
+            (engine.Rollout, "latent", "selection"),
+            (engine.Rollout, "cat", "selection"),
+            (its.optimizer, "step", "optimiser"),
+            (train, "clip_gradients", "clipping"),
+            (policy, "branches", "branches"),
+            (its.reward, "submit", "reward"),
+            (its.prompts, "draw", "prompts"),
+        ]
         with ExitStack() as stack:
             for owner, method, name in named:
                 function = owner.__dict__[method] if isinstance(owner, type) else getattr(owner, method)
@@ -198,7 +222,8 @@ class TrainingLimit(Limit):
 
 
 class DraftLimit(Limit):
-    """An epoch of DRaFT-1: sampling, decoding, reward, backward, step. `decoder` is what both sides spend on decoder and reward."""
+    """An epoch of DRaFT-1: sampling, decoding, reward, backward, step. `decoder` is what both sides spend on
+    decoder and reward."""
 
     def ours(self, epoch: int) -> None:
         its, c, _ = self.made

@@ -1,9 +1,11 @@
-"""alignlab in a process of its own, reported as the peer's scripts report themselves: one RESULT line of JSON.
+"""alignlab in a process of its own, reported as the peer's scripts report themselves: one RESULT line of
+JSON.
 
     python scripts/benchmarks/own.py --epochs 3 algo=ddpo model.path_or_id=FOLDER ...
 
-The words are those of `alignlab.train`. Epochs are `train_epoch`'s; nothing is evaluated or saved. `rollout` is sampling, `reward` scoring, and
-`train` all the rest of the epochs. With `--bare` they are the bare passes that the same epochs need.
+The words are those of `alignlab.train`. Epochs are `train_epoch`'s; nothing is evaluated or saved. `rollout`
+is sampling, `reward` scoring, and `train` all the rest of the epochs. With `--bare` they are the bare passes
+that the same epochs need.
 """
 
 import argparse
@@ -27,10 +29,14 @@ from benchmarks.limit import Bare  # noqa: E402
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--bare", action="store_true", help="only the passes through the U-Net that those epochs need")
+    parser.add_argument(
+        "--bare", action="store_true", help="only the passes through the U-Net that those epochs need"
+    )
     parser.add_argument("words", nargs="*")
     args = parser.parse_intermixed_args()
     torch.set_num_threads(args.threads)
@@ -47,7 +53,9 @@ def main() -> None:
             rewards.append(train.train_epoch(lab, c, epoch)["reward/mean"])
 
     with mock.patch.object(lab.collected, "rollout", timers.around("rollout", lab.collected.rollout)):
-        with mock.patch.object(lab.reward, "submit", timers.around("reward", lab.reward.submit)):  # brightness answers at once
+        with mock.patch.object(
+            lab.reward, "submit", timers.around("reward", lab.reward.submit)
+        ):  # brightness answers at once
             total = seconds(epochs)
     numbers = {
         f"{phase}_{kind}": getattr(timers, book)[phase]
@@ -60,7 +68,8 @@ def main() -> None:
 
 
 def bare(lab: Lab, c: dict[str, Any], epochs: int) -> dict[str, float]:
-    """Seconds of the passes alone, in a loop on ready tensors: DDPO's sampling and its updates; DRaFT's steps, the last K with their way back."""
+    """Seconds of the passes alone, in a loop on ready tensors: DDPO's sampling and its updates; DRaFT's
+    steps, the last K with their way back."""
     images, micro, steps = c["samples_per_step"], c["micro_batch"], c["sampler"]["steps"]
     k = c["algo"].get("k")
     whole = Bare(lab, images)

@@ -1,7 +1,8 @@
 """alignlab against TRL 0.23.1, the last release with trainers for DDPO and AlignProp.
 
-Both sides are processes of their own, start on the same pipeline folder, and do the same work: images, batch, steps, guidance, eta, LoRA of rank 4
-on the attention projections, optimiser updates, passes through the U-Net. docs/benchmarks.md says what differs.
+Both sides are processes of their own, start on the same pipeline folder, and do the same work: images, batch,
+steps, guidance, eta, LoRA of rank 4 on the attention projections, optimiser updates, passes through the
+U-Net. docs/benchmarks.md says what differs.
 """
 
 import json
@@ -21,9 +22,18 @@ OWN = Path(__file__).with_name("own.py")
 PROMPTS = "cat,dog,horse,monkey,rabbit,zebra,spider,bird"
 """Those of the peer's scripts."""
 SAME = (
-    f"prompts.prompts=[{PROMPTS}]", "prompts.template='{}'", "prompts.per_prompt=1", "prompts.unseen=[]", "model.lora_targets=[to_q,to_k,to_v,to_out.0]",
-    "policy.lora.rank=4", "policy.lora.alpha=4", "sampler.guidance_scale=5", "sampler.eta=1", "sampler.steps=10", "reward=brightness",
-)  # fmt: skip
+    f"prompts.prompts=[{PROMPTS}]",
+    "prompts.template='{}'",
+    "prompts.per_prompt=1",
+    "prompts.unseen=[]",
+    "model.lora_targets=[to_q,to_k,to_v,to_out.0]",
+    "policy.lora.rank=4",
+    "policy.lora.alpha=4",
+    "sampler.guidance_scale=5",
+    "sampler.eta=1",
+    "sampler.steps=10",
+    "reward=brightness",
+)
 DDPO = (
     "algo=ddpo",
     "algo.updates_per_epoch=2",
@@ -61,7 +71,10 @@ def absent(setting: Setting) -> str | None:
     if not (setting.peer / "run_ddpo.py").is_file():
         return f"the peer's scripts are not in {setting.peer}; give their folder as --peer"
     if not setting.peer_python.is_file():
-        return f"the peer's Python is not at {setting.peer_python}; docs/benchmarks.md says how to make its environment (--peer-python)"
+        return (
+            f"the peer's Python is not at {setting.peer_python}; docs/benchmarks.md says how to make its "
+            "environment (--peer-python)"
+        )
     return None
 
 
@@ -69,7 +82,8 @@ def one_by_one(commands: Mapping[str, Sequence[str]], where: Path) -> dict[str, 
     """Runs a process for each side, one after the other.
 
     Returns:
-        {side: its RESULT line, with "peak_mb", the most resident memory that the system ever counted of it}. A process's own `ru_maxrss` would not
+        {side: its RESULT line, with "peak_mb", the most resident memory that the system ever counted of it}.
+        A process's own `ru_maxrss` would not
         do: Linux begins it with that of the process which started it.
 
     Raises:
@@ -80,7 +94,9 @@ def one_by_one(commands: Mapping[str, Sequence[str]], where: Path) -> dict[str, 
     found = {}
     for side, command in commands.items():
         with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as errors:
-            process = subprocess.Popen(command, stdout=said, stderr=errors, text=True, env=environment, cwd=where)
+            process = subprocess.Popen(
+                command, stdout=said, stderr=errors, text=True, env=environment, cwd=where
+            )
             peak = 0.0
             try:
                 while process.poll() is None:
@@ -94,14 +110,19 @@ def one_by_one(commands: Mapping[str, Sequence[str]], where: Path) -> dict[str, 
             line = next((line for line in said if line.startswith("RESULT ")), None)
             if process.returncode or line is None:
                 last = (errors.read().strip().splitlines() or ["it said nothing"])[-1]
-                raise PeerError(f"{' '.join(map(str, command[:2]))} ended with code {process.returncode}: {last}")
+                raise PeerError(
+                    f"{' '.join(map(str, command[:2]))} ended with code {process.returncode}: {last}"
+                )
             found[side] = {**json.loads(line.removeprefix("RESULT ")), "peak_mb": peak}
     return found
 
 
 def versions(setting: Setting) -> str:
     """What the two sides are made of, in words."""
-    code = "from importlib.metadata import version as v; print(', '.join(f'{p} {v(p)}' for p in ('torch', 'diffusers', 'peft', 'transformers')))"
+    code = (
+        "from importlib.metadata import version as v; print(', '.join(f'{p} {v(p)}' for p in ('torch', "
+        "'diffusers', 'peft', 'transformers')))"
+    )
     told = [
         subprocess.run([python, "-c", code], capture_output=True, text=True).stdout.strip()
         for python in (sys.executable, setting.peer_python)
@@ -117,22 +138,44 @@ def pipeline(setting: Setting) -> str:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise PeerError(
-                f"make_tiny_sd.py ended with code {done.returncode}: {(done.stderr.strip().splitlines() or [''])[-1]}"
+                f"make_tiny_sd.py ended with code {done.returncode}: "
+                f"{(done.stderr.strip().splitlines() or [''])[-1]}"
             )
     return str(folder)
 
 
-def theirs(setting: Setting, script: str, *words: str, epochs: int, seed: int = 0, threads: int = 1) -> list[str]:
+def theirs(
+    setting: Setting, script: str, *words: str, epochs: int, seed: int = 0, threads: int = 1
+) -> list[str]:
     """The peer's command."""
     name, *fixed = THEIRS[script]
-    common = ["--model", pipeline(setting), "--epochs", str(epochs), "--seed", str(seed), "--threads", str(threads)]
+    common = [
+        "--model",
+        pipeline(setting),
+        "--epochs",
+        str(epochs),
+        "--seed",
+        str(seed),
+        "--threads",
+        str(threads),
+    ]
     return [str(setting.peer_python), str(setting.peer / name), *common, *fixed, *words]
 
 
 def ours(setting: Setting, *words: str, epochs: int, seed: int = 0, threads: int = 1) -> list[str]:
     """alignlab's command."""
     common = [f"model.path_or_id={pipeline(setting)}", f"seed={seed}", "eval_sampler.steps=10"]
-    return [sys.executable, str(OWN), "--epochs", str(epochs), "--threads", str(threads), *common, *SAME, *words]
+    return [
+        sys.executable,
+        str(OWN),
+        "--epochs",
+        str(epochs),
+        "--threads",
+        str(threads),
+        *common,
+        *SAME,
+        *words,
+    ]
 
 
 def bare(setting: Setting, *words: str, epochs: int, threads: int = 1) -> list[str]:
@@ -140,7 +183,9 @@ def bare(setting: Setting, *words: str, epochs: int, threads: int = 1) -> list[s
     return [*ours(setting, *words, epochs=epochs, threads=threads), "--bare"]
 
 
-def measured(setting: Setting, commands: Mapping[str, Sequence[str]], number: int) -> dict[str, dict[str, Any]]:
+def measured(
+    setting: Setting, commands: Mapping[str, Sequence[str]], number: int
+) -> dict[str, dict[str, Any]]:
     """What the sides say, in the same words. Odd rounds begin with the last side."""
     said = one_by_one(dict(commands if number % 2 == 0 else reversed(commands.items())), setting.work)
     return {side: _named(said[side]) for side in commands}
@@ -155,11 +200,18 @@ def _named(said: dict[str, Any]) -> dict[str, Any]:
         "train_wall": said["train_s"],
     }
     both = {f"both{clock}": names[f"rollout{clock}"] + names[f"train{clock}"] for clock in ("", "_wall")}
-    return {**names, **both, "growth_mb": said["peak_mb"] - said["rss_before_mb"], "rewards": said["reward_mean"]}
+    return {
+        **names,
+        **both,
+        "growth_mb": said["peak_mb"] - said["rss_before_mb"],
+        "rewards": said["reward_mean"],
+    }
 
 
 def _plain(sides: dict[str, dict[str, Any]]) -> Sides:
-    return {side: {name: value for name, value in its.items() if name != "rewards"} for side, its in sides.items()}
+    return {
+        side: {name: value for name, value in its.items() if name != "rewards"} for side, its in sides.items()
+    }
 
 
 def ddpo(threads: int) -> Measure:
@@ -196,8 +248,8 @@ def draft(k: int, threads: int) -> Measure:
 
 
 def learning(kind: str, epochs: int, *, own_words: Sequence[str], their_words: Sequence[str]) -> Measure:
-    """A run of each side at equal settings; the round's number is the seed. `first` is the mean reward of the first epoch, `late` that of the
-    last quarter of epochs."""
+    """A run of each side at equal settings; the round's number is the seed. `first` is the mean reward of the
+    first epoch, `late` that of the last quarter of epochs."""
 
     def learned(its: dict[str, Any]) -> dict[str, float]:
         rewards, late = its["rewards"], max(1, epochs // 4)
@@ -213,11 +265,17 @@ def learning(kind: str, epochs: int, *, own_words: Sequence[str], their_words: S
     return measure
 
 
-LEARN_DDPO = learning("ddpo", 30, own_words=(*DDPO, f"micro_batch={BEST}", "lr=1e-2"), their_words=("--lr", "1e-2"))
+LEARN_DDPO = learning(
+    "ddpo", 30, own_words=(*DDPO, f"micro_batch={BEST}", "lr=1e-2"), their_words=("--lr", "1e-2")
+)
 LEARN_DRAFT = learning("alignprop", 40, own_words=(*DRAFT, "algo.k=1"), their_words=("--last-k", "1"))
 ITEMS = (
     *(
-        Item(name=f"peer/{name}, {threads} thread{'s' * (threads > 1)}", measure=measure(threads), needs_peer=True)
+        Item(
+            name=f"peer/{name}, {threads} thread{'s' * (threads > 1)}",
+            measure=measure(threads),
+            needs_peer=True,
+        )
         for threads in (1, 2)
         for name, measure in (
             ("ddpo", ddpo),

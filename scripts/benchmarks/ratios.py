@@ -1,7 +1,7 @@
 """What alternating rounds amount to: ratios with their range, exponents of growth.
 
-A round holds one number for each side and quantity, measured one after the other; a machine's mood changes slowly, so the ratio within a
-round is steadier than any of the numbers in it.
+A round holds one number for each side and quantity, measured one after the other; a machine's mood changes
+slowly, so the ratio within a round is steadier than any of the numbers in it.
 """
 
 import math
@@ -36,7 +36,11 @@ def ratio(rounds: Sequence[Round], quantity: str, side: str, other: str) -> Rati
         a, b = (_value(its["sides"].get(name, {}), quantity) for name in (side, other))
         if a is not None and b:
             found.append(a / b)
-    return Ratio(median=statistics.median(found), low=min(found), high=max(found), rounds=len(found)) if found else None
+    return (
+        Ratio(median=statistics.median(found), low=min(found), high=max(found), rounds=len(found))
+        if found
+        else None
+    )
 
 
 def median(rounds: Sequence[Round], quantity: str, side: str) -> float | None:

@@ -1,4 +1,5 @@
-"""Graded distortions of scenes: a perceptual distance should put the stronger one farther from the original."""
+"""Graded distortions of scenes: a perceptual distance should put the stronger one farther from the
+original."""
 
 from collections.abc import Callable
 
@@ -30,7 +31,9 @@ def shift(images: Tensor, strength: float, noise: Tensor) -> Tensor:
 
 def tint(images: Tensor, strength: float, noise: Tensor) -> Tensor:
     """Mixed with magenta by up to 60 %."""
-    return torch.lerp(images, images.new_tensor([1.0, 0.0, 1.0]).view(1, 3, 1, 1).expand_as(images), 0.6 * strength)
+    return torch.lerp(
+        images, images.new_tensor([1.0, 0.0, 1.0]).view(1, 3, 1, 1).expand_as(images), 0.6 * strength
+    )
 
 
 def fade(images: Tensor, strength: float, noise: Tensor) -> Tensor:
@@ -50,7 +53,9 @@ DISTORTIONS: tuple[Callable[[Tensor, float, Tensor], Tensor], ...] = (blur, grai
 
 
 @torch.no_grad()
-def monotone_share(distance: Callable[[Tensor, Tensor], Tensor], images: Tensor, generator: torch.Generator) -> dict[str, float]:
+def monotone_share(
+    distance: Callable[[Tensor, Tensor], Tensor], images: Tensor, generator: torch.Generator
+) -> dict[str, float]:
     """Share of triplets (scene, weaker, stronger) that are ordered, by kind of distortion.
 
     Args:
@@ -61,9 +66,15 @@ def monotone_share(distance: Callable[[Tensor, Tensor], Tensor], images: Tensor,
     shares = {}
     for distort in DISTORTIONS:
         weak, strong = (
-            torch.cat([distort(images[k : k + 1], float(s[i]), noise[k : k + 1]) for k, s in enumerate(strengths)])
+            torch.cat(
+                [distort(images[k : k + 1], float(s[i]), noise[k : k + 1]) for k, s in enumerate(strengths)]
+            )
             for i in (0, 1)
         )
-        clear = torch.tensor([float(s[1] - s[0]) > 0.1 for s in strengths])  # else rounding makes the two the same picture
-        shares[distort.__name__] = (distance(images, weak) < distance(images, strong))[clear].float().mean().item()
+        clear = torch.tensor(
+            [float(s[1] - s[0]) > 0.1 for s in strengths]
+        )  # else rounding makes the two the same picture
+        shares[distort.__name__] = (
+            (distance(images, weak) < distance(images, strong))[clear].float().mean().item()
+        )
     return shares

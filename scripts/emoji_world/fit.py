@@ -1,4 +1,5 @@
-"""One resumable training loop for every small model of the world (bf16 autocast, AdamW, cosine decay, EMA weights)."""
+"""One resumable training loop for every small model of the world (bf16 autocast, AdamW, cosine decay, EMA
+weights)."""
 
 import contextlib
 import math
@@ -30,7 +31,8 @@ def fit(
     bf16: bool,
     rng: np.random.Generator,
 ) -> None:
-    """Trains `model` in place and leaves its EMA weights in it; goes on from `folder/name.pt` if that exists, with the draws that were next.
+    """Trains `model` in place and leaves its EMA weights in it; goes on from `folder/name.pt` if that exists,
+    with the draws that were next.
 
     Args:
         loss: computes the scalar loss of one training step (it draws its own batch).
@@ -43,7 +45,10 @@ def fit(
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
-        lambda k: min(1.0, (k + 1) / warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, k / max(1, steps))))),
+        lambda k: (
+            min(1.0, (k + 1) / warmup)
+            * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, k / max(1, steps)))))
+        ),
     )
     ema = EMAModel(model.parameters(), decay=0.999, use_ema_warmup=True, power=0.75)
     path, start, average = folder / f"{name}.pt", 0, None
@@ -61,17 +66,29 @@ def fit(
 
     def save(step: int) -> None:
         state = {
-            "model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
-            "ema": ema.state_dict(), "step": step, "torch_rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all(),
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+            "ema": ema.state_dict(),
+            "step": step,
+            "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all(),
             "rng": rng.bit_generator.state,
-        }  # fmt: skip
+        }
         with aside_of(path) as aside:
             torch.save(state, aside)
 
     model.train()
-    bar = Progress(TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    bar = Progress(
+        TextColumn(name),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
     began = time.time()
-    # On a CPU the flash kernel's backward is a quarter of a U-Net's step; plain matrix products take a third of that.
+    # On a CPU the flash kernel's backward is a quarter of a U-Net's step; plain matrix products take a third
+    # of that.
     plain = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()
     with bar, plain:
         task = bar.add_task(name, total=steps, completed=start, note="")
@@ -88,7 +105,9 @@ def fit(
             average = v if average is None else 0.98 * average + 0.02 * v
             bar.update(task, advance=1, note=f"loss {average:.4f}")
             if (k + 1) % 250 == 0:
-                print(f"{name} step {k + 1}/{steps} loss {average:.4f} {time.time() - began:.0f} s", flush=True)
+                print(
+                    f"{name} step {k + 1}/{steps} loss {average:.4f} {time.time() - began:.0f} s", flush=True
+                )
             if (k + 1) % save_every == 0 or k + 1 == steps:
                 save(k + 1)
     ema.copy_to(model.parameters())

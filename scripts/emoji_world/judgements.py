@@ -1,7 +1,8 @@
-"""What the simulated people say: rated scenes and choices between two, by the hidden rules of alignlab/rewards/emoji_rules.py.
+"""What the simulated people say: rated scenes and choices between two, by the hidden rules of
+alignlab/rewards/emoji_rules.py.
 
-The tables have the form that `python -m alignlab.train_reward` reads. Half of the images are renderings, half went through the
-autoencoder, so that a reward also knows what the diffusion model's pictures look like.
+The tables have the form that `python -m alignlab.train_reward` reads. Half of the images are renderings, half
+went through the autoencoder, so that a reward also knows what the diffusion model's pictures look like.
 """
 
 import csv
@@ -22,7 +23,8 @@ BATCH = 250
 
 @torch.no_grad()
 def write_pairs(folder: Path, vae: AutoencoderKL, n: int, seed: int) -> None:
-    """`n` pairs of one caption ("a lion"); a quarter of the images shows another animal. Within 0.1 points people see no difference."""
+    """`n` pairs of one caption ("a lion"); a quarter of the images shows another animal. Within 0.1 points
+    people see no difference."""
     if (folder / "pairs.csv").exists():
         return
     world, rng, rule, rows = World(seed), np.random.default_rng(seed), TruePreference(), []

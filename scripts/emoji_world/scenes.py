@@ -13,39 +13,125 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")  # Debian package fonts-noto-color-emoji (OFL)
+FONT = Path(
+    "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
+)  # Debian package fonts-noto-color-emoji (OFL)
 SIZE = 48  # pixels of a scene's side
 GLYPH = 128  # pixels of a rasterised glyph's side
 
 # The 45 animals of the DDPO prompt set, each with every pose that the font has (full body first).
 ANIMALS = {
-    "cat": "🐈🐱", "dog": "🐕🐶", "horse": "🐎🐴", "monkey": "🐒🐵", "rabbit": "🐇🐰", "zebra": "🦓", "spider": "🕷",
-    "bird": "🐦", "sheep": "🐑", "deer": "🦌", "cow": "🐄🐮", "goat": "🐐", "lion": "🦁", "tiger": "🐅🐯",
-    "bear": "🐻", "raccoon": "🦝", "fox": "🦊", "wolf": "🐺", "lizard": "🦎", "beetle": "🪲", "ant": "🐜",
-    "butterfly": "🦋", "fish": "🐟", "shark": "🦈", "whale": "🐋🐳", "dolphin": "🐬", "squirrel": "🐿",
-    "mouse": "🐁🐭", "rat": "🐀", "snake": "🐍", "turtle": "🐢", "frog": "🐸", "chicken": "🐔🐓", "duck": "🦆",
-    "goose": "🪿", "bee": "🐝", "pig": "🐖🐷", "turkey": "🦃", "fly": "🪰", "llama": "🦙", "camel": "🐪🐫",
-    "bat": "🦇", "gorilla": "🦍", "hedgehog": "🦔", "kangaroo": "🦘",
-}  # fmt: skip
+    "cat": "🐈🐱",
+    "dog": "🐕🐶",
+    "horse": "🐎🐴",
+    "monkey": "🐒🐵",
+    "rabbit": "🐇🐰",
+    "zebra": "🦓",
+    "spider": "🕷",
+    "bird": "🐦",
+    "sheep": "🐑",
+    "deer": "🦌",
+    "cow": "🐄🐮",
+    "goat": "🐐",
+    "lion": "🦁",
+    "tiger": "🐅🐯",
+    "bear": "🐻",
+    "raccoon": "🦝",
+    "fox": "🦊",
+    "wolf": "🐺",
+    "lizard": "🦎",
+    "beetle": "🪲",
+    "ant": "🐜",
+    "butterfly": "🦋",
+    "fish": "🐟",
+    "shark": "🦈",
+    "whale": "🐋🐳",
+    "dolphin": "🐬",
+    "squirrel": "🐿",
+    "mouse": "🐁🐭",
+    "rat": "🐀",
+    "snake": "🐍",
+    "turtle": "🐢",
+    "frog": "🐸",
+    "chicken": "🐔🐓",
+    "duck": "🦆",
+    "goose": "🪿",
+    "bee": "🐝",
+    "pig": "🐖🐷",
+    "turkey": "🦃",
+    "fly": "🪰",
+    "llama": "🦙",
+    "camel": "🐪🐫",
+    "bat": "🦇",
+    "gorilla": "🦍",
+    "hedgehog": "🦔",
+    "kangaroo": "🦘",
+}
 
 # Never prompts of the default training set: kept for the generalisation experiments.
 HELD_OUT = {
-    "panda": "🐼", "koala": "🐨", "elephant": "🐘", "giraffe": "🦒", "penguin": "🐧", "owl": "🦉", "crocodile": "🐊",
-    "octopus": "🐙", "crab": "🦀", "snail": "🐌", "flamingo": "🦩", "swan": "🦢", "parrot": "🦜", "leopard": "🐆",
-    "rhinoceros": "🦏", "hippopotamus": "🦛", "sloth": "🦥", "otter": "🦦", "seal": "🦭", "ladybug": "🐞",
-    "apple": "🍎", "pear": "🍐", "banana": "🍌", "strawberry": "🍓", "pineapple": "🍍", "cherry": "🍒",
-    "watermelon": "🍉", "carrot": "🥕", "pizza": "🍕", "cake": "🎂", "car": "🚗", "bus": "🚌", "truck": "🚚",
-    "bicycle": "🚲", "airplane": "✈", "rocket": "🚀", "sailboat": "⛵", "house": "🏠", "tree": "🌳", "cactus": "🌵",
-    "guitar": "🎸", "umbrella": "☂", "balloon": "🎈", "clock": "⏰",
-}  # fmt: skip
+    "panda": "🐼",
+    "koala": "🐨",
+    "elephant": "🐘",
+    "giraffe": "🦒",
+    "penguin": "🐧",
+    "owl": "🦉",
+    "crocodile": "🐊",
+    "octopus": "🐙",
+    "crab": "🦀",
+    "snail": "🐌",
+    "flamingo": "🦩",
+    "swan": "🦢",
+    "parrot": "🦜",
+    "leopard": "🐆",
+    "rhinoceros": "🦏",
+    "hippopotamus": "🦛",
+    "sloth": "🦥",
+    "otter": "🦦",
+    "seal": "🦭",
+    "ladybug": "🐞",
+    "apple": "🍎",
+    "pear": "🍐",
+    "banana": "🍌",
+    "strawberry": "🍓",
+    "pineapple": "🍍",
+    "cherry": "🍒",
+    "watermelon": "🍉",
+    "carrot": "🥕",
+    "pizza": "🍕",
+    "cake": "🎂",
+    "car": "🚗",
+    "bus": "🚌",
+    "truck": "🚚",
+    "bicycle": "🚲",
+    "airplane": "✈",
+    "rocket": "🚀",
+    "sailboat": "⛵",
+    "house": "🏠",
+    "tree": "🌳",
+    "cactus": "🌵",
+    "guitar": "🎸",
+    "umbrella": "☂",
+    "balloon": "🎈",
+    "clock": "⏰",
+}
 
 NAMES = (*ANIMALS, *HELD_OUT)
 
 BACKGROUNDS = {
-    "white": (248, 248, 248), "gray": (168, 170, 174), "black": (38, 40, 44), "red": (232, 96, 92),
-    "orange": (248, 168, 84), "yellow": (250, 226, 110), "green": (122, 196, 116), "teal": (84, 188, 180),
-    "blue": (98, 156, 236), "purple": (166, 122, 218), "pink": (248, 170, 204), "brown": (160, 120, 88),
-}  # fmt: skip
+    "white": (248, 248, 248),
+    "gray": (168, 170, 174),
+    "black": (38, 40, 44),
+    "red": (232, 96, 92),
+    "orange": (248, 168, 84),
+    "yellow": (250, 226, 110),
+    "green": (122, 196, 116),
+    "teal": (84, 188, 180),
+    "blue": (98, 156, 236),
+    "purple": (166, 122, 218),
+    "pink": (248, 170, 204),
+    "brown": (160, 120, 88),
+}
 COLOURS = tuple(BACKGROUNDS)
 
 
@@ -57,9 +143,14 @@ def captions(name: str, colour: str) -> tuple[str, ...]:
     """Every caption that a scene may carry, the shortest first."""
     thing, place = article(name), f"on {article(colour)} background"
     return (
-        name, thing, f"a photo of {thing}", f"a picture of {thing}",
-        f"{thing} {place}", f"{name} {place}", f"a photo of {thing} {place}",
-    )  # fmt: skip
+        name,
+        thing,
+        f"a photo of {thing}",
+        f"a picture of {thing}",
+        f"{thing} {place}",
+        f"{name} {place}",
+        f"a photo of {thing} {place}",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,20 +206,27 @@ class World:
         rng = self.rng
         if names is None:
             animal = rng.random(n) < self.animal_share
-            names = np.where(animal, rng.integers(len(ANIMALS), size=n), rng.integers(len(ANIMALS), len(NAMES), size=n)).tolist()
+            names = np.where(
+                animal, rng.integers(len(ANIMALS), size=n), rng.integers(len(ANIMALS), len(NAMES), size=n)
+            ).tolist()
         if colours is None:
             colours = rng.integers(len(COLOURS), size=n).tolist()
         poses = [int(rng.integers(self.first[k], self.first[k + 1])) for k in names]
 
-        # Scene pixel -> glyph pixel: undo place, turn, size and mirror. Drawn at 2x and pooled against aliasing.
+        # Scene pixel -> glyph pixel: undo place, turn, size and mirror. Drawn at 2x and pooled against
+        # aliasing.
         size = rng.uniform(0.55, 0.92, n)
         room = 1 - size
         x, y = rng.uniform(-1, 1, n) * room, rng.uniform(-1, 1, n) * room
         turn = np.deg2rad(rng.normal(0, 9, n).clip(-25, 25))
         mirror = rng.choice([-1.0, 1.0], n)
         cos, sin = np.cos(turn) / size, np.sin(turn) / size
-        theta = np.stack([mirror * cos, mirror * sin, mirror * (-cos * x - sin * y), -sin, cos, sin * x - cos * y], -1)
-        grid = F.affine_grid(torch.from_numpy(theta.reshape(n, 2, 3)).float(), [n, 4, 2 * SIZE, 2 * SIZE], align_corners=False)
+        theta = np.stack(
+            [mirror * cos, mirror * sin, mirror * (-cos * x - sin * y), -sin, cos, sin * x - cos * y], -1
+        )
+        grid = F.affine_grid(
+            torch.from_numpy(theta.reshape(n, 2, 3)).float(), [n, 4, 2 * SIZE, 2 * SIZE], align_corners=False
+        )
         sprite = F.avg_pool2d(F.grid_sample(self.glyphs[poses], grid, align_corners=False), 2)
 
         base = torch.tensor([BACKGROUNDS[COLOURS[c]] for c in colours], dtype=torch.float32) / 255

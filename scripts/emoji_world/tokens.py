@@ -1,4 +1,5 @@
-"""The world's tokenizer: byte-level BPE in CLIPTokenizer's form (vocab.json, merges.txt), learned from its captions."""
+"""The world's tokenizer: byte-level BPE in CLIPTokenizer's form (vocab.json, merges.txt), learned from its
+captions."""
 
 import json
 from pathlib import Path
@@ -28,7 +29,9 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     bpe.train_from_iterator(
         corpus(),
-        trainers.BpeTrainer(vocab_size=4000, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False),
+        trainers.BpeTrainer(
+            vocab_size=4000, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+        ),
     )
     merges = [tuple(m) for m in json.loads(bpe.to_str())["model"]["merges"]]
     letters = sorted(alphabet)

@@ -28,7 +28,17 @@ HEAD = "caption,jpg_0,jpg_1,label_0\n"
 def prompt_files() -> Iterator[tuple[str, str, bytes]]:
     """(what it is, its name, its bytes)"""
     text = "a cat\nein Löwe\n\na dog\n"
-    for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1", "cp037", "shift_jis"):
+    for encoding in (
+        "utf-8",
+        "utf-8-sig",
+        "utf-16",
+        "utf-16-le",
+        "utf-16-be",
+        "utf-32",
+        "latin-1",
+        "cp037",
+        "shift_jis",
+    ):
         with contextlib.suppress(UnicodeEncodeError):
             yield encoding, "p.txt", text.encode(encoding)
             yield f"{encoding}, .jsonl", "p.jsonl", '{"prompt": "ein Löwe"}\n'.encode(encoding)
@@ -42,19 +52,43 @@ def prompt_files() -> Iterator[tuple[str, str, bytes]]:
     yield "blank lines", "p.txt", b" \n\t\n\r\n"
     yield "one line without end", "p.txt", b"a cat"
     yield "duplicates", "p.txt", b"a cat\n" * 5000
-    yield "10 kB a prompt", "p.txt", b"a very long prompt of a cat " * 400 + b"\na cat\na dog\na lion\na fish\n"
+    yield (
+        "10 kB a prompt",
+        "p.txt",
+        b"a very long prompt of a cat " * 400 + b"\na cat\na dog\na lion\na fish\n",
+    )
     yield "1 MB in one prompt", "p.txt", b"cat " * 250_000
     yield "no blanks, 10 kB", "p.txt", b"x" * 10_000
-    yield "emoji and right to left", "p.txt", "\U0001f981 \u202eabc\u202c\n\u0645\u0631\u062d\u0628\u0627\n".encode()
+    yield (
+        "emoji and right to left",
+        "p.txt",
+        "\U0001f981 \u202eabc\u202c\n\u0645\u0631\u062d\u0628\u0627\n".encode(),
+    )
     yield "line separators inside", "p.jsonl", '{"prompt": "a\u2028b\u0085c"}\n'.encode()
     yield "empty .jsonl", "p.jsonl", b""
     for name, line in {
-        "broken": "{broken", "half": '{"prompt": "a', "a text": '"a cat"', "a number": "5", "null": "null", "a list": '["a cat"]', "no prompt": '{"text": "a cat"}',
-        "a prompt of null": '{"prompt": null}', "a prompt of 5": '{"prompt": 5}', "a prompt of a list": '{"prompt": ["a"]}', "a prompt of an object": '{"prompt": {"a": {"b": 1}}}',
-        "an empty prompt": '{"prompt": "  "}', "nested metadata": '{"prompt": "a cat", "m": {"a": [1, {"b": null}]}}', "deep": "[" * 100_000, "half a pair": '{"prompt": "\\ud800"}',
-        "a NUL": '{"prompt": "a\\u0000b"}', "a number of 10,000 digits": '{"prompt": "a", "n": ' + "9" * 10_000 + "}", "NaN": '{"prompt": "a", "n": NaN}', "two objects": ENTRY.strip() * 2,
-        "a comment": "# a cat", "a repeated key": '{"prompt": "a", "prompt": "b"}',
-    }.items():  # fmt: skip
+        "broken": "{broken",
+        "half": '{"prompt": "a',
+        "a text": '"a cat"',
+        "a number": "5",
+        "null": "null",
+        "a list": '["a cat"]',
+        "no prompt": '{"text": "a cat"}',
+        "a prompt of null": '{"prompt": null}',
+        "a prompt of 5": '{"prompt": 5}',
+        "a prompt of a list": '{"prompt": ["a"]}',
+        "a prompt of an object": '{"prompt": {"a": {"b": 1}}}',
+        "an empty prompt": '{"prompt": "  "}',
+        "nested metadata": '{"prompt": "a cat", "m": {"a": [1, {"b": null}]}}',
+        "deep": "[" * 100_000,
+        "half a pair": '{"prompt": "\\ud800"}',
+        "a NUL": '{"prompt": "a\\u0000b"}',
+        "a number of 10,000 digits": '{"prompt": "a", "n": ' + "9" * 10_000 + "}",
+        "NaN": '{"prompt": "a", "n": NaN}',
+        "two objects": ENTRY.strip() * 2,
+        "a comment": "# a cat",
+        "a repeated key": '{"prompt": "a", "prompt": "b"}',
+    }.items():
         yield f"a line of .jsonl is {name}", "p.jsonl", f"{ENTRY}{line}\n{ENTRY}".encode()
 
 
@@ -80,29 +114,66 @@ def bomb() -> bytes:
 
 
 PICTURES = {
-    "cut": lambda: png(64, 64)[:60], "empty": lambda: b"", "text": lambda: b"no picture", "a bomb": bomb, "0 bytes of data": lambda: png(8, 8)[:33],
-    "PostScript": lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n", "SVG": lambda: b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+    "cut": lambda: png(64, 64)[:60],
+    "empty": lambda: b"",
+    "text": lambda: b"no picture",
+    "a bomb": bomb,
+    "0 bytes of data": lambda: png(8, 8)[:33],
+    "PostScript": lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n",
+    "SVG": lambda: b"<svg xmlns='http://www.w3.org/2000/svg'/>",
     "1 x 5000": lambda: png(1, 5000),
-}  # fmt: skip
+}
 
 
 def pair_files() -> Iterator[tuple[str, str, str, dict[str, bytes]]]:
     """(what it is, the table's name, its text, further files)"""
     for name, line in {
-        "fine": PAIR, "missing picture": PAIR.replace("1.png", "9.png"), "absolute path": PAIR.replace("1.png", "/etc/passwd"), "path upwards": PAIR.replace("1.png", "../1.png"),
-        "path through a folder upwards": PAIR.replace("1.png", "a/../../1.png"), "a folder": PAIR.replace("1.png", "."), "a device": PAIR.replace("1.png", "/dev/zero"), "an empty path": PAIR.replace("1.png", ""),
-        "an address": PAIR.replace("1.png", "https://example.org/1.png"), "a NUL in a path": PAIR.replace("1.png", "1\\u0000.png"), "a long path": PAIR.replace("1.png", "x" * 5000),
-        "a winner of 5": PAIR.replace('"0.png"', "5"), "no loser": '{"prompt": "a", "winner": "0.png"}\n', "no prompt": '{"winner": "0.png", "loser": "1.png"}\n', "a list": "[]\n", "broken": "{x\n",
-        "deep": "[" * 100_000 + "\n", "ties only": PAIR.replace("1.png", "0.png"), "a NUL in a prompt": PAIR.replace("a cat", "a\\u0000"), "half a pair in a prompt": PAIR.replace("a cat", "\\ud800"),
-        "empty": "", "a blank line": "\n" + PAIR,
-    }.items():  # fmt: skip
+        "fine": PAIR,
+        "missing picture": PAIR.replace("1.png", "9.png"),
+        "absolute path": PAIR.replace("1.png", "/etc/passwd"),
+        "path upwards": PAIR.replace("1.png", "../1.png"),
+        "path through a folder upwards": PAIR.replace("1.png", "a/../../1.png"),
+        "a folder": PAIR.replace("1.png", "."),
+        "a device": PAIR.replace("1.png", "/dev/zero"),
+        "an empty path": PAIR.replace("1.png", ""),
+        "an address": PAIR.replace("1.png", "https://example.org/1.png"),
+        "a NUL in a path": PAIR.replace("1.png", "1\\u0000.png"),
+        "a long path": PAIR.replace("1.png", "x" * 5000),
+        "a winner of 5": PAIR.replace('"0.png"', "5"),
+        "no loser": '{"prompt": "a", "winner": "0.png"}\n',
+        "no prompt": '{"winner": "0.png", "loser": "1.png"}\n',
+        "a list": "[]\n",
+        "broken": "{x\n",
+        "deep": "[" * 100_000 + "\n",
+        "ties only": PAIR.replace("1.png", "0.png"),
+        "a NUL in a prompt": PAIR.replace("a cat", "a\\u0000"),
+        "half a pair in a prompt": PAIR.replace("a cat", "\\ud800"),
+        "empty": "",
+        "a blank line": "\n" + PAIR,
+    }.items():
         yield f".jsonl, {name}", "p.jsonl", line, {}
     for name, rows in {
-        "fine": f"{HEAD}a,0.png,1.png,1\n", "no column": "caption,jpg_0,label_0\na,0.png,1\n", "label 2": f"{HEAD}a,0.png,1.png,2\n", "label nan": f"{HEAD}a,0.png,1.png,nan\n", "label -1": f"{HEAD}a,0.png,1.png,-1\n",
-        "label a": f"{HEAD}a,0.png,1.png,a\n", "no label": f"{HEAD}a,0.png,1.png,\n", "short row": f"{HEAD}a,0.png\n", "long row": f"{HEAD}a,0.png,1.png,1,5,6\n", "head only": HEAD, "empty": "", "no head": "a,0.png,1.png,1\n",
-        "missing picture": f"{HEAD}a,0.png,9.png,1\n", "absolute path": f"{HEAD}a,0.png,/etc/passwd,1\n", "path upwards": f"{HEAD}a,0.png,../1.png,0\n", "an open quote": f'{HEAD}"a,0.png,1.png,1\n', "a field of 200 kB": f"{HEAD}{'a' * 200_000},0.png,1.png,1\n",
-        "columns twice": "caption,jpg_0,jpg_0,label_0\na,0.png,1.png,1\n", "semicolons": HEAD.replace(",", ";") + "a;0.png;1.png;1\n", "a NUL": f"{HEAD}a\0,0.png,1.png,1\n",
-    }.items():  # fmt: skip
+        "fine": f"{HEAD}a,0.png,1.png,1\n",
+        "no column": "caption,jpg_0,label_0\na,0.png,1\n",
+        "label 2": f"{HEAD}a,0.png,1.png,2\n",
+        "label nan": f"{HEAD}a,0.png,1.png,nan\n",
+        "label -1": f"{HEAD}a,0.png,1.png,-1\n",
+        "label a": f"{HEAD}a,0.png,1.png,a\n",
+        "no label": f"{HEAD}a,0.png,1.png,\n",
+        "short row": f"{HEAD}a,0.png\n",
+        "long row": f"{HEAD}a,0.png,1.png,1,5,6\n",
+        "head only": HEAD,
+        "empty": "",
+        "no head": "a,0.png,1.png,1\n",
+        "missing picture": f"{HEAD}a,0.png,9.png,1\n",
+        "absolute path": f"{HEAD}a,0.png,/etc/passwd,1\n",
+        "path upwards": f"{HEAD}a,0.png,../1.png,0\n",
+        "an open quote": f'{HEAD}"a,0.png,1.png,1\n',
+        "a field of 200 kB": f"{HEAD}{'a' * 200_000},0.png,1.png,1\n",
+        "columns twice": "caption,jpg_0,jpg_0,label_0\na,0.png,1.png,1\n",
+        "semicolons": HEAD.replace(",", ";") + "a;0.png;1.png;1\n",
+        "a NUL": f"{HEAD}a\0,0.png,1.png,1\n",
+    }.items():
         yield f".csv, {name}", "p.csv", rows, {}
     for name, made in PICTURES.items():
         yield (
@@ -116,7 +187,8 @@ def pair_files() -> Iterator[tuple[str, str, str, dict[str, bytes]]]:
 
 
 def prompts_tried(pipeline: str, home: Path) -> Iterator[Outcome]:
-    """Each file of prompts with training up to its first write: the model is loaded, and the prompts are measured by its tokenizer."""
+    """Each file of prompts with training up to its first write: the model is loaded, and the prompts are
+    measured by its tokenizer."""
     for name, file, content in prompt_files():
         (home / file).write_bytes(content)
         words = [*SMALL, f"model.path_or_id={pipeline}", "prompts=file", f"prompts.file={file}"]
@@ -126,8 +198,8 @@ def prompts_tried(pipeline: str, home: Path) -> Iterator[Outcome]:
 
 
 def pairs_tried(pipeline: str, home: Path) -> Iterator[Outcome]:
-    """Each table of pairs with training on them up to its first write, and with the reward's own trainer, which then trains. Broken
-    pictures are named at the start."""
+    """Each table of pairs with training on them up to its first write, and with the reward's own trainer,
+    which then trains. Broken pictures are named at the start."""
     for k, (name, file, content, more) in enumerate(pair_files()):
         folder = home / f"pairs{k}"
         folder.mkdir()
@@ -144,7 +216,14 @@ def pairs_tried(pipeline: str, home: Path) -> Iterator[Outcome]:
             f"algo.{data}",
             "algo.updates_per_epoch=1",
         ]
-        fit = [data, "epochs=1", "batch_size=2", "device=cpu", "output_dir=written", f"held_out={folder.name}"]
+        fit = [
+            data,
+            "epochs=1",
+            "batch_size=2",
+            "device=cpu",
+            "output_dir=written",
+            f"held_out={folder.name}",
+        ]
         with contextlib.chdir(home):
             if more:
                 yield attempt("pair file", f"reading: {name}", lambda at=folder: _pictures(at), home)
@@ -153,7 +232,11 @@ def pairs_tried(pipeline: str, home: Path) -> Iterator[Outcome]:
                     yield attempt("pair file", f"train: {name}", lambda w=dpo: command_line(train, w), home)
             if file != "p.jsonl":
                 yield attempt(
-                    "pair file", f"train_reward: {name}", lambda w=fit: command_line(train_reward, w), home, writes=True
+                    "pair file",
+                    f"train_reward: {name}",
+                    lambda w=fit: command_line(train_reward, w),
+                    home,
+                    writes=True,
                 )
         for new in (folder, home / "written"):
             shutil.rmtree(new, ignore_errors=True)
@@ -172,7 +255,8 @@ def _pictures(folder: Path) -> int:
 
 
 def million(home: Path) -> dict[str, float]:
-    """Seconds and MiB of a file of a million prompts, and of three draws of 64 from it, in a process of its own."""
+    """Seconds and MiB of a file of a million prompts, and of three draws of 64 from it, in a process of its
+    own."""
     many = home / "many.txt"
     many.write_text("".join(f"a picture of animal number {k} on a meadow\n" for k in range(1_000_000)))
     code = """if True:

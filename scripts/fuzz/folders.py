@@ -1,4 +1,5 @@
-"""Folders and files of weights, damaged: pipelines, LoRAs, learned rewards, CLIPs, run folders. A copy is damaged in one place each."""
+"""Folders and files of weights, damaged: pipelines, LoRAs, learned rewards, CLIPs, run folders. A copy is
+damaged in one place each."""
 
 import contextlib
 import json
@@ -43,7 +44,9 @@ def cut(path: str, share: float) -> Damage:
     return damage
 
 
-def tensors(path: str, change: Callable[[dict[str, torch.Tensor]], None], metadata: dict[str, str] | None = None) -> Damage:
+def tensors(
+    path: str, change: Callable[[dict[str, torch.Tensor]], None], metadata: dict[str, str] | None = None
+) -> Damage:
     """Other tensors in a .safetensors file."""
 
     def damage(folder: Path) -> None:
@@ -111,12 +114,18 @@ def pipeline_damages(folder: Path) -> Iterator[tuple[str, Damage]]:
     yield "index names no text encoder", changed("model_index.json", text_encoder=...)
     yield (
         "index names code in the folder",
-        _all(changed("model_index.json", unet=["evil", "Evil"]), text("unet/evil.py", "raise SystemExit('ran')")),
+        _all(
+            changed("model_index.json", unet=["evil", "Evil"]),
+            text("unet/evil.py", "raise SystemExit('ran')"),
+        ),
     )
     yield "index names another library", changed("model_index.json", unet=["subprocess", "Popen"])
     yield (
         "index has a class of a file",
-        _all(changed("model_index.json", _class_name=["evil", "Evil"]), text("evil.py", "raise SystemExit('ran')")),
+        _all(
+            changed("model_index.json", _class_name=["evil", "Evil"]),
+            text("evil.py", "raise SystemExit('ran')"),
+        ),
     )
     yield "index has an unknown class", changed("model_index.json", unet=["diffusers", "UNetOfNobody"])
     yield "index has a strange value", changed("model_index.json", unet=5)
@@ -145,10 +154,15 @@ def pipeline_damages(folder: Path) -> Iterator[tuple[str, Damage]]:
     yield "vae of other channels", changed("vae/config.json", latent_channels=7)
     yield "vae without scale", changed("vae/config.json", scaling_factor=0)
     yield "text of other width", changed("text_encoder/config.json", hidden_size=20)
-    yield from ((f"scheduler: {name}", damage) for name, damage in _json_damages("scheduler/scheduler_config.json"))
+    yield from (
+        (f"scheduler: {name}", damage) for name, damage in _json_damages("scheduler/scheduler_config.json")
+    )
     yield "scheduler clips", changed("scheduler/scheduler_config.json", clip_sample=True)
     yield "scheduler of 0 steps", changed("scheduler/scheduler_config.json", num_train_timesteps=0)
-    yield "scheduler of an unknown prediction", changed("scheduler/scheduler_config.json", prediction_type="dream")
+    yield (
+        "scheduler of an unknown prediction",
+        changed("scheduler/scheduler_config.json", prediction_type="dream"),
+    )
     yield "scheduler of unknown betas", changed("scheduler/scheduler_config.json", beta_schedule="none")
     yield "tokenizer gone", gone("tokenizer")
     for file_name in sorted(path.name for path in (folder / "tokenizer").iterdir()):
@@ -177,14 +191,26 @@ def lora_damages(file: str) -> Iterator[tuple[str, Damage]]:
     yield "empty", tensors(file, dict.clear)
     yield "not a number", tensors(file, poisoned)
     for name, about in {
-        "broken metadata": {"lora_adapter_metadata": "{broken"}, "metadata that is a list": {"lora_adapter_metadata": "[1]"},
-        "metadata without rank": {"lora_adapter_metadata": '{"unet.lora_alpha": 8}'}, "metadata with a text for a rank": {"lora_adapter_metadata": '{"unet.r": "x", "unet.lora_alpha": "y", "unet.target_modules": 5}'},
-        "metadata of another rank": {"lora_adapter_metadata": '{"unet.r": 3, "unet.lora_alpha": 1, "unet.target_modules": ["to_q"]}'},
-        "metadata with strange targets": {"lora_adapter_metadata": '{"unet.r": 2, "unet.lora_alpha": 8, "unet.target_modules": [".*", 5]}'},
+        "broken metadata": {"lora_adapter_metadata": "{broken"},
+        "metadata that is a list": {"lora_adapter_metadata": "[1]"},
+        "metadata without rank": {"lora_adapter_metadata": '{"unet.lora_alpha": 8}'},
+        "metadata with a text for a rank": {
+            "lora_adapter_metadata": '{"unet.r": "x", "unet.lora_alpha": "y", "unet.target_modules": 5}'
+        },
+        "metadata of another rank": {
+            "lora_adapter_metadata": '{"unet.r": 3, "unet.lora_alpha": 1, "unet.target_modules": ["to_q"]}'
+        },
+        "metadata with strange targets": {
+            "lora_adapter_metadata": '{"unet.r": 2, "unet.lora_alpha": 8, "unet.target_modules": [".*", 5]}'
+        },
         "metadata nested deeply": {"lora_adapter_metadata": "[" * 50_000},
-        "metadata of a rank of -1": {"lora_adapter_metadata": '{"unet.r": -1, "unet.lora_alpha": 8, "unet.target_modules": ["to_q"]}'},
-        "metadata of a rank of 10**9": {"lora_adapter_metadata": '{"unet.r": 1000000000, "unet.lora_alpha": 8, "unet.target_modules": ["to_q"]}'},
-    }.items():  # fmt: skip
+        "metadata of a rank of -1": {
+            "lora_adapter_metadata": '{"unet.r": -1, "unet.lora_alpha": 8, "unet.target_modules": ["to_q"]}'
+        },
+        "metadata of a rank of 10**9": {
+            "lora_adapter_metadata": '{"unet.r": 1000000000, "unet.lora_alpha": 8, "unet.target_modules": ["to_q"]}'
+        },
+    }.items():
         yield name, tensors(file, lambda state: None, about)
 
 
@@ -194,7 +220,10 @@ def kohya_damages(file: str) -> Iterator[tuple[str, Damage]]:
     yield "lacks an up", tensors(file, without("lora_up"))
     yield "lacks a down", tensors(file, without("lora_down"))
     yield "wrong shape", tensors(file, reshaped("lora_up"))
-    yield "wrong shape of alpha", tensors(file, lambda state: state.update({first(state, "alpha"): torch.zeros(2, 2)}))
+    yield (
+        "wrong shape of alpha",
+        tensors(file, lambda state: state.update({first(state, "alpha"): torch.zeros(2, 2)})),
+    )
     yield (
         "alpha that is no number",
         tensors(file, lambda state: state.update({first(state, "alpha"): torch.tensor(float("nan"))})),
@@ -236,9 +265,15 @@ def clip_damages(folder: Path) -> Iterator[tuple[str, Damage]]:
         "tokenizer of its own code",
         _all(
             lambda at: _set(
-                at / "open_clip_config.json", ["model_cfg", "text_cfg", "tokenizer_kwargs"], {"trust_remote_code": True}
+                at / "open_clip_config.json",
+                ["model_cfg", "text_cfg", "tokenizer_kwargs"],
+                {"trust_remote_code": True},
             ),
-            changed("tokenizer_config.json", tokenizer_class="Evil", auto_map={"AutoTokenizer": ["evil.Evil", None]}),
+            changed(
+                "tokenizer_config.json",
+                tokenizer_class="Evil",
+                auto_map={"AutoTokenizer": ["evil.Evil", None]},
+            ),
             text("evil.py", "raise SystemExit('ran')"),
         ),
     )
@@ -247,9 +282,17 @@ def clip_damages(folder: Path) -> Iterator[tuple[str, Damage]]:
 def run_damages(config: dict[str, Any]) -> Iterator[tuple[str, Damage]]:
     """Of a finished run's folder; `config` is its configuration."""
     for name, content in {
-        "empty": "", "text": "hello", "list": "[1, 2]", "tabs": "a:\n\t- b", "unsafe": "!!python/object/apply:os.system ['false']", "anchors": "a: &a [*a]",
-        "bombs": "a: &a [x,x,x,x]\nb: &b [*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b]\n", "NUL": "a: \0", "deep": "[" * 5000, "half": json.dumps(config)[:300],
-    }.items():  # fmt: skip
+        "empty": "",
+        "text": "hello",
+        "list": "[1, 2]",
+        "tabs": "a:\n\t- b",
+        "unsafe": "!!python/object/apply:os.system ['false']",
+        "anchors": "a: &a [*a]",
+        "bombs": "a: &a [x,x,x,x]\nb: &b [*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b]\n",
+        "NUL": "a: \0",
+        "deep": "[" * 5000,
+        "half": json.dumps(config)[:300],
+    }.items():
         yield f"config.yaml is {name}", text("config.yaml", content)
     for key in (
         "algo",
@@ -278,10 +321,15 @@ def run_damages(config: dict[str, Any]) -> Iterator[tuple[str, Damage]]:
         "optimizer",
     ):
         yield f"config.yaml has a number for {key}", _config({**config, key: 5})
-        yield f"config.yaml has hostile {key}", _config({**config, key: {"_target_": "os.system", "command": "touch ran"}})
+        yield (
+            f"config.yaml has hostile {key}",
+            _config({**config, key: {"_target_": "os.system", "command": "touch ran"}}),
+        )
     yield (
         "config.yaml lets itself in",
-        _config({**config, "allow_targets": ["os"], "model": {"_target_": "os.system", "command": "touch ran"}}),
+        _config(
+            {**config, "allow_targets": ["os"], "model": {"_target_": "os.system", "command": "touch ran"}}
+        ),
     )
     yield (
         "config.yaml lets itself in deeply",
@@ -298,15 +346,24 @@ def run_damages(config: dict[str, Any]) -> Iterator[tuple[str, Damage]]:
     yield "summary.json is empty", text("summary.json", "{}")
     yield "metrics.jsonl is broken", text("metrics.jsonl", '{"step": 0}\n{broken\n')
     yield "metrics.jsonl is empty", text("metrics.jsonl", "")
-    yield "metrics.jsonl has texts", text("metrics.jsonl", '{"step": "x", "eval/reward": "y", "eval/lpips": null}\n')
+    yield (
+        "metrics.jsonl has texts",
+        text("metrics.jsonl", '{"step": "x", "eval/reward": "y", "eval/lpips": null}\n'),
+    )
     yield "model/ gone", gone("model")
     yield "model/ empty", _all(gone("model"), lambda at: (at / "model").mkdir())
 
 
 def damaged(
-    kind: str, source: Path, name: str, damage: Damage, home: Path, runs: Sequence[tuple[ModuleType, str | None, list[str]]]
+    kind: str,
+    source: Path,
+    name: str,
+    damage: Damage,
+    home: Path,
+    runs: Sequence[tuple[ModuleType, str | None, list[str]]],
 ) -> list[Outcome]:
-    """The commands `runs` on a copy of `source`, damaged, at home/copy. Each with the work that is not done; None lets it write."""
+    """The commands `runs` on a copy of `source`, damaged, at home/copy. Each with the work that is not done;
+    None lets it write."""
     copy = home / "copy"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(source, copy)
@@ -318,7 +375,9 @@ def damaged(
                 stack.enter_context(patch(f"alignlab.{stop}", refuse_work))
             stack.enter_context(contextlib.chdir(home))
             case = f"{command.__name__.rpartition('.')[2]}: {name}"
-            out.append(attempt(kind, case, lambda c=command, w=words: command_line(c, w), home, writes=stop is None))
+            out.append(
+                attempt(kind, case, lambda c=command, w=words: command_line(c, w), home, writes=stop is None)
+            )
         for new in home.glob("written*"):
             shutil.rmtree(new) if new.is_dir() else new.unlink()
     return out

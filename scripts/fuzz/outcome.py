@@ -1,4 +1,5 @@
-"""One hostile input, what became of it, and the rule: it is taken, or it ends in sentences and exit code 2 with nothing written."""
+"""One hostile input, what became of it, and the rule: it is taken, or it ends in sentences and exit code 2
+with nothing written."""
 
 import contextlib
 import io
@@ -15,8 +16,10 @@ from pathlib import Path
 from types import FrameType, ModuleType
 
 PYTHONESE = re.compile(
-    r"object (has no|is not)|NoneType|unsupported operand|unexpected keyword|positional argument|index out of|<class|full_key|"
-    r"object at 0x|Traceback|DictConfig|must be str|not supported between|not subscriptable|embedded null|Errno|argument of type"
+    r"object (has no|is not)|NoneType|unsupported operand|unexpected keyword|positional argument|index out "
+    r"of|<class|full_key|"
+    r"object at 0x|Traceback|DictConfig|must be str|not supported between|not subscriptable|embedded "
+    r"null|Errno|argument of type"
 )
 """What no sentence for a user holds."""
 LONGEST = 2000
@@ -61,7 +64,9 @@ def command_line(command: ModuleType, words: list[str]) -> int:
     return 0
 
 
-def attempt(kind: str, case: str, call: Callable[[], int], watched: Path, *, limit: int = 60, writes: bool = False) -> Outcome:
+def attempt(
+    kind: str, case: str, call: Callable[[], int], watched: Path, *, limit: int = 60, writes: bool = False
+) -> Outcome:
     """Runs one input and judges it.
 
     Args:
@@ -77,7 +82,11 @@ def attempt(kind: str, case: str, call: Callable[[], int], watched: Path, *, lim
             code = call()
         verdict = {0: "valid", 2: "refused"}.get(code, "broken")
         said = (
-            err.getvalue().strip() if verdict == "refused" else "" if code == 0 else f"exit code {code}: {err.getvalue()[-300:]}"
+            err.getvalue().strip()
+            if verdict == "refused"
+            else ""
+            if code == 0
+            else f"exit code {code}: {err.getvalue()[-300:]}"
         )
     except Accepted:
         verdict = "valid"
@@ -88,8 +97,16 @@ def attempt(kind: str, case: str, call: Callable[[], int], watched: Path, *, lim
         said = f"{type(error).__name__}: {str(error)[:300]} ({Path(last.filename).name}:{last.lineno})"
     seconds = time.perf_counter() - began
     if verdict == "refused":
-        lines = [line for line in said.splitlines() if not line.startswith(("warning: ", "Error executing job with overrides"))]
-        bad = [line for line in lines if not line.startswith("error: ") or PYTHONESE.search(line) or len(line) > LONGEST]
+        lines = [
+            line
+            for line in said.splitlines()
+            if not line.startswith(("warning: ", "Error executing job with overrides"))
+        ]
+        bad = [
+            line
+            for line in lines
+            if not line.startswith("error: ") or PYTHONESE.search(line) or len(line) > LONGEST
+        ]
         if bad or not lines:
             verdict, said = "broken", f"no sentence: {(bad or [said])[0][:400]!r}"
     changed = sorted(before.items() ^ tree(watched).items())

@@ -1,6 +1,7 @@
 """What is measured of one architecture: a rollout, an epoch of each objective, and the memory of DRaFT-K.
 
-Each item is alignlab's own code on a checked configuration: `rollout`, and `train_epoch` with the objective's own loss.
+Each item is alignlab's own code on a checked configuration: `rollout`, and `train_epoch` with the objective's
+own loss.
 """
 
 import gc
@@ -57,7 +58,9 @@ class Item:
 def items_of(size: str) -> Iterator[Item]:
     """The cheap ones first, so that a short budget measures something of everything."""
     its = ARCHITECTURES[size]
-    rollout = Item(size=size, name="rollout", overrides=("algo=draft", f"micro_batch={its.images}"), train=False)
+    rollout = Item(
+        size=size, name="rollout", overrides=("algo=draft", f"micro_batch={its.images}"), train=False
+    )
     objectives = [
         Item(size=size, name=name, overrides=tuple(word.format(decoded=its.decoded) for word in words))
         for name, words in OBJECTIVES.items()
@@ -65,7 +68,13 @@ def items_of(size: str) -> Iterator[Item]:
     yield from (rollout, *objectives)
     for k in its.kept:
         for kept in ("true", "false"):
-            words = ("algo=draft", f"algo.k={k}", f"policy.checkpointing={kept}", "samples_per_step=1", "micro_batch=1")
+            words = (
+                "algo=draft",
+                f"algo.k={k}",
+                f"policy.checkpointing={kept}",
+                "samples_per_step=1",
+                "micro_batch=1",
+            )
             yield Item(size=size, name=f"memory/k={k},checkpointing={kept}", overrides=words)
     for item in (rollout, *objectives):
         if item.name in COMPILED:
@@ -75,9 +84,15 @@ def items_of(size: str) -> Iterator[Item]:
 def configuration(its: Architecture, words: Sequence[str], **common: str) -> dict[str, Any]:
     """The checked configuration of an item: its own words over the architecture's sizes."""
     sizes = {
-        "model": its.model, "model.variant": "null", "lr": "1e-5", "reward": "clip", "samples_per_step": str(its.images),
-        "micro_batch": str(its.micro_batch), "sampler.steps": str(its.steps), "eval_sampler.steps": str(its.steps),
-    }  # fmt: skip
+        "model": its.model,
+        "model.variant": "null",
+        "lr": "1e-5",
+        "reward": "clip",
+        "samples_per_step": str(its.images),
+        "micro_batch": str(its.micro_batch),
+        "sampler.steps": str(its.steps),
+        "eval_sampler.steps": str(its.steps),
+    }
     chosen = sizes | common | dict(word.split("=") for word in words)
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return checked(hydra.compose("train", [f"{key}={value}" for key, value in chosen.items()]))
@@ -98,10 +113,13 @@ class Workbench:
         policy = self.lab.policy
         assert policy.lora_config is not None
         with torch.device("meta"):
-            self.flops = unet_flops(self.its, unet_of(self.its), policy.family.lora_targets, policy.lora_config.r)
+            self.flops = unet_flops(
+                self.its, unet_of(self.its), policy.family.lora_targets, policy.lora_config.r
+            )
 
     def measure(self, item: Item) -> dict[str, Any]:
-        """The item's numbers: seconds, passes of single latents through the U-Net, their operations; memory in MiB, None on a CPU.
+        """The item's numbers: seconds, passes of single latents through the U-Net, their operations; memory
+        in MiB, None on a CPU.
 
         Raises:
             torch.OutOfMemoryError: if it does not fit.
@@ -120,7 +138,12 @@ class Workbench:
             sampler=build(c["sampler"], scheduler=policy.family.scheduler).to(policy.device),
         )
         steps = max(2, c["algo"].get("k") or 0)
-        few = replace(lab, sampler=build(c["sampler"] | {"steps": steps}, scheduler=policy.family.scheduler).to(policy.device))
+        few = replace(
+            lab,
+            sampler=build(c["sampler"] | {"steps": steps}, scheduler=policy.family.scheduler).to(
+                policy.device
+            ),
+        )
         once(few, c, item, epoch=1)  # the first time of each kernel is not the item's
         before, began = dict(policy.passes), time.perf_counter()
         with UNetTime(unet, policy.device, inside=not item.compiled) as clock:
@@ -130,14 +153,21 @@ class Workbench:
         seconds = clock.seconds()
         cuda = policy.device.type == "cuda"
         return {
-            "seconds": seconds["total"], "host_seconds": time.perf_counter() - began, "unet_seconds": {k: seconds[k] for k in passes},
-            "unet_fraction": None if item.compiled else sum(seconds[k] for k in passes) / seconds["total"], "passes": passes,
-            "unet_tflop": sum(flops[k] * count for k, count in passes.items()) / 1e12, "images": c["samples_per_step"],
+            "seconds": seconds["total"],
+            "host_seconds": time.perf_counter() - began,
+            "unet_seconds": {k: seconds[k] for k in passes},
+            "unet_fraction": None if item.compiled else sum(seconds[k] for k in passes) / seconds["total"],
+            "passes": passes,
+            "unet_tflop": sum(flops[k] * count for k, count in passes.items()) / 1e12,
+            "images": c["samples_per_step"],
             "images_per_second": c["samples_per_step"] / seconds["total"],
             "updates_per_second": line["updates"] / seconds["total"] if item.train else None,
-            "peak_memory_mb": peak_memory_mb(policy.device) if cuda else None, "micro_batch": c["micro_batch"], "steps": len(lab.sampler),
-            "guidance_scale": lab.sampler.guidance_scale, "checkpointing": policy.checkpointing,
-        }  # fmt: skip
+            "peak_memory_mb": peak_memory_mb(policy.device) if cuda else None,
+            "micro_batch": c["micro_batch"],
+            "steps": len(lab.sampler),
+            "guidance_scale": lab.sampler.guidance_scale,
+            "checkpointing": policy.checkpointing,
+        }
 
     def tidy(self) -> None:
         """Leaves nothing of an item on the device."""
@@ -154,7 +184,9 @@ def once(lab: Lab, c: dict[str, Any], item: Item, *, epoch: int) -> dict[str, An
         return train_epoch(lab, c, epoch)
     if lab.policy.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    key = noise_key(lab.prompts.draw(c["samples_per_step"], seed=0, epoch=epoch), seed=0, stream="gpu", epoch=epoch)
+    key = noise_key(
+        lab.prompts.draw(c["samples_per_step"], seed=0, epoch=epoch), seed=0, stream="gpu", epoch=epoch
+    )
     with torch.no_grad():
         rollout(lab.policy, lab.sampler, key, store="image").images.cpu()
     return {}

@@ -1,7 +1,8 @@
 """How long the device is inside the U-Net, forward and backward, by hooks and the device's own events.
 
-A backward pass begins where the gradient reaches the U-Net's output and ends where it reaches the output of its first adapter: what lies below
-is not differentiated when the latent is a constant. A checkpoint's recomputation happens in between, and is part of it.
+A backward pass begins where the gradient reaches the U-Net's output and ends where it reaches the output of
+its first adapter: what lies below is not differentiated when the latent is a constant. A checkpoint's
+recomputation happens in between, and is part of it.
 """
 
 import time
@@ -18,7 +19,8 @@ class UNetTime:
     Args:
         unet: with adapters.
         device: of its weights.
-        inside: False takes the whole time alone; hooks would be compiled into a compiled U-Net, clock and all.
+        inside: False takes the whole time alone; hooks would be compiled into a compiled U-Net, clock and
+            all.
     """
 
     def __init__(self, unet: nn.Module, device: torch.device, *, inside: bool = True) -> None:
@@ -59,7 +61,9 @@ class UNetTime:
 
     def seconds(self) -> dict[str, float]:
         """Of all, and inside the U-Net: forward, and backward with recomputation."""
-        return {"total": self.total} | {kind: sum(self.between(a, b) for a, b in spans) for kind, spans in self.spans.items()}
+        return {"total": self.total} | {
+            kind: sum(self.between(a, b) for a, b in spans) for kind, spans in self.spans.items()
+        }
 
     def _enter(self, unet: nn.Module, arguments: Any) -> None:
         self.entered = self.now()

@@ -1,4 +1,5 @@
-"""Command lines do what is typed: paths and prompts as they stand, printed commands that can be pasted, and advice that works."""
+"""Command lines do what is typed: paths and prompts as they stand, printed commands that can be pasted, and
+advice that works."""
 
 import os
 import random
@@ -31,15 +32,69 @@ from alignlab.training.signals import STOPPED, asked, leave, stoppable
 from tests.running import command_line, configured, tiny
 
 NAMES = (
-    "algo=ddpo,kl_coeff=0", "my lr=1e-3", "it's", 'a "b" c', "[a,b]", "reward=[clip,colour],seed=0", "{a:1}", "${seed}", "一只猫", "🦁",
-    "a(b)", "50% off! #1", "1984", "1_000", "1e3", "null.", "true", "a\\b", "a\\", "'a'", '"a"', "a$b", "a;b&c|d", "~", "~x", "-m", "a: b", " a ",
-    "a,b", "x\\\"y", "a\\${b}", "*", "?[x]", "`ls`", "$(ls)", "é",
-)  # fmt: skip
+    "algo=ddpo,kl_coeff=0",
+    "my lr=1e-3",
+    "it's",
+    'a "b" c',
+    "[a,b]",
+    "reward=[clip,colour],seed=0",
+    "{a:1}",
+    "${seed}",
+    "一只猫",
+    "🦁",
+    "a(b)",
+    "50% off! #1",
+    "1984",
+    "1_000",
+    "1e3",
+    "null.",
+    "true",
+    "a\\b",
+    "a\\",
+    "'a'",
+    '"a"',
+    "a$b",
+    "a;b&c|d",
+    "~",
+    "~x",
+    "-m",
+    "a: b",
+    " a ",
+    "a,b",
+    'x\\"y',
+    "a\\${b}",
+    "*",
+    "?[x]",
+    "`ls`",
+    "$(ls)",
+    "é",
+)
 """Folders that somebody may have."""
 PROMPTS = (
-    "a cat, sitting on a mat", "a lion's den", "一只猫", "🦁", "a cat: 50% off! #1", "a cat (cute)", "a [sic] cat", "[sic] a cat [4k]", "x = y",
-    "${a}", "a ${b} c", "${", "{a}", "1984", "true", "choice(a,b)", "it's \"so\"", "'quoted' and 'more'", "a\\", "-5", "a;b", "~ a", "cat|dog",
-)  # fmt: skip
+    "a cat, sitting on a mat",
+    "a lion's den",
+    "一只猫",
+    "🦁",
+    "a cat: 50% off! #1",
+    "a cat (cute)",
+    "a [sic] cat",
+    "[sic] a cat [4k]",
+    "x = y",
+    "${a}",
+    "a ${b} c",
+    "${",
+    "{a}",
+    "1984",
+    "true",
+    "choice(a,b)",
+    'it\'s "so"',
+    "'quoted' and 'more'",
+    "a\\",
+    "-5",
+    "a;b",
+    "~ a",
+    "cat|dog",
+)
 
 
 class Ignoring(DRaFT):
@@ -57,13 +112,18 @@ class Weighing(DRaFT):
 
 
 def read(text: str, *, sweep: bool = False) -> Any:
-    """What a word means to Hydra, after it was read as the user means it; references are resolved as OmegaConf does."""
+    """What a word means to Hydra, after it was read as the user means it; references are resolved as
+    OmegaConf does."""
     from omegaconf import OmegaConf
 
     override = OverridesParser.create().parse_override(as_meant(text, sweep=sweep))
     assert not override.is_sweep_override()
     value = override.value()
-    value = [getattr(item, "text", item) for item in value] if isinstance(value, list) else getattr(value, "text", value)
+    value = (
+        [getattr(item, "text", item) for item in value]
+        if isinstance(value, list)
+        else getattr(value, "text", value)
+    )
     return OmegaConf.to_container(OmegaConf.create({"value": value}), resolve=True)["value"]
 
 
@@ -76,23 +136,39 @@ def test_a_prompt_is_taken_as_it_stands(prompt: str) -> None:
 
 
 def test_what_hydra_reads_stays_hydras() -> None:
-    """Lists, quotes, letters with a backslash, null, references in paths, and with -m several values mean what they meant."""
+    """Lists, quotes, letters with a backslash, null, references in paths, and with -m several values mean
+    what they meant."""
     assert read("prompt=[a lion,a panda]") == ["a lion", "a panda"]
     assert read("prompt=[a lion's den,一只猫,'b, c']") == ["a lion's den", "一只猫", "b, c"]
     assert read("prompt='a, b'") == "a, b" and read("prompt=a\\, b") == "a, b"
     assert read("output_dir=null") is None
-    same = ("seed=0,1", "algo=ddpo,draft", "algo.clip=1e-4", "output_dir=runs/${seed}", "~prompts.unseen", "kl_coeff", "reward=[clip,colour]",
-            "model.path_or_id=emoji", "run=multirun/x/*", "clip=hf-hub:owner/name", "hydra.launcher.partition=a,b")  # fmt: skip
+    same = (
+        "seed=0,1",
+        "algo=ddpo,draft",
+        "algo.clip=1e-4",
+        "output_dir=runs/${seed}",
+        "~prompts.unseen",
+        "kl_coeff",
+        "reward=[clip,colour]",
+        "model.path_or_id=emoji",
+        "run=multirun/x/*",
+        "clip=hf-hub:owner/name",
+        "hydra.launcher.partition=a,b",
+    )
     assert [as_meant(text, sweep=False) for text in same] == [*same]
     for text in ("init_from=runs/a,runs/b", "prompt=a cat,a dog", "init_from=choice('a=b','c')"):
-        assert as_meant(text, sweep=True) == text and OverridesParser.create().parse_override(text).is_sweep_override()
+        assert (
+            as_meant(text, sweep=True) == text
+            and OverridesParser.create().parse_override(text).is_sweep_override()
+        )
     assert as_meant("prompt=a lion's den,a cat", sweep=True) == 'prompt="a lion\'s den","a cat"'
     assert read("output_dir=my sweep, kl=1", sweep=True) == "my sweep, kl=1"  # one place for all jobs
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_printed_word_is_read_back(name: str, tmp_path: Path, monkeypatch) -> None:
-    """Through a shell, our reading and Hydra's: the same folder, with -m and without, whether it is there or not."""
+    """Through a shell, our reading and Hydra's: the same folder, with -m and without, whether it is there or
+    not."""
     monkeypatch.chdir(tmp_path)
     for folder in (Path(name), Path("runs") / name, tmp_path / name):
         for there in (False, True):
@@ -105,12 +181,18 @@ def test_a_printed_word_is_read_back(name: str, tmp_path: Path, monkeypatch) -> 
     assert shlex.split(resume(Path("runs") / name))[:3] == ["python", "-m", "alignlab.train"]
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not re.fullmatch(r"'.*'|\".*\"|~.*|\*|\?.*", name)])
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if not re.fullmatch(r"'.*'|\".*\"|~.*|\*|\?.*", name)]
+)
 def test_a_folder_is_named_as_it_is(name: str, tmp_path: Path, monkeypatch) -> None:
-    """run=, resume=, runs=, init_from=, lora=, data=, again=, output_dir=, output=, model.path_or_id and the like, quoted for the shell only."""
+    """run=, resume=, runs=, init_from=, lora=, data=, again=, output_dir=, output=, model.path_or_id and the
+    like, quoted for the shell only."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).mkdir()
-    keys = "run resume runs init_from lora data again held_out output_dir output home model.path_or_id algo.data reward.clip.path prompts.file"
+    keys = (
+        "run resume runs init_from lora data again held_out output_dir output home model.path_or_id "
+        "algo.data reward.clip.path prompts.file"
+    )
     for key in [*keys.split(), "+given.pairs", "+reward.mine.path"]:
         for sweep in (False, True):
             assert read(f"{key}={name}", sweep=sweep) == name, key
@@ -127,7 +209,8 @@ def test_quoting_is_hydras_own() -> None:
 
 
 def test_a_list_of_folders(tmp_path: Path, monkeypatch) -> None:
-    """Names with commas in a list are found by what is on the disk; a pattern below a name with brackets works."""
+    """Names with commas in a list are found by what is on the disk; a pattern below a name with brackets
+    works."""
     monkeypatch.chdir(tmp_path)
     folders = [
         "sw/algo=ddpo,kl_coeff=0",
@@ -145,7 +228,8 @@ def test_a_list_of_folders(tmp_path: Path, monkeypatch) -> None:
 
 
 def test_every_command_takes_an_odd_folder(tiny_sd: str, tmp_path: Path, monkeypatch, capsys) -> None:
-    """The commands themselves, on one that holds no run: each names the folder as it was typed, and none speaks of overrides."""
+    """The commands themselves, on one that holds no run: each names the folder as it was typed, and none
+    speaks of overrides."""
     monkeypatch.chdir(tmp_path)
     odd = "sw/algo=ddpo,kl_coeff=0 it's"
     Path(odd).mkdir(parents=True)
@@ -163,7 +247,8 @@ def test_every_command_takes_an_odd_folder(tiny_sd: str, tmp_path: Path, monkeyp
 
 
 def test_home_and_lengths(tmp_path: Path, monkeypatch, capsys) -> None:
-    """~ is the home in every path key, quoted or not; a name that no file system takes is refused in a sentence."""
+    """~ is the home in every path key, quoted or not; a name that no file system takes is refused in a
+    sentence."""
     monkeypatch.setenv("HOME", str(tmp_path))
     c = configured("output_dir='~/zz'", "init_from=null", "algo=draft")
     assert c["output_dir"] == f"{tmp_path}/zz"
@@ -187,7 +272,8 @@ def pasted_from(err: str, pattern: str) -> list[str]:
 
 
 def test_advice_works(tmp_path: Path, monkeypatch, capsys) -> None:
-    """What a sentence says to type is typed, and taken: lists and names, texts that are numbers, values without -m, a reward of one's own."""
+    """What a sentence says to type is typed, and taken: lists and names, texts that are numbers, values
+    without -m, a reward of one's own."""
     monkeypatch.chdir(tmp_path)
 
     def said(*words: str, command: Any = train) -> str:
@@ -206,7 +292,9 @@ def test_advice_works(tmp_path: Path, monkeypatch, capsys) -> None:
     assert read(*pasted_from(sentence, r"as texts: (.*)$")) == ["1984"]
     sentence = said("prompts.prompts=a lion's den")
     assert configured(*pasted_from(sentence, r"brackets: (.*)$"))["prompts"]["prompts"] == ["a lion's den"]
-    assert said("algo=ddpo,draft").endswith("algo=ddpo,draft names several values; add -m to run each of them")
+    assert said("algo=ddpo,draft").endswith(
+        "algo=ddpo,draft names several values; add -m to run each of them"
+    )
     assert said("kl_coeff=0,1").endswith("add -m to run each of them")
     sentence = said("reward=clip,colour")
     assert {*configured(*pasted_from(sentence, r"a list: (.*)$"))["reward"]} == {"clip", "colour"}
@@ -226,13 +314,21 @@ def test_a_plan_that_can_be_pasted(monkeypatch) -> None:
     overrides = SimpleNamespace(task=typed)
     monkeypatch.setattr(plan.HydraConfig, "get", staticmethod(lambda: SimpleNamespace(overrides=overrides)))
     monkeypatch.setattr(plan.OmegaConf, "to_container", lambda node: [*node])
-    said = plan.words({"micro_batch": 8, "evaluation": {"batch": 64}}, {"micro_batch": 4, "evaluation.batch": 64}, 2**34)
-    assert shlex.split(said.splitlines()[-1]) == ["python", "-m", "alignlab.train", *typed[:2], "micro_batch=4"]
+    said = plan.words(
+        {"micro_batch": 8, "evaluation": {"batch": 64}}, {"micro_batch": 4, "evaluation.batch": 64}, 2**34
+    )
+    assert shlex.split(said.splitlines()[-1]) == [
+        "python",
+        "-m",
+        "alignlab.train",
+        *typed[:2],
+        "micro_batch=4",
+    ]
 
 
 def test_a_stopped_run_says_what_can_be_pasted(tiny_sd: str, tmp_path: Path, monkeypatch, capsys) -> None:
-    """A run in an odd folder that is asked to end: the printed command, through a shell, finishes it; all other sentences are made by
-    the same function."""
+    """A run in an odd folder that is asked to end: the printed command, through a shell, finishes it; all
+    other sentences are made by the same function."""
     monkeypatch.chdir(tmp_path)
     odd = "runs/my lr=1e-3, [it's] ${seed}"
     real = train.train_epoch
@@ -247,7 +343,9 @@ def test_a_stopped_run_says_what_can_be_pasted(tiny_sd: str, tmp_path: Path, mon
         words = tiny(tiny_sd, "steps=2", "algo=draft")
         assert command_line(patch, *words, shlex.split(word("output_dir", odd))[0]) == STOPPED
     assert (tmp_path / odd / "config.yaml").is_file()
-    (command,) = re.findall(r"go on with (python -m alignlab\.train .*)$", capsys.readouterr().err, re.MULTILINE)
+    (command,) = re.findall(
+        r"go on with (python -m alignlab\.train .*)$", capsys.readouterr().err, re.MULTILINE
+    )
     assert command_line(monkeypatch, *shlex.split(command)[3:]) == 0
     assert (tmp_path / odd / "summary.json").is_file()
     with pytest.raises(compare.CompareError) as refused:
@@ -272,7 +370,9 @@ def test_printed_commands_are_made_in_one_place() -> None:
         for text in path.read_text().splitlines()
         if by_hand.search(text) or named.search(text)
     ]
-    assert [(name, text) for name, text in found if "figure name=" not in text and "experiment=" not in text] == []
+    assert [
+        (name, text) for name, text in found if "figure name=" not in text and "experiment=" not in text
+    ] == []
 
 
 # -- keys that only an objective can heed
@@ -299,7 +399,8 @@ def test_a_key_that_the_objective_ignores_is_refused() -> None:
     ignoring = {"_target_": "tests.faults.test_command_lines.Ignoring"}
     assert checked(composed(ignoring))["kl_coeff"] == 0
     with pytest.raises(
-        ConfigError, match=r"kl_coeff=0.25 has no effect: algo does not hand it on to Ignoring; set kl_coeff=0, or"
+        ConfigError,
+        match=r"kl_coeff=0.25 has no effect: algo does not hand it on to Ignoring; set kl_coeff=0, or",
     ):
         checked(composed(ignoring, "kl_coeff=0.25"))
     with pytest.raises(ConfigError, match="combine=rank"):
@@ -307,7 +408,8 @@ def test_a_key_that_the_objective_ignores_is_refused() -> None:
     weighing = {"_target_": "tests.faults.test_command_lines.Weighing", "penalty": "${kl_coeff}"}
     assert checked(composed(weighing, "kl_coeff=0.25"))["algo"]["penalty"] == 0.25
     with pytest.raises(
-        ConfigError, match=r"algo.kl_coeff=0.5 is not kl_coeff=0.0; set kl_coeff=0.5, and leave algo.kl_coeff alone"
+        ConfigError,
+        match=r"algo.kl_coeff=0.5 is not kl_coeff=0.0; set kl_coeff=0.5, and leave algo.kl_coeff alone",
     ):
         configured("algo=draft", "algo.kl_coeff=0.5")
     with pytest.raises(ConfigError, match=r"algo.statistics.combine=rank is not combine=sum"):
@@ -336,7 +438,8 @@ def test_a_run_that_began_before_goes_on(tiny_sd: str, tmp_path: Path, monkeypat
 
 
 def test_resume_keeps_where_the_run_reports(tiny_sd: str, tmp_path: Path, monkeypatch, capsys) -> None:
-    """push_to_hub, tracker, device and output_dir are the stored run's unless they are typed, and a line says what is sent where."""
+    """push_to_hub, tracker, device and output_dir are the stored run's unless they are typed, and a line says
+    what is sent where."""
     stored = configured(*tiny(tiny_sd, "algo=draft", "push_to_hub=me/mine", f"output_dir={tmp_path}/run"))
     monkeypatch.setattr("alignlab.config.checks.importlib.util.find_spec", lambda name: object())
     run = tmp_path / "run"
@@ -349,7 +452,9 @@ def test_resume_keeps_where_the_run_reports(tiny_sd: str, tmp_path: Path, monkey
     )
     assert command_line(monkeypatch, f"resume={run}") == 0
     out = capsys.readouterr().out
-    kept = {key: seen[-1][key] for key in ("push_to_hub", "tracker", "device", "output_dir", "checkpoint_every")}
+    kept = {
+        key: seen[-1][key] for key in ("push_to_hub", "tracker", "device", "output_dir", "checkpoint_every")
+    }
     assert kept == {
         "push_to_hub": "me/mine",
         "tracker": "trackio",
@@ -358,7 +463,9 @@ def test_resume_keeps_where_the_run_reports(tiny_sd: str, tmp_path: Path, monkey
         "checkpoint_every": 7,
     }
     stands = f"(as {run}/config.yaml has it)"
-    assert f"this run uploads its model at the end to me/mine {stands}; push_to_hub=null leaves that out" in out
+    assert (
+        f"this run uploads its model at the end to me/mine {stands}; push_to_hub=null leaves that out" in out
+    )
     assert f"this run logs to the tracker trackio {stands}; tracker=none leaves that out" in out
     assert command_line(monkeypatch, f"resume={run}", "push_to_hub=null", "tracker=none", "keep=5") == 0
     assert (seen[-1]["push_to_hub"], seen[-1]["tracker"], seen[-1]["keep"]) == (None, "none", 5)
@@ -385,7 +492,8 @@ def submitted(tiny_sd: str, tmp_path: Path, monkeypatch) -> list[str]:
 
 
 def test_refused_jobs_are_a_sentence(submitted: list[str], tmp_path: Path, monkeypatch, capfd) -> None:
-    """sbatch that says no, and no Slurm at all: one sentence, exit code 2; the jobs carry the sweep's name."""
+    """sbatch that says no, and no Slurm at all: one sentence, exit code 2; the jobs carry the sweep's
+    name."""
     fake(tmp_path / "bin", "srun", "exit 1")
     fake(
         tmp_path / "bin",
@@ -395,7 +503,10 @@ def test_refused_jobs_are_a_sentence(submitted: list[str], tmp_path: Path, monke
     assert command_line(monkeypatch, *submitted, "hydra.launcher.partition=gpux") == 2
     err = capfd.readouterr().err
     said = [text for text in err.splitlines() if text.startswith("error: ")]
-    assert len(said) == 1 and "the jobs were refused (sbatch: error: invalid partition specified: gpux)" in said[0], err
+    assert (
+        len(said) == 1
+        and "the jobs were refused (sbatch: error: invalid partition specified: gpux)" in said[0]
+    ), err
     assert "Traceback" not in err
     script = (tmp_path / "script").read_text()
     assert re.search(r"--job-name='?alignlab_my kl'?$", script, re.MULTILINE) and "--partition=gpux" in script
@@ -407,7 +518,8 @@ def test_refused_jobs_are_a_sentence(submitted: list[str], tmp_path: Path, monke
 
 @pytest.mark.parametrize(("by", "code"), [("SIGTERM", STOPPED), ("SIGUSR2", 144)])
 def test_a_job_of_submitit_saves_first(by: str, code: int, tmp_path: Path, monkeypatch, capsys) -> None:
-    """scancel, which submitit ignores, ends a run where it can go on from; submitit's warning queues the job again once that is done."""
+    """scancel, which submitit ignores, ends a run where it can go on from; submitit's warning queues the job
+    again once that is done."""
     environment = pytest.importorskip("submitit.core.job_environment")
     queued: list[float] = []
     handler = environment.SignalHandler(SimpleNamespace(), SimpleNamespace(), SimpleNamespace())
@@ -450,7 +562,9 @@ def test_the_device_is_still_checked(monkeypatch, tmp_path: Path, tiny_sd: str, 
     run.mkdir()
     (run / "config.yaml").write_text(yaml.safe_dump({**stored, "device": "cuda"}))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr("alignlab.train.train", lambda c, folder: {"final": {"reward": 1.0}, "base": {"reward": 0.0}})
+    monkeypatch.setattr(
+        "alignlab.train.train", lambda c, folder: {"final": {"reward": 1.0}, "base": {"reward": 0.0}}
+    )
     assert command_line(monkeypatch, f"resume={run}") == 2
     assert "set device=cpu or device=auto" in capsys.readouterr().err
     assert command_line(monkeypatch, f"resume={run}", "device=auto") == 0

@@ -1,4 +1,5 @@
-"""Files of a finished run that were damaged: whoever reads them says which, and the command that makes it whole again."""
+"""Files of a finished run that were damaged: whoever reads them says which, and the command that makes it
+whole again."""
 
 import json
 import shutil
@@ -38,9 +39,13 @@ HARMS: dict[str, Callable[[Path], object]] = {
 
 @pytest.fixture(scope="module")
 def evaluated(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished and evaluated run, and of a cache of the base model, which tests must not change."""
+    """The folder of a finished and evaluated run, and of a cache of the base model, which tests must not
+    change."""
     home = tmp_path_factory.mktemp("damaged")
-    train(configured(*tiny(tiny_sd, "steps=2", "eval_every=1", "lr=0.05", "eval_rewards=[colour]")), home / "run")
+    train(
+        configured(*tiny(tiny_sd, "steps=2", "eval_every=1", "lr=0.05", "eval_rewards=[colour]")),
+        home / "run",
+    )
     with pytest.MonkeyPatch.context() as patch:
         assert command_line(patch, f"run={home}/run", f"cache={home}/cache", *PROTOCOL, command=evaluate) == 0
     return home
@@ -58,11 +63,14 @@ TABLES = ("images.csv", "base.csv", "images_diversity.json", "base_diversity.jso
     ("table", "harm"),
     [
         *((table, harm) for table in TABLES for harm in HARMS),
-        *(("evaluation.json", harm) for harm in HARMS if harm not in ("lost", "a folder")),  # a run that was never evaluated
+        *(
+            ("evaluation.json", harm) for harm in HARMS if harm not in ("lost", "a folder")
+        ),  # a run that was never evaluated
     ],
 )
 def test_a_damaged_evaluation(table: str, harm: str, evaluated: Path, tmp_path: Path) -> None:
-    """A table, or the numbers, of an evaluation: the sentence names the file and says to evaluate again; a whole one is drawn."""
+    """A table, or the numbers, of an evaluation: the sentence names the file and says to evaluate again; a
+    whole one is drawn."""
     run = copied(evaluated, tmp_path) / "run"
     assert make_report(read_runs([str(run)]), tmp_path / "whole", "Whole").is_file()
     HARMS[harm](run / "evaluation" / table)
@@ -86,13 +94,18 @@ def test_a_table_without_a_digest(change: str, tmp_path: Path) -> None:
         "no number": [*lines[:3], lines[3].rpartition(",")[0] + ",nan", *lines[4:]],
     }[change]
     path.write_text("\n".join(changed) + "\n")
-    with pytest.raises(CompareError, match=r"images\.csv .*evaluate the run again: python -m alignlab\.evaluate run="):
+    with pytest.raises(
+        CompareError, match=r"images\.csv .*evaluate the run again: python -m alignlab\.evaluate run="
+    ):
         make_report(read_runs([str(tmp_path / "run")]), tmp_path / "out", "Damaged")
 
 
 @pytest.mark.parametrize("harm", [*(harm for harm in HARMS if harm != "a folder"), "a blank line"])
-def test_damaged_metrics_of_a_finished_run(harm: str, evaluated: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    """A report names metrics.jsonl; the command that its sentence prints puts the file back; then the report is drawn."""
+def test_damaged_metrics_of_a_finished_run(
+    harm: str, evaluated: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """A report names metrics.jsonl; the command that its sentence prints puts the file back; then the report
+    is drawn."""
     run = copied(evaluated, tmp_path) / "run"
     path = run / "metrics.jsonl"
     whole = path.read_text()
@@ -112,20 +125,27 @@ def test_damaged_metrics_of_a_finished_run(harm: str, evaluated: Path, tmp_path:
 
 @pytest.mark.parametrize("harm", ["half of it", "a digit", "no text", "a null"])
 @pytest.mark.parametrize("file", ["images.csv", "images_diversity.json", "images.safetensors"])
-def test_a_damaged_cache_of_the_base_model(file: str, harm: str, evaluated: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    """evaluate tells that the kept measurements were damaged, measures the base model again, and its result is the same."""
+def test_a_damaged_cache_of_the_base_model(
+    file: str, harm: str, evaluated: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """evaluate tells that the kept measurements were damaged, measures the base model again, and its result
+    is the same."""
     home = copied(evaluated, tmp_path)
     (kept,) = (home / "cache").iterdir()
     numbers = json.loads((home / "run" / "evaluation" / "evaluation.json").read_text())["rewards"]
     HARMS[harm](kept / file)
-    assert command_line(monkeypatch, f"run={home}/run", f"cache={home}/cache", *PROTOCOL, command=evaluate) == 0
+    assert (
+        command_line(monkeypatch, f"run={home}/run", f"cache={home}/cache", *PROTOCOL, command=evaluate) == 0
+    )
     assert "was damaged" in capsys.readouterr().out.replace("\n", " ")
     assert json.loads((home / "run" / "evaluation" / "evaluation.json").read_text())["rewards"] == numbers
 
 
-def test_an_interrupted_run_with_damaged_metrics_ends_as_an_undisturbed_one(tiny_sd: str, tmp_path: Path, monkeypatch) -> None:
-    """By the real command: a run that was stopped, whose metrics.jsonl lost a line and got another digit, ends with the metrics and the
-    weights of one that nobody disturbed."""
+def test_an_interrupted_run_with_damaged_metrics_ends_as_an_undisturbed_one(
+    tiny_sd: str, tmp_path: Path, monkeypatch
+) -> None:
+    """By the real command: a run that was stopped, whose metrics.jsonl lost a line and got another digit,
+    ends with the metrics and the weights of one that nobody disturbed."""
     words = tiny(tiny_sd, "steps=3", "eval_every=1")
     train(configured(*words), tmp_path / "whole")
     train_half(configured(*words), tmp_path / "half", monkeypatch)

@@ -1,7 +1,8 @@
-"""A disk that takes no more while a command writes its results: a sentence, exit code 2, and what was there before is whole.
+"""A disk that takes no more while a command writes its results: a sentence, exit code 2, and what was there
+before is whole.
 
-The system itself refuses to write: RLIMIT_FSIZE bounds the size of every file that this process makes, and the error is that of a
-write that a disk does not take.
+The system itself refuses to write: RLIMIT_FSIZE bounds the size of every file that this process makes, and
+the error is that of a write that a disk does not take.
 """
 
 import resource
@@ -56,7 +57,8 @@ def refused(capsys: pytest.CaptureFixture[str], code: int, *parts: str) -> None:
 
 @pytest.mark.parametrize("what", ["the tables of the run", "the base model's measurements"])
 def test_evaluate(what: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    """An earlier evaluation, and the cache of the base model, are as they were to the byte, and nothing half written is beside them."""
+    """An earlier evaluation, and the cache of the base model, are as they were to the byte, and nothing half
+    written is beside them."""
     mine, cache = tmp_path / "run", tmp_path / "cache"
     shutil.copytree(run, mine)
     assert command_line(monkeypatch, f"run={mine}", f"cache={cache}", *PROTOCOL, command=evaluate) == 0
@@ -71,7 +73,8 @@ def test_evaluate(what: str, run: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("to", ["kohya", "diffusers", "pipeline"])
 def test_export(to: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    """Neither the file or folder is there, nor anything half written beside it; once there is room all files have the umask's modes."""
+    """Neither the file or folder is there, nor anything half written beside it; once there is room all files
+    have the umask's modes."""
     output = tmp_path / ("lora.safetensors" if to == "kohya" else "folder")
     with full_disk(4000):
         code = command_line(monkeypatch, f"run={run}", f"to={to}", f"output={output}", command=export)
@@ -96,7 +99,8 @@ def test_sample(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
 
 
 def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    """An earlier page and its tables are as they were: the page does not fit, so the new tables, which did, do not stay either."""
+    """An earlier page and its tables are as they were: the page does not fit, so the new tables, which did,
+    do not stay either."""
     for k in range(2):
         made_run(tmp_path / "runs" / f"run-{k}", seed=k)
     words = [f"runs={tmp_path}/runs/*", f"output_dir={tmp_path}/report"]
@@ -133,7 +137,14 @@ def test_train_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -
         rows.append(f"{k}.png,{k}")
     (tmp_path / "data" / "r.csv").write_text("\n".join(rows) + "\n")
     made = tmp_path / "made"
-    words = ["kind=aesthetic", f"data={tmp_path / 'data'}", "epochs=1", "hidden=[64]", f"output_dir={made}", "device=cpu"]
+    words = [
+        "kind=aesthetic",
+        f"data={tmp_path / 'data'}",
+        "epochs=1",
+        "hidden=[64]",
+        f"output_dir={made}",
+        "device=cpu",
+    ]
     with full_disk(5000):
         code = command_line(monkeypatch, *words, command=train_reward)
     refused(capsys, code, str(made), "cannot be written (File too large")

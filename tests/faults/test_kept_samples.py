@@ -1,4 +1,5 @@
-"""The samples of an unfinished epoch (RUN/collected): one flipped bit, in the numbers or in the header, and they are drawn again."""
+"""The samples of an unfinished epoch (RUN/collected): one flipped bit, in the numbers or in the header, and
+they are drawn again."""
 
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from tests.running import configured, tiny
 
 
 def test_a_flipped_bit_anywhere_is_noticed(tiny_sd: str, tmp_path: Path) -> None:
-    """Every byte of the header, with each of two of its bits: which weights and noise the samples are of, which steps were stored, the
-    passes that they took and the order of their numbers."""
+    """Every byte of the header, with each of two of its bits: which weights and noise the samples are of,
+    which steps were stored, the passes that they took and the order of their numbers."""
     lab = Lab.from_config(configured(*tiny(tiny_sd, "algo=ddpo")))
     key = noise_key(["cat"], seed=0, stream="train", epoch=1)
     home = Collected(tmp_path / "collected")

@@ -1,4 +1,5 @@
-"""Our LoRA in other programs: alpha is four times the rank, and readers that know nothing of alpha draw the same images."""
+"""Our LoRA in other programs: alpha is four times the rank, and readers that know nothing of alpha draw the
+same images."""
 
 import json
 import shutil
@@ -47,7 +48,11 @@ def before(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run as alignlab wrote it before: the weights as trained, alpha in the metadata alone."""
     folder = tmp_path_factory.mktemp("before") / "run"
     shutil.copytree(run, folder)
-    about = {"unet.r": 4, "unet.lora_alpha": 16, "unet.target_modules": sorted(configured()["model"]["lora_targets"])}
+    about = {
+        "unet.r": 4,
+        "unet.lora_alpha": 16,
+        "unet.target_modules": sorted(configured()["model"]["lora_targets"]),
+    }
     metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(about)}
     save_file({f"unet.{k}": v for k, v in trained(run).items()}, folder / "model" / FILE, metadata=metadata)
     return folder
@@ -61,11 +66,15 @@ def trained(run: Path) -> State:
 def updates(lora: State, scale: float) -> State:
     """By module, what is added to the weight."""
     modules = {name.partition(".lora_")[0] for name in lora}
-    return {k: scale * lora[f"{k}.lora_B.weight"].flatten(1) @ lora[f"{k}.lora_A.weight"].flatten(1) for k in modules}
+    return {
+        k: scale * lora[f"{k}.lora_B.weight"].flatten(1) @ lora[f"{k}.lora_A.weight"].flatten(1)
+        for k in modules
+    }
 
 
 def comfyui(stored: State) -> State:
-    """By layer as the file calls it, by ComfyUI's rule: alpha/rank where the layer has an alpha, else 1 (comfy/weight_adapter/lora.py)."""
+    """By layer as the file calls it, by ComfyUI's rule: alpha/rank where the layer has an alpha, else 1
+    (comfy/weight_adapter/lora.py)."""
     ends = ((".lora_up.weight", ".lora_down.weight"), (".lora_B.weight", ".lora_A.weight"))
     found = {}
     for name, up in stored.items():
@@ -98,7 +107,8 @@ def images(tiny_sd: str, lora: State, alpha: float) -> tuple[Policy, Tensor, Ten
 
 @torch.no_grad()
 def test_diffusers_draws_the_runs_images(run: Path, tiny_sd: str) -> None:
-    """With the metadata, as new versions read it, and without any, as old versions do; the policy as trained is the measure."""
+    """With the metadata, as new versions read it, and without any, as old versions do; the policy as trained
+    is the measure."""
     policy, mine, base = images(tiny_sd, trained(run), 16)
     assert (mine - base).abs().max() > 0.01
     first = key().normal(FIRST, policy.latent_shape)
@@ -111,8 +121,11 @@ def test_diffusers_draws_the_runs_images(run: Path, tiny_sd: str) -> None:
 
 
 @torch.no_grad()
-def test_every_reader_finds_the_trained_update(run: Path, tiny_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """RUN/model and its exports: by the old rule (alpha = rank), by ComfyUI's, and by our own reader, which gives the trained form."""
+def test_every_reader_finds_the_trained_update(
+    run: Path, tiny_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RUN/model and its exports: by the old rule (alpha = rank), by ComfyUI's, and by our own reader, which
+    gives the trained form."""
     expected = updates(trained(run), 4.0)
     for to, output in {"diffusers": tmp_path / "folder", "kohya": tmp_path / "lora.safetensors"}.items():
         assert command_line(monkeypatch, f"run={run}", f"to={to}", f"output={output}", command=export) == 0
@@ -125,33 +138,47 @@ def test_every_reader_finds_the_trained_update(run: Path, tiny_sd: str, tmp_path
     for source in (run / "model", run / "model" / FILE, tmp_path / "folder", tmp_path / "lora.safetensors"):
         state, config = StableDiffusion(tiny_sd).read_lora(source)
         assert (config["rank"], config["alpha"]) == (4, 16)
-        assert state.keys() == trained(run).keys() and all(torch.equal(state[k], v) for k, v in trained(run).items())
+        assert state.keys() == trained(run).keys() and all(
+            torch.equal(state[k], v) for k, v in trained(run).items()
+        )
 
 
 def test_the_metadata_is_what_any_peft_takes(run: Path) -> None:
-    """alpha = rank, and no entry that an older peft would refuse; the alpha of the training is noted outside."""
+    """alpha = rank, and no entry that an older peft would refuse; the alpha of the training is noted
+    outside."""
     with safe_open(run / "model" / FILE, "pt") as opened:
         metadata = opened.metadata()
     about = json.loads(metadata["lora_adapter_metadata"])
     assert (about.pop("unet.r"), about.pop("unet.lora_alpha")) == (4, 4)
-    assert about.keys() == {"unet.target_modules", "unet.peft_type"} and metadata["alignlab_trained_alpha"] == "16"
+    assert (
+        about.keys() == {"unet.target_modules", "unet.peft_type"}
+        and metadata["alignlab_trained_alpha"] == "16"
+    )
 
 
 def test_a_run_goes_on_from_it(run: Path, before: Path, tiny_sd: str) -> None:
-    """init_from= a run of today and of before: policy.lora.alpha=16 is accepted and gives the trained weights bit for bit; another alpha
-    is refused with the words to type."""
+    """init_from= a run of today and of before: policy.lora.alpha=16 is accepted and gives the trained weights
+    bit for bit; another alpha is refused with the words to type."""
     for folder in (run, run / "model", before, before / "model"):
         state = Lab.from_config(configured(*tiny(tiny_sd, *WORDS, f"init_from={folder}"))).policy.state_dict()
-        assert all(torch.equal(state[k], v) for k, v in trained(run).items()) and len(state) == len(trained(run))
+        assert all(torch.equal(state[k], v) for k, v in trained(run).items()) and len(state) == len(
+            trained(run)
+        )
         with pytest.raises(
             ConfigError,
-            match=r"has rank 4 and alpha 16, but policy\.lora has rank 4 and alpha 4; set policy\.lora\.rank=4 policy",
+            match=(
+                r"has rank 4 and alpha 16, but policy\.lora has rank 4 and alpha 4; set policy\.lora\.rank=4 "
+                r"policy"
+            ),
         ):
             configured(*tiny(tiny_sd, "policy.lora.rank=4", "policy.lora.alpha=4", f"init_from={folder}"))
 
 
-def test_a_stopped_run_goes_on(run: Path, tiny_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Checkpoints keep the form of the training: the resumed run ends bit for bit as the one that ran through, RUN/model too."""
+def test_a_stopped_run_goes_on(
+    run: Path, tiny_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints keep the form of the training: the resumed run ends bit for bit as the one that ran
+    through, RUN/model too."""
     stopped = tmp_path / "stopped"
     epochs: list[int] = []
 
@@ -176,9 +203,12 @@ def test_a_stopped_run_goes_on(run: Path, tiny_sd: str, tmp_path: Path, monkeypa
 def test_folders_of_before_are_read_and_leave_in_the_new_form(
     before: Path, run: Path, tiny_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Evaluation and alignlab.load draw the same; what is exported or uploaded has the scale in B, and the folder itself stays as it was."""
+    """Evaluation and alignlab.load draw the same; what is exported or uploaded has the scale in B, and the
+    folder itself stays as it was."""
     model, device = configured(*tiny(tiny_sd))["model"], {"precision": "fp32", "device": "cpu", "lora": None}
-    states = [policy_of({"model": model, "run": str(folder), **device}).state_dict() for folder in (before, run)]
+    states = [
+        policy_of({"model": model, "run": str(folder), **device}).state_dict() for folder in (before, run)
+    ]
     assert all(torch.equal(v, states[1][k]) for k, v in states[0].items())
     _, mine, _ = images(tiny_sd, trained(run), 16)
     for folder in (before, run):
@@ -187,7 +217,12 @@ def test_folders_of_before_are_read_and_leave_in_the_new_form(
         first = key().normal(FIRST, (4, 8, 8))
         torch.testing.assert_close(mine, images_of_diffusers(pipe, "sd", first), rtol=0, atol=1e-4)
     stored = (before / "model" / FILE).read_bytes()
-    assert command_line(monkeypatch, f"run={before}", "to=diffusers", f"output={tmp_path}/folder", command=export) == 0
+    assert (
+        command_line(
+            monkeypatch, f"run={before}", "to=diffusers", f"output={tmp_path}/folder", command=export
+        )
+        == 0
+    )
     uploaded: list[State] = []
 
     def upload_folder(api: HfApi, *, folder_path: Path, **_: Any) -> None:
@@ -226,7 +261,9 @@ def test_a_spoilt_note_of_the_training(run: Path, tiny_sd: str, tmp_path: Path) 
         metadata = opened.metadata()
     for word in ("0", "nan", "x"):
         save_file(state, tmp_path / FILE, metadata={**metadata, "alignlab_trained_alpha": word})
-        with pytest.raises(ValueError, match=f"says alignlab_trained_alpha={word}, which is no alpha; it is damaged"):
+        with pytest.raises(
+            ValueError, match=f"says alignlab_trained_alpha={word}, which is no alpha; it is damaged"
+        ):
             StableDiffusion(tiny_sd).read_lora(tmp_path)
 
 

@@ -23,9 +23,14 @@ from alignlab.data.preferences import Choices, Preferences
 COLOURS = [(200, 30, 30), (20, 200, 40), (20, 30, 220), (250, 230, 20)]
 """Of the four corners: upper left, upper right, lower left, lower right."""
 TURNED = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_270,
-}  # fmt: skip
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
 """How a camera stores a picture whose EXIF orientation is that number."""
 
 
@@ -51,7 +56,8 @@ def shown(content: bytes, background: str | None = None) -> np.ndarray:
 
 
 def png(pixels: np.ndarray, depth: int, kind: int, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG by hand, of [height, width, channels] numbers of `depth` bits, with further chunks: Pillow writes few of these."""
+    """A PNG by hand, of [height, width, channels] numbers of `depth` bits, with further chunks: Pillow writes
+    few of these."""
     height, width = pixels.shape[:2]
 
     def chunk(name: bytes, data: bytes) -> bytes:
@@ -90,12 +96,17 @@ def test_exif_orientation(kind: str, orientation: int) -> None:
     exif[274] = orientation
     how = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
     found = shown(file(stored, kind, exif=exif, **how))
-    assert found.shape == (16, 32, 3) and abs(found - np.asarray(plain())).max() <= (3 if kind == "JPEG" else 0)
+    assert found.shape == (16, 32, 3) and abs(found - np.asarray(plain())).max() <= (
+        3 if kind == "JPEG" else 0
+    )
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0nothing", b"Exif\0\0II*\0\x08\0\0\0\xff\xff", b"Exif\0\0"])
 def test_a_broken_exif_block_changes_nothing(exif: bytes) -> None:
-    assert abs(shown(file(plain(), "JPEG", quality=100, subsampling=0, exif=exif)) - np.asarray(plain())).max() <= 3
+    assert (
+        abs(shown(file(plain(), "JPEG", quality=100, subsampling=0, exif=exif)) - np.asarray(plain())).max()
+        <= 3
+    )
 
 
 # -- more than 8 bits
@@ -141,7 +152,9 @@ def test_a_tiff_may_count_from_white_to_black() -> None:
     ],
 )
 def test_numbers_without_a_range_are_refused(content: bytes, mode: str) -> None:
-    with pytest.raises(ValueError, match=f"numbers of the kind {mode}, and nothing says which is white; save it with 8 bits"):
+    with pytest.raises(
+        ValueError, match=f"numbers of the kind {mode}, and nothing says which is white; save it with 8 bits"
+    ):
         decoded(content)
 
 
@@ -159,7 +172,9 @@ def half() -> tuple[Image.Image, np.ndarray]:
     return Image.fromarray(np.dstack([pixels, alpha])), seen
 
 
-@pytest.mark.parametrize(("kind", "how"), [("PNG", {}), ("WEBP", {"lossless": True, "exact": True}), ("TIFF", {})])
+@pytest.mark.parametrize(
+    ("kind", "how"), [("PNG", {}), ("WEBP", {"lossless": True, "exact": True}), ("TIFF", {})]
+)
 def test_what_alpha_hides_is_not_seen(kind: str, how: dict) -> None:
     picture, seen = half()
     assert (shown(file(picture, kind, **how)) == seen).all()
@@ -227,7 +242,11 @@ def profile(swapped: bool) -> bytes:
     """sRGB's profile under another name; `swapped` has red and blue changed."""
     its = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     its = its.replace("sRGB".encode("utf-16-be"), "mine".encode("utf-16-be"))
-    return its.replace(b"rXYZ", b"tmp_", 1).replace(b"bXYZ", b"rXYZ", 1).replace(b"tmp_", b"bXYZ", 1) if swapped else its
+    return (
+        its.replace(b"rXYZ", b"tmp_", 1).replace(b"bXYZ", b"rXYZ", 1).replace(b"tmp_", b"bXYZ", 1)
+        if swapped
+        else its
+    )
 
 
 def test_an_embedded_profile_is_applied() -> None:
@@ -249,12 +268,20 @@ def test_an_embedded_profile_is_applied() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "how"),
-    [("GIF", {}), ("WEBP", {"lossless": True}), ("PNG", {}), ("TIFF", {}), ("MPO", {"quality": 100, "subsampling": 0})],
+    [
+        ("GIF", {}),
+        ("WEBP", {"lossless": True}),
+        ("PNG", {}),
+        ("TIFF", {}),
+        ("MPO", {"quality": 100, "subsampling": 0}),
+    ],
 )
 def test_the_first_of_several_is_shown(kind: str, how: dict) -> None:
     if kind == "MPO" and PIL.__version__ < "11":
         pytest.skip("earlier versions of Pillow read such files, and write broken ones")
-    content = file(plain(), kind, save_all=True, append_images=[Image.new("RGB", (32, 16), "black")] * 2, **how)
+    content = file(
+        plain(), kind, save_all=True, append_images=[Image.new("RGB", (32, 16), "black")] * 2, **how
+    )
     assert abs(shown(content) - np.asarray(plain())).max() <= (3 if kind == "MPO" else 0)
 
 
@@ -276,7 +303,10 @@ def with_thumbnail() -> bytes:
 BROKEN: dict[str, tuple[str, Callable[[], bytes]]] = {
     "a cut JPEG": ("truncated", lambda: photo()[:-3000]),
     "a cut JPEG with a thumbnail": ("truncated", lambda: with_thumbnail()[:-3000]),
-    "a cut progressive JPEG": ("truncated", lambda: file(Image.open(io.BytesIO(photo())), "JPEG", progressive=True)[:-2000]),
+    "a cut progressive JPEG": (
+        "truncated",
+        lambda: file(Image.open(io.BytesIO(photo())), "JPEG", progressive=True)[:-2000],
+    ),
     "a JPEG that ends in zeros": ("zeros are in its place", lambda: photo()[:-3000] + bytes(3000)),
     "a cut PNG": ("truncated|broken", lambda: file(Image.open(io.BytesIO(photo())), "PNG")[:-4000]),
     "a cut WEBP": ("", lambda: file(Image.open(io.BytesIO(photo())), "WEBP")[:-600]),
@@ -290,7 +320,9 @@ BROKEN: dict[str, tuple[str, Callable[[], bytes]]] = {
 
 @pytest.mark.parametrize("affordable", [True, False])
 @pytest.mark.parametrize("name", BROKEN)
-def test_broken_pictures_are_named_at_the_start(name: str, affordable: bool, tmp_path: Path, monkeypatch) -> None:
+def test_broken_pictures_are_named_at_the_start(
+    name: str, affordable: bool, tmp_path: Path, monkeypatch
+) -> None:
     """Decoded, or, of a large data set, known by their ends."""
     monkeypatch.setattr(pictures, "DECODED", 2**28 if affordable else 0)
     reason, content = BROKEN[name]
@@ -298,7 +330,11 @@ def test_broken_pictures_are_named_at_the_start(name: str, affordable: bool, tmp
         (tmp_path / f"{k}.jpg").write_bytes(content() if k else photo())
         (tmp_path / f"{k}.txt").write_text("x")
     with pytest.raises(
-        ValueError, match=rf"image of a row of .*1\.txt is no image \(.*({reason}).*\): 1\.jpg; .*\(1 more broken: 2\.jpg\)$"
+        ValueError,
+        match=(
+            rf"image of a row of .*1\.txt is no image \(.*({reason}).*\): 1\.jpg; .*\(1 more broken: "
+            r"2\.jpg\)$"
+        ),
     ):
         captioned(str(tmp_path))
 
@@ -310,7 +346,12 @@ def test_of_a_large_data_set_the_ends_are_looked_at(tmp_path: Path, monkeypatch)
         "g.jpg": photo() + bytes(2**17),
         "b.png": file(plain(), "PNG") + bytes(2**17),
     }
-    whole = {"c.jpg": photo(), "d.png": file(plain(), "PNG"), "e.webp": file(plain(), "WEBP"), "f.gif": file(plain(), "GIF")}
+    whole = {
+        "c.jpg": photo(),
+        "d.png": file(plain(), "PNG"),
+        "e.webp": file(plain(), "WEBP"),
+        "f.gif": file(plain(), "GIF"),
+    }
     for name, content in {**odd, **whole, "wrong.png": photo()}.items():
         (tmp_path / name).write_bytes(content)
         (tmp_path / name).with_suffix(".txt").write_text("x")
@@ -333,7 +374,8 @@ def test_the_look_ends_in_time(tmp_path: Path, monkeypatch, capsys) -> None:
 
 
 def test_every_kind_of_data_looks(tmp_path: Path) -> None:
-    """Tables of names and of bytes, pairs, labels, choices, ratings and shards, streams by their first picture."""
+    """Tables of names and of bytes, pairs, labels, choices, ratings and shards, streams by their first
+    picture."""
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     good, bad = file(plain(), "PNG"), photo()[:-3000]
     (tmp_path / "good.png").write_bytes(good)

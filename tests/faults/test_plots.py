@@ -1,4 +1,5 @@
-"""Names and units of somebody else are text in a plot: plotly reads HTML and values in its texts, matplotlib formulas."""
+"""Names and units of somebody else are text in a plot: plotly reads HTML and values in its texts, matplotlib
+formulas."""
 
 import json
 import re
@@ -41,7 +42,8 @@ def texts(node: object) -> list[str]:
 
 
 def test_no_text_of_a_plot_is_html(tmp_path: Path) -> None:
-    """In legends, axes, titles and hovers, by which plotly would make a link, or put a number in place of %{x}."""
+    """In legends, axes, titles and hovers, by which plotly would make a link, or put a number in place of
+    %{x}."""
     those = variants(read_runs([str(hostile(tmp_path / "run"))]))
     point = {those[0].label: (Interval(value=1, low=0, high=2),) * 2}
     drawn = [
@@ -54,7 +56,10 @@ def test_no_text_of_a_plot_is_html(tmp_path: Path) -> None:
         node = json.loads(figure.to_json())
         groups = {trace.pop("legendgroup", "") for trace in node["data"]}  # names, which are not shown
         assert groups
-        shown = [text for text in texts([node["data"], {k: v for k, v in node["layout"].items() if k != "template"}])]
+        shown = [
+            text
+            for text in texts([node["data"], {k: v for k, v in node["layout"].items() if k != "template"}])
+        ]
         assert not [text for text in shown if "<a" in text or "x</a>%{x}" in text]
         assert [text for text in shown if "&lt;a" in text]
     assert escaped("a < b & c %{y}") == "a &lt; b &amp; c %&#123;y}"
@@ -74,11 +79,17 @@ def test_no_link_of_others_lives_in_the_page(tmp_path: Path) -> None:
         """,
         tmp_path,
     )
-    assert seen["links"] == 0 and seen["plots"] >= 4 and 'href="javascript' in seen["text"] and "%{x}" in seen["text"]
+    assert (
+        seen["links"] == 0
+        and seen["plots"] >= 4
+        and 'href="javascript' in seen["text"]
+        and "%{x}" in seen["text"]
+    )
 
 
 def test_a_papers_figure_shows_names_as_they_are(tmp_path: Path) -> None:
-    """A $ in a unit is no formula, which would end the command with a traceback; and no figure of ours has one."""
+    """A $ in a unit is no formula, which would end the command with a traceback; and no figure of ours has
+    one."""
     matplotlib.use("Agg")
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots()
@@ -89,7 +100,10 @@ def test_a_papers_figure_shows_names_as_they_are(tmp_path: Path) -> None:
         plt.close(figure)
     assert "<a href" not in (tmp_path / "x.svg").read_text().partition("<!--")[0]
     assert not [name for name, figure in FIGURES.items() if re.search(r"\$", figure.title)]
-    with plt.rc_context({**STYLE, "text.parse_math": True}), pytest.raises(ValueError, match=r"ParseException|Expected"):
+    with (
+        plt.rc_context({**STYLE, "text.parse_math": True}),
+        pytest.raises(ValueError, match=r"ParseException|Expected"),
+    ):
         figure, axes = plt.subplots()
         axes.set_xlabel("$^$")
         figure.savefig(tmp_path / "y.svg")

@@ -1,4 +1,5 @@
-"""Rewards of the user's own that change what others see, or return something unusual: neither goes unnoticed."""
+"""Rewards of the user's own that change what others see, or return something unusual: neither goes
+unnoticed."""
 
 import json
 import os
@@ -91,15 +92,25 @@ class LateWiper(Wiper):
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: function(wiped), lambda: function(wiped_by_numpy), lambda: function(wiped_by_data), Wiper, GroupWiper, LateWiper],
+    [
+        lambda: function(wiped),
+        lambda: function(wiped_by_numpy),
+        lambda: function(wiped_by_data),
+        Wiper,
+        GroupWiper,
+        LateWiper,
+    ],
     ids=["function", "numpy", "data", "class", "groupwise", "later"],
 )
 @pytest.mark.parametrize("first", [True, False])
 def test_a_change_of_the_images_stays_the_rewards_own(make: Callable[[], Reward], first: bool) -> None:
-    """Whatever the way and the order, the other reward sees the images as they were, and so does all that comes after."""
+    """Whatever the way and the order, the other reward sees the images as they were, and so does all that
+    comes after."""
     x, own = images(), make()
     before, fair = x.clone(), Brightness()(x, PROMPTS)
-    rewards = {"mine": own, "brightness": Brightness()} if first else {"brightness": Brightness(), "mine": own}
+    rewards = (
+        {"mine": own, "brightness": Brightness()} if first else {"brightness": Brightness(), "mine": own}
+    )
     both = WeightedSum(rewards, dict.fromkeys(rewards, 1.0), group=3)
     for _ in range(2):
         assert torch.equal(both.score(x, PROMPTS)["brightness"], fair) and torch.equal(x, before)
@@ -122,19 +133,32 @@ def test_a_change_in_place_keeps_the_gradient() -> None:
 
 def test_a_change_that_breaks_the_rewards_own_gradient_is_told() -> None:
     """torch's words, with the reward's name, at the first batch."""
-    mine = WeightedSum({"mine": function(lambda x, p: x.mul_(x).mean((1, 2, 3)), differentiable=True)}, {"mine": 1.0})
-    with pytest.raises(RewardError, match=r"reward mine \(.*\) raised RuntimeError: .* modified by an inplace operation"):
+    mine = WeightedSum(
+        {"mine": function(lambda x, p: x.mul_(x).mean((1, 2, 3)), differentiable=True)}, {"mine": 1.0}
+    )
+    with pytest.raises(
+        RewardError, match=r"reward mine \(.*\) raised RuntimeError: .* modified by an inplace operation"
+    ):
         mine(images().requires_grad_() * 1.0, PROMPTS)
 
 
 def test_alignlabs_own_change_nothing() -> None:
-    """They are given the images themselves, without a copy, and leave them, and every setting, as they were."""
+    """They are given the images themselves, without a copy, and leave them, and every setting, as they
+    were."""
     x = images(48)
     before = x.clone()
     own: list[Reward] = [
-        Aesthetic("emoji_aesthetic"), Brightness(), ClipDiversity("emoji_clip"), ClipScore("emoji_clip"), Colour("red"),
-        JpegRate(), JpegSize(), Preference("emoji_preference"), TrueAesthetic(), TruePreference(),
-    ]  # fmt: skip
+        Aesthetic("emoji_aesthetic"),
+        Brightness(),
+        ClipDiversity("emoji_clip"),
+        ClipScore("emoji_clip"),
+        Colour("red"),
+        JpegRate(),
+        JpegSize(),
+        Preference("emoji_preference"),
+        TrueAesthetic(),
+        TruePreference(),
+    ]
     for reward in own:
         assert reward(x, PROMPTS).shape == (3,) and torch.equal(x, before), type(reward).__name__
     seen = []
@@ -160,7 +184,8 @@ def test_a_change_of_the_prompts_stays_the_rewards_own() -> None:
 
     prompts = list(PROMPTS)
     both = WeightedSum(
-        {"mine": Emptier(), "later": function(lambda x, p: [float(len(w)) for w in p])}, {"mine": 1.0, "later": 1.0}
+        {"mine": Emptier(), "later": function(lambda x, p: [float(len(w)) for w in p])},
+        {"mine": 1.0, "later": 1.0},
     )
     assert both.score(images(), prompts)["later"].tolist() == [5, 7, 6] and prompts == list(PROMPTS)
 
@@ -180,7 +205,8 @@ def settings() -> Iterator[None]:
 @pytest.mark.usefixtures("settings")
 @pytest.mark.parametrize("fails", [False, True])
 def test_settings_of_the_process_are_set_back(fails: bool, tmp_path: Path) -> None:
-    """Gradient mode, default dtype and device, threads, folder; also where the reward raises. The next reward keeps its gradient."""
+    """Gradient mode, default dtype and device, threads, folder; also where the reward raises. The next reward
+    keeps its gradient."""
 
     def meddler(x: Tensor, prompts: Sequence[str]) -> Tensor:
         torch.set_grad_enabled(False)
@@ -195,7 +221,9 @@ def test_settings_of_the_process_are_set_back(fails: bool, tmp_path: Path) -> No
         return *flags, torch.get_num_threads(), os.getcwd()
 
     before, x = found(), images().requires_grad_()
-    both = WeightedSum({"mine": function(meddler), "brightness": Brightness()}, {"mine": 1.0, "brightness": 1.0})
+    both = WeightedSum(
+        {"mine": function(meddler), "brightness": Brightness()}, {"mine": 1.0, "brightness": 1.0}
+    )
     if fails:
         with pytest.raises(RewardError, match="reward mine"):
             both(x, PROMPTS)
@@ -230,7 +258,8 @@ def test_settings_of_the_process_are_set_back(fails: bool, tmp_path: Path) -> No
     ids=repr,
 )
 def test_rows_of_numbers_are_taken(answer: Any) -> None:
-    """Alone, or with the metadata that TRL and ddpo-pytorch return beside them; of a class as of a function; without a graph."""
+    """Alone, or with the metadata that TRL and ddpo-pytorch return beside them; of a class as of a function;
+    without a graph."""
     assert scored(lambda x, p: answer) == [1, 2, 3]
     kind = type("Mine", (), {"differentiable": False, "unit": "u", "__call__": lambda self, x, p: answer})
     values = WeightedSum({"mine": kind()}, {"mine": 1.0}).score(images(), PROMPTS)["mine"]
@@ -300,7 +329,9 @@ def test_a_group_names_the_image_of_the_batch() -> None:
     """An image of the second group that has no finite reward keeps its number in the batch."""
     odd = function(lambda x, p: [float("nan") if w == "a lion" else 1.0 for w in p], groupwise=True)
     with pytest.raises(NonFinite) as caught:
-        WeightedSum({"mine": odd}, {"mine": 1.0}, group=2).score(torch.rand(4, 3, 8, 8), ["a cat", "a cat", "a dog", "a lion"])
+        WeightedSum({"mine": odd}, {"mine": 1.0}, group=2).score(
+            torch.rand(4, 3, 8, 8), ["a cat", "a cat", "a dog", "a lion"]
+        )
     assert caught.value.rows == (3,)
 
 
@@ -386,7 +417,9 @@ class Ends:
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "bad_rewards.py").write_text(MODULE)
-    (tmp_path / "a_script.py").write_text("import sys\n\ndef score(images, prompts):\n    return [0.0]\n\nsys.exit(0)\n")
+    (tmp_path / "a_script.py").write_text(
+        "import sys\n\ndef score(images, prompts):\n    return [0.0]\n\nsys.exit(0)\n"
+    )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     for name in ("bad_rewards", "a_script"):
@@ -396,7 +429,10 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def mine(name: str, group: str = "reward") -> list[str]:
     keys = {"function": f"bad_rewards.{name}", "differentiable": "false", "unit": "u"}
-    return [*(f"+{group}.mine.{key}={value}" for key, value in keys.items()), "allow_targets=[bad_rewards,a_script]"]
+    return [
+        *(f"+{group}.mine.{key}={value}" for key, value in keys.items()),
+        "allow_targets=[bad_rewards,a_script]",
+    ]
 
 
 def test_a_run_that_a_reward_ends_has_not_gone_well(desk: Path, tiny_sd: str, monkeypatch, capsys) -> None:
@@ -409,18 +445,23 @@ def test_a_run_that_a_reward_ends_has_not_gone_well(desk: Path, tiny_sd: str, mo
 
 
 def test_a_held_out_reward_changes_no_number_of_a_run(desk: Path, tiny_sd: str, monkeypatch) -> None:
-    """One that wipes the images, seeds torch and sets the default dtype: every number of the run is that of a run beside it."""
+    """One that wipes the images, seeds torch and sets the default dtype: every number of the run is that of a
+    run beside it."""
     words = [w for w in tiny(tiny_sd, "steps=1") if w != "steps=4"]
     found = []
     for name in ("plain", "seeds"):
         assert command_line(monkeypatch, *words, *mine(name, "eval_rewards"), f"output_dir={name}") == 0
-        kept = [{k: v for k, v in line.items() if "second" not in k and "memory" not in k} for line in lines(desk / name)]
+        kept = [
+            {k: v for k, v in line.items() if "second" not in k and "memory" not in k}
+            for line in lines(desk / name)
+        ]
         found.append((kept, json.loads((desk / name / "summary.json").read_text())["final"]))
     assert found[0] == found[1]
 
 
 def test_what_ends_the_program_before_a_run(desk: Path) -> None:
-    """A script without a guard, a constructor that exits, a scorer of three arguments: a sentence each, and no SystemExit."""
+    """A script without a guard, a constructor that exits, a scorer of three arguments: a sentence each, and
+    no SystemExit."""
     common = {"differentiable": False, "unit": "u"}
     target = "alignlab.rewards.function.Function"
 
@@ -429,30 +470,44 @@ def test_what_ends_the_program_before_a_run(desk: Path) -> None:
         return sentence
 
     script = problem({"_target_": target, "function": "a_script.score", **common})
-    assert "cannot be imported: a_script ends the program (sys.exit(0)); write what is a script under if __name__" in script
+    assert (
+        "cannot be imported: a_script ends the program (sys.exit(0)); write what is a script under if "
+        "__name__" in script
+    )
     ends = {"_target_": "bad_rewards.Ends"}
     assert problem(ends) == "bad_rewards.Ends ends the program (sys.exit())"
     with pytest.raises(ConfigError, match="ends the program"):
         build(ends)
     three = problem({"_target_": target, "function": "bad_rewards.three", **common})
-    assert "bad_rewards.three takes (images, prompts, metadata) and cannot be called as function(images, prompts)" in three
+    assert (
+        "bad_rewards.three takes (images, prompts, metadata) and cannot be called as function(images, "
+        "prompts)" in three
+    )
 
 
 @pytest.mark.usefixtures("settings")
 def test_a_module_and_a_constructor_change_no_setting(desk: Path) -> None:
-    """Scripts that score often begin with torch.set_grad_enabled(False), and are imported before a run begins."""
-    (desk / "a_script.py").write_text("import torch\n\ntorch.set_grad_enabled(False)\ntorch.set_num_threads(5)\nscore = print\n")
+    """Scripts that score often begin with torch.set_grad_enabled(False), and are imported before a run
+    begins."""
+    (desk / "a_script.py").write_text(
+        "import torch\n\ntorch.set_grad_enabled(False)\ntorch.set_num_threads(5)\nscore = print\n"
+    )
     threads = torch.get_num_threads()
     assert resolve("a_script.score") is print
     build({"_target_": "bad_rewards.Meddler"})
-    assert torch.is_grad_enabled() and torch.get_num_threads() == threads and torch.get_default_dtype() == torch.float32
+    assert (
+        torch.is_grad_enabled()
+        and torch.get_num_threads() == threads
+        and torch.get_default_dtype() == torch.float32
+    )
 
 
 # -- means
 
 
 def test_means_are_taken_in_float64() -> None:
-    """Large values with a small spread: a float32 sum of a million of them would be off in the fourth digit."""
+    """Large values with a small spread: a float32 sum of a million of them would be off in the fourth
+    digit."""
     values = torch.full((2**20,), 16777.216) + torch.arange(2**20) % 2
     seen = Measured(images=torch.rand(1, 3, 2, 2), rewards={"mine": values}, statistics={}, lpips=[])
     numbers = seen.numbers(lambda raw: raw["mine"])
@@ -462,7 +517,8 @@ def test_means_are_taken_in_float64() -> None:
 
 
 def test_a_normalised_reward_keeps_its_digits() -> None:
-    """A mean of ten million and a spread of one: (r - mean)/std is exact, where float32 would round the mean by half a spread."""
+    """A mean of ten million and a spread of one: (r - mean)/std is exact, where float32 would round the mean
+    by half a spread."""
     base = 10_000_000 + torch.arange(4).float()
     mine = WeightedSum({"mine": function(lambda x, p: base[:3])}, {"mine": 1.0}, {"mine"})
     mine.calibrate({"mine": base})

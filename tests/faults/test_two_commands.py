@@ -18,7 +18,10 @@ from alignlab.runs.candidates import Candidates
 from alignlab.runs.folder import LATER_KEYS, Run, RunError
 from tests.running import command_line, pairs, tiny
 
-EMPTY = {**LATER_KEYS, **{key: {} for key in ("model", "algo", "reward", "prompts", "policy", "eval_rewards")}}
+EMPTY = {
+    **LATER_KEYS,
+    **{key: {} for key in ("model", "algo", "reward", "prompts", "policy", "eval_rewards")},
+}
 SMALL = [
     "algo=ddpo",
     "algo.statistics.min_count=2",
@@ -45,12 +48,15 @@ def test_a_second_run_does_not_take_the_folder_of_the_first(tmp_path: Path) -> N
 
 
 def test_a_second_process_of_the_same_run_begins_anew(tmp_path: Path) -> None:
-    """The same configuration: what the first did since is not known to the second, which would begin from nothing."""
+    """The same configuration: what the first did since is not known to the second, which would begin from
+    nothing."""
     first, second = Run(tmp_path / "run", EMPTY), Run(tmp_path / "run", EMPTY)
     first.begin()
     first.save_checkpoint(0, {}, {})
     ended(first)
-    with pytest.raises(RunError, match="was trained by another process while this one began; type the command again"):
+    with pytest.raises(
+        RunError, match="was trained by another process while this one began; type the command again"
+    ):
         second.begin()
     Run(tmp_path / "run", EMPTY).begin()
 
@@ -70,7 +76,10 @@ def test_a_second_filling_looks_again(tmp_path: Path) -> None:
 
 def held(folder: Path) -> "subprocess.Popen[str]":
     """Another process that holds a folder's lock until it is killed."""
-    code = f"import time; from pathlib import Path; from alignlab.files.safe_folder import locked; f = locked(Path({str(folder)!r}), ''); print(1, flush=True); time.sleep(60)"
+    code = (
+        "import time; from pathlib import Path; from alignlab.files.safe_folder import locked; f = "
+        f"locked(Path({str(folder)!r}), ''); print(1, flush=True); time.sleep(60)"
+    )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "1\n"
     return process
@@ -91,7 +100,8 @@ def test_every_command_waits_for_the_lock(tmp_path: Path, tiny_sd: str, monkeypa
         for command, words, doing in jobs:
             assert command_line(monkeypatch, *words, command=command) == 2
             said = (
-                f"error: {tmp_path / 'folder'} is being {doing} by another process; wait for it, or choose another output_dir\n"
+                f"error: {tmp_path / 'folder'} is being {doing} by another process; wait for it, or choose "
+                "another output_dir\n"
             )
             assert capsys.readouterr().err.endswith(said), command
     finally:
@@ -107,7 +117,10 @@ def test_pairs_are_made_again_where_nobody_fills(tmp_path: Path, monkeypatch, ca
     (folder / "make_pairs.yaml").write_text("config: {}\n")
     for k in range(2):
         Image.new("RGB", (8, 8)).save(folder / "images" / f"{k}.png")
-    rows = [{"prompt": "cat", "image": f"images/{k}.png", "seed": 0, "replica": k, "rewards": {"x": k}} for k in range(2)]
+    rows = [
+        {"prompt": "cat", "image": f"images/{k}.png", "seed": 0, "replica": k, "rewards": {"x": k}}
+        for k in range(2)
+    ]
     (folder / "candidates.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     process = held(folder)
     try:
@@ -115,14 +128,22 @@ def test_pairs_are_made_again_where_nobody_fills(tmp_path: Path, monkeypatch, ca
     finally:
         process.kill()
         process.wait()
-    assert "is being filled by another process" in capsys.readouterr().err and not (folder / "pairs.jsonl").exists()
+    assert (
+        "is being filled by another process" in capsys.readouterr().err
+        and not (folder / "pairs.jsonl").exists()
+    )
     assert command_line(monkeypatch, f"again={folder}", "pairing.weights={x: 1}", command=make_pairs) == 0
     assert len((folder / "pairs.jsonl").read_text().splitlines()) == 1
 
 
 def test_a_reward_is_looked_at_again(tmp_path: Path, monkeypatch, capsys) -> None:
     """Another process began another reward between the look and the lock."""
-    words = ["data=" + pairs(tmp_path / "data"), "epochs=1", "device=cpu", f"output_dir={tmp_path / 'reward'}"]
+    words = [
+        "data=" + pairs(tmp_path / "data"),
+        "epochs=1",
+        "device=cpu",
+        f"output_dir={tmp_path / 'reward'}",
+    ]
     assert command_line(monkeypatch, *words, command=train_reward) == 0
     kept = (tmp_path / "reward" / "config.yaml").read_bytes()
     looks = []
@@ -140,7 +161,8 @@ def test_a_reward_is_looked_at_again(tmp_path: Path, monkeypatch, capsys) -> Non
 
 
 def test_the_lock_of_a_file_that_is_gone_is_none(tmp_path: Path, monkeypatch) -> None:
-    """The first process removes its lock as it ends, just after the second opened it: the second takes the new file's."""
+    """The first process removes its lock as it ends, just after the second opened it: the second takes the
+    new file's."""
     (tmp_path / ".lock").touch()
     real, opened = os.open, []
 
@@ -170,12 +192,16 @@ class _Noon:
         return "noon"
 
 
-def test_runs_of_the_same_second_have_folders_of_their_own(tiny_sd: str, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_runs_of_the_same_second_have_folders_of_their_own(
+    tiny_sd: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
     """Two runs, two folders of pairs, two rewards; and a command that is refused leaves no folder behind."""
     monkeypatch.chdir(tmp_path)
     for module in (config, make_pairs, train_reward, stages):
         monkeypatch.setattr(module, "datetime", _Noon)
-    monkeypatch.setattr(train, "train", lambda c, folder: (folder / "config.yaml").touch() or {"final": {"reward": 0.0}})
+    monkeypatch.setattr(
+        train, "train", lambda c, folder: (folder / "config.yaml").touch() or {"final": {"reward": 0.0}}
+    )
     monkeypatch.setattr(train, "tell", lambda summary, folder: None)
     for _ in range(2):
         assert command_line(monkeypatch, *tiny(tiny_sd, *SMALL)) == 0
@@ -198,21 +224,30 @@ def test_runs_of_the_same_second_have_folders_of_their_own(tiny_sd: str, tmp_pat
         assert not (tmp_path / "runs").exists(), command
 
 
-def test_sweeps_of_the_same_second_have_folders_of_their_own(tiny_sd: str, tmp_path: Path, monkeypatch) -> None:
+def test_sweeps_of_the_same_second_have_folders_of_their_own(
+    tiny_sd: str, tmp_path: Path, monkeypatch
+) -> None:
     """Under multirun/, and all jobs of one sweep in one folder; one that was given is taken as it is."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "train", lambda c, folder: (folder / "config.yaml").touch() or {"final": {"reward": 0.0}})
+    monkeypatch.setattr(
+        train, "train", lambda c, folder: (folder / "config.yaml").touch() or {"final": {"reward": 0.0}}
+    )
     monkeypatch.setattr(train, "tell", lambda summary, folder: None)
     (tmp_path / "conf").mkdir()
     names = ["noon", "noon"]
-    monkeypatch.setattr("hydra.core.utils.datetime", type("Clock", (), {"now": staticmethod(lambda: _Clock())}))
+    monkeypatch.setattr(
+        "hydra.core.utils.datetime", type("Clock", (), {"now": staticmethod(lambda: _Clock())})
+    )
     for _ in names:
         assert command_line(monkeypatch, "-m", *tiny(tiny_sd, *SMALL), "seed=0,1") == 0
     assert {path.name for path in (tmp_path / "multirun").iterdir()} == {"noon", "noon-2"}
     for sweep in (tmp_path / "multirun").iterdir():
         assert len(list(sweep.glob("*/config.yaml"))) == 2 and (sweep / "multirun.yaml").is_file()
     assert command_line(monkeypatch, "-m", *tiny(tiny_sd, *SMALL), "seed=0,1", "output_dir=mine") == 0
-    assert len(list((tmp_path / "mine").glob("*/config.yaml"))) == 2 and len(list((tmp_path / "multirun").iterdir())) == 2
+    assert (
+        len(list((tmp_path / "mine").glob("*/config.yaml"))) == 2
+        and len(list((tmp_path / "multirun").iterdir())) == 2
+    )
 
 
 class _Clock:
@@ -223,7 +258,9 @@ class _Clock:
 def test_names_are_given_once_by_all_processes(tmp_path: Path) -> None:
     """Ten processes that ask for the same name at once get ten folders."""
     code = f"from alignlab.files.safe_folder import fresh; print(fresh({str(tmp_path / 'runs' / 'x')!r}))"
-    processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(10)]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(10)
+    ]
     said = {process.communicate(timeout=60)[0].strip() for process in processes}
     assert said == {str(tmp_path / "runs" / name) for name in ("x", *(f"x-{k}" for k in range(2, 11)))}
 

@@ -1,4 +1,5 @@
-"""Folders and files that may not be written: every command says so before it loads a model or draws an image."""
+"""Folders and files that may not be written: every command says so before it loads a model or draws an
+image."""
 
 import errno
 import shutil
@@ -56,14 +57,21 @@ COMMANDS = {
     "make_pairs": (make_pairs, ["run={run}", "candidates=2", "output_dir={home}/taken/x"], "taken"),
     "report": (report, ["runs={home}/made", "output_dir={home}/taken/x"], "taken"),
     "figure": (figure, ["name=draftp_fig3", "home={home}/taken"], "taken"),
-    "train_reward": (train_reward, ["kind=aesthetic", "data={home}/data", "output_dir={home}/taken/x", "device=cpu"], "taken"),
-}  # fmt: skip
+    "train_reward": (
+        train_reward,
+        ["kind=aesthetic", "data={home}/data", "output_dir={home}/taken/x", "device=cpu"],
+        "taken",
+    ),
+}
 """A command, its words, and the folder that it may not write."""
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_folder_that_may_not_be_written(name: str, run: Path, no_model: None, tmp_path: Path, monkeypatch, capsys) -> None:
-    """The system says that permission is denied: one sentence names the folder, nothing was computed, and no folder was made."""
+def test_a_folder_that_may_not_be_written(
+    name: str, run: Path, no_model: None, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """The system says that permission is denied: one sentence names the folder, nothing was computed, and no
+    folder was made."""
     command, words, which = COMMANDS[name]
     ratings(tmp_path / "data")
     made_run(tmp_path / "made")
@@ -82,13 +90,16 @@ def test_a_folder_that_may_not_be_written(name: str, run: Path, no_model: None, 
     assert command_line(monkeypatch, *typed, command=command) == 2
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert said and all(
-        line.startswith(f"error: {taken} cannot be written (Permission denied); mend that, or choose") for line in said
+        line.startswith(f"error: {taken} cannot be written (Permission denied); mend that, or choose")
+        for line in said
     )
     assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_file_in_place_of_a_folder(name: str, run: Path, no_model: None, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_file_in_place_of_a_folder(
+    name: str, run: Path, no_model: None, tmp_path: Path, monkeypatch, capsys
+) -> None:
     """A file stands where the command would make a folder: one sentence names it, and it is as it was."""
     command, words, _ = COMMANDS[name]
     ratings(tmp_path / "data")
@@ -99,7 +110,9 @@ def test_a_file_in_place_of_a_folder(name: str, run: Path, no_model: None, tmp_p
     assert command_line(monkeypatch, *typed, command=command) == 2
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     place = run / "a" if name == "evaluate" else tmp_path / "taken"
-    assert said and all(f"{place} " in line or f"{place}/" in line for line in said) and "Errno" not in said[0]
+    assert (
+        said and all(f"{place} " in line or f"{place}/" in line for line in said) and "Errno" not in said[0]
+    )
     assert (tmp_path / "taken").read_text() == (run / "a").read_text() == "mine"
 
 
@@ -117,7 +130,8 @@ def test_a_file_in_place_of_a_folder(name: str, run: Path, no_model: None, tmp_p
 def test_a_folder_in_place_of_a_file(
     command, words, place: str, run: Path, no_model: None, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    """A folder has the name of a file that the command would write at its end: one sentence names it, before anything is computed."""
+    """A folder has the name of a file that the command would write at its end: one sentence names it, before
+    anything is computed."""
     made_run(tmp_path / "made")
     (tmp_path / place).mkdir(parents=True)
     typed = [word.format(home=tmp_path, run=run) for word in words]
@@ -131,6 +145,11 @@ def test_resume_of_a_run_whose_model_folder_is_a_file(run: Path, tmp_path: Path,
     (run / "summary.json").unlink()
     shutil.rmtree(run / "model")
     (run / "model").write_text("mine")
-    monkeypatch.setattr("alignlab.models.sd.StableDiffusion.__init__", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(
+        "alignlab.models.sd.StableDiffusion.__init__", lambda *_, **__: pytest.fail("a model was loaded")
+    )
     assert command_line(monkeypatch, f"resume={run}") == 2
-    assert f"error: {run / 'model'} is a file, and a run needs a folder of that name; move it" in capsys.readouterr().err
+    assert (
+        f"error: {run / 'model'} is a file, and a run needs a folder of that name; move it"
+        in capsys.readouterr().err
+    )

@@ -25,15 +25,23 @@ def test_gram_form_is_the_naive_distance(distance: PerceptualDistance) -> None:
     """All pairs at once, to 1e-5; the mean is over the pairs i < j."""
     images = torch.rand(5, 3, 48, 48)
     fast = distance.pairwise(images)
-    slow = torch.tensor([[naive(distance, a, b) if i != j else 0.0 for j, b in enumerate(images)] for i, a in enumerate(images)])
+    slow = torch.tensor(
+        [
+            [naive(distance, a, b) if i != j else 0.0 for j, b in enumerate(images)]
+            for i, a in enumerate(images)
+        ]
+    )
     torch.testing.assert_close(fast, slow.float(), rtol=0, atol=1e-5)
-    torch.testing.assert_close(distance.between(images, images.flip(0)), slow.flip(1).diagonal().float(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        distance.between(images, images.flip(0)), slow.flip(1).diagonal().float(), rtol=0, atol=1e-6
+    )
     pairs = [slow[i, j].item() for i in range(5) for j in range(i + 1, 5)]
     assert distance.mean_pairwise(images) == pytest.approx(sum(pairs) / 10, abs=1e-5)
 
 
 def test_it_is_a_distance(distance: PerceptualDistance) -> None:
-    """Symmetric, zero between equal images, within 0..2, larger for a larger change, and indifferent to the images' order."""
+    """Symmetric, zero between equal images, within 0..2, larger for a larger change, and indifferent to the
+    images' order."""
     image, other = torch.rand(2, 3, 48, 48)
     images = torch.stack([image, image, image + 0.05 * other, other])
     d = distance.pairwise(images)
@@ -50,10 +58,13 @@ def test_any_resolution(distance: PerceptualDistance) -> None:
 
 
 def test_judge_shapes() -> None:
-    """Four feature maps of halving resolution, one logit for each class, frozen, with every training animal among the names."""
+    """Four feature maps of halving resolution, one logit for each class, frozen, with every training animal
+    among the names."""
     judge, names, colours = load_judge()
     maps = judge.features(torch.rand(2, 3, 48, 48))
-    assert [tuple(m.shape) for m in maps] == [(2, w, s, s) for w, s in zip(WIDTHS, (24, 12, 6, 3), strict=True)]
+    assert [tuple(m.shape) for m in maps] == [
+        (2, w, s, s) for w, s in zip(WIDTHS, (24, 12, 6, 3), strict=True)
+    ]
     name, colour = judge(torch.rand(2, 3, 48, 48))
     assert name.shape == (2, len(names)) and colour.shape == (2, len(colours))
     assert not judge.training and not any(p.requires_grad for p in judge.parameters())
@@ -76,7 +87,8 @@ def test_channels_can_be_weighed(distance: PerceptualDistance) -> None:
 
 
 def test_alexnet_is_the_lpips_packages(tmp_path, monkeypatch) -> None:
-    """Given an AlexNet checkpoint of torchvision's form, all pairs agree with lpips.LPIPS on the same weights to 1e-5."""
+    """Given an AlexNet checkpoint of torchvision's form, all pairs agree with lpips.LPIPS on the same weights
+    to 1e-5."""
     import lpips
     from torchvision.models import alexnet
 
@@ -84,12 +96,20 @@ def test_alexnet_is_the_lpips_packages(tmp_path, monkeypatch) -> None:
     network = alexnet(weights=None)
     torch.save(network.state_dict(), tmp_path / ALEXNET)
     theirs = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False).eval()
-    for part in (theirs.net.slice1, theirs.net.slice2, theirs.net.slice3, theirs.net.slice4, theirs.net.slice5):
+    for part in (
+        theirs.net.slice1,
+        theirs.net.slice2,
+        theirs.net.slice3,
+        theirs.net.slice4,
+        theirs.net.slice5,
+    ):
         for number, layer in part.named_children():
             layer.load_state_dict(network.features[int(number)].state_dict())
     images = torch.rand(4, 3, 72, 64)
     with torch.no_grad():
-        slow = torch.tensor([[theirs(a[None] * 2 - 1, b[None] * 2 - 1).item() for b in images] for a in images])
+        slow = torch.tensor(
+            [[theirs(a[None] * 2 - 1, b[None] * 2 - 1).item() for b in images] for a in images]
+        )
     ours = AlexDistance(str(tmp_path / ALEXNET))
     torch.testing.assert_close(ours.pairwise(images), slow, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(ours.between(images[:1], images[1:2])[0], slow[0, 1], rtol=1e-5, atol=1e-6)

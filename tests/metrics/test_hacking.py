@@ -15,15 +15,28 @@ def lines(reward, other, dark=None):
             "eval/image/dark_fraction": (dark or [0.2] * len(reward))[k],
         }
         out.append(
-            line | {"eval/reward_std": 2.0, "eval/mine_std": 2.0, "eval/held_std": 2.0, "eval/image/dark_fraction_std": 0.1}
+            line
+            | {
+                "eval/reward_std": 2.0,
+                "eval/mine_std": 2.0,
+                "eval/held_std": 2.0,
+                "eval/image/dark_fraction_std": 0.1,
+            }
         )
     return out
 
 
 def test_z():
     z = z_curves(lines([1.0, 3.0, 5.0], [0.0, -1.0, -2.0]))
-    assert z == {"reward": [0, 1, 2], "mine": [0, 1, 2], "held": [0, -0.5, -1], "image/dark_fraction": [0, 0, 0]}
-    assert z_curves(lines([1.0, 2.0], [1.0, 2.0])[1:]) == {} == z_curves([])  # without the base model there is no unit
+    assert z == {
+        "reward": [0, 1, 2],
+        "mine": [0, 1, 2],
+        "held": [0, -0.5, -1],
+        "image/dark_fraction": [0, 0, 0],
+    }
+    assert (
+        z_curves(lines([1.0, 2.0], [1.0, 2.0])[1:]) == {} == z_curves([])
+    )  # without the base model there is no unit
 
 
 def test_hacked():
@@ -33,7 +46,8 @@ def test_hacked():
 
 
 def test_not_hacked():
-    """Both rise; both fall; the held-out one dips less than a quarter sd; training has not risen by half an sd."""
+    """Both rise; both fall; the held-out one dips less than a quarter sd; training has not risen by half an
+    sd."""
     for reward, held in (
         ([0, 2, 4], [0, 1, 2]),
         ([0, -1, -3], [0, -1, -2]),

@@ -14,10 +14,18 @@ def test_known_pictures():
     black, white, red = torch.zeros(3, 8, 8), torch.ones(3, 8, 8), torch.zeros(3, 8, 8)
     red[0] = 1
     chequers = (torch.arange(8)[:, None] + torch.arange(8)).fmod(2).expand(3, 8, 8)
-    assert of(black) == pytest.approx({"dark_fraction": 1, "edge_density": 0, "colour_entropy": 0, "saturation": 0})
-    assert of(white) == pytest.approx({"dark_fraction": 0, "edge_density": 0, "colour_entropy": 0, "saturation": 0})
-    assert of(red) == pytest.approx({"dark_fraction": 0, "edge_density": 0, "colour_entropy": 0, "saturation": 1})
-    assert of(chequers) == pytest.approx({"dark_fraction": 0.5, "edge_density": 1, "colour_entropy": 1, "saturation": 0})
+    assert of(black) == pytest.approx(
+        {"dark_fraction": 1, "edge_density": 0, "colour_entropy": 0, "saturation": 0}
+    )
+    assert of(white) == pytest.approx(
+        {"dark_fraction": 0, "edge_density": 0, "colour_entropy": 0, "saturation": 0}
+    )
+    assert of(red) == pytest.approx(
+        {"dark_fraction": 0, "edge_density": 0, "colour_entropy": 0, "saturation": 1}
+    )
+    assert of(chequers) == pytest.approx(
+        {"dark_fraction": 0.5, "edge_density": 1, "colour_entropy": 1, "saturation": 0}
+    )
 
 
 def test_every_colour_once():

@@ -23,15 +23,20 @@ def world(rng, seeds=5, prompts=30, images=4, seed_sd=1.0, prompt_sd=1.0, image_
     ],
 )
 def test_coverage(sizes, at_most):
-    """The 95 % interval holds the true mean in at least 90 % of 300 worlds, whether seeds, prompts or images vary; where images alone
-    do it is too wide, for every level draws their noise again. (A percentile bootstrap of a handful of seeds is too short: hence 20.)"""
+    """The 95 % interval holds the true mean in at least 90 % of 300 worlds, whether seeds, prompts or images
+    vary; where images alone do it is too wide, for every level draws their noise again. (A percentile
+    bootstrap of a handful of seeds is too short: hence 20.)"""
     rng = np.random.default_rng(0)
-    inside = [i.low <= 0 <= i.high for i in (bootstrap(world(rng, **sizes), resamples=300, seed=k) for k in range(300))]
+    inside = [
+        i.low <= 0 <= i.high
+        for i in (bootstrap(world(rng, **sizes), resamples=300, seed=k) for k in range(300))
+    ]
     assert 0.9 <= np.mean(inside) <= at_most
 
 
 def test_prompts_do_not_average_out_over_seeds():
-    """Every seed sees the same prompts: with prompt effects only, twenty seeds give no narrower interval than one."""
+    """Every seed sees the same prompts: with prompt effects only, twenty seeds give no narrower interval than
+    one."""
     rng = np.random.default_rng(1)
     one = world(rng, seeds=1, seed_sd=0, image_sd=1e-6)
     many = np.repeat(one, 20, axis=0)
@@ -59,7 +64,9 @@ def test_interquartile_mean():
     assert interquartile_mean(np.array([-1e9, 2, 3, 4, 5, 6, 7, 1e9])) == 4.5
     values = np.random.default_rng(0).standard_t(2, size=(1, 20, 5))
     found = bootstrap(values, statistic=interquartile_mean)
-    assert found.low < found.value < found.high and found.value == pytest.approx(stats.trim_mean(values.ravel(), 0.25))
+    assert found.low < found.value < found.high and found.value == pytest.approx(
+        stats.trim_mean(values.ravel(), 0.25)
+    )
 
 
 def test_over_seeds():
@@ -80,13 +87,18 @@ def test_paired_p():
     a, b = world(rng), world(rng)
     assert paired_p(a, a) == 1
     assert paired_p(a, b) == pytest.approx(stats.wilcoxon((a - b).mean((0, 2))).pvalue)
-    null = [paired_p(x, x + rng.normal(size=x.shape)) for x in (world(rng, seeds=1, images=2) for _ in range(400))]
+    null = [
+        paired_p(x, x + rng.normal(size=x.shape)) for x in (world(rng, seeds=1, images=2) for _ in range(400))
+    ]
     assert stats.kstest(null, "uniform").pvalue > 0.001
     assert paired_p(a, a + 0.5 + 0.1 * rng.normal(size=a.shape)) < 1e-6
 
 
 def test_holm():
-    """By hand (Holm 1979): 0.01·4, 0.02·3, 0.03·2 raised to the one before, 0.5; in the order given; never above 1."""
-    assert holm({"a": 0.03, "b": 0.01, "c": 0.5, "d": 0.02}) == pytest.approx({"a": 0.06, "b": 0.04, "c": 0.5, "d": 0.06})
+    """By hand (Holm 1979): 0.01·4, 0.02·3, 0.03·2 raised to the one before, 0.5; in the order given; never
+    above 1."""
+    assert holm({"a": 0.03, "b": 0.01, "c": 0.5, "d": 0.02}) == pytest.approx(
+        {"a": 0.06, "b": 0.04, "c": 0.5, "d": 0.06}
+    )
     assert holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
     assert list(holm({"z": 0.9, "y": 0.1})) == ["z", "y"] and holm({}) == {}

@@ -1,5 +1,5 @@
-"""Every family on a tiny random pipeline of diffusers' own class: our images are the pipeline's, the invariants of the engine hold, every
-objective trains, and what is saved is what diffusers loads."""
+"""Every family on a tiny random pipeline of diffusers' own class: our images are the pipeline's, the
+invariants of the engine hold, every objective trains, and what is saved is what diffusers loads."""
 
 from pathlib import Path
 from typing import Any
@@ -37,10 +37,15 @@ SAMPLERS: dict[str, list[str]] = {
     "sdxl": ["model=sdxl", "model.variant=null"],
     "sd35": ["model=sd35", "sampler=flow", "eval_sampler=flow", "model.max_sequence_length=8"],
     "flux": [
-        "model=flux", "sampler=flow", "eval_sampler=flow", "model.max_sequence_length=8", "model.size=16", "sampler.guidance_scale=1",
+        "model=flux",
+        "sampler=flow",
+        "eval_sampler=flow",
+        "model.max_sequence_length=8",
+        "model.size=16",
+        "sampler.guidance_scale=1",
         "eval_sampler.guidance_scale=1",
     ],
-}  # fmt: skip
+}
 EVERY = pytest.mark.parametrize("name", FAMILIES)
 
 
@@ -57,7 +62,9 @@ def policy_on(folders: dict[str, Path], name: str, size: float = 0.3) -> Policy:
 
 def sampler_of(policy: Policy, name: str, *, eta: float = 0.0, steps: int = 4) -> Sampler:
     guidance = 1.0 if name == "flux" else 3.0
-    return (ddim if name == "sdxl" else flow)(policy.family.scheduler, steps=steps, eta=eta, guidance_scale=guidance)
+    return (ddim if name == "sdxl" else flow)(
+        policy.family.scheduler, steps=steps, eta=eta, guidance_scale=guidance
+    )
 
 
 def key(seed: int = 0) -> Any:
@@ -81,15 +88,25 @@ def images_of_diffusers(pipe: Any, name: str, first: Tensor) -> Tensor:
         ).images
     more = {"max_sequence_length": 8} if name == "sd35" else {}
     return pipe(
-        list(PROMPTS), latents=first, height=16, width=16, num_inference_steps=4, guidance_scale=3.0, output_type="pt", **more
+        list(PROMPTS),
+        latents=first,
+        height=16,
+        width=16,
+        num_inference_steps=4,
+        guidance_scale=3.0,
+        output_type="pt",
+        **more,
     ).images
 
 
 @EVERY
 @torch.no_grad()
-def test_images_are_diffusers_own_with_the_saved_lora(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
-    """The base model's images equal the pipeline's, and the policy's those of the pipeline with the LoRA that was saved (alpha is not the
-    rank), within 1e-4; the LoRA moves them by more than 100 times that. What is read back is the same LoRA."""
+def test_images_are_diffusers_own_with_the_saved_lora(
+    name: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """The base model's images equal the pipeline's, and the policy's those of the pipeline with the LoRA that
+    was saved (alpha is not the rank), within 1e-4; the LoRA moves them by more than 100 times that. What is
+    read back is the same LoRA."""
     policy = policy_on(folders, name)
     policy.family.pipe.set_progress_bar_config(disable=True)
     sampler, first = sampler_of(policy, name), key().normal(FIRST, policy.latent_shape)
@@ -111,16 +128,20 @@ def test_images_are_diffusers_own_with_the_saved_lora(name: str, folders: dict[s
 
 @EVERY
 @torch.no_grad()
-def test_images_are_encoded_as_they_are_decoded(name: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Latents of the network's shape from images of `image_size`, those of diffusers' inpainting pipelines but for their draw from the
-    posterior; decoding them is the VAE's own way there and back."""
+def test_images_are_encoded_as_they_are_decoded(
+    name: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Latents of the network's shape from images of `image_size`, those of diffusers' inpainting pipelines
+    but for their draw from the posterior; decoding them is the VAE's own way there and back."""
     family = policy_on(folders, name).family
     images = torch.rand(2, 3, *family.image_size)
     latents = family.encode_images(images)
     assert latents.shape[1:] == family.latent_shape and family.decode(latents).shape == images.shape
     vae = family.pipe.vae
     there = vae.encode(2 * images - 1).latent_dist.mean
-    torch.testing.assert_close(family.decode(latents), (vae.decode(there).sample / 2 + 0.5).clamp(0, 1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        family.decode(latents), (vae.decode(there).sample / 2 + 0.5).clamp(0, 1), rtol=0, atol=1e-5
+    )
     inpainting: Any = getattr(diffusers, type(family).pipeline.replace("Pipeline", "InpaintPipeline"))
     monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mean)
     theirs = inpainting(**family.pipe.components)._encode_vae_image(2 * images - 1, generator=None)
@@ -130,30 +151,38 @@ def test_images_are_encoded_as_they_are_decoded(name: str, folders: dict[str, Pa
 @EVERY
 @torch.no_grad()
 def test_the_ratio_is_1(name: str, folders: dict[str, Path]) -> None:
-    """Replay at the rollout's shape gives its log-probs exactly; shuffled at micro-batch 3 the ratio is 1 to float32 round-off."""
+    """Replay at the rollout's shape gives its log-probs exactly; shuffled at micro-batch 3 the ratio is 1 to
+    float32 round-off."""
     policy = policy_on(folders, name)
     sampler = sampler_of(policy, name, eta=0.7)
     record = rollout(policy, sampler, key())
     scored = sampler.scored.nonzero()[:, 0]
     assert len(scored) >= 3
     for i in scored:
-        assert torch.equal(replay(policy, record, torch.arange(4), i.expand(4)).log_prob, record.log_probs[:, i])
+        assert torch.equal(
+            replay(policy, record, torch.arange(4), i.expand(4)).log_prob, record.log_probs[:, i]
+        )
     rows, steps = torch.cartesian_prod(torch.arange(4), scored)[torch.randperm(4 * len(scored))].unbind(1)
-    again = torch.cat([replay(policy, record, rows[k : k + 3], steps[k : k + 3]).log_prob for k in range(0, len(rows), 3)])
+    again = torch.cat(
+        [replay(policy, record, rows[k : k + 3], steps[k : k + 3]).log_prob for k in range(0, len(rows), 3)]
+    )
     assert ((again - record.log_probs[rows, steps]).exp() - 1).abs().max() <= 2e-5
 
 
 @EVERY
 @torch.no_grad()
 def test_the_reference_is_the_base_model(name: str, folders: dict[str, Path]) -> None:
-    """As diffusers computes it, and bit for bit with its layers frozen and laid out as a policy's are on a CPU; encoding does not depend on the batch."""
+    """As diffusers computes it, and bit for bit with its layers frozen and laid out as a policy's are on a
+    CPU; encoding does not depend on the batch."""
     family, options = FAMILIES[name]
     base, policy = family(str(folders[name]), **options), policy_on(folders, name)
     cond = policy.encode(PROMPTS)
     assert all(torch.equal(policy.encode(PROMPTS[1:2]).text[k], v[1:2]) for k, v in cond.text.items())
     x, t = torch.randn(4, *policy.latent_shape), torch.tensor([981.0, 500.0, 20.0, 1.0])
     with policy.reference():
-        torch.testing.assert_close(policy.branches(x, t, cond, 1.0)[0], base.denoise(x, t, cond.text), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            policy.branches(x, t, cond, 1.0)[0], base.denoise(x, t, cond.text), rtol=1e-4, atol=1e-4
+        )
         torch.nn.Module.to(freeze(base.denoiser), memory_format=torch.channels_last)
         assert torch.equal(policy.branches(x, t, cond, 1.0)[0], base.denoise(x, t, cond.text))
     assert (policy.branches(x, t, cond, 1.0)[0] - base.denoise(x, t, cond.text)).abs().max() > 1e-3
@@ -181,7 +210,9 @@ def test_the_gradient_is_that_of_finite_differences(name: str, folders: dict[str
                 values.append(float(pixels(rollout(policy, sampler, noise, store="image").images).mean()))
         policy.direction = None
         slope = sum(float((g * d).sum()) for g, d in zip(grads, direction, strict=True))
-        assert slope == pytest.approx((values[0] - values[1]) / (2 * h), rel=rel, abs=1e-9) and abs(slope) > 1e-6
+        assert (
+            slope == pytest.approx((values[0] - values[1]) / (2 * h), rel=rel, abs=1e-9) and abs(slope) > 1e-6
+        )
 
 
 OBJECTIVES: dict[str, list[str]] = {
@@ -211,7 +242,8 @@ def test_every_objective_trains(name: str, objective: str, folders: dict[str, Pa
 
 
 def test_the_shift_is_applied_once(folders: dict[str, Path]) -> None:
-    """Regression sees the noise levels of the sampler: FLUX's dynamic shift at this resolution, SD3's static one."""
+    """Regression sees the noise levels of the sampler: FLUX's dynamic shift at this resolution, SD3's static
+    one."""
     for name, tokens in (("flux", 16), ("sd35", None)):
         policy = policy_on(folders, name)
         process, sampler = ForwardProcess.of(policy.family.scheduler), sampler_of(policy, name)
@@ -226,13 +258,23 @@ def test_the_shift_is_applied_once(folders: dict[str, Path]) -> None:
 def test_mistakes_are_sentences(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A family's folder under another family, a diffusion sampler for a flow and the reverse, a missing text encoder."""
+    """A family's folder under another family, a diffusion sampler for a flow and the reverse, a missing text
+    encoder."""
     (part,) = (folders["sdxl"] / "text_encoder_2").glob("*.safetensors")
     for words, sentence in (
-        ([f"model.path_or_id={folders['sdxl']}"], "is a StableDiffusionXLPipeline, and this family loads a StableDiffusionPipeline"),
-        (["model=sd35", f"model.path_or_id={folders['sd35']}"], "sampler=ddim does not fit this model, which is a rectified flow; set sampler=flow"),
-        (["eval_sampler=flow"], "eval_sampler=flow does not fit this model, which is a diffusion model; set eval_sampler=ddim"),
-    ):  # fmt: skip
+        (
+            [f"model.path_or_id={folders['sdxl']}"],
+            "is a StableDiffusionXLPipeline, and this family loads a StableDiffusionPipeline",
+        ),
+        (
+            ["model=sd35", f"model.path_or_id={folders['sd35']}"],
+            "sampler=ddim does not fit this model, which is a rectified flow; set sampler=flow",
+        ),
+        (
+            ["eval_sampler=flow"],
+            "eval_sampler=flow does not fit this model, which is a diffusion model; set eval_sampler=ddim",
+        ),
+    ):
         assert command_line(monkeypatch, *words) == 2
         assert sentence in capsys.readouterr().err
     aside = part.rename(part.with_suffix(".away"))
@@ -244,17 +286,32 @@ def test_mistakes_are_sentences(
 
 
 def test_a_family_is_one_file_and_one_yaml(
-    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folders: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Outside of the repository: here SDXL that is told of a crop."""
     (tmp_path / "cropped.py").write_text(
-        "from alignlab.models.sdxl import StableDiffusionXL\n\n\nclass Cropped(StableDiffusionXL):\n    def encode(self, prompts):\n"
-        "        text = super().encode(prompts)\n        text['time_ids'] = text['time_ids'] + 4\n        return text\n"
+        "from alignlab.models.sdxl import StableDiffusionXL\n\n\nclass Cropped(StableDiffusionXL):\n    def "
+        "encode(self, prompts):\n"
+        "        text = super().encode(prompts)\n        text['time_ids'] = text['time_ids'] + 4\n        "
+        "return text\n"
     )
     (tmp_path / "conf" / "model").mkdir(parents=True)
-    (tmp_path / "conf" / "model" / "cropped.yaml").write_text(f"_target_: cropped.Cropped\npath_or_id: {folders['sdxl']}\n")
+    (tmp_path / "conf" / "model" / "cropped.yaml").write_text(
+        f"_target_: cropped.Cropped\npath_or_id: {folders['sdxl']}\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
-    words = [w for w in tiny_run("", "algo=draft", "steps=2", "model=cropped") if not w.startswith("model.path")]
-    typed = ["--config-dir", str(tmp_path / "conf"), *words, "allow_targets=[cropped]", f"output_dir={tmp_path}/run"]
+    words = [
+        w for w in tiny_run("", "algo=draft", "steps=2", "model=cropped") if not w.startswith("model.path")
+    ]
+    typed = [
+        "--config-dir",
+        str(tmp_path / "conf"),
+        *words,
+        "allow_targets=[cropped]",
+        f"output_dir={tmp_path}/run",
+    ]
     assert command_line(monkeypatch, *typed) == 0, capsys.readouterr().err
     assert (tmp_path / "run" / "summary.json").is_file()

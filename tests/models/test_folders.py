@@ -1,4 +1,5 @@
-"""Model folders that are not what they seem: each is drawn as it was trained, or refused in one sentence before a run."""
+"""Model folders that are not what they seem: each is drawn as it was trained, or refused in one sentence
+before a run."""
 
 import json
 import shutil
@@ -8,8 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, PNDMScheduler
-from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
+)
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from safetensors.torch import load, save_file
 from torch import Tensor
 
@@ -75,7 +87,9 @@ def family(folder: Path, kind: type[DiffusersPipeline] = StableDiffusion, **opti
 
 @torch.no_grad()
 def images(made: Any) -> Tensor:
-    return rollout(Policy(made), ddim(made.scheduler, steps=4, eta=0.0, guidance_scale=3.0), key(2), store="image").images
+    return rollout(
+        Policy(made), ddim(made.scheduler, steps=4, eta=0.0, guidance_scale=3.0), key(2), store="image"
+    ).images
 
 
 def refused(folder: Path, kind: type[DiffusersPipeline] = StableDiffusion, **options: Any) -> str:
@@ -102,8 +116,11 @@ FOREIGN: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize("kind", FOREIGN)
-def test_another_noise_process_is_refused_by_name(kind: str, folder: Path, tiny_xl: Path, tmp_path: Path) -> None:
-    """EDM, consistency and flow schedulers were read as DDIM with default betas. The constructor refuses them too."""
+def test_another_noise_process_is_refused_by_name(
+    kind: str, folder: Path, tiny_xl: Path, tmp_path: Path
+) -> None:
+    """EDM, consistency and flow schedulers were read as DDIM with default betas. The constructor refuses them
+    too."""
     which, why = FOREIGN[kind]
     if which == "xl":
         folder = Path(shutil.copytree(tiny_xl, tmp_path / "xl"))
@@ -152,14 +169,17 @@ KEPT = {
 
 @pytest.mark.parametrize("kind", KEPT)
 def test_the_noise_is_that_of_the_schedulers_class(kind: str, folder: Path) -> None:
-    """alphas_cumprod is the named class's own, with all of its keys and with none: Heun's default betas are not DDIM's."""
+    """alphas_cumprod is the named class's own, with all of its keys and with none: Heun's default betas are
+    not DDIM's."""
     betas = {name: value for name, value in SD_SCHEDULE.items() if name != "clip_sample"}
     for config in ({**betas, "prediction_type": "v_prediction"}, {}):
         named = {"_class_name": kind, **config}
         edit(folder / "model_index.json", scheduler=["diffusers", kind])
         (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(named))
         ours = family(folder).scheduler
-        assert isinstance(ours, DDIMScheduler) and ours.config.prediction_type == config.get("prediction_type", "epsilon")
+        assert isinstance(ours, DDIMScheduler) and ours.config.prediction_type == config.get(
+            "prediction_type", "epsilon"
+        )
         torch.testing.assert_close(ours.alphas_cumprod, KEPT[kind](**config).alphas_cumprod, rtol=0, atol=0)
 
 
@@ -181,7 +201,9 @@ def test_a_file_without_clip_sample_is_drawn_as_diffusers_does(tiny_sd: str, fol
 
 @pytest.mark.parametrize("part", ["sd", "xl"])
 @torch.no_grad()
-def test_statistics_of_the_latents_are_applied(part: str, folder: Path, tiny_xl: Path, tmp_path: Path) -> None:
+def test_statistics_of_the_latents_are_applied(
+    part: str, folder: Path, tiny_xl: Path, tmp_path: Path
+) -> None:
     """z = x std / scaling_factor + mean, as XL's pipeline decodes; encoding is the way back."""
     mean, std, scaling = [-1.6, 1.9, -1.4, 2.5], [8.5, 5.9, 6.5, 5.2], 0.5
     home = folder if part == "sd" else Path(shutil.copytree(tiny_xl, tmp_path / "xl"))
@@ -190,7 +212,9 @@ def test_statistics_of_the_latents_are_applied(part: str, folder: Path, tiny_xl:
     x, pixels = torch.randn(2, *made.latent_shape), torch.rand(2, 3, *made.image_size)
     m, s = (torch.tensor(values).view(1, 4, 1, 1) for values in (mean, std))
     z = x * s / scaling + m
-    torch.testing.assert_close(made.decode(x), (made.pipe.vae.decode(z).sample / 2 + 0.5).clamp(0, 1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        made.decode(x), (made.pipe.vae.decode(z).sample / 2 + 0.5).clamp(0, 1), rtol=0, atol=1e-5
+    )
     mode = made.pipe.vae.encode(2 * pixels - 1).latent_dist.mode()
     torch.testing.assert_close(made.encode_images(pixels), (mode - m) / s * scaling, rtol=1e-5, atol=1e-6)
 
@@ -205,7 +229,11 @@ BAD_VAE: dict[str, dict[str, Any]] = {
     "vae has latents_mean=[1.0]": {"latents_mean": [1.0], "latents_std": [1.0] * 4},
     "vae has latents_std=None": {"latents_mean": [1.0] * 4},
     "vae has latents_std=[1, 1, 0, 1]": {"latents_mean": [0.0] * 4, "latents_std": [1, 1, 0, 1]},
-    "both latents_mean and shift_factor": {"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4, "shift_factor": 0.1},
+    "both latents_mean and shift_factor": {
+        "latents_mean": [0.0] * 4,
+        "latents_std": [1.0] * 4,
+        "shift_factor": 0.1,
+    },
     "vae has latent_channels=16": {"latent_channels": 16},
 }
 
@@ -221,8 +249,12 @@ def test_another_autoencoder_is_refused(words: str, folder: Path) -> None:
 # -- networks
 
 BAD_UNET: dict[str, dict[str, Any]] = {
-    "in_channels=9 and out_channels=4: it looks at an image beside the noise, as models for inpainting do": {"in_channels": 9},
-    "in_channels=8 and out_channels=4: it looks at an image beside the noise, as models for editing": {"in_channels": 8},
+    "in_channels=9 and out_channels=4: it looks at an image beside the noise, as models for inpainting do": {
+        "in_channels": 9
+    },
+    "in_channels=8 and out_channels=4: it looks at an image beside the noise, as models for editing": {
+        "in_channels": 8
+    },
     "out_channels=8: it predicts a variance too": {"out_channels": 8},
     "in_channels=4 and out_channels=4, which must be whole numbers": {"in_channels": "4"},
     "sample_size=None": {"sample_size": None},
@@ -255,7 +287,12 @@ def test_latents_that_are_not_square(folder: Path, tiny_xl: Path, tmp_path: Path
     wide = Path(shutil.copytree(tiny_xl, tmp_path / "xl"))
     edit(wide / "unet" / "config.json", sample_size=[8, 16])
     made = family(wide, StableDiffusionXL)
-    assert made.encode(["cat"])["time_ids"].tolist() == [[16, 32, 0, 0, 16, 32]] and images(made).shape == (2, 3, 16, 32)
+    assert made.encode(["cat"])["time_ids"].tolist() == [[16, 32, 0, 0, 16, 32]] and images(made).shape == (
+        2,
+        3,
+        16,
+        32,
+    )
 
 
 def test_other_text_encoders_are_refused(folder: Path, tiny_xl: Path, tmp_path: Path) -> None:
@@ -265,22 +302,34 @@ def test_other_text_encoders_are_refused(folder: Path, tiny_xl: Path, tmp_path: 
     edit(folder / "model_index.json", text_encoder=["transformers", "CLIPTextModelWithProjection"])
     assert "text_encoder is a CLIPTextModelWithProjection" in refused(folder)
     for change, words in (
-        ({"unet": {"projection_class_embeddings_input_dim": 99}}, "projection_class_embeddings_input_dim=99, and the text"),
+        (
+            {"unet": {"projection_class_embeddings_input_dim": 99}},
+            "projection_class_embeddings_input_dim=99, and the text",
+        ),
         ({"text_encoder_2": {"hidden_size": 99}}, "cross_attention_dim=40, and the text encoders give 115"),
-        ({"unet": {"addition_embed_type": None}}, "addition_embed_type=None, and this family's has text_time"),
+        (
+            {"unet": {"addition_embed_type": None}},
+            "addition_embed_type=None, and this family's has text_time",
+        ),
     ):
         home = Path(shutil.copytree(tiny_xl, tmp_path / words[:12], dirs_exist_ok=True))
         ((part, values),) = change.items()
         edit(home / part / "config.json", **values)
         assert words in refused(home, StableDiffusionXL)
     home = Path(shutil.copytree(tiny_xl, tmp_path / "refiner"))
-    edit(home / "model_index.json", requires_aesthetics_score=True, text_encoder=[None, None], tokenizer=[None, None])
+    edit(
+        home / "model_index.json",
+        requires_aesthetics_score=True,
+        text_encoder=[None, None],
+        tokenizer=[None, None],
+    )
     assert "XL's refiner" in refused(home, StableDiffusionXL)
 
 
 def test_another_familys_folder_names_its_model(folder: Path, tiny_xl: Path) -> None:
-    assert "is a StableDiffusionXLPipeline, and this family loads a StableDiffusionPipeline; choose model=sdxl" in refused(
-        tiny_xl
+    assert (
+        "is a StableDiffusionXLPipeline, and this family loads a StableDiffusionPipeline; choose model=sdxl"
+        in refused(tiny_xl)
     )
     assert "is a StableDiffusionPipeline" in refused(folder, StableDiffusionXL)
     edit(folder / "model_index.json", _class_name="StableDiffusion3Pipeline")
@@ -288,7 +337,8 @@ def test_another_familys_folder_names_its_model(folder: Path, tiny_xl: Path) -> 
 
 
 def test_the_loaded_model_is_judged_too(folder: Path) -> None:
-    """The constructor says the same without `check`, of a folder and of a network built from its configuration alone."""
+    """The constructor says the same without `check`, of a folder and of a network built from its
+    configuration alone."""
     edit(folder / "unet" / "config.json", class_embed_type="timestep")
     said = rf"^model.path_or_id={folder}: its unet has class_embed_type=timestep, so it waits for a class"
     with pytest.raises(ValueError, match=said):
@@ -301,7 +351,8 @@ def test_the_loaded_model_is_judged_too(folder: Path) -> None:
 
 
 def test_unused_components_may_be_absent(tiny_sd: str, folder: Path) -> None:
-    """Named in model_index.json, with no folder: the safety checker, the feature extractor, the image encoder."""
+    """Named in model_index.json, with no folder: the safety checker, the feature extractor, the image
+    encoder."""
     edit(
         folder / "model_index.json",
         safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],
@@ -332,7 +383,8 @@ def half_of(module: torch.nn.Module, tiny_sd: str) -> bool:
 
 
 def test_plain_weights_load_under_model_sd15(tiny_sd: str, folder: Path) -> None:
-    """README's own example: model=sd15 asks for fp16, and a plain folder is drawn as it is without model.variant=null."""
+    """README's own example: model=sd15 asks for fp16, and a plain folder is drawn as it is without
+    model.variant=null."""
     c = configured("model=sd15", f"model.path_or_id={folder}")
     assert c["model"]["variant"] == "fp16"
     torch.testing.assert_close(images(build(c["model"])), images(StableDiffusion(tiny_sd)), rtol=0, atol=0)
@@ -343,7 +395,9 @@ def test_half_precision_alone_loads_untyped(tiny_sd: str, folder: Path) -> None:
     as_variant(folder, "fp16", ("unet",))
     assert half_of(family(folder).denoiser, tiny_sd)
     as_variant(folder, "fp16", ("vae", "text_encoder"))
-    assert half_of(family(folder).denoiser, tiny_sd) and half_of(family(folder, variant="bf16").denoiser, tiny_sd)
+    assert half_of(family(folder).denoiser, tiny_sd) and half_of(
+        family(folder, variant="bf16").denoiser, tiny_sd
+    )
     both = Path(shutil.copytree(tiny_sd, folder.with_name("both")))
     as_variant(both, "fp16", keep=True)
     assert half_of(family(both, variant="fp16").denoiser, tiny_sd)
@@ -353,18 +407,23 @@ def test_half_precision_alone_loads_untyped(tiny_sd: str, folder: Path) -> None:
 def test_other_weights_are_never_taken_untyped(folder: Path) -> None:
     """non_ema are other weights than the plain ones, and neither stands in for the other."""
     c = configured(f"model.path_or_id={folder}", "+model.variant=non_ema")
-    with pytest.raises(ConfigError, match=r"unet/ holds only weights without a variant; set model.variant=null$"):
+    with pytest.raises(
+        ConfigError, match=r"unet/ holds only weights without a variant; set model.variant=null$"
+    ):
         build(c["model"])
     as_variant(folder, "non_ema")
     c = configured(f"model.path_or_id={folder}")
-    with pytest.raises(ConfigError, match=r"unet/ holds only weights of variant non_ema; set model.variant=non_ema$"):
+    with pytest.raises(
+        ConfigError, match=r"unet/ holds only weights of variant non_ema; set model.variant=non_ema$"
+    ):
         build(c["model"])
     assert images(StableDiffusion(str(folder), variant="non_ema")).isfinite().all()
 
 
 @pytest.mark.parametrize("variant", [None, "fp16"])
 def test_shards(variant: str | None, tiny_sd: str, folder: Path) -> None:
-    """A network in two files is read by its index; a file that the index names and that is not there is named."""
+    """A network in two files is read by its index; a file that the index names and that is not there is
+    named."""
     if variant:
         as_variant(folder, variant, ("unet",))
     file = weights(folder, "unet")
@@ -379,13 +438,17 @@ def test_shards(variant: str | None, tiny_sd: str, folder: Path) -> None:
     index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": where}))
     assert torch.equal(family(folder).denoiser.conv_in.weight, state["conv_in.weight"].float())
     (folder / "unet" / names[1]).unlink()
-    with pytest.raises(ValueError, match=rf"unet/{names[1]} is missing, which {index.name} names; fetch it again$"):
+    with pytest.raises(
+        ValueError, match=rf"unet/{names[1]} is missing, which {index.name} names; fetch it again$"
+    ):
         StableDiffusion(str(folder))
     index.write_text("no")
     with pytest.raises(ValueError, match=rf"unet/{index.name} is no index of weights; fetch it again$"):
         StableDiffusion(str(folder))
     index.unlink()
-    with pytest.raises(ValueError, match=rf"unet/ holds {names[0]} without its index {index.name}; fetch it again$"):
+    with pytest.raises(
+        ValueError, match=rf"unet/ holds {names[0]} without its index {index.name}; fetch it again$"
+    ):
         StableDiffusion(str(folder))
 
 
@@ -413,7 +476,11 @@ def scaled(file: Path) -> None:
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize(
     ("spoil", "said"),
-    [(cut, "is cut off or damaged"), (pointer, "is a pointer of Git LFS"), (scaled, r"is quantised \(conv_in.weight_scale")],
+    [
+        (cut, "is cut off or damaged"),
+        (pointer, "is a pointer of Git LFS"),
+        (scaled, r"is quantised \(conv_in.weight_scale"),
+    ],
 )
 def test_broken_files_are_named(spoil: Change, said: str, part: str, folder: Path) -> None:
     file = weights(folder, part)
@@ -427,8 +494,15 @@ def test_broken_files_are_named(spoil: Change, said: str, part: str, folder: Pat
 def test_weights_that_are_not_finite_are_named(value: float, part: str, folder: Path) -> None:
     """Before a run: one number among them is enough. Of weights to start from, too."""
     one = torch.tensor([0])
-    changed(folder, part, lambda state: {k: t.index_fill(0, one, value) if k == max(state) else t for k, t in state.items()})
-    with pytest.raises(ValueError, match=rf"^model.path_or_id={folder}: {part} holds numbers that are not finite \(\S+\); it is"):
+    changed(
+        folder,
+        part,
+        lambda state: {k: t.index_fill(0, one, value) if k == max(state) else t for k, t in state.items()},
+    )
+    with pytest.raises(
+        ValueError,
+        match=rf"^model.path_or_id={folder}: {part} holds numbers that are not finite \(\S+\); it is",
+    ):
         StableDiffusion(str(folder))
 
 
@@ -438,13 +512,18 @@ def test_weights_to_start_from_are_finite(tiny_sd: str, folder: Path) -> None:
         StableDiffusion(tiny_sd).read_full(folder)
 
 
-def test_a_larger_network_than_described_is_refused(tiny_sd: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_larger_network_than_described_is_refused(
+    tiny_sd: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Its layers would be left out. Tensors that are of no module are left out with a line."""
     changed(folder, "unet", lambda state: {**state, "some.extra.weight": torch.zeros(3)})
     torch.testing.assert_close(images(family(folder)), images(StableDiffusion(tiny_sd)), rtol=0, atol=0)
     assert "some.extra.weight" in capsys.readouterr().err
     changed(folder, "unet", lambda state: {**state, "down_blocks.0.resnets.1.conv1.weight": torch.zeros(3)})
-    with pytest.raises(ValueError, match=r"the weights in unet have 1 tensors more than its config.json describes, down_blocks"):
+    with pytest.raises(
+        ValueError,
+        match=r"the weights in unet have 1 tensors more than its config.json describes, down_blocks",
+    ):
         StableDiffusion(str(folder))
 
 
@@ -461,7 +540,8 @@ NAMES = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names_of_files(name: str, tmp_path: Path) -> None:
-    """Of all forms that diffusers and transformers wrote; optimizer.bin and the like are no weights of a part."""
+    """Of all forms that diffusers and transformers wrote; optimizer.bin and the like are no weights of a
+    part."""
     for file in (name, "optimizer.bin", "scheduler.bin", "adapter_model.safetensors", "openvino_model.bin"):
         (tmp_path / file).write_text("")
     assert weight_files.variants(tmp_path) == {NAMES[name][0]: [tmp_path / name]}
@@ -493,7 +573,8 @@ def test_what_is_no_pipeline_says_what_to_give(folder: Path, tmp_path: Path) -> 
 
 @pytest.fixture
 def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository owner/name: `download` gives the files of a variant or, of a part that has none of it, the plain ones."""
+    """A repository owner/name: `download` gives the files of a variant or, of a part that has none of it, the
+    plain ones."""
     cache = tmp_path / "cache"
 
     def download(name: str, *, variant: str | None, **_: Any) -> str:
@@ -511,12 +592,17 @@ def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("stored", [None, "fp16"])
 @pytest.mark.parametrize("asked", [None, "fp16", "bf16"])
-def test_a_repository_has_the_weights_that_it_has(stored: str | None, asked: str | None, hub: Path, tiny_sd: str) -> None:
+def test_a_repository_has_the_weights_that_it_has(
+    stored: str | None, asked: str | None, hub: Path, tiny_sd: str
+) -> None:
     """Whatever variant is asked for, and what is saved names the repository, not the cache."""
     if stored:
         as_variant(hub, stored)
     made = StableDiffusion("owner/name", variant=asked)
-    assert half_of(made.denoiser, tiny_sd) == (stored == "fp16") and made.pipe.config._name_or_path == "owner/name"
+    assert (
+        half_of(made.denoiser, tiny_sd) == (stored == "fp16")
+        and made.pipe.config._name_or_path == "owner/name"
+    )
 
 
 def test_a_repository_is_judged_before_its_weights(hub: Path) -> None:
@@ -546,13 +632,19 @@ def test_what_the_hub_answers(kind: type[Exception], monkeypatch: pytest.MonkeyP
         raise OSError("Cannot load model owner/nmae") from answer
 
     monkeypatch.setattr("diffusers.StableDiffusionPipeline.download", download)
-    with pytest.raises(OSError, match=rf"^model.path_or_id=owner/nmae cannot be loaded \(.*\); {ANSWERS[kind]}"):
+    with pytest.raises(
+        OSError, match=rf"^model.path_or_id=owner/nmae cannot be loaded \(.*\); {ANSWERS[kind]}"
+    ):
         StableDiffusion("owner/nmae")
 
 
 def test_text_encoders_of_either_naming(tiny_sd: str, folder: Path) -> None:
     """With text_model. before every name, as until transformers 5.6, and without: the same images."""
-    named = {name.removeprefix("text_model."): t for name, t in loaded(weights(folder, "text_encoder")).items()}
+    named = {
+        name.removeprefix("text_model."): t for name, t in loaded(weights(folder, "text_encoder")).items()
+    }
     for prefix in ("", "text_model."):
-        changed(folder, "text_encoder", lambda _, prefix=prefix: {prefix + name: t for name, t in named.items()})
+        changed(
+            folder, "text_encoder", lambda _, prefix=prefix: {prefix + name: t for name, t in named.items()}
+        )
         torch.testing.assert_close(images(family(folder)), images(StableDiffusion(tiny_sd)), rtol=0, atol=0)

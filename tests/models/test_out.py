@@ -1,4 +1,5 @@
-"""What leaves a run, for every family: a whole pipeline after full fine-tuning, and one with the LoRA fused."""
+"""What leaves a run, for every family: a whole pipeline after full fine-tuning, and one with the LoRA
+fused."""
 
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,8 @@ def policy_on(folder: Path, name: str, **options: Any) -> Policy:
 @EACH
 @torch.no_grad()
 def test_full_fine_tuning_leaves_a_pipeline(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
-    """Plain `from_pretrained(RUN/model)` draws the policy's images to 1e-4, after the weights were moved by more than 100 times that in
-    the images; a policy that starts there (init_from) has them too."""
+    """Plain `from_pretrained(RUN/model)` draws the policy's images to 1e-4, after the weights were moved by
+    more than 100 times that in the images; a policy that starts there (init_from) has them too."""
     policy = policy_on(folders[name], name, full=True)
     for parameter in policy.parameters():
         parameter.add_(0.05 * torch.randn_like(parameter))
@@ -44,7 +45,9 @@ def test_full_fine_tuning_leaves_a_pipeline(name: str, folders: dict[str, Path],
         assert (images(policy, name) - mine).abs().max() > 0.01
     policy.save(tmp_path / "model")
     pipe = pipe_of(name, tmp_path / "model")
-    torch.testing.assert_close(mine, images_of_diffusers(pipe, name, key().normal(FIRST, policy.latent_shape)), rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        mine, images_of_diffusers(pipe, name, key().normal(FIRST, policy.latent_shape)), rtol=0, atol=1e-4
+    )
     again = policy_on(folders[name], name, full=True)
     begin_from(again, str(tmp_path / "model"))
     assert torch.equal(images(again, name), mine)
@@ -55,8 +58,8 @@ def test_full_fine_tuning_leaves_a_pipeline(name: str, folders: dict[str, Path],
 def test_a_lora_leaves_as_a_pipeline(
     name: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """to=pipeline: plain diffusers draws the policy's images to 1e-4 without knowing of a LoRA (alpha is half the rank). to=kohya holds the
-    same LoRA, which full fine-tuning can start from."""
+    """to=pipeline: plain diffusers draws the policy's images to 1e-4 without knowing of a LoRA (alpha is half
+    the rank). to=kohya holds the same LoRA, which full fine-tuning can start from."""
     policy = policy_on(folders[name], name, lora=LoRA(rank=4, alpha=2))
     for parameter in policy.parameters():
         parameter.normal_(0, 0.3)

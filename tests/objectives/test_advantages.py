@@ -24,7 +24,8 @@ def test_trl_parity():
 
 
 def test_by_hand():
-    """A plain loop over samples: last `buffer_size` rewards of the prompt, this batch's included; below min_count the whole batch."""
+    """A plain loop over samples: last `buffer_size` rewards of the prompt, this batch's included; below
+    min_count the whole batch."""
     rng, statistics, history = np.random.default_rng(0), PromptStatistics(buffer_size=6, min_count=4), {}
     own = []
     for _ in range(5):
@@ -47,16 +48,24 @@ def test_batch_statistics():
     """per_prompt=False standardises over the batch: mean 0, deviation 1, and nothing is remembered."""
     statistics = PromptStatistics(per_prompt=False)
     mine = statistics.standardise(["a", "b", "a"], [1.0, 2.0, 6.0])
-    assert mine.mean() == pytest.approx(0) and mine.std() == pytest.approx(1, rel=1e-5) and not statistics.state_dict()
+    assert (
+        mine.mean() == pytest.approx(0)
+        and mine.std() == pytest.approx(1, rel=1e-5)
+        and not statistics.state_dict()
+    )
     assert statistics.own_share(["a", "b"]) == 0
 
 
-@pytest.mark.parametrize("rewards", [[1, 2, 2, 4], np.array([1, 2, 2, 4]), np.array([1, 2, 2, 4], dtype=np.float32)])
+@pytest.mark.parametrize(
+    "rewards", [[1, 2, 2, 4], np.array([1, 2, 2, 4]), np.array([1, 2, 2, 4], dtype=np.float32)]
+)
 def test_integer_rewards_are_not_truncated(rewards):
     """Integer rewards give the float64 advantages of the same numbers."""
     mine = PromptStatistics(min_count=2).standardise(["a"] * 4, rewards)
     assert mine.dtype == np.float64
-    np.testing.assert_allclose(mine, PromptStatistics(min_count=2).standardise(["a"] * 4, [1.0, 2.0, 2.0, 4.0]))
+    np.testing.assert_allclose(
+        mine, PromptStatistics(min_count=2).standardise(["a"] * 4, [1.0, 2.0, 2.0, 4.0])
+    )
     assert np.abs(mine - mine.round()).max() > 0.1
 
 
@@ -66,7 +75,8 @@ def test_equal_rewards_give_zero():
 
 
 def test_persistence():
-    """Saved as JSON and loaded, the statistics go on exactly as if nothing had happened, buffer length included."""
+    """Saved as JSON and loaded, the statistics go on exactly as if nothing had happened, buffer length
+    included."""
     rng = np.random.default_rng(0)
     first = PromptStatistics(buffer_size=5, min_count=3)
     for _ in range(3):
@@ -75,8 +85,12 @@ def test_persistence():
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     for _ in range(3):
         rewards = rng.normal(size=3)
-        assert np.array_equal(first.standardise(["a", "b", "a"], rewards), second.standardise(["a", "b", "a"], rewards))
-    assert first.state_dict() == second.state_dict() and all(len(v) <= 5 for v in second.state_dict().values())
+        assert np.array_equal(
+            first.standardise(["a", "b", "a"], rewards), second.standardise(["a", "b", "a"], rewards)
+        )
+    assert first.state_dict() == second.state_dict() and all(
+        len(v) <= 5 for v in second.state_dict().values()
+    )
 
 
 def test_refusal():
@@ -89,7 +103,9 @@ def rollout(rewards: dict[str, np.ndarray], weights: dict[str, float] | None = N
     """What an objective sees of several rewards: each by name, their weights, their sum."""
     weights = weights or dict.fromkeys(rewards, 1.0)
     tensors = {name: torch.tensor(values, dtype=torch.float32) for name, values in rewards.items()}
-    return SimpleNamespace(rewards=tensors, weights=weights, reward=sum(weights[n] * t for n, t in tensors.items()))
+    return SimpleNamespace(
+        rewards=tensors, weights=weights, reward=sum(weights[n] * t for n, t in tensors.items())
+    )
 
 
 GROUPS = ["a"] * 4 + ["b"] * 4
@@ -98,10 +114,12 @@ HARD = np.tile([1.0, -1.0, 1.0, -1.0], 2)  # orthogonal to EASY within every pro
 
 
 def test_an_easy_reward_does_not_starve_a_hard_one():
-    """Two orthogonal rewards whose spreads differ by 10^4: gdpo gives both the same influence, A = (e + h)/sqrt 2 exactly; of the sum the
-    large one has all."""
+    """Two orthogonal rewards whose spreads differ by 10^4: gdpo gives both the same influence, A = (e +
+    h)/sqrt 2 exactly; of the sum the large one has all."""
     rewards = {"easy": 30 + 100 * EASY, "hard": 0.5 + 0.01 * HARD}
-    made = {c: PromptStatistics(min_count=4, combine=c).advantages(GROUPS, rollout(rewards)) for c in COMBINATIONS}
+    made = {
+        c: PromptStatistics(min_count=4, combine=c).advantages(GROUPS, rollout(rewards)) for c in COMBINATIONS
+    }
     for combine in ("gdpo", "zscore"):
         np.testing.assert_allclose(made[combine], (EASY + HARD) / 2**0.5, atol=2e-4)
     np.testing.assert_allclose(made["sum"], EASY + 1e-4 * HARD, atol=2e-6)
@@ -109,9 +127,13 @@ def test_an_easy_reward_does_not_starve_a_hard_one():
 
 
 def test_gdpo_is_decoupled_within_each_prompt():
-    """A prompt on which the easy reward varies 100 times as much as on the other: zscore lets it take that prompt over, gdpo does not."""
+    """A prompt on which the easy reward varies 100 times as much as on the other: zscore lets it take that
+    prompt over, gdpo does not."""
     rewards = {"easy": np.repeat([1.0, 0.01], 4) * EASY, "hard": np.repeat([0.01, 1.0], 4) * HARD}
-    fair, taken = (PromptStatistics(min_count=4, combine=c).advantages(GROUPS, rollout(rewards)) for c in ("gdpo", "zscore"))
+    fair, taken = (
+        PromptStatistics(min_count=4, combine=c).advantages(GROUPS, rollout(rewards))
+        for c in ("gdpo", "zscore")
+    )
     np.testing.assert_allclose(fair, (EASY + HARD) / 2**0.5, atol=2e-4)
     np.testing.assert_allclose(taken, np.where(np.arange(8) < 4, EASY, HARD), atol=0.02)
 
@@ -127,7 +149,9 @@ def test_weights_are_the_influence():
 @pytest.mark.parametrize("combine", ["zscore", "rank", "gdpo"])
 def test_a_constant_reward_contributes_nothing(combine):
     """Nor a nan, in a value that float32 does not hold exactly; alone it leaves nothing to learn."""
-    both = PromptStatistics(min_count=4, combine=combine).advantages(GROUPS, rollout({"hard": HARD, "flat": np.full(8, 0.1)}))
+    both = PromptStatistics(min_count=4, combine=combine).advantages(
+        GROUPS, rollout({"hard": HARD, "flat": np.full(8, 0.1)})
+    )
     np.testing.assert_allclose(both, HARD, atol=1e-5)
     alone = PromptStatistics(min_count=4, combine=combine).advantages(
         GROUPS, rollout({"flat": np.full(8, 0.1), "too": np.full(8, 5.3)})
@@ -136,17 +160,29 @@ def test_a_constant_reward_contributes_nothing(combine):
 
 
 def test_one_reward_is_what_it_was():
-    """gdpo of one reward, over epochs: bit for bit the advantages of its weighted value, buffers and state too."""
-    rng, before, now = np.random.default_rng(0), PromptStatistics(min_count=3), PromptStatistics(min_count=3, combine="gdpo")
+    """gdpo of one reward, over epochs: bit for bit the advantages of its weighted value, buffers and state
+    too."""
+    rng, before, now = (
+        np.random.default_rng(0),
+        PromptStatistics(min_count=3),
+        PromptStatistics(min_count=3, combine="gdpo"),
+    )
     for _ in range(3):
         data = rollout({"x": rng.normal(size=8)}, {"x": 2.0})
-        assert np.array_equal(now.advantages(GROUPS, data), before.standardise(GROUPS, data.reward.double().numpy()))
+        assert np.array_equal(
+            now.advantages(GROUPS, data), before.standardise(GROUPS, data.reward.double().numpy())
+        )
     assert now.state_dict() == before.state_dict() and now.own_share(GROUPS) == 1
 
 
 def test_gdpo_by_hand_and_resumed():
-    """Loops over samples with a buffer for each prompt and reward; saved as JSON in the middle, it goes on as if nothing had happened."""
-    rng, history, statistics = np.random.default_rng(1), {}, PromptStatistics(buffer_size=6, min_count=3, combine="gdpo")
+    """Loops over samples with a buffer for each prompt and reward; saved as JSON in the middle, it goes on as
+    if nothing had happened."""
+    rng, history, statistics = (
+        np.random.default_rng(1),
+        {},
+        PromptStatistics(buffer_size=6, min_count=3, combine="gdpo"),
+    )
     weights = {"x": 1.0, "y": 0.5}
     for _ in range(4):
         prompts = rng.choice(["a", "b", "c"], size=7).tolist()

@@ -25,11 +25,16 @@ D = 4 * 8 * 8
 
 
 def unet_case(path, *, move=0.0, n=6, size=0.75, exact=False, **options):
-    """A rollout of 5 steps with rewards on the tiny U-Net (exact: in float64), and the policy moved by `move` after it."""
+    """A rollout of 5 steps with rewards on the tiny U-Net (exact: in float64), and the policy moved by `move`
+    after it."""
     policy = policy64(path) if exact else tiny_policy(path, size=size, **options)
     sampler = ddim(policy.family.scheduler, steps=5, eta=1.0, guidance_scale=2.0)
     with torch.no_grad():
-        record = rollout(policy, double(sampler), Noise64(**key(n).__dict__)) if exact else rollout(policy, sampler, key(n))
+        record = (
+            rollout(policy, double(sampler), Noise64(**key(n).__dict__))
+            if exact
+            else rollout(policy, sampler, key(n))
+        )
         torch.manual_seed(5)
         for p in policy.parameters():
             p.add_(move * torch.randn_like(p))
@@ -58,10 +63,12 @@ def distance(a, b):
 
 
 @pytest.mark.parametrize(
-    "options", [{"estimator": "sf"}, {"estimator": "is"}, {"estimator": "is", "kl_coeff": 0.1, "kl_gradient": "exact"}]
+    "options",
+    [{"estimator": "sf"}, {"estimator": "is"}, {"estimator": "is", "kl_coeff": 0.1, "kl_gradient": "exact"}],
 )
 def test_micro_batch_size_does_not_matter(tiny_sd, options):
-    """Loss and gradient of every update agree to 1e-9 (float64) for micro-batches of 30 pairs, 7 and 1, ratio and KL away from their start."""
+    """Loss and gradient of every update agree to 1e-9 (float64) for micro-batches of 30 pairs, 7 and 1, ratio
+    and KL away from their start."""
     policy, record = unet_case(tiny_sd, move=0.01, exact=True)
     whole = epoch(policy, DDPO(updates_per_epoch=2, **options), record, 30)
     for size in (7, 1):
@@ -72,7 +79,8 @@ def test_micro_batch_size_does_not_matter(tiny_sd, options):
 
 
 def test_sf_is_one_update_whose_gradient_is_the_is_gradient_at_ratio_1(tiny_sd):
-    """The score function takes exactly one update an epoch, whatever is asked, and equals importance sampling before it."""
+    """The score function takes exactly one update an epoch, whatever is asked, and equals importance sampling
+    before it."""
     policy, record = unet_case(tiny_sd)
     sf = epoch(policy, DDPO(estimator="sf", updates_per_epoch=3, inner_epochs=4), record, 10)
     (importance,) = epoch(policy, DDPO(estimator="is", updates_per_epoch=1), record, 10)
@@ -81,19 +89,26 @@ def test_sf_is_one_update_whose_gradient_is_the_is_gradient_at_ratio_1(tiny_sd):
 
 def pairs_of(objective, record, policy=None, seed=0):
     """[updates] lists of (row, step) of an epoch."""
-    updates = objective.updates(policy or World(DDIMScheduler(**SD_SCHEDULE)), iter([record]), 4, np.random.default_rng(seed))
-    return [[p for _, b in update.batches for p in zip(b.rows.tolist(), b.steps.tolist(), strict=True)] for update in updates]
+    updates = objective.updates(
+        policy or World(DDIMScheduler(**SD_SCHEDULE)), iter([record]), 4, np.random.default_rng(seed)
+    )
+    return [
+        [p for _, b in update.batches for p in zip(b.rows.tolist(), b.steps.tolist(), strict=True)]
+        for update in updates
+    ]
 
 
 def linear_record(n=10, steps=8, **options):
     scheduler = DDIMScheduler(**SD_SCHEDULE, **options)
     with torch.no_grad():
-        return scored(rollout(World(scheduler), double(ddim(scheduler, steps=steps, eta=1.0)), draws(n)), LINEAR)
+        return scored(
+            rollout(World(scheduler), double(ddim(scheduler, steps=steps, eta=1.0)), draws(n)), LINEAR
+        )
 
 
 def test_every_scored_pair_once_per_inner_epoch():
-    """An inner epoch holds each (sample, scored step) once, in a new order each time; all steps of a sample fall in one update.
-    The last step, with s = 0, is never among them."""
+    """An inner epoch holds each (sample, scored step) once, in a new order each time; all steps of a sample
+    fall in one update. The last step, with s = 0, is never among them."""
     record = linear_record(set_alpha_to_one=True)
     assert record.sampler.scored.tolist() == [True] * 7 + [False]
     assert record.log_probs[:, -1].isnan().all() and record.log_probs[:, :-1].isfinite().all()
@@ -108,7 +123,8 @@ def test_every_scored_pair_once_per_inner_epoch():
 
 
 def test_timestep_fraction():
-    """A fraction trains on that many scored steps of each sample, distinct, drawn anew for each sample and inner epoch."""
+    """A fraction trains on that many scored steps of each sample, distinct, drawn anew for each sample and
+    inner epoch."""
     record = linear_record(set_alpha_to_one=True)
     updates = pairs_of(DDPO(updates_per_epoch=1, inner_epochs=2, timestep_fraction=0.4), record)
     chosen = [[tuple(sorted(i for r, i in u if r == row)) for row in range(10)] for u in updates]
@@ -119,18 +135,29 @@ def test_timestep_fraction():
 
 
 def test_advantages_are_the_whole_batchs_and_clipped():
-    """Advantages are standardised once over all rollouts, clipped at 5, and shared by all steps of a sample."""
+    """Advantages are standardised once over all rollouts, clipped at 5, and shared by all steps of a
+    sample."""
     record = linear_record()
     rewards = torch.tensor([0.0] * 9 + [100.0], dtype=torch.float64)
-    whole, halves = replace(record, reward=rewards), [replace(record, reward=rewards[::2]), replace(record, reward=rewards[1::2])]
+    whole, halves = (
+        replace(record, reward=rewards),
+        [replace(record, reward=rewards[::2]), replace(record, reward=rewards[1::2])],
+    )
     halves = [
-        replace(h, prompts=h.prompts[:5], latents=h.latents[:5], log_probs=h.log_probs[:5], images=h.images[:5]) for h in halves
+        replace(
+            h, prompts=h.prompts[:5], latents=h.latents[:5], log_probs=h.log_probs[:5], images=h.images[:5]
+        )
+        for h in halves
     ]
     objective = DDPO(estimator="sf", advantage_clip=2.0, statistics=PromptStatistics(per_prompt=False))
-    (update,) = objective.updates(World(DDIMScheduler(**SD_SCHEDULE)), iter([whole]), 1000, np.random.default_rng(0))
+    (update,) = objective.updates(
+        World(DDIMScheduler(**SD_SCHEDULE)), iter([whole]), 1000, np.random.default_rng(0)
+    )
     ((_, batch),) = update.batches
     assert (batch.advantages == batch.advantages[:, :1]).all() and float(batch.advantages.max()) == 2.0
-    (update,) = objective.updates(World(DDIMScheduler(**SD_SCHEDULE)), iter(halves), 1000, np.random.default_rng(0))
+    (update,) = objective.updates(
+        World(DDIMScheduler(**SD_SCHEDULE)), iter(halves), 1000, np.random.default_rng(0)
+    )
     ((_, both),) = update.batches
     expected = ((rewards - rewards.mean()) / rewards.std(correction=0)).clamp(max=2).float()
     torch.testing.assert_close(both.advantages[:, 0], torch.cat([expected[::2], expected[1::2]]))
@@ -147,30 +174,44 @@ def test_clip_bound():
 
 
 def test_clipped_loss_is_trls_and_by_hand(monkeypatch):
-    """On TRL's log-probs and advantages the loss is TRL's to 2e-5; and max(-A rho, -A clip(rho, e^-c, e^c)) in a plain loop."""
+    """On TRL's log-probs and advantages the loss is TRL's to 2e-5; and max(-A rho, -A clip(rho, e^-c, e^c))
+    in a plain loop."""
     setting = json.loads((DATA / "trl_ddpo.json").read_text())["ppo"][0]
-    arrays = {k.split(".")[2]: v for k, v in load_file(DATA / "trl_ddpo.safetensors").items() if k.startswith("ppo.0.")}
+    arrays = {
+        k.split(".")[2]: v
+        for k, v in load_file(DATA / "trl_ddpo.safetensors").items()
+        if k.startswith("ppo.0.")
+    }
     record = replace(linear_record(8), log_probs=arrays["old_log_prob"][:, None])
     now = Replay(x=torch.zeros(8, 1, 1, 2), out=torch.zeros(8, 1, 1, 2), log_prob=arrays["log_prob"])
     monkeypatch.setattr(module, "replay", lambda *_: now)
     batch = Pairs(
-        rollout=record, rows=torch.arange(8), steps=torch.zeros(8, dtype=torch.long), advantages=arrays["advantages"][:, None]
+        rollout=record,
+        rows=torch.arange(8),
+        steps=torch.zeros(8, dtype=torch.long),
+        advantages=arrays["advantages"][:, None],
     )
     for clip in (setting["clip"], 0.3):
         loss, metrics = DDPO(clip=clip, clip_scaling="none").loss(World(DDIMScheduler(**SD_SCHEDULE)), batch)
         total, outside = 0.0, 0
-        for a, new, old in zip(*(arrays[k].double().tolist() for k in ("advantages", "log_prob", "old_log_prob")), strict=True):
+        for a, new, old in zip(
+            *(arrays[k].double().tolist() for k in ("advantages", "log_prob", "old_log_prob")), strict=True
+        ):
             rho = math.exp(new - old)
             total += max(-a * rho, -a * min(max(rho, math.exp(-clip)), math.exp(clip))) / 8
             outside += abs(new - old) > clip
-        assert float(loss) == pytest.approx(total, rel=1e-5) and float(metrics["ddpo/clip_fraction"]) == outside / 8
+        assert (
+            float(loss) == pytest.approx(total, rel=1e-5)
+            and float(metrics["ddpo/clip_fraction"]) == outside / 8
+        )
         if clip == setting["clip"]:
             assert float(loss) == pytest.approx(setting["loss"], rel=2e-5)
 
 
 @pytest.mark.parametrize("estimator", ["sf", "is"])
 def test_kl_is_zero_at_the_start_and_free_at_kl_coeff_0(tiny_sd, estimator):
-    """With a fresh LoRA the KL term is exactly 0 and leaves loss and gradient bit for bit; kl_coeff = 0 never asks the reference."""
+    """With a fresh LoRA the KL term is exactly 0 and leaves loss and gradient bit for bit; kl_coeff = 0 never
+    asks the reference."""
     policy, record = unet_case(tiny_sd, size=0)
     with_kl = epoch(policy, DDPO(estimator=estimator, kl_coeff=10.0, kl_gradient="exact"), record, 10)
     policy.reference = None  # calling it would fail
@@ -180,7 +221,8 @@ def test_kl_is_zero_at_the_start_and_free_at_kl_coeff_0(tiny_sd, estimator):
 
 
 def test_metrics_say_what_happened(tiny_sd):
-    """Before the update the log-ratio is 0 and nothing is clipped; after a move they are the plain means over the pairs."""
+    """Before the update the log-ratio is 0 and nothing is clipped; after a move they are the plain means over
+    the pairs."""
     for move in (0.0, 0.05):
         policy, record = unet_case(tiny_sd, move=move)
         objective = DDPO(updates_per_epoch=1)
@@ -198,8 +240,8 @@ def test_metrics_say_what_happened(tiny_sd):
 
 
 def test_anchor_in_bf16(tiny_sd):
-    """In bf16 the old log-probs are taken again at the micro-batch's shape, so the ratio starts at 1 although the rollout ran at
-    another: exactly where the slices are full."""
+    """In bf16 the old log-probs are taken again at the micro-batch's shape, so the ratio starts at 1 although
+    the rollout ran at another: exactly where the slices are full."""
     policy, record = unet_case(tiny_sd, precision="bf16", n=6)
     objective = DDPO(updates_per_epoch=1)
     (update,) = objective.updates(policy, iter([record]), 3, np.random.default_rng(0))

@@ -1,4 +1,5 @@
-"""Diffusion-DPO: its three losses against the formula, what its pairs do to the model, and the bookkeeping of a run."""
+"""Diffusion-DPO: its three losses against the formula, what its pairs do to the model, and the bookkeeping of
+a run."""
 
 import json
 import math
@@ -43,7 +44,9 @@ def table(tmp_path) -> str:
 
 def tiny_dpo(tiny_sd: str, table: str, *more: str) -> list[str]:
     """Overrides of a run of about a second."""
-    words = tiny(tiny_sd, "algo=dpo", f"algo.data={table}", "algo.beta=100", "algo.updates_per_epoch=2", *more)
+    words = tiny(
+        tiny_sd, "algo=dpo", f"algo.data={table}", "algo.beta=100", "algo.updates_per_epoch=2", *more
+    )
     return words
 
 
@@ -73,7 +76,8 @@ def accumulated(policy, objective, micro_batch, seed=0):
 @pytest.mark.parametrize("kind", ["sigmoid", "hinge", "ipo"])
 @pytest.mark.parametrize("prediction", SCHEDULERS)
 def test_the_loss_is_the_formula(prediction, kind, reduction, table) -> None:
-    """On the linear world, whose reference and policy are matrices: pair by pair in float64, for every kind of model."""
+    """On the linear world, whose reference and policy are matrices: pair by pair in float64, for every kind
+    of model."""
     scheduler, beta = SCHEDULERS[prediction], 3.0
     world = World(scheduler).randomise(0.4)
     process = ForwardProcess.of(scheduler)
@@ -94,7 +98,12 @@ def test_the_loss_is_the_formula(prediction, kind, reduction, table) -> None:
         errors = {}
         for who, x0 in enumerate(batch.latents[:, m, 0, 0].double()):
             x, eps = alpha * x0 + sigma * noise[m], noise[m]
-            target = {"epsilon": eps, "sample": x0, "flow": eps - x0, "v_prediction": alpha * eps - sigma * x0}[prediction]
+            target = {
+                "epsilon": eps,
+                "sample": x0,
+                "flow": eps - x0,
+                "v_prediction": alpha * eps - sigma * x0,
+            }[prediction]
             reference = G @ x + b
             policy = reference + world.W[0].detach() @ x + world.omega[0].detach()
             for name, out in {"theta": policy, "ref": reference}.items():
@@ -119,27 +128,34 @@ def test_the_loss_is_the_formula(prediction, kind, reduction, table) -> None:
 @pytest.mark.parametrize(("kind", "start"), [("sigmoid", math.log(2)), ("hinge", 1.0), ("ipo", 1 / 40_000)])
 @pytest.mark.parametrize("full", [False, True])
 def test_it_starts_at_no_preference(full, kind, start, tiny_sd, table) -> None:
-    """Before the first update policy and reference are one: log 2, accuracy 1/2, no drift; and the gradient is not 0 but for ipo's
-    own scale."""
+    """Before the first update policy and reference are one: log 2, accuracy 1/2, no drift; and the gradient
+    is not 0 but for ipo's own scale."""
     policy = tiny_policy(tiny_sd, size=0, full=full)
     objective = DPO(data=table, loss=kind, beta=100.0, pairs=6)
     (update,) = objective.updates(policy, iter([]), 6, np.random.default_rng(0))
     ((share, batch),) = update.batches
     loss, metrics = objective.loss(policy, batch)
-    assert share == 1 and loss.item() == pytest.approx(start, rel=1e-6) and metrics["dpo/implicit_accuracy"] == 0.5
+    assert (
+        share == 1
+        and loss.item() == pytest.approx(start, rel=1e-6)
+        and metrics["dpo/implicit_accuracy"] == 0.5
+    )
     assert not any(float(metrics[f"dpo/{name}"]) for name in ("margin", "winner_drift", "loser_drift"))
     assert any(g.abs().max() > 0 for g in torch.autograd.grad(loss, policy.parameters()))
 
 
 def test_equal_images_teach_nothing(tiny_sd, table) -> None:
-    """Where winner and loser are one image the gradient is round-off (float64), and a pair's turned round is opposite at the start."""
+    """Where winner and loser are one image the gradient is round-off (float64), and a pair's turned round is
+    opposite at the start."""
     policy = exact_policy(tiny_sd)
     objective = DPO(data=table, beta=100.0, pairs=4)
     (update,) = objective.updates(policy, iter([]), 4, np.random.default_rng(0))
     ((_, batch),) = update.batches
 
     def gradient(latents):
-        given = ImagePairs(process=batch.process, latents=latents.double(), prompts=batch.prompts, noise=batch.noise)
+        given = ImagePairs(
+            process=batch.process, latents=latents.double(), prompts=batch.prompts, noise=batch.noise
+        )
         loss, _ = objective.loss(policy, given)
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, policy.parameters())])
 
@@ -149,25 +165,34 @@ def test_equal_images_teach_nothing(tiny_sd, table) -> None:
         for name, parameter in policy.family.denoiser.named_parameters():
             if "lora_B" in name:
                 parameter.zero_()
-    torch.testing.assert_close(gradient(batch.latents.flip(0)), -gradient(batch.latents), rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(
+        gradient(batch.latents.flip(0)), -gradient(batch.latents), rtol=1e-6, atol=1e-12
+    )
 
 
 def test_label_smoothing(table) -> None:
-    """The mean of the pair's loss and of that of the pair turned round, weighted by the share of labels that are wrong; and
-    the winner's and the loser's error, less those of the reference, are their drifts."""
+    """The mean of the pair's loss and of that of the pair turned round, weighted by the share of labels that
+    are wrong; and the winner's and the loser's error, less those of the reference, are their drifts."""
     world = World(SCHEDULERS["epsilon"]).randomise(0.4)
     batch = linear_pairs(ForwardProcess.of(SCHEDULERS["epsilon"]))
-    turned = ImagePairs(process=batch.process, latents=batch.latents.flip(0), prompts=batch.prompts, noise=batch.noise)
+    turned = ImagePairs(
+        process=batch.process, latents=batch.latents.flip(0), prompts=batch.prompts, noise=batch.noise
+    )
     (plain, metrics), (other, _) = (DPO(data=table, beta=3.0).loss(world, pair) for pair in (batch, turned))
     smooth, _ = DPO(data=table, beta=3.0, label_smoothing=0.2).loss(world, batch)
     assert smooth.item() == pytest.approx(0.8 * plain.item() + 0.2 * other.item(), rel=1e-6) != plain.item()
     with world.reference():
         reference = errors(world, batch).mean(1)
     for who, before in zip(("winner", "loser"), reference.tolist(), strict=True):
-        assert float(metrics[f"dpo/{who}_error"]) - before == pytest.approx(float(metrics[f"dpo/{who}_drift"]), abs=1e-6)
+        assert float(metrics[f"dpo/{who}_error"]) - before == pytest.approx(
+            float(metrics[f"dpo/{who}_drift"]), abs=1e-6
+        )
     for options, words in (
         ({"label_smoothing": 0.5}, r"algo\.label_smoothing=0\.5 must be in \[0, 0\.5\)"),
-        ({"label_smoothing": 0.1, "loss": "ipo"}, r"algo\.label_smoothing=0\.1 belongs to algo\.loss=sigmoid, not ipo"),
+        (
+            {"label_smoothing": 0.1, "loss": "ipo"},
+            r"algo\.label_smoothing=0\.1 belongs to algo\.loss=sigmoid, not ipo",
+        ),
     ):
         with pytest.raises(ValueError, match=words):
             DPO(data=table, **options)
@@ -185,8 +210,12 @@ def test_the_prediction_has_no_guidance(tiny_sd, table) -> None:
 
 
 def test_micro_batch_size_does_not_matter(tiny_sd, table) -> None:
-    """Loss and gradient of every update agree to 1e-9 (float64) for micro-batches of 6 pairs, 4 and 1; so do dropped prompts."""
-    policy, options = exact_policy(tiny_sd), {"beta": 100.0, "pairs": 12, "updates_per_epoch": 2, "prompt_dropout": 0.4}
+    """Loss and gradient of every update agree to 1e-9 (float64) for micro-batches of 6 pairs, 4 and 1; so do
+    dropped prompts."""
+    policy, options = (
+        exact_policy(tiny_sd),
+        {"beta": 100.0, "pairs": 12, "updates_per_epoch": 2, "prompt_dropout": 0.4},
+    )
     whole = accumulated(policy, DPO(data=table, **options), 6)
     assert len(whole) == 2
     for size in (4, 1):
@@ -197,7 +226,8 @@ def test_micro_batch_size_does_not_matter(tiny_sd, table) -> None:
 
 
 def test_draws(tiny_sd, table) -> None:
-    """Timesteps are uniform (chi-square), new in each epoch and for a pair's second turn; prompts are dropped at their rate."""
+    """Timesteps are uniform (chi-square), new in each epoch and for a pair's second turn; prompts are dropped
+    at their rate."""
     policy = tiny_policy(tiny_sd)
     objective = DPO(data=table, pairs=600, prompt_dropout=0.25)
     epochs = []
@@ -214,7 +244,8 @@ def test_draws(tiny_sd, table) -> None:
 
 
 def test_passes_over_the_data(tiny_sd, table) -> None:
-    """Every pair comes once before any comes twice, over epochs that do not divide the data, and after a checkpoint too."""
+    """Every pair comes once before any comes twice, over epochs that do not divide the data, and after a
+    checkpoint too."""
     policy, seen = tiny_policy(tiny_sd), []
     objective = DPO(data=table, pairs=4)
     for epoch in range(3):  # 12 pairs of 6
@@ -228,10 +259,18 @@ def test_passes_over_the_data(tiny_sd, table) -> None:
 
 
 def test_it_learns_the_preference(tiny_sd, table, tmp_path) -> None:
-    """On the pairs of a tiny run the implicit accuracy rises above 0.9 and the loss falls; relative to the reference, winners are
-    predicted better than losers. Nothing is sampled or scored in training, and evaluations know of the reward."""
+    """On the pairs of a tiny run the implicit accuracy rises above 0.9 and the loss falls; relative to the
+    reference, winners are predicted better than losers. Nothing is sampled or scored in training, and
+    evaluations know of the reward."""
     words = tiny_dpo(
-        tiny_sd, table, "steps=50", "samples_per_step=6", "micro_batch=6", "algo.updates_per_epoch=1", "lr=5e-3", "eval_every=50"
+        tiny_sd,
+        table,
+        "steps=50",
+        "samples_per_step=6",
+        "micro_batch=6",
+        "algo.updates_per_epoch=1",
+        "lr=5e-3",
+        "eval_every=50",
     )
     summary = train(configured(*words, "checkpoint_every=0", "policy.lora.rank=8"), tmp_path / "run")
     epochs = lines(tmp_path / "run")
@@ -242,11 +281,19 @@ def test_it_learns_the_preference(tiny_sd, table, tmp_path) -> None:
 
     assert early[0]["loss"] == pytest.approx(math.log(2), rel=1e-5)
     assert mean(late, "dpo/implicit_accuracy") > 0.9 and mean(late, "loss") < 0.8 * math.log(2)
-    assert mean(late, "dpo/winner_drift") < mean(late, "dpo/loser_drift") and mean(late, "dpo/margin") > mean(early, "dpo/margin")
-    assert all(line["reward_queries"] == 0 and "reward/mean" not in line and line["kl"] is None for line in epochs)
+    assert mean(late, "dpo/winner_drift") < mean(late, "dpo/loser_drift") and mean(late, "dpo/margin") > mean(
+        early, "dpo/margin"
+    )
+    assert all(
+        line["reward_queries"] == 0 and "reward/mean" not in line and line["kl"] is None for line in epochs
+    )
     assert "eval/reward" in epochs[-1] and summary["base"]["reward"] != summary["final"]["reward"]
     card = (tmp_path / "run" / "model" / "README.md").read_text()
-    assert "tuned on preferred images with DPO" in card and "50 epochs of 6 pairs" in card and "pairs.jsonl" in card
+    assert (
+        "tuned on preferred images with DPO" in card
+        and "50 epochs of 6 pairs" in card
+        and "pairs.jsonl" in card
+    )
 
 
 def test_resume_is_exact(tiny_sd, table, tmp_path, monkeypatch) -> None:
@@ -265,11 +312,14 @@ def test_resume_is_exact(tiny_sd, table, tmp_path, monkeypatch) -> None:
         with pytest.raises(KeyboardInterrupt):
             train(c, tmp_path / "two")
     train(c, tmp_path / "two")
-    assert lines(tmp_path / "one") == lines(tmp_path / "two") and same_weights(tmp_path / "one", tmp_path / "two")
+    assert lines(tmp_path / "one") == lines(tmp_path / "two") and same_weights(
+        tmp_path / "one", tmp_path / "two"
+    )
 
 
 def test_the_command(tiny_sd, table, tmp_path, monkeypatch, capsys) -> None:
-    """It trains by the real command; a missing image, changed data and other numbers of pairs are one sentence each."""
+    """It trains by the real command; a missing image, changed data and other numbers of pairs are one
+    sentence each."""
     words = [*tiny_dpo(tiny_sd, table), "steps=1"]
     assert command_line(monkeypatch, *words, f"output_dir={tmp_path / 'run'}") == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -282,7 +332,10 @@ def test_the_command(tiny_sd, table, tmp_path, monkeypatch, capsys) -> None:
     assert command_line(monkeypatch, *tiny(tiny_sd, "algo=dpo"), f"output_dir={tmp_path / 'a'}") == 2
     assert "algo.data has no value" in capsys.readouterr().err
     assert command_line(monkeypatch, *words, "algo.data=nowhere", f"output_dir={tmp_path / 'a'}") == 2
-    assert "algo.data=nowhere: there is no .jsonl, .csv or .parquet file of pairs there" in capsys.readouterr().err
+    assert (
+        "algo.data=nowhere: there is no .jsonl, .csv or .parquet file of pairs there"
+        in capsys.readouterr().err
+    )
     broken = pairs(tmp_path / "broken", n=4)
     for path in (tmp_path / "broken").glob("loser_*.png"):
         path.write_bytes(b"no image")

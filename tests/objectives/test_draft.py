@@ -1,4 +1,5 @@
-"""DRaFT's bookkeeping: laws of truncation, chunks, the penalty's branch. Its gradients are proved in test_closed_forms.py."""
+"""DRaFT's bookkeeping: laws of truncation, chunks, the penalty's branch. Its gradients are proved in
+test_closed_forms.py."""
 
 import gc
 import weakref
@@ -25,7 +26,13 @@ def gradient(policy, objective, chunks=([0, 1, 2, 3, 4, 5, 6, 7],), eta=1.0):
 
     def rollouts():
         for chunk in chunks:
-            record = rollout(policy, sampler, key()[chunk], gradients=objective.plan(N, np.random.default_rng(0)), store="image")
+            record = rollout(
+                policy,
+                sampler,
+                key()[chunk],
+                gradients=objective.plan(N, np.random.default_rng(0)),
+                store="image",
+            )
             yield replace(record, reward=pixels(record.images), share=len(chunk) / rows)
 
     (update,) = objective.updates(policy, rollouts(), 8, np.random.default_rng(0))
@@ -39,7 +46,13 @@ def gradient(policy, objective, chunks=([0, 1, 2, 3, 4, 5, 6, 7],), eta=1.0):
 
 
 @pytest.mark.parametrize(
-    "options", [{"k": 2}, {"k": 2, "kl_coeff": 0.5}, {"k": 1, "lv_samples": 2}, {"k": 3, "kl_coeff": 0.1, "kl": "trajectory"}]
+    "options",
+    [
+        {"k": 2},
+        {"k": 2, "kl_coeff": 0.5},
+        {"k": 1, "lv_samples": 2},
+        {"k": 3, "kl_coeff": 0.1, "kl": "trajectory"},
+    ],
 )
 def test_rollout_chunks_do_not_matter(tiny_sd, options):
     """One rollout of 8 samples, or 3 + 3 + 2: the same loss and gradient to 1e-5."""
@@ -50,7 +63,8 @@ def test_rollout_chunks_do_not_matter(tiny_sd, options):
 
 
 def test_draftp_at_kl_coeff_0_is_draft(tiny_sd, monkeypatch):
-    """kl_coeff = 0 equals DRaFT bit for bit, whatever the penalty's other keys, and never evaluates the reference."""
+    """kl_coeff = 0 equals DRaFT bit for bit, whatever the penalty's other keys, and never evaluates the
+    reference."""
     policy = tiny_policy(tiny_sd)
     loss, grads = gradient(policy, DRaFT(k=2))
     monkeypatch.setattr(policy, "reference", None)  # calling it would fail
@@ -68,7 +82,8 @@ def test_penalty_is_exactly_0_at_the_start(tiny_sd, kl):
 
 
 def test_penalty_by_hand(tiny_sd):
-    """Away from the start it is kl_coeff times the plain mean of (eps - eps_ref)^2 over the kept steps, recomputed one by one."""
+    """Away from the start it is kl_coeff times the plain mean of (eps - eps_ref)^2 over the kept steps,
+    recomputed one by one."""
     policy = tiny_policy(tiny_sd)
     sampler = ddim(policy.family.scheduler, steps=N, eta=1.0, guidance_scale=2.0)
     objective = DRaFT(k=2, kl_coeff=3.0)
@@ -79,7 +94,9 @@ def test_penalty_by_hand(tiny_sd):
         for i in (N - 2, N - 1):
             x, t = record.latents[:, i], sampler.timesteps[i].expand(3)
             abar = policy.family.scheduler.alphas_cumprod[sampler.timesteps[i]]
-            eps = lambda x=x, t=t, abar=abar: abar**0.5 * policy.predict(x, t, record.cond, 2.0) + (1 - abar) ** 0.5 * x  # noqa: E731
+            eps = lambda x=x, t=t, abar=abar: (
+                abar**0.5 * policy.predict(x, t, record.cond, 2.0) + (1 - abar) ** 0.5 * x
+            )
             mine = eps()
             with policy.reference():
                 total += float((mine - eps()).square().mean()) / 2
@@ -89,7 +106,8 @@ def test_penalty_by_hand(tiny_sd):
 
 
 def test_one_graph_at_a_time(tiny_sd):
-    """An update turns each rollout into a micro-batch as it comes: when the third is sampled, the first has been freed."""
+    """An update turns each rollout into a micro-batch as it comes: when the third is sampled, the first has
+    been freed."""
     policy, alive = tiny_policy(tiny_sd), []
     objective, sampler = DRaFT(k=1), ddim(policy.family.scheduler, steps=2, eta=0.0)
 
@@ -97,7 +115,9 @@ def test_one_graph_at_a_time(tiny_sd):
         for i in range(3):
             gc.collect()
             assert sum(ref() is not None for ref in alive) <= 1
-            record = rollout(policy, sampler, key(8)[[i]], gradients=objective.plan(2, np.random.default_rng(0)))
+            record = rollout(
+                policy, sampler, key(8)[[i]], gradients=objective.plan(2, np.random.default_rng(0))
+            )
             record = replace(record, reward=pixels(record.images))
             alive.append(weakref.ref(record.images))
             yield record
@@ -109,13 +129,13 @@ def test_one_graph_at_a_time(tiny_sd):
 
 
 def test_truncation_laws():
-    """fixed keeps the last K, spaced every N/K-th up to the last; per_rollout draws K ~ U{1..N}; per_step keeps step i with probability (i+1)/(N+1), never nothing
-    (4 standard errors over 20,000 draws)."""
+    """fixed keeps the last K, spaced every N/K-th up to the last; per_rollout draws K ~ U{1..N}; per_step
+    keeps step i with probability (i+1)/(N+1), never nothing (4 standard errors over 20,000 draws)."""
     rng, n, draws = np.random.default_rng(0), 6, 20_000
     assert DRaFT(k=2).plan(n, rng).steps == (4, 5) and DRaFT(k=None).plan(n, rng).steps == (0, 1, 2, 3, 4, 5)
-    assert DRaFT(truncation="spaced", k=3).plan(n, rng).steps == (1, 3, 5) and DRaFT(truncation="spaced", k=4).plan(
-        7, rng
-    ).steps == (0, 2, 4, 6)
+    assert DRaFT(truncation="spaced", k=3).plan(n, rng).steps == (1, 3, 5) and DRaFT(
+        truncation="spaced", k=4
+    ).plan(7, rng).steps == (0, 2, 4, 6)
     plans = [DRaFT(truncation="per_rollout", k=9).plan(n, rng).steps for _ in range(draws)]
     assert all(steps == tuple(range(n - len(steps), n)) for steps in plans)
     share = np.bincount([len(steps) for steps in plans], minlength=n + 1)[1:] / draws
@@ -126,7 +146,9 @@ def test_truncation_laws():
     law = np.arange(1, n + 1) / (n + 1)
     law[-1] += np.prod(1 - law)  # an empty draw keeps the last step
     assert np.abs(kept - law).max() < 4 * np.sqrt(0.25 / draws)
-    assert all(steps for steps in plans) and any(steps != tuple(range(steps[0], n)) for steps in plans)  # gaps appear
+    assert all(steps for steps in plans) and any(
+        steps != tuple(range(steps[0], n)) for steps in plans
+    )  # gaps appear
 
     plans = [DRaFT(k=4, refl=True).plan(n, rng) for _ in range(draws)]
     assert all(plan.steps == (plan.stop,) for plan in plans)

@@ -30,14 +30,21 @@ def judged(process: ForwardProcess, good: torch.Tensor = GOOD, seed: int = 0) ->
     latents = torch.randn(1, len(good), 1, 1, D, generator=torch.Generator().manual_seed(seed))
     key = noise_key([str(k) for k in range(len(good))], seed=seed, stream="t")
     return Judged(
-        process=process, latents=latents, prompts=("",) * len(good), noise=key, desirable=good, reference=torch.empty(0), z0=0.0
+        process=process,
+        latents=latents,
+        prompts=("",) * len(good),
+        noise=key,
+        desirable=good,
+        reference=torch.empty(0),
+        z0=0.0,
     )
 
 
 @pytest.mark.parametrize("z0", ["balanced", "clamped"])
 @pytest.mark.parametrize("prediction", SCHEDULERS)
 def test_the_loss_is_the_formula(prediction, z0, table) -> None:
-    """On the linear world, image by image in float64, for every kind of model and both z0, two micro-batches sharing theirs."""
+    """On the linear world, image by image in float64, for every kind of model and both z0, two micro-batches
+    sharing theirs."""
     scheduler, beta, weights = SCHEDULERS[prediction], 3.0, {True: 1.5, False: 0.5}
     world, process = World(scheduler).randomise(0.4), ForwardProcess.of(scheduler)
     objective = KTO(data=table, beta=beta, lambda_d=weights[True], lambda_u=weights[False], z0=z0)
@@ -56,7 +63,12 @@ def test_the_loss_is_the_formula(prediction, z0, table) -> None:
             (G,), (b,) = world.exact(process.timesteps[row : row + 1])
             x0, eps = batch.latents[0, m, 0, 0].double(), noise[m]
             x = alpha * x0 + sigma * eps
-            target = {"epsilon": eps, "sample": x0, "flow": eps - x0, "v_prediction": alpha * eps - sigma * x0}[prediction]
+            target = {
+                "epsilon": eps,
+                "sample": x0,
+                "flow": eps - x0,
+                "v_prediction": alpha * eps - sigma * x0,
+            }[prediction]
             reference = G @ x + b
             theta = reference + world.W[0].detach() @ x + world.omega[0].detach()
             e_ref, e_theta = (float((target - out).square().sum() / D) for out in (reference, theta))
@@ -64,8 +76,13 @@ def test_the_loss_is_the_formula(prediction, z0, table) -> None:
     better, worse = ([g for g, good in gains if good is which] for which in (True, False))
     everyone = [g for g, _ in gains]
     centre = (np.mean(better) + np.mean(worse)) / 2 if z0 == "balanced" else max(0.0, np.mean(everyone))
-    assert z0 == "clamped" or centre != pytest.approx(np.mean(everyone), rel=1e-3)  # so that the test can tell
-    totals = [weights[good] * (1 - 1 / (1 + math.exp(-(1 if good else -1) * beta * (g - centre)))) for g, good in gains]
+    assert z0 == "clamped" or centre != pytest.approx(
+        np.mean(everyone), rel=1e-3
+    )  # so that the test can tell
+    totals = [
+        weights[good] * (1 - 1 / (1 + math.exp(-(1 if good else -1) * beta * (g - centre))))
+        for g, good in gains
+    ]
     measured = objective._measured(world, [(0.7, parts[0]), (0.3, parts[1])])
     losses = [objective.loss(world, batch) for _, batch in measured]
     assert losses[0][0].item() == pytest.approx(np.mean(totals[:7]), rel=1e-4)
@@ -73,15 +90,20 @@ def test_the_loss_is_the_formula(prediction, z0, table) -> None:
     assert objective.epoch_metrics()["kto/z0"] == pytest.approx(centre, rel=1e-4, abs=1e-9)
     metrics = losses[0][1]
     mine = np.array([g for g, _ in gains[:7]])
-    assert np.nanmean(metrics["kto/desirable_gain"].numpy()) == pytest.approx(mine[GOOD.numpy()].mean(), rel=1e-4)
-    assert np.nanmean(metrics["kto/undesirable_gain"].numpy()) == pytest.approx(mine[~GOOD.numpy()].mean(), rel=1e-4)
+    assert np.nanmean(metrics["kto/desirable_gain"].numpy()) == pytest.approx(
+        mine[GOOD.numpy()].mean(), rel=1e-4
+    )
+    assert np.nanmean(metrics["kto/undesirable_gain"].numpy()) == pytest.approx(
+        mine[~GOOD.numpy()].mean(), rel=1e-4
+    )
     right = [bool(g > centre) == good for g, good in gains[:7]]
     assert metrics["kto/implicit_accuracy"].item() == pytest.approx(np.mean(right))
     assert world.on and world.references == 2  # the losses do not ask the reference again
 
 
 def test_z0_of_one_kind_and_its_order(table) -> None:
-    """An update with one kind of images has that one's mean; 10^5 gains in any order have the same z0, to the last bit."""
+    """An update with one kind of images has that one's mean; 10^5 gains in any order have the same z0, to the
+    last bit."""
     objective, draw = KTO(data=table), np.random.default_rng(0)
     gains, good = draw.normal(size=100_000) * 10 ** draw.uniform(-8, 2, 100_000), draw.random(100_000) < 0.8
     assert objective.z0_of(gains, np.ones_like(good)) == pytest.approx(gains.mean())
@@ -101,15 +123,28 @@ def test_it_starts_undecided(full, tiny_sd, table) -> None:
     loss, metrics = objective.loss(policy, batch)
     assert share == 1 and batch.desirable.sum() == 6  # winners and losers of six pairs
     assert loss.item() == pytest.approx((1.0 + 0.5) / 4, rel=1e-6) and metrics["kto/implicit_accuracy"] == 0.5
-    assert objective.epoch_metrics() == {"kto/images": 12.0, "kto/desirable": 6.0, "kto/ties": 1.0, "kto/z0": 0.0}
+    assert objective.epoch_metrics() == {
+        "kto/images": 12.0,
+        "kto/desirable": 6.0,
+        "kto/ties": 1.0,
+        "kto/z0": 0.0,
+    }
     assert any(g.abs().max() > 0 for g in torch.autograd.grad(loss, policy.parameters()))
 
 
 @pytest.mark.parametrize("z0", ["balanced", "clamped"])
 def test_micro_batch_size_does_not_matter(z0, tiny_sd, table) -> None:
-    """Loss and gradient of every update agree to 1e-9 (float64) for micro-batches of 8 images, 3 and 1; so do dropped prompts."""
+    """Loss and gradient of every update agree to 1e-9 (float64) for micro-batches of 8 images, 3 and 1; so do
+    dropped prompts."""
     policy = exact_policy(tiny_sd)
-    options = {"beta": 100.0, "images": 16, "updates_per_epoch": 2, "prompt_dropout": 0.4, "lambda_u": 0.7, "z0": z0}
+    options = {
+        "beta": 100.0,
+        "images": 16,
+        "updates_per_epoch": 2,
+        "prompt_dropout": 0.4,
+        "lambda_u": 0.7,
+        "z0": z0,
+    }
     whole = accumulated(policy, KTO(data=table, **options), 8)
     assert len(whole) == 2
     for size in (3, 1):
@@ -120,7 +155,8 @@ def test_micro_batch_size_does_not_matter(z0, tiny_sd, table) -> None:
 
 
 def test_it_learns_the_labels(tiny_sd, table) -> None:
-    """Steps on the images of one update, with its timesteps and noise, sort the desirable above the undesirable."""
+    """Steps on the images of one update, with its timesteps and noise, sort the desirable above the
+    undesirable."""
     policy = tiny_policy(tiny_sd, size=0, rank=8)
     objective, descent = KTO(data=table, beta=30.0, images=12), torch.optim.Adam(policy.parameters(), lr=1e-2)
     (update,) = objective.updates(policy, iter([]), 12, np.random.default_rng(0))
@@ -136,26 +172,41 @@ def test_it_learns_the_labels(tiny_sd, table) -> None:
 
 
 def test_a_run(tiny_sd, table, tmp_path) -> None:
-    """Nothing is sampled or scored in training; gains are those of each kind; the card says what was learned from."""
+    """Nothing is sampled or scored in training; gains are those of each kind; the card says what was learned
+    from."""
     words = tiny(tiny_sd, "algo=kto", f"algo.data={table}", "algo.beta=100", "samples_per_step=6")
     train(configured(*words), tmp_path / "run")
     epochs = lines(tmp_path / "run")
     assert epochs[0]["loss"] == pytest.approx(0.5, rel=1e-5) and epochs[0]["kto/desirable_gain"] == 0.0
-    assert all(line["reward_queries"] == 0 and "reward/mean" not in line and line["kl"] is None for line in epochs)
+    assert all(
+        line["reward_queries"] == 0 and "reward/mean" not in line and line["kl"] is None for line in epochs
+    )
     assert epochs[-1]["kto/z0"] == pytest.approx(
         (epochs[-1]["kto/desirable_gain"] + epochs[-1]["kto/undesirable_gain"]) / 2, rel=0.5
     )
     card = (tmp_path / "run" / "model" / "README.md").read_text()
-    assert "tuned on labelled images with KTO" in card and "4 epochs of 6 images" in card and "pairs.jsonl" in card
+    assert (
+        "tuned on labelled images with KTO" in card
+        and "4 epochs of 6 images" in card
+        and "pairs.jsonl" in card
+    )
 
 
 def test_resume_is_exact(tiny_sd, table, tmp_path, monkeypatch) -> None:
     """Stopped before its third epoch and resumed, a run ends where the undisturbed one did, bit for bit."""
-    words = ("algo=kto", f"algo.data={table}", "algo.beta=100", "algo.updates_per_epoch=2", "algo.prompt_dropout=0.3")
+    words = (
+        "algo=kto",
+        f"algo.data={table}",
+        "algo.beta=100",
+        "algo.updates_per_epoch=2",
+        "algo.prompt_dropout=0.3",
+    )
     c = configured(*tiny(tiny_sd, *words))
     train(c, tmp_path / "one")
     stopped_and_resumed(c, tmp_path / "two", monkeypatch, before=3)
-    assert lines(tmp_path / "one") == lines(tmp_path / "two") and same_weights(tmp_path / "one", tmp_path / "two")
+    assert lines(tmp_path / "one") == lines(tmp_path / "two") and same_weights(
+        tmp_path / "one", tmp_path / "two"
+    )
 
 
 def test_the_command(tiny_sd, table, tmp_path, monkeypatch, capsys) -> None:
@@ -183,7 +234,10 @@ def test_the_command(tiny_sd, table, tmp_path, monkeypatch, capsys) -> None:
         ({"lambda_d": -1.0}, "algo.lambda_d=-1.0 and algo.lambda_u=1.0 must not be negative"),
         ({"lambda_d": 0.0, "lambda_u": 0.0}, "nor both 0"),
         ({"prompt_dropout": 1.5}, "algo.prompt_dropout=1.5"),
-        ({"updates_per_epoch": 5, "images": 4}, "algo.updates_per_epoch=5 must be at least 1 and at most algo.images=4"),
+        (
+            {"updates_per_epoch": 5, "images": 4},
+            "algo.updates_per_epoch=5 must be at least 1 and at most algo.images=4",
+        ),
     ],
 )
 def test_refusals(options, words, table) -> None:

@@ -22,7 +22,8 @@ def numbered(n: int) -> list[tuple[str, bool]]:
 
 
 def test_passes() -> None:
-    """Seven examples in draws of three and twenty: each once before any twice, through a checkpoint, and other data are refused."""
+    """Seven examples in draws of three and twenty: each once before any twice, through a checkpoint, and
+    other data are refused."""
     passes, seen = Passes(numbered(7), "images"), []
     for epoch, count in enumerate((3, 20, 5)):
         again = Passes(numbered(7), "images")
@@ -32,9 +33,13 @@ def test_passes() -> None:
         seen += drawn
     laps = [seen[k : k + 7] for k in range(0, 28, 7)]
     assert all(sorted(lap) == list(range(7)) for lap in laps) and len({*map(tuple, laps)}) > 1
-    with pytest.raises(NothingToLearn, match=r"algo\.data holds 8 images, but the run began with 7; give it the same ones"):
+    with pytest.raises(
+        NothingToLearn, match=r"algo\.data holds 8 images, but the run began with 7; give it the same ones"
+    ):
         Passes(numbered(8), "images").load_state_dict(passes.state_dict())
-    with pytest.raises(NothingToLearn, match=r"algo\.data holds other images than the run began with; give it the same ones"):
+    with pytest.raises(
+        NothingToLearn, match=r"algo\.data holds other images than the run began with; give it the same ones"
+    ):
         Passes([*numbered(6), ("6.png", False)], "images").load_state_dict(passes.state_dict())
     Passes(numbered(7), "images").load_state_dict(
         {k: v for k, v in passes.state_dict().items() if k != "seen"}
@@ -42,7 +47,8 @@ def test_passes() -> None:
 
 
 def test_latents(tiny_sd) -> None:
-    """An image is read and encoded once, at the model's size, and kept on the host; or every time; what cannot be read is a sentence."""
+    """An image is read and encoded once, at the model's size, and kept on the host; or every time; what
+    cannot be read is a sentence."""
     policy, read = tiny_policy(tiny_sd, size=0), []
 
     def image(size):
@@ -66,20 +72,31 @@ def test_latents(tiny_sd) -> None:
 @pytest.mark.parametrize("n", [6, 7, 2])
 @pytest.mark.parametrize("even", [False, True])
 def test_an_epoch_is_dealt_out(n, even, monkeypatch) -> None:
-    """Three processes: every example in one update of one process, shares that add up to 1 in each update, draws those of one process,
-    whatever n is, and with less examples than updates or processes."""
+    """Three processes: every example in one update of one process, shares that add up to 1 in each update,
+    draws those of one process, whatever n is, and with less examples than updates or processes."""
     world, names = World(SCHEDULERS["epsilon"]), ["a", "b", "a", "c", "a", "d", "e"][:n]
     world.sharded = even
 
     def epoch(micro_batch):
         rng = np.random.default_rng(0)
-        made = dealt(world, names, lambda places, key: (places, key), stream="s", updates=4, micro_batch=micro_batch, rng=rng)
+        made = dealt(
+            world,
+            names,
+            lambda places, key: (places, key),
+            stream="s",
+            updates=4,
+            micro_batch=micro_batch,
+            rng=rng,
+        )
         return [list(update.batches) for update in made]
 
     draws = {}
     for update, batches in enumerate(epoch(2)):
         for _, (places, its) in batches:
-            draws |= {place: (update, noise) for place, noise in zip(places, its.normal(0, ()).tolist(), strict=True)}
+            draws |= {
+                place: (update, noise)
+                for place, noise in zip(places, its.normal(0, ()).tolist(), strict=True)
+            }
     assert sorted(draws) == list(range(n)) and len({noise for _, noise in draws.values()}) == n
     seen, slices, shares = [], [], np.zeros(min(4, n))
     for module in (ranks, own_data):
@@ -105,15 +122,20 @@ def test_dropout_goes_by_key() -> None:
     assert 0.3 < sum(prompt == "" for prompt in kept) / 3000 < 0.37
     assert with_dropout(["x"] * 10, many[range(10)], 1 / 3) == kept[:10]
     assert (
-        with_dropout(["x"] * 3, many[range(3)], 0.0) == ("x",) * 3 and with_dropout(["x"] * 3, many[range(3)], 1.0) == ("",) * 3
+        with_dropout(["x"] * 3, many[range(3)], 0.0) == ("x",) * 3
+        and with_dropout(["x"] * 3, many[range(3)], 1.0) == ("",) * 3
     )
 
 
 def test_a_guard_names_its_images() -> None:
-    """What is not finite is told by its prompts, and the examples have nothing that a guard takes for rows of a rollout."""
+    """What is not finite is told by its prompts, and the examples have nothing that a guard takes for rows of
+    a rollout."""
     process, keyed = ForwardProcess.of(SCHEDULERS["epsilon"]), noise_key(["0", "1", "0"], seed=0, stream="t")
     batch = Examples(process=process, latents=torch.zeros(2, 3, 1, 1, 2), prompts=("a", "", "b"), noise=keyed)
-    assert _named(Guard._who(None, batch)) == "image 0 of prompt 'a', image 0 of prompt '', image 1 of prompt 'b'"
+    assert (
+        _named(Guard._who(None, batch))
+        == "image 0 of prompt 'a', image 0 of prompt '', image 1 of prompt 'b'"
+    )
 
 
 def test_refusals() -> None:

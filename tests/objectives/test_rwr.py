@@ -27,20 +27,27 @@ def test_micro_batch_size_does_not_matter(tiny_sd, options):
     assert len(whole) == 4
     for size in (4, 1):
         for (loss, grads), (loss_whole, grads_whole) in zip(
-            epoch(policy, RWR(inner_epochs=2, updates_per_epoch=2, **options), record, size), whole, strict=True
+            epoch(policy, RWR(inner_epochs=2, updates_per_epoch=2, **options), record, size),
+            whole,
+            strict=True,
         ):
             assert loss == pytest.approx(loss_whole, rel=1e-9) and distance(grads, grads_whole) < 1e-9
 
 
 def test_dense_weights_by_hand():
-    """n softmax(r / tau) over the batch, or within each prompt; mean 1 over each group, whatever constant is added to r."""
+    """n softmax(r / tau) over the batch, or within each prompt; mean 1 over each group, whatever constant is
+    added to r."""
     prompts, rewards = ("a", "b", "a", "b", "b"), np.array([1.0, 2.0, 3.0, -1.0, 0.5])
     batch = RWR(weighting="dense", scope="batch", temperature=0.7).weights(prompts, rewards)
     np.testing.assert_allclose(batch, 5 * np.exp(rewards / 0.7) / np.exp(rewards / 0.7).sum())
     own = RWR(weighting="dense", scope="prompt", temperature=0.7).weights(prompts, rewards)
     for rows in ([0, 2], [1, 3, 4]):
-        np.testing.assert_allclose(own[rows], len(rows) * np.exp(rewards[rows] / 0.7) / np.exp(rewards[rows] / 0.7).sum())
-    np.testing.assert_allclose(RWR(weighting="dense", scope="batch", temperature=0.7).weights(prompts, rewards + 1e4), batch)
+        np.testing.assert_allclose(
+            own[rows], len(rows) * np.exp(rewards[rows] / 0.7) / np.exp(rewards[rows] / 0.7).sum()
+        )
+    np.testing.assert_allclose(
+        RWR(weighting="dense", scope="batch", temperature=0.7).weights(prompts, rewards + 1e4), batch
+    )
 
 
 def test_sparse_weights_by_hand():
@@ -51,7 +58,8 @@ def test_sparse_weights_by_hand():
 
 
 def test_streaming_quantile_by_hand():
-    """The quantile runs over the last `streaming` rewards, this epoch's included; where nothing reaches it the best sample stands."""
+    """The quantile runs over the last `streaming` rewards, this epoch's included; where nothing reaches it
+    the best sample stands."""
     objective, history = RWR(scope="batch", standardise=False, quantile=0.5, streaming=6), []
     for rewards in ([1.0, 5.0, 3.0, 2.0], [6.0, 7.0, 4.0, 8.0], [0.0, 1.0, 0.5, 0.2]):
         history = [*history, *rewards][-6:]
@@ -66,7 +74,13 @@ def test_streaming_quantile_by_hand():
 
 
 def weighted(policy, record, rows, weights, draw):
-    return Weighted(rollout=record, process=ForwardProcess.of(policy.family.scheduler), rows=rows, weights=weights, draw=draw)
+    return Weighted(
+        rollout=record,
+        process=ForwardProcess.of(policy.family.scheduler),
+        rows=rows,
+        weights=weights,
+        draw=draw,
+    )
 
 
 def linear_case(n, rewards=None):
@@ -74,18 +88,24 @@ def linear_case(n, rewards=None):
     world = World(scheduler).randomise()
     with torch.no_grad():
         record = scored(
-            rollout(world, double(ddim(scheduler, steps=3, eta=1.0)), noise_key(["p"] * n, seed=0, stream="t")), LINEAR
+            rollout(
+                world, double(ddim(scheduler, steps=3, eta=1.0)), noise_key(["p"] * n, seed=0, stream="t")
+            ),
+            LINEAR,
         )
     return world, record if rewards is None else replace(record, reward=rewards)
 
 
 def test_effective_sample_size():
-    """(sum w)^2 / sum w^2 is logged, and for standardised Gaussian rewards is near n exp(-1/tau^2): 96 % at tau 5, 37 % at tau 1."""
+    """(sum w)^2 / sum w^2 is logged, and for standardised Gaussian rewards is near n exp(-1/tau^2): 96 % at
+    tau 5, 37 % at tau 1."""
     rewards = torch.from_numpy(np.random.default_rng(0).normal(50, 20, size=20_000))
     rewards = rewards.view(5000, 4)[:, 0]
     world, record = linear_case(len(rewards), rewards)
     for tau in (5.0, 1.0):
-        objective = RWR(weighting="dense", scope="batch", temperature=tau, statistics=PromptStatistics(per_prompt=False))
+        objective = RWR(
+            weighting="dense", scope="batch", temperature=tau, statistics=PromptStatistics(per_prompt=False)
+        )
         next(objective.updates(world, iter([record]), 8, np.random.default_rng(0)))
         z = (rewards.numpy() - rewards.numpy().mean()) / rewards.numpy().std()
         w = np.exp(z / tau)
@@ -111,7 +131,8 @@ def test_loss_by_hand():
 
 
 def test_corruption_is_keyed_and_uniform():
-    """Timestep and noise belong to the sample and the pass: the same in any slice, new in each pass, t uniform (chi-square)."""
+    """Timestep and noise belong to the sample and the pass: the same in any slice, new in each pass, t
+    uniform (chi-square)."""
     whole = noise_key(["a", "b"] * 2000, seed=0, stream="train")
     like = torch.empty(4000, 1, 1, 2)
     t, noise = _corruption(whole, 0, 10, like)
@@ -125,15 +146,25 @@ def test_corruption_is_keyed_and_uniform():
 
 
 def test_zero_weights():
-    """Sparse zeros cost no forward pass. Dense weights that underflow still count in the mean: the loss is sum w_i e_i / n."""
+    """Sparse zeros cost no forward pass. Dense weights that underflow still count in the mean: the loss is
+    sum w_i e_i / n."""
     world, record = linear_case(10, torch.arange(10.0))
     sparse = RWR(quantile=0.75, standardise=False, inner_epochs=1, updates_per_epoch=1)
     world.rows = 0
     epoch(world, sparse, record, 4)
     assert world.rows == 3
-    dense = RWR(weighting="dense", scope="batch", temperature=1e-3, standardise=False, inner_epochs=1, updates_per_epoch=1)
+    dense = RWR(
+        weighting="dense",
+        scope="batch",
+        temperature=1e-3,
+        standardise=False,
+        inner_epochs=1,
+        updates_per_epoch=1,
+    )
     ((loss, _),) = epoch(world, dense, record, 4)
-    only, _ = dense.loss(world, weighted(world, record, rows=torch.tensor([9]), weights=torch.ones(1), draw=0))
+    only, _ = dense.loss(
+        world, weighted(world, record, rows=torch.tensor([9]), weights=torch.ones(1), draw=0)
+    )
     assert loss == pytest.approx(only.item(), rel=1e-6)
 
 
@@ -142,7 +173,9 @@ def test_inner_epochs_shuffle():
     world, record = linear_case(12)
     passes = [[], []]
     for k, update in enumerate(
-        RWR(weighting="dense", inner_epochs=2, updates_per_epoch=3).updates(world, iter([record]), 2, np.random.default_rng(0))
+        RWR(weighting="dense", inner_epochs=2, updates_per_epoch=3).updates(
+            world, iter([record]), 2, np.random.default_rng(0)
+        )
     ):
         for _, batch in update.batches:
             assert batch.draw == k // 3
@@ -157,7 +190,10 @@ def test_prediction_is_guided_like_the_rollouts(tiny_sd):
     for guidance in (1.0, 3.0):
         with torch.no_grad():
             record = rollout(
-                policy, ddim(policy.family.scheduler, steps=2, eta=0.0, guidance_scale=guidance), key(2), store="image"
+                policy,
+                ddim(policy.family.scheduler, steps=2, eta=0.0, guidance_scale=guidance),
+                key(2),
+                store="image",
             )
             seen.clear()
             RWR().loss(policy, weighted(policy, record, rows=torch.arange(2), weights=torch.ones(2), draw=0))
@@ -170,7 +206,11 @@ def test_state_survives_a_checkpoint():
     first.statistics.standardise(["a", "b"], [1.0, 2.0])
     first.weights(("a",) * 7, np.arange(7.0))
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
-    assert second.recent == first.recent and second.recent.maxlen == 5 and second.statistics.rewards == first.statistics.rewards
+    assert (
+        second.recent == first.recent
+        and second.recent.maxlen == 5
+        and second.statistics.rewards == first.statistics.rewards
+    )
     assert second.weights(("a",), np.array([9.0])).tolist() == first.weights(("a",), np.array([9.0])).tolist()
 
 

@@ -25,7 +25,11 @@ def shelf(tmp_path) -> str:
     """A folder of captioned pictures: the winners and losers of pairs."""
     table = pairs(tmp_path / "shelf", ties=0)
     rows = [json.loads(line) for line in open(table)]
-    told = [{"file_name": row[which], "text": f"{row['prompt']}, {which}"} for row in rows for which in ("winner", "loser")]
+    told = [
+        {"file_name": row[which], "text": f"{row['prompt']}, {which}"}
+        for row in rows
+        for which in ("winner", "loser")
+    ]
     (tmp_path / "shelf" / "metadata.jsonl").write_text("\n".join(map(json.dumps, told)))
     (tmp_path / "shelf" / "pairs.jsonl").unlink()
     return str(tmp_path / "shelf")
@@ -34,8 +38,8 @@ def shelf(tmp_path) -> str:
 @pytest.mark.parametrize("gamma", [None, 0.7, 5.0])
 @pytest.mark.parametrize("prediction", SCHEDULERS)
 def test_the_loss_is_the_formula(prediction, gamma, shelf) -> None:
-    """On the linear world, image by image in float64, for every kind of model. Weighted, it is min(SNR, gamma) times the squared error of
-    the x_0 that the prediction stands for."""
+    """On the linear world, image by image in float64, for every kind of model. Weighted, it is min(SNR,
+    gamma) times the squared error of the x_0 that the prediction stands for."""
     scheduler = SCHEDULERS[prediction]
     world, process = World(scheduler).randomise(0.4), ForwardProcess.of(scheduler)
     latents = torch.randn(1, IMAGES, 1, 1, D, generator=torch.Generator().manual_seed(0))
@@ -55,11 +59,16 @@ def test_the_loss_is_the_formula(prediction, gamma, shelf) -> None:
         x0, eps = latents[0, m, 0, 0].double(), noise[m]
         x = alpha * x0 + sigma * eps
         out = G @ x + b + world.W[0].detach() @ x + world.omega[0].detach()
-        target = {"epsilon": eps, "sample": x0, "flow": eps - x0, "v_prediction": alpha * eps - sigma * x0}[prediction]
+        target = {"epsilon": eps, "sample": x0, "flow": eps - x0, "v_prediction": alpha * eps - sigma * x0}[
+            prediction
+        ]
         plain.append(float((target - out).square().sum() / D))
         said = {
-            "epsilon": (x - sigma * out) / alpha, "sample": out, "flow": x - sigma * out, "v_prediction": alpha * x - sigma * out,
-        }[prediction]  # fmt: skip
+            "epsilon": (x - sigma * out) / alpha,
+            "sample": out,
+            "flow": x - sigma * out,
+            "v_prediction": alpha * x - sigma * out,
+        }[prediction]
         weighted.append(min((alpha / sigma) ** 2, gamma or 0) * float((x0 - said).square().sum() / D))
     assert loss.item() == pytest.approx(np.mean(plain if gamma is None else weighted), rel=1e-4)
     assert metrics["sft/error"].item() == pytest.approx(np.mean(plain), rel=1e-4)
@@ -68,7 +77,8 @@ def test_the_loss_is_the_formula(prediction, gamma, shelf) -> None:
 
 @pytest.mark.parametrize("prediction", ["epsilon", "flow"])
 def test_errors_by_noise(prediction, shelf) -> None:
-    """Each image counts in one third of the noise levels, the noisiest called high, and the thirds make up the whole."""
+    """Each image counts in one third of the noise levels, the noisiest called high, and the thirds make up
+    the whole."""
     world, process = World(SCHEDULERS[prediction]), ForwardProcess.of(SCHEDULERS[prediction])
     key = noise_key(["a"] * 300, seed=0, stream="t")
     batch = Examples(process=process, latents=torch.randn(1, 300, 1, 1, D), prompts=("",) * 300, noise=key)
@@ -76,7 +86,9 @@ def test_errors_by_noise(prediction, shelf) -> None:
     parts = {name: metrics[f"sft/error_{name}_noise"] for name in ("low", "middle", "high")}
     counted = {name: ~part.isnan() for name, part in parts.items()}
     assert (sum(where.long() for where in counted.values()) == 1).all()
-    assert sum(float(part.nansum()) for part in parts.values()) / 300 == pytest.approx(metrics["sft/error"].item())
+    assert sum(float(part.nansum()) for part in parts.values()) / 300 == pytest.approx(
+        metrics["sft/error"].item()
+    )
     sigma = process.sigma[batch.levels]
     assert (
         sigma[counted["low"]].max() < sigma[counted["middle"]].min()
@@ -85,8 +97,12 @@ def test_errors_by_noise(prediction, shelf) -> None:
 
 
 def test_micro_batch_size_does_not_matter(tiny_sd, shelf) -> None:
-    """Loss and gradient of every update agree to 1e-9 (float64) for micro-batches of 8 images, 3 and 1; so do dropped prompts."""
-    policy, options = exact_policy(tiny_sd), {"images": 16, "updates_per_epoch": 2, "prompt_dropout": 0.4, "min_snr": 5.0}
+    """Loss and gradient of every update agree to 1e-9 (float64) for micro-batches of 8 images, 3 and 1; so do
+    dropped prompts."""
+    policy, options = (
+        exact_policy(tiny_sd),
+        {"images": 16, "updates_per_epoch": 2, "prompt_dropout": 0.4, "min_snr": 5.0},
+    )
     whole = accumulated(policy, SFT(data=shelf, **options), 8)
     assert len(whole) == 2
     for size in (3, 1):
@@ -97,7 +113,8 @@ def test_micro_batch_size_does_not_matter(tiny_sd, shelf) -> None:
 
 
 def test_passes_and_draws(tiny_sd, shelf) -> None:
-    """Every image once before any twice, with its caption; a second turn, or the same caption elsewhere, has draws of its own."""
+    """Every image once before any twice, with its caption; a second turn, or the same caption elsewhere, has
+    draws of its own."""
     policy, seen, noises = tiny_policy(tiny_sd, size=0), [], []
     objective = SFT(data=shelf, images=8)
     for epoch in range(3):  # 24 images of 12
@@ -108,18 +125,25 @@ def test_passes_and_draws(tiny_sd, shelf) -> None:
         for _, batch in update.batches:
             seen += [(name, prompt) for name, prompt in zip(batch.noise.prompts, batch.prompts, strict=True)]
             noises += batch.noise.normal(0, ()).tolist()
-    assert len({*seen[:12]}) == len({*seen[12:]}) == 12 and {*seen[:12]} == {*seen[12:]} and seen[:12] != seen[12:]
+    assert (
+        len({*seen[:12]}) == len({*seen[12:]}) == 12
+        and {*seen[:12]} == {*seen[12:]}
+        and seen[:12] != seen[12:]
+    )
     assert all(prompt.endswith(name.split("_")[0]) for name, prompt in seen) and len({*noises}) == 24
     assert objective.epoch_metrics() == {"sft/images": 12.0, "sft/ties": 0.0}
 
 
 def test_a_stream_is_not_kept(tiny_sd, tmp_path) -> None:
-    """Of a stream no latents stay in memory, and it goes on where it was; of known images each is encoded once."""
+    """Of a stream no latents stay in memory, and it goes on where it was; of known images each is encoded
+    once."""
     parquet, arrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
     pytest.importorskip("datasets")
     table = pairs(tmp_path / "pairs")
     pictures = [{"bytes": path.read_bytes()} for path in sorted((tmp_path / "pairs").glob("*.png"))]
-    parquet.write_table(arrow.table({"image": pictures, "text": [f"image {k}" for k in range(12)]}), tmp_path / "a.parquet")
+    parquet.write_table(
+        arrow.table({"image": pictures, "text": [f"image {k}" for k in range(12)]}), tmp_path / "a.parquet"
+    )
     policy, count, seen = tiny_policy(tiny_sd, size=0), [], []
     encode = policy.family.encode_images
     policy.family.encode_images = lambda images: count.append(len(images)) or encode(images)
@@ -138,7 +162,10 @@ def test_a_stream_is_not_kept(tiny_sd, tmp_path) -> None:
     for epoch in range(2):
         (update,) = known.updates(policy, iter([]), 8, np.random.default_rng(epoch))
         list(update.batches)
-    assert len(count) == 24 + 6 and known.epoch_metrics() == {"sft/images": 6.0, "sft/ties": 1.0}  # winners of pairs
+    assert len(count) == 24 + 6 and known.epoch_metrics() == {
+        "sft/images": 6.0,
+        "sft/ties": 1.0,
+    }  # winners of pairs
 
 
 def test_it_learns_the_images(tiny_sd, shelf) -> None:
@@ -167,27 +194,48 @@ def test_a_run(tiny_sd, shelf, tmp_path) -> None:
     train(configured(*tiny(tiny_sd, "algo=sft", f"algo.data={shelf}", "steps=2")), tmp_path / "run")
     epochs = lines(tmp_path / "run")
     assert all(line["loss"] == line["sft/error"] and line["updates"] == 1 for line in epochs)
-    assert all(line["reward_queries"] == 0 and "reward/mean" not in line and line["kl"] is None for line in epochs)
+    assert all(
+        line["reward_queries"] == 0 and "reward/mean" not in line and line["kl"] is None for line in epochs
+    )
     card = (tmp_path / "run" / "model" / "README.md").read_text()
-    assert "tuned on captioned images with SFT" in card and "2 epochs of 4 images" in card and "(shelf)" in card
+    assert (
+        "tuned on captioned images with SFT" in card and "2 epochs of 4 images" in card and "(shelf)" in card
+    )
 
 
 def test_resume_is_exact(tiny_sd, shelf, tmp_path, monkeypatch) -> None:
     """Stopped before its third epoch and resumed, a run ends where the undisturbed one did, bit for bit."""
-    words = ("algo=sft", f"algo.data={shelf}", "algo.updates_per_epoch=2", "algo.prompt_dropout=0.3", "samples_per_step=8")
+    words = (
+        "algo=sft",
+        f"algo.data={shelf}",
+        "algo.updates_per_epoch=2",
+        "algo.prompt_dropout=0.3",
+        "samples_per_step=8",
+    )
     c = configured(*tiny(tiny_sd, *words))
     train(c, tmp_path / "one")
     stopped_and_resumed(c, tmp_path / "two", monkeypatch, before=3)
-    assert lines(tmp_path / "one") == lines(tmp_path / "two") and same_weights(tmp_path / "one", tmp_path / "two")
+    assert lines(tmp_path / "one") == lines(tmp_path / "two") and same_weights(
+        tmp_path / "one", tmp_path / "two"
+    )
 
 
 def test_the_command(tiny_sd, shelf, tmp_path, monkeypatch, capsys) -> None:
-    """It trains by the real command, and others go on from what it learned; what cannot be is one sentence."""
+    """It trains by the real command, and others go on from what it learned; what cannot be is one
+    sentence."""
     words = [*tiny(tiny_sd, "algo=sft", f"algo.data={shelf}"), "steps=1"]
     assert command_line(monkeypatch, *words, f"output_dir={tmp_path / 'run'}") == 0
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["samples_seen"] == 4
-    second = [*tiny(tiny_sd, "algo=dpo_online"), "steps=1", "prompts.per_prompt=2", f"init_from={tmp_path / 'run'}"]
-    assert command_line(monkeypatch, *second, "algo.ref_update_every=9", f"output_dir={tmp_path / 'second'}") == 0
+    second = [
+        *tiny(tiny_sd, "algo=dpo_online"),
+        "steps=1",
+        "prompts.per_prompt=2",
+        f"init_from={tmp_path / 'run'}",
+    ]
+    assert (
+        command_line(monkeypatch, *second, "algo.ref_update_every=9", f"output_dir={tmp_path / 'second'}")
+        == 0
+    )
     capsys.readouterr()
     for word, said in {
         "algo.images=8": "algo.images=8 is not samples_per_step=4",

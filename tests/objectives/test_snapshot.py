@@ -10,8 +10,9 @@ from tests.conftest import tiny_policy
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_snapshot_is_the_policy_as_it_was(full, checkpointing, tiny_sd) -> None:
-    """Bit for bit, whatever the policy has become since; it is put away again, also after an error; the gradient around it is that of
-    the policy alone, a recomputed one too; and `policy.reference()` stays the pretrained model."""
+    """Bit for bit, whatever the policy has become since; it is put away again, also after an error; the
+    gradient around it is that of the policy alone, a recomputed one too; and `policy.reference()` stays the
+    pretrained model."""
     policy, snapshot = tiny_policy(tiny_sd, full=full, checkpointing=checkpointing), Snapshot()
     cond, t, x = policy.encode(["a cat"]), torch.tensor([500]), torch.randn(1, *policy.latent_shape)
 

@@ -30,16 +30,20 @@ def pictures(height: int, width: int | None = None, n: int = 3) -> Tensor:
 
 
 def hard_edges(height: int, width: int | None = None, *, cell: int = 7) -> Tensor:
-    """[3, 3, height, width], black and white only: a chessboard, stripes and noise. Bicubic interpolation overshoots at each edge."""
+    """[3, 3, height, width], black and white only: a chessboard, stripes and noise. Bicubic interpolation
+    overshoots at each edge."""
     width = width or height
     down, across = torch.meshgrid(torch.arange(height) // cell, torch.arange(width) // cell, indexing="ij")
     board, stripes = ((down + across) % 2).float(), (across % 2).float()
     noise = (torch.rand(3, height, width, generator=torch.Generator().manual_seed(0)) > 0.5).float()
-    return torch.stack([torch.stack([board, 1 - board, board]), torch.stack([stripes, stripes, 1 - stripes]), noise])
+    return torch.stack(
+        [torch.stack([board, 1 - board, board]), torch.stack([stripes, stripes, 1 - stripes]), noise]
+    )
 
 
 def slopes_agree(reward: Reward, images: Tensor, modules: Sequence[nn.Module] = ()) -> None:
-    """The gradient along a random direction is the central difference, for each image by itself, in float64; weights take none."""
+    """The gradient along a random direction is the central difference, for each image by itself, in float64;
+    weights take none."""
     for module in modules:
         module.double()
         assert not any(p.requires_grad for p in module.parameters()) and not module.training
@@ -53,22 +57,43 @@ def slopes_agree(reward: Reward, images: Tensor, modules: Sequence[nn.Module] = 
     torch.testing.assert_close(slope, (ahead - behind) / (2 * h), rtol=1e-4, atol=1e-6)
 
 
-def transformers_clip(folder: Path, *, side: int = 32, eos: int | None = None, processor: Path | None = None) -> str:
-    """A CLIPModel as save_pretrained writes it, and the files of its processor, beside it or in a folder of their own."""
+def transformers_clip(
+    folder: Path, *, side: int = 32, eos: int | None = None, processor: Path | None = None
+) -> str:
+    """A CLIPModel as save_pretrained writes it, and the files of its processor, beside it or in a folder of
+    their own."""
     tokenizer, words = _tokenizer(_new(folder.with_name(f"{folder.name}_words")))
     tower = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
-    text = {"vocab_size": words, "max_position_embeddings": 12, "bos_token_id": words - 2, "eos_token_id": eos or words - 1}
-    config = CLIPConfig(text_config=tower | text, vision_config=tower | {"image_size": side, "patch_size": 8}, projection_dim=16)
+    text = {
+        "vocab_size": words,
+        "max_position_embeddings": 12,
+        "bos_token_id": words - 2,
+        "eos_token_id": eos or words - 1,
+    }
+    config = CLIPConfig(
+        text_config=tower | text,
+        vision_config=tower | {"image_size": side, "patch_size": 8},
+        projection_dim=16,
+    )
     model = _random(CLIPModel(config))
     model.logit_scale.data.fill_(4.6052)
     model.save_pretrained(folder)
     home = processor or folder
     shutil.copytree(tokenizer.name_or_path, home, dirs_exist_ok=True)
     look = {
-        "crop_size": {"height": side, "width": side}, "do_center_crop": True, "do_convert_rgb": True, "do_normalize": True, "do_rescale": True,
-        "do_resize": True, "image_mean": CLIP_MEAN, "image_processor_type": "CLIPImageProcessor", "image_std": CLIP_STD, "resample": 3,
-        "rescale_factor": 1 / 255, "size": {"shortest_edge": side},
-    }  # fmt: skip
+        "crop_size": {"height": side, "width": side},
+        "do_center_crop": True,
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": CLIP_MEAN,
+        "image_processor_type": "CLIPImageProcessor",
+        "image_std": CLIP_STD,
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+        "size": {"shortest_edge": side},
+    }
     (home / "preprocessor_config.json").write_text(json.dumps(look))
     return str(folder)
 
@@ -93,21 +118,34 @@ def open_clip_weights(architecture: str, **options: Any) -> dict[str, Tensor]:
 def hps(folder: Path) -> tuple[str, str]:
     """A file as HPS_v2.1_compressed.pt is, and the name of its architecture."""
     architecture = open_clip_architecture(folder)
-    torch.save({"epoch": 3, "name": "tiny", "state_dict": open_clip_weights(architecture)}, folder / "HPS_v2.1_compressed.pt")
+    torch.save(
+        {"epoch": 3, "name": "tiny", "state_dict": open_clip_weights(architecture)},
+        folder / "HPS_v2.1_compressed.pt",
+    )
     return str(folder / "HPS_v2.1_compressed.pt"), architecture
 
 
 def laion_head(file: Path, width: int = 96) -> nn.Sequential:
     """v2's layers, as the file keeps them (dropouts counted); the module that they are."""
     layers = nn.Sequential(
-        nn.Linear(width, 9), nn.Dropout(0.2), nn.Linear(9, 7), nn.Dropout(0.2), nn.Linear(7, 5), nn.Dropout(0.1), nn.Linear(5, 4), nn.Linear(4, 1)
-    ).eval()  # fmt: skip
+        nn.Linear(width, 9),
+        nn.Dropout(0.2),
+        nn.Linear(9, 7),
+        nn.Dropout(0.2),
+        nn.Linear(7, 5),
+        nn.Dropout(0.1),
+        nn.Linear(5, 4),
+        nn.Linear(4, 1),
+    ).eval()
     torch.save({f"layers.{k}": v for k, v in layers.state_dict().items()}, file)
     return layers
 
 
-def image_reward(folder: Path, *, side: int = 32, patch: int = 16, width: int = 128, hidden: int = 32, layers: int = 2) -> str:
-    """A folder with ImageReward.pt, med_config.json and vocab.txt: the published names, two heads in each tower."""
+def image_reward(
+    folder: Path, *, side: int = 32, patch: int = 16, width: int = 128, hidden: int = 32, layers: int = 2
+) -> str:
+    """A folder with ImageReward.pt, med_config.json and vocab.txt: the published names, two heads in each
+    tower."""
     words = [
         "[PAD]",
         "[UNK]",
@@ -127,16 +165,33 @@ def image_reward(folder: Path, *, side: int = 32, patch: int = 16, width: int = 
     ]
     (_new(folder) / "vocab.txt").write_text("\n".join(words) + "\n")
     med = {
-        "architectures": ["BertModel"], "attention_probs_dropout_prob": 0.1, "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "hidden_size": hidden,
-        "initializer_range": 0.02, "intermediate_size": 48, "layer_norm_eps": 1e-12, "max_position_embeddings": 40, "model_type": "bert",
-        "num_attention_heads": 2, "num_hidden_layers": layers, "pad_token_id": 0, "type_vocab_size": 2, "vocab_size": len(words) + 2,
-        "encoder_width": 768, "add_cross_attention": True, "add_type_embeddings": False,
-    }  # fmt: skip
+        "architectures": ["BertModel"],
+        "attention_probs_dropout_prob": 0.1,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.1,
+        "hidden_size": hidden,
+        "initializer_range": 0.02,
+        "intermediate_size": 48,
+        "layer_norm_eps": 1e-12,
+        "max_position_embeddings": 40,
+        "model_type": "bert",
+        "num_attention_heads": 2,
+        "num_hidden_layers": layers,
+        "pad_token_id": 0,
+        "type_vocab_size": 2,
+        "vocab_size": len(words) + 2,
+        "encoder_width": 768,
+        "add_cross_attention": True,
+        "add_type_embeddings": False,
+    }
     (folder / "med_config.json").write_text(json.dumps(med))
     state: dict[str, Tensor] = {}
 
     def linear(name: str, out: int, into: int) -> None:
-        state[f"{name}.weight"], state[f"{name}.bias"] = torch.randn(out, into) / into**0.5, 0.1 * torch.randn(out)
+        state[f"{name}.weight"], state[f"{name}.bias"] = (
+            torch.randn(out, into) / into**0.5,
+            0.1 * torch.randn(out),
+        )
 
     def norm(name: str, size: int) -> None:
         state[f"{name}.weight"], state[f"{name}.bias"] = 1 + 0.1 * torch.randn(size), 0.1 * torch.randn(size)

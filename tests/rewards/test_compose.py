@@ -42,14 +42,17 @@ PROMPTS = ("a cat", "a dog!", "a lion")
 
 
 def test_weights_and_normalisation() -> None:
-    """sum_k w_k (r_k - mean_k)/std_k with the base model's mean and standard deviation; raw rewards enter as they are."""
+    """sum_k w_k (r_k - mean_k)/std_k with the base model's mean and standard deviation; raw rewards enter as
+    they are."""
     both = WeightedSum({"mean": Mean(), "length": Length()}, {"mean": 2.0, "length": 0.5}, {"length"})
     base = {"mean": torch.rand(50), "length": 3 + 2 * torch.randn(50)}
     both.calibrate(base)
     images = torch.rand(3, 3, 4, 4)
     total, raw = both(images, PROMPTS)
     mean, std = base["length"].mean(), base["length"].std(correction=0)
-    torch.testing.assert_close(total, 2 * images.mean((1, 2, 3)) + 0.5 * (torch.tensor([5.0, 6.0, 6.0]) - mean) / std)
+    torch.testing.assert_close(
+        total, 2 * images.mean((1, 2, 3)) + 0.5 * (torch.tensor([5.0, 6.0, 6.0]) - mean) / std
+    )
     assert raw["length"].tolist() == [5, 6, 6]  # each in its own unit
     assert not both.differentiable and WeightedSum({"mean": Mean()}, {"mean": 1}).differentiable
     normalised = both.combine(base) - 2 * base["mean"]
@@ -71,8 +74,14 @@ def test_statistics_are_constants() -> None:
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        (torch.tensor([1.0, float("nan"), 2.0]), r"reward odd is nan for image 1 of prompt 'a dog!' \(1 of 3 images\)"),
-        (torch.tensor([1.0, float("nan"), float("inf")]), r"reward odd is nan for image 1 of prompt 'a dog!' \(2 of 3 images\)"),
+        (
+            torch.tensor([1.0, float("nan"), 2.0]),
+            r"reward odd is nan for image 1 of prompt 'a dog!' \(1 of 3 images\)",
+        ),
+        (
+            torch.tensor([1.0, float("nan"), float("inf")]),
+            r"reward odd is nan for image 1 of prompt 'a dog!' \(2 of 3 images\)",
+        ),
         (torch.ones(2), r"reward odd returned \(2,\) for 3 images; it must return a tensor of shape \(3,\)"),
         (torch.ones(3, 1), r"reward odd returned \(3, 1\) for 3 images"),
         ({"a": 1.0}, r"reward odd returned dict for 3 images"),
@@ -85,10 +94,12 @@ def test_what_is_no_reward(value: object, said: str) -> None:
 
 
 def test_refusals() -> None:
-    """A constant reward cannot be normalised, an uncalibrated one not be combined, weights must name the rewards."""
+    """A constant reward cannot be normalised, an uncalibrated one not be combined, weights must name the
+    rewards."""
     constant = WeightedSum({"mean": Mean()}, {"mean": 1.0}, {"mean"})
     with pytest.raises(
-        RewardError, match=r"reward mean is 0.5 for all of the base model's images.*set reward.mean.normalize=false"
+        RewardError,
+        match=r"reward mean is 0.5 for all of the base model's images.*set reward.mean.normalize=false",
     ):
         constant.calibrate({"mean": torch.full((4,), 0.5)})
     with pytest.raises(RewardError, match="reward mean is to be normalised, which needs finite values"):
@@ -123,7 +134,8 @@ class Spread:
 
 
 def test_a_groupwise_reward_sees_whole_groups() -> None:
-    """One call a group, also where the next group has the same prompt; the values do not depend on how many groups come at once."""
+    """One call a group, also where the next group has the same prompt; the values do not depend on how many
+    groups come at once."""
     reward, prompts = Spread(), ["a", "a", "a", "a", "b", "b"]
     both = WeightedSum({"spread": reward, "mean": Mean()}, {"spread": 1.0, "mean": 1.0}, group=2)
     images = torch.rand(6, 3, 4, 4)
@@ -136,7 +148,8 @@ def test_a_groupwise_reward_sees_whole_groups() -> None:
     assert reward.seen[-2:] == [("a", "a", "a"), ("a", "b", "b")] and not torch.equal(wide, raw["spread"])
     for group, n in ((1, 6), (4, 6)):
         with pytest.raises(
-            RewardError, match=rf"reward spread compares the images of a prompt.*was given {n} images, {group} a prompt"
+            RewardError,
+            match=rf"reward spread compares the images of a prompt.*was given {n} images, {group} a prompt",
         ):
             both.within_prompts(images, prompts, group)
 
@@ -153,7 +166,9 @@ def stacked(images: Tensor, prompts: Sequence[str]) -> list[Tensor]:
     return [image.mean() for image in images]
 
 
-@pytest.mark.parametrize("function", [listed, stacked, lambda x, p: np.array(listed(x, p)), lambda x, p: x.mean((1, 2, 3))])
+@pytest.mark.parametrize(
+    "function", [listed, stacked, lambda x, p: np.array(listed(x, p)), lambda x, p: x.mean((1, 2, 3))]
+)
 def test_a_function_may_return_what_it_likes(function: Callable[..., Any]) -> None:
     """A list, an array, a tensor or a list of tensors of B numbers: the same float32 tensor."""
     images = torch.rand(3, 3, 4, 4)
@@ -166,7 +181,11 @@ def test_a_function_may_return_what_it_likes(function: Callable[..., Any]) -> No
 @pytest.mark.parametrize(
     ("function", "said"),
     [
-        (raises, r"reward mine \(tests.rewards.test_compose.raises\) raised KeyError: 'a cat' \(test_compose.py, line \d+\)"),
+        (
+            raises,
+            r"reward mine \(tests.rewards.test_compose.raises\) raised KeyError: 'a cat' \(test_compose.py, "
+            r"line \d+\)",
+        ),
         (lambda x, p: None, "reward mine returned NoneType for 3 images"),
         (lambda x, p: [[1.0], [2.0], [3.0]], r"reward mine returned \(3, 1\) for 3 images"),
         (lambda x, p: [1.0, float("nan"), 2.0], "reward mine is nan for image 1 of prompt 'a dog!'"),
@@ -176,7 +195,9 @@ def test_a_function_may_return_what_it_likes(function: Callable[..., Any]) -> No
 def test_errors_of_your_code_name_it(function: Callable[..., Any], said: str) -> None:
     """The function and its line, or what came instead of a reward."""
     with pytest.raises(RewardError, match=said):
-        WeightedSum({"mine": Function(function, differentiable=True, unit="u")}, {"mine": 1.0})(torch.rand(3, 3, 4, 4), PROMPTS)
+        WeightedSum({"mine": Function(function, differentiable=True, unit="u")}, {"mine": 1.0})(
+            torch.rand(3, 3, 4, 4), PROMPTS
+        )
 
 
 class Later(Mean):
@@ -195,19 +216,23 @@ class Later(Mean):
 
 @pytest.mark.parametrize("at", ["submit", "result"])
 def test_errors_of_code_that_answers_later_name_it(at: str) -> None:
-    with pytest.raises(RewardError, match=r"reward mine \(tests.rewards.test_compose.Later\) raised OSError: gone"):
+    with pytest.raises(
+        RewardError, match=r"reward mine \(tests.rewards.test_compose.Later\) raised OSError: gone"
+    ):
         WeightedSum({"mine": Later(at)}, {"mine": 1.0})(torch.rand(3, 3, 4, 4), PROMPTS)
 
 
 @pytest.mark.parametrize("function", [listed, lambda x, p: torch.nn.Parameter(torch.ones(len(x)))])
 def test_a_gradient_that_does_not_come_is_missed(function: Callable[..., Any]) -> None:
-    """Only where it is asked for, and also where the values have a graph that does not begin at the images."""
+    """Only where it is asked for, and also where the values have a graph that does not begin at the
+    images."""
     mine = WeightedSum({"mine": Function(function, differentiable=True, unit="u")}, {"mine": 1.0})
     images = torch.rand(3, 3, 4, 4, requires_grad=True)
     with torch.no_grad():
         mine(images, PROMPTS)
     with pytest.raises(
-        RewardError, match=r"reward mine \(.*\) says that it is differentiable, but no gradient reaches the images"
+        RewardError,
+        match=r"reward mine \(.*\) says that it is differentiable, but no gradient reaches the images",
     ):
         mine(images, PROMPTS)
     good = WeightedSum({"mine": Function(stacked, differentiable=True, unit="u")}, {"mine": 1.0})
@@ -218,10 +243,18 @@ def test_a_gradient_that_does_not_come_is_missed(function: Callable[..., Any]) -
 def test_what_a_reward_must_say() -> None:
     """`differentiable` and `unit` have no default, the others do."""
     said = Declared.by(Mean())
-    assert (said.needs_prompt, said.input_size, said.licence, said.groupwise) == (True, None, "unstated", False)
+    assert (said.needs_prompt, said.input_size, said.licence, said.groupwise) == (
+        True,
+        None,
+        "unstated",
+        False,
+    )
     silent = type("Silent", (), {"unit": "u"})
     for thing in (silent, silent()):
-        with pytest.raises(ValueError, match="the reward Silent does not say its differentiable; write differentiable = True if"):
+        with pytest.raises(
+            ValueError,
+            match="the reward Silent does not say its differentiable; write differentiable = True if",
+        ):
             Declared.by(thing)
     silent.differentiable = False
     silent.unit = property(lambda self: "u")

@@ -20,7 +20,10 @@ def test_it_is_the_mean_distance_to_the_others(diversity: ClipDiversity) -> None
     """A loop over pairs; the same for every order of the group."""
     images, n = pictures(4), 4
     e = diversity.clip.images(images)
-    expected = [sum(1 - F.cosine_similarity(e[i], e[j], dim=0) for j in range(n) if j != i) / (n - 1) for i in range(n)]
+    expected = [
+        sum(1 - F.cosine_similarity(e[i], e[j], dim=0) for j in range(n) if j != i) / (n - 1)
+        for i in range(n)
+    ]
     found = diversity(images, ["a"] * n)
     torch.testing.assert_close(found, torch.stack(expected), atol=1e-5, rtol=0)
     order = torch.tensor([2, 0, 3, 1])

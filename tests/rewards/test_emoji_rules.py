@@ -7,9 +7,15 @@ from alignlab.rewards.emoji_rules import SIDE, TrueAesthetic, TruePreference, su
 
 
 def scene(
-    x: float, y: float, side: float, colour: tuple[float, float, float], back: tuple[float, float, float], tilt: float = 0.0
+    x: float,
+    y: float,
+    side: float,
+    colour: tuple[float, float, float],
+    back: tuple[float, float, float],
+    tilt: float = 0.0,
 ):
-    """A square of `side` image sides centred at (x, y) image sides from the middle, on a background with a linear gradient."""
+    """A square of `side` image sides centred at (x, y) image sides from the middle, on a background with a
+    linear gradient."""
     line = (torch.arange(SIDE) + 0.5) / SIDE - 0.5
     rows, columns = torch.meshgrid(line, line, indexing="ij")
     image = torch.tensor(back).view(3, 1, 1) + tilt * (rows + columns)
@@ -18,9 +24,12 @@ def scene(
 
 
 def test_subject_by_hand() -> None:
-    """Size, place and contrast of a square are what they were drawn as; a gradient behind it is not the subject."""
+    """Size, place and contrast of a square are what they were drawn as; a gradient behind it is not the
+    subject."""
     red, grey = (0.9, 0.3, 0.3), (0.6, 0.6, 0.6)
-    images = torch.stack([scene(0, 0, 0.5, red, grey), scene(0.25, 0, 0.25, red, grey), scene(0, 0, 0.5, red, grey, tilt=0.14)])
+    images = torch.stack(
+        [scene(0, 0, 0.5, red, grey), scene(0.25, 0, 0.25, red, grey), scene(0, 0, 0.5, red, grey, tilt=0.14)]
+    )
     found = subject(images)
     contrast = (0.3**2 + 0.3**2 + 0.3**2) ** 0.5 / 0.9
     torch.testing.assert_close(found.large, torch.tensor([0.5, 0.25, 0.5]) / 0.7, rtol=0.02, atol=0)
@@ -41,7 +50,8 @@ def test_an_empty_picture_earns_nothing() -> None:
 
 
 def test_true_preference_adds_up() -> None:
-    """2 P(animal) + large + centred + contrast; the word may stand anywhere in the prompt; an unknown one is refused by name."""
+    """2 P(animal) + large + centred + contrast; the word may stand anywhere in the prompt; an unknown one is
+    refused by name."""
     rule, image = TruePreference(), scene(0.1, 0.1, 0.4, (0.9, 0.8, 0.2), (0.2, 0.3, 0.8))[None]
     found = subject(image)
     chance = rule.judge(image)[0].softmax(-1)[0, rule.names["lion"]]
@@ -53,14 +63,18 @@ def test_true_preference_adds_up() -> None:
 
 
 def test_true_aesthetic_by_hand() -> None:
-    """1 + 3 (colourful + warm + light) of flat pictures; larger images mean the same; it takes no gradient."""
+    """1 + 3 (colourful + warm + light) of flat pictures; larger images mean the same; it takes no
+    gradient."""
     colours = torch.tensor([[0.9, 0.65, 0.4], [0.1, 0.1, 0.6], [1.0, 1.0, 1.0]])
     images = colours[:, :, None, None].expand(-1, -1, SIDE, SIDE).clone().requires_grad_()
     light = lambda c: max(0.0, 1 - abs(0.299 * c[0] + 0.587 * c[1] + 0.114 * c[2] - 0.65) / 0.4)  # noqa: E731
     expected = [
-        1 + 3 * (min(1, (max(c) - min(c)) / 0.5) + min(1, max(0, (c[0] - c[2] + 0.4) / 0.8)) + light(c)) for c in colours.tolist()
+        1 + 3 * (min(1, (max(c) - min(c)) / 0.5) + min(1, max(0, (c[0] - c[2] + 0.4) / 0.8)) + light(c))
+        for c in colours.tolist()
     ]
     rule = TrueAesthetic()
     assert rule(images, [""] * 3).tolist() == pytest.approx(expected, abs=1e-4)
-    assert rule(images.repeat_interleave(4, 2).repeat_interleave(4, 3), [""] * 3).tolist() == pytest.approx(expected, abs=1e-3)
+    assert rule(images.repeat_interleave(4, 2).repeat_interleave(4, 3), [""] * 3).tolist() == pytest.approx(
+        expected, abs=1e-3
+    )
     assert not rule(images, [""] * 3).requires_grad and not rule.differentiable

@@ -35,9 +35,16 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
 
 
 def blip(state: State, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-    """The published forward pass: a pre-norm ViT, a post-norm BERT with attention to it in each layer, the head on its first token."""
+    """The published forward pass: a pre-norm ViT, a post-norm BERT with attention to it in each layer, the
+    head on its first token."""
     eye, reader = "blip.visual_encoder", "blip.text_encoder"
-    x = F.conv2d(pixels, state[f"{eye}.patch_embed.proj.weight"], state[f"{eye}.patch_embed.proj.bias"], stride=16).flatten(2).mT
+    x = (
+        F.conv2d(
+            pixels, state[f"{eye}.patch_embed.proj.weight"], state[f"{eye}.patch_embed.proj.bias"], stride=16
+        )
+        .flatten(2)
+        .mT
+    )
     x = torch.cat([state[f"{eye}.cls_token"].expand(len(x), -1, -1), x], 1) + state[f"{eye}.pos_embed"]
     for k in range(2):
         block = f"{eye}.blocks.{k}"
@@ -52,7 +59,10 @@ def blip(state: State, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         layer = f"{reader}.encoder.layer.{k}"
         for kind, source, which in (("attention", None, mask), ("crossattention", x, None)):
             of = y if source is None else source
-            q, key, v = (linear(state, f"{layer}.{kind}.self.{n}", t) for n, t in (("query", y), ("key", of), ("value", of)))
+            q, key, v = (
+                linear(state, f"{layer}.{kind}.self.{n}", t)
+                for n, t in (("query", y), ("key", of), ("value", of))
+            )
             y = norm(
                 state,
                 f"{layer}.{kind}.output.LayerNorm",
@@ -69,15 +79,22 @@ def blip(state: State, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (64, 64), (48, 71)])
 def test_blip_written_out(height: int, width: int, tmp_path: Path) -> None:
-    """(r - 0.1672)/1.0333 with the authors' PIL transforms, 35 tokens at most. At its own size, where nothing is resized, to single precision."""
+    """(r - 0.1672)/1.0333 with the authors' PIL transforms, 35 tokens at most. At its own size, where nothing
+    is resized, to single precision."""
     path = image_reward(tmp_path / "model")
     images, prompts = pictures(height, width), [PROMPTS[0], "two fish " * 30, ""]
     look = Compose(
-        [Resize(32, interpolation=InterpolationMode.BICUBIC), CenterCrop(32), ToTensor(), Normalize(CLIP_MEAN, CLIP_STD)]
+        [
+            Resize(32, interpolation=InterpolationMode.BICUBIC),
+            CenterCrop(32),
+            ToTensor(),
+            Normalize(CLIP_MEAN, CLIP_STD),
+        ]
     )
     words = (tmp_path / "model" / "vocab.txt").read_text().split()
     read = [
-        ["[CLS]", *([*prompt.split(), "[SEP]"] if len(prompt) < 100 else [*prompt.split()[:33], "[SEP]"])] for prompt in prompts
+        ["[CLS]", *([*prompt.split(), "[SEP]"] if len(prompt) < 100 else [*prompt.split()[:33], "[SEP]"])]
+        for prompt in prompts
     ]
     ids = torch.tensor([[words.index(w) for w in line] + [0] * (35 - len(line)) for line in read])
     mask = torch.tensor([[1] * len(line) + [0] * (35 - len(line)) for line in read])
@@ -99,17 +116,30 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     path = image_reward(tmp_path / "model")
     for name, key in {"vocab.txt": "tokenizer", "med_config.json": "path", "ImageReward.pt": "path"}.items():
         (tmp_path / "model" / name).unlink()
-        with pytest.raises(FileNotFoundError, match=rf"^{key}={path}: {path} has no {name}; give a file or folder with {name}"):
+        with pytest.raises(
+            FileNotFoundError,
+            match=rf"^{key}={path}: {path} has no {name}; give a file or folder with {name}",
+        ):
             ImageReward(path, tokenizer=path)
 
 
-@pytest.mark.parametrize("lost", ["blip.visual_encoder.pos_embed", "blip.visual_encoder.blocks.1.attn.qkv.bias", "blip.text_encoder.encoder.layer.0.crossattention.self.key.weight", "mlp.layers.7.weight"])  # fmt: skip
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "blip.visual_encoder.pos_embed",
+        "blip.visual_encoder.blocks.1.attn.qkv.bias",
+        "blip.text_encoder.encoder.layer.0.crossattention.self.key.weight",
+        "mlp.layers.7.weight",
+    ],
+)
 def test_other_weights_are_refused(lost: str, tmp_path: Path) -> None:
     """A state dict that lacks a tensor of any part."""
     path = image_reward(tmp_path / "model")
     file = tmp_path / "model" / "ImageReward.pt"
     torch.save({k: v for k, v in torch.load(file, weights_only=True).items() if k != lost}, file)
-    with pytest.raises(ValueError, match=rf"^path={path}: ImageReward.pt and med_config.json are not ImageReward's \("):
+    with pytest.raises(
+        ValueError, match=rf"^path={path}: ImageReward.pt and med_config.json are not ImageReward's \("
+    ):
         ImageReward(path, tokenizer=path)
 
 
@@ -119,9 +149,14 @@ def test_a_head_with_relu_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "model" / "ImageReward.pt"
     number = {"0": "0", "2": "3", "4": "6", "6": "9", "7": "11"}
     state = torch.load(file, weights_only=True)
-    renamed = {".".join(number.get(w, w) if k.startswith("mlp.") else w for w in k.split(".")): v for k, v in state.items()}
+    renamed = {
+        ".".join(number.get(w, w) if k.startswith("mlp.") else w for w in k.split(".")): v
+        for k, v in state.items()
+    }
     torch.save(renamed, file)
-    with pytest.raises(ValueError, match=r"its head numbers its layers \(0, 3, 6, 9, 11\), not .* so ReLU may stand between"):
+    with pytest.raises(
+        ValueError, match=r"its head numbers its layers \(0, 3, 6, 9, 11\), not .* so ReLU may stand between"
+    ):
         ImageReward(path, tokenizer=path)
 
 

@@ -45,7 +45,8 @@ def test_v1_is_a_bare_layer(tmp_path: Path) -> None:
 
 
 def relu_head(file: Path, *, dropout: bool = True) -> nn.Sequential:
-    """The layers of the published reluMSE file, with its numbers (0, 3, 6, 9, 11), or without the dropouts (0, 2, 4, 6, 8)."""
+    """The layers of the published reluMSE file, with its numbers (0, 3, 6, 9, 11), or without the dropouts
+    (0, 2, 4, 6, 8)."""
     parts: list[nn.Module] = []
     for into, out in ((96, 9), (9, 7), (7, 5), (5, 4)):
         parts += [nn.Linear(into, out), nn.ReLU(), *([nn.Dropout(0.2)] if dropout and out > 4 else [])]
@@ -60,7 +61,10 @@ def test_a_head_with_relu_is_asked_about(dropout: bool, tmp_path: Path) -> None:
     file = tmp_path / "head.pth"
     layers = relu_head(file, dropout=dropout)
     numbers = "0, 3, 6, 9, 11" if dropout else "0, 2, 4, 6, 8"
-    said = rf"^path={file}: head.pth does not say whether ReLU .*numbers are {numbers};.*set relu=true, .* or relu=false"
+    said = (
+        rf"^path={file}: head.pth does not say whether ReLU .*numbers are {numbers};.*set relu=true, .* or "
+        r"relu=false"
+    )
     for ask in (LaionAesthetic.check, LaionAesthetic):
         with pytest.raises(ValueError, match=said):
             ask(str(file), file="head.pth", clip="emoji_clip")
@@ -68,17 +72,21 @@ def test_a_head_with_relu_is_asked_about(dropout: bool, tmp_path: Path) -> None:
     with torch.no_grad():
         embeddings = Clip("emoji_clip").images(images)
         mine, affine_map = (
-            LaionAesthetic(str(file), file="head.pth", clip="emoji_clip", relu=relu)(images, [""] * 3) for relu in (True, False)
+            LaionAesthetic(str(file), file="head.pth", clip="emoji_clip", relu=relu)(images, [""] * 3)
+            for relu in (True, False)
         )
         torch.testing.assert_close(mine, layers(embeddings)[:, 0])
     assert (mine - affine_map).abs().max() > 1e-3
 
 
 def test_a_name_that_says_relu_is_asked_about(tmp_path: Path) -> None:
-    """Even where the layers are numbered as those of the published head without it. What is said is not asked again."""
+    """Even where the layers are numbered as those of the published head without it. What is said is not asked
+    again."""
     file = tmp_path / "my-reluMSE.pth"
     layers = laion_head(file)
-    with pytest.raises(ValueError, match=r"my-reluMSE\.pth does not say whether ReLU stands between its layers"):
+    with pytest.raises(
+        ValueError, match=r"my-reluMSE\.pth does not say whether ReLU stands between its layers"
+    ):
         LaionAesthetic.check(str(file), file=file.name, clip="emoji_clip")
     images = pictures(48)
     with torch.no_grad():
@@ -87,12 +95,16 @@ def test_a_name_that_says_relu_is_asked_about(tmp_path: Path) -> None:
 
 
 def test_interpolation_is_a_choice(tmp_path: Path) -> None:
-    """Bicubic as published, or bilinear as AlignProp's own code has it: torchvision's resize of a float tensor."""
+    """Bicubic as published, or bilinear as AlignProp's own code has it: torchvision's resize of a float
+    tensor."""
     layers, images = laion_head(tmp_path / "head.pth"), hard_edges(96, 120)
     options = {"file": "head.pth", "clip": "emoji_clip"}
     published = LaionAesthetic(str(tmp_path), **options)
     alignprop = LaionAesthetic(str(tmp_path), **options, interpolation="bilinear")
-    seen = {one: reward.clip.preprocess.resized(images) for one, reward in (("bicubic", published), ("bilinear", alignprop))}
+    seen = {
+        one: reward.clip.preprocess.resized(images)
+        for one, reward in (("bicubic", published), ("bilinear", alignprop))
+    }
     theirs = resize(images, [48, 48], InterpolationMode.BILINEAR)
     torch.testing.assert_close(seen["bilinear"], theirs, rtol=0, atol=1e-5)
     assert (seen["bicubic"] - theirs).abs().max() > 0.02
@@ -129,18 +141,24 @@ def test_the_published_file(tmp_path: Path) -> None:
     assert w.norm().item() == pytest.approx(17.996, abs=1e-3) and b.item() == pytest.approx(5.237, abs=1e-3)
     images = pictures(32)
     with torch.no_grad():
-        torch.testing.assert_close(reward(images, [""] * 3), reward.clip.images(images) @ w + b, rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            reward(images, [""] * 3), reward.clip.images(images) @ w + b, rtol=0, atol=1e-4
+        )
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
-    """No file, no CLIP, a head of another width, a file that is no head, a pickle that would run code: one sentence each."""
+    """No file, no CLIP, a head of another width, a file that is no head, a pickle that would run code: one
+    sentence each."""
     path = tmp_path / "head.pth"
     with pytest.raises(
-        FileNotFoundError, match=rf"^path={path}: there is no such file or folder; give a file or folder with head.pth, or"
+        FileNotFoundError,
+        match=rf"^path={path}: there is no such file or folder; give a file or folder with head.pth, or",
     ):
         LaionAesthetic.check(str(path), file="head.pth")
     laion_head(path, width=12)
-    with pytest.raises(FileNotFoundError, match=r"^clip=nowhere: there is no such folder and no such shipped model; give"):
+    with pytest.raises(
+        FileNotFoundError, match=r"^clip=nowhere: there is no such folder and no such shipped model; give"
+    ):
         LaionAesthetic.check(str(path), file="head.pth", clip="nowhere")
     (tmp_path / "clip").mkdir()
     for name in ("open_clip_config.json", "open_clip_model.safetensors"):
@@ -149,10 +167,14 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         LaionAesthetic.check(str(path), file="head.pth", clip=str(tmp_path / "clip"))
     with pytest.raises(ValueError, match=r"^clip=.*open_clip_config.json is no configuration of open_clip's"):
         Clip(str(tmp_path / "clip"), key="clip")
-    with pytest.raises(ValueError, match=r"head.pth rates embeddings of length 12, and those of clip=emoji_clip have 96"):
+    with pytest.raises(
+        ValueError, match=r"head.pth rates embeddings of length 12, and those of clip=emoji_clip have 96"
+    ):
         LaionAesthetic(str(path), file="head.pth", clip="emoji_clip")
     torch.save({"layers.0.weight": torch.ones(3, 4)}, path)
-    with pytest.raises(ValueError, match=r"this is no head of linear layers that end in one number: it has layers.0.weight"):
+    with pytest.raises(
+        ValueError, match=r"this is no head of linear layers that end in one number: it has layers.0.weight"
+    ):
         LaionAesthetic(str(path), file="head.pth", clip="emoji_clip")
     torch.save(Path("harm"), path)
     with pytest.raises(ValueError, match=r"head.pth is no file of weights \(.*\); fetch it again"):

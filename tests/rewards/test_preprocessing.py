@@ -32,15 +32,20 @@ except ImportError:  # before version 5 the one there was used PIL
 SIZES = [(512, 512), (512, 768), (301, 233), (333, 512), (224, 227), (224, 224), (60, 97), (48, 48)]
 STD = torch.tensor(CLIP_STD).view(3, 1, 1)
 ROUNDING = 5e-3
-"""PIL rounds to 8 bits after each pass, by half a level at most; bicubic weights raise the first rounding by up to 1.4."""
+"""PIL rounds to 8 bits after each pass, by half a level at most; bicubic weights raise the first rounding by
+up to 1.4."""
 PIL = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
 def by_pil(images: Tensor, size: tuple[int, int], interpolation: str = "bicubic") -> Tensor:
-    """Images of 8 bits as PIL resizes them: across, then down. (From version 13 on Pillow begins with the height where that shrinks
-    much more than the width; the published scorers are older, so both steps are asked for.)"""
+    """Images of 8 bits as PIL resizes them: across, then down. (From version 13 on Pillow begins with the
+    height where that shrinks much more than the width; the published scorers are older, so both steps are
+    asked for.)"""
     kind = PIL[interpolation]
-    shrunk = [picture.resize((size[1], picture.height), kind).resize(size[::-1], kind) for picture in map(to_pil_image, images)]
+    shrunk = [
+        picture.resize((size[1], picture.height), kind).resize(size[::-1], kind)
+        for picture in map(to_pil_image, images)
+    ]
     return torch.stack([torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255 for picture in shrunk])
 
 
@@ -52,14 +57,16 @@ def both(height: int, width: int) -> Tensor:
 @pytest.mark.parametrize("interpolation", PIL)
 @pytest.mark.parametrize("size", [*SIZES, (3, 700), (37, 224), (1024, 64)], ids=str)
 def test_pil_resizes_alike(size: tuple[int, int], interpolation: str) -> None:
-    """Up and down, square or not, on black-and-white edges too. One pass, clamped at its end, would be off by up to 0.12."""
+    """Up and down, square or not, on black-and-white edges too. One pass, clamped at its end, would be off by
+    up to 0.12."""
     images = both(*size)
     ours = Preprocessing(size=(224, 160), resize="squash", interpolation=interpolation)
     assert (ours.resized(images) - by_pil(images, (224, 160), interpolation)).abs().max() <= ROUNDING
 
 
 def test_one_pass_would_not_do() -> None:
-    """What is not clamped between the passes differs from PIL by more than its rounding, also at the embedded world's size."""
+    """What is not clamped between the passes differs from PIL by more than its rounding, also at the embedded
+    world's size."""
     for side in (48, 512):
         images = hard_edges(side)
         at_once = F.interpolate(images, (224, 224), mode="bicubic", antialias=True).clamp(0, 1)
@@ -83,7 +90,9 @@ def test_open_clips_pil_pipeline(resize: str, size: tuple[int, int]) -> None:
 def test_transformers_pil_pipeline(size: tuple[int, int]) -> None:
     """The same of PickScore's and SciScore's processors, which cut an odd margin elsewhere."""
     images = both(*size)
-    theirs = CLIPImageProcessorPil()([to_pil_image(image) for image in images], return_tensors="np")["pixel_values"]
+    theirs = CLIPImageProcessorPil()([to_pil_image(image) for image in images], return_tensors="np")[
+        "pixel_values"
+    ]
     ours = preprocessing_of(CLIPImageProcessor())(images)
     assert ((ours - torch.from_numpy(np.asarray(theirs))) * STD).abs().max() <= ROUNDING
 
@@ -95,7 +104,9 @@ def test_the_gradient_is_the_finite_difference(size: tuple[int, int], interpolat
     draw = torch.Generator().manual_seed(0)
     images = (hard_edges(*size, cell=4).double() * 0.98 + 0.01).requires_grad_()
     look = Preprocessing(size=(16, 16), interpolation=interpolation)
-    weights, direction = (torch.randn(shape, generator=draw, dtype=torch.float64) for shape in ((3, 3, 16, 16), images.shape))
+    weights, direction = (
+        torch.randn(shape, generator=draw, dtype=torch.float64) for shape in ((3, 3, 16, 16), images.shape)
+    )
 
     def score(x: Tensor) -> Tensor:
         return (look(x) * weights).sum()
@@ -112,7 +123,10 @@ def test_the_gradient_is_the_finite_difference(size: tuple[int, int], interpolat
 
 def test_another_processor_is_refused() -> None:
     """One that squashes, or leaves an edge that is not cut, would need another preprocessing."""
-    with pytest.raises(ValueError, match=r"an image processor of size .* is not CLIP's; give the processor that was published"):
+    with pytest.raises(
+        ValueError,
+        match=r"an image processor of size .* is not CLIP's; give the processor that was published",
+    ):
         preprocessing_of(CLIPImageProcessor(size={"height": 224, "width": 224}))
 
 
@@ -125,8 +139,9 @@ def old(self: Preprocessing, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def test_the_embedded_worlds_scores_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its images have the size that its CLIP sees, so nothing is resized and no score moves by a bit. Enlarged, they move by less
-    than a hundredth of their spread. (-s prints the table of alignlab/assets/README.md.)"""
+    """Its images have the size that its CLIP sees, so nothing is resized and no score moves by a bit.
+    Enlarged, they move by less than a hundredth of their spread. (-s prints the table of
+    alignlab/assets/README.md.)"""
     family = StableDiffusion("emoji")
     prompts = [f"a {animal}" for animal in ("lion", "cat", "zebra", "fish", "bee", "snake")]
     key = noise_key(prompts, seed=0, stream="eval")

@@ -1,4 +1,5 @@
-"""A reward on another machine: the same numbers, in the same order, while the next rollout is sampled; and every way to fail."""
+"""A reward on another machine: the same numbers, in the same order, while the next rollout is sampled; and
+every way to fail."""
 
 import json
 import math
@@ -87,13 +88,16 @@ def pictures(n: int = 5) -> Tensor:
 
 @pytest.mark.parametrize("form", ["png", "safetensors"])
 def test_scores_are_the_local_ones(form: str) -> None:
-    """Batched (5 images in requests of 2), whatever the prompts' letters: exact by safetensors; by PNG those of the image in 8 bits."""
+    """Batched (5 images in requests of 2), whatever the prompts' letters: exact by safetensors; by PNG those
+    of the image in 8 bits."""
 
     class Both:
         unit, typical_range, differentiable = "pixels and letters", (0.0, 9.0), True
 
         def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-            return images.double().square().mean((1, 2, 3)).float() + torch.tensor([float(len(p)) for p in prompts])
+            return images.double().square().mean((1, 2, 3)).float() + torch.tensor(
+                [float(len(p)) for p in prompts]
+            )
 
     images = pictures()
     seen = images if form == "safetensors" else (images * 255).round() / 255
@@ -110,16 +114,24 @@ def test_the_wire_keeps_images_and_prompts(form: str) -> None:
 
     images, prompts = unpack(pack(pictures(), PROMPTS, form), TYPES[form], Limits())
     assert prompts == PROMPTS
-    torch.testing.assert_close(images, pictures(), rtol=0, atol=0 if form == "safetensors" else 0.5 / 255 + 1e-6)
+    torch.testing.assert_close(
+        images, pictures(), rtol=0, atol=0 if form == "safetensors" else 0.5 / 255 + 1e-6
+    )
 
 
 def test_the_declaration_is_the_servers(server: Moody) -> None:
-    """Unit and range in the run's logs are those of the reward that is served; open ends of a range survive JSON."""
+    """Unit and range in the run's logs are those of the reward that is served; open ends of a range survive
+    JSON."""
     assert (client(server).unit, client(server).typical_range) == ("kB", (-150.0, 150.0))
     assert not client(server).differentiable
     assert WeightedSum({"remote": client(server)}, {"remote": 1.0}).unit == "kB"
     reward: Any = Brightness()
-    reward.typical_range, reward.licence, reward.input_size, reward.needs_prompt = (0.0, float("inf")), "MIT", 224, False
+    reward.typical_range, reward.licence, reward.input_size, reward.needs_prompt = (
+        (0.0, float("inf")),
+        "MIT",
+        224,
+        False,
+    )
     with serving(reward) as other:
         remote = client(other)
         assert remote.typical_range == (0.0, float("inf"))
@@ -144,7 +156,14 @@ def rollouts(n: int, seconds: float = 0.15) -> Iterator[Rollout]:
     for k in range(n):
         time.sleep(seconds)
         images, prompts = torch.full((2, 3, 8, 8), k / n), (f"{k}", f"{k}")
-        rest: Any = {"cond": None, "sampler": None, "noise": None, "slots": (), "latents": images, "log_probs": images}
+        rest: Any = {
+            "cond": None,
+            "sampler": None,
+            "noise": None,
+            "slots": (),
+            "latents": images,
+            "log_probs": images,
+        }
         yield Rollout(images=images, prompts=prompts, **rest)
 
 
@@ -159,7 +178,8 @@ def taken(reward: WeightedSum) -> Any:
 
 
 def test_scoring_overlaps_sampling() -> None:
-    """Six rollouts of 0.15 s whose scores take 0.15 s each: about 7 x 0.15 s ahead, 12 x 0.15 s one after another. The same in order.
+    """Six rollouts of 0.15 s whose scores take 0.15 s each: about 7 x 0.15 s ahead, 12 x 0.15 s one after
+    another. The same in order.
 
     Of three tries ahead the fastest counts: other processes of the machine may hold one up."""
     policy: Any = SimpleNamespace(passes={"backward": 0})
@@ -203,46 +223,72 @@ def test_a_gradient_is_not_sampled_ahead_of() -> None:
     assert seen == [f"{what} {k}" for k in range(3) for what in ("sample", "score")]
     seen.clear()
     list(scored(sampled(), reward, policy, taken(reward), gradient=False, earned=[]))  # type: ignore[arg-type]
-    assert seen[0::2] == [f"sample {k}" for k in range(3)]  # Watched has no submit: it is computed as each rollout comes
+    assert seen[0::2] == [
+        f"sample {k}" for k in range(3)
+    ]  # Watched has no submit: it is computed as each rollout comes
 
 
 def test_no_rollout_of_an_older_policy(server: Moody) -> None:
-    """An objective that updates between rollouts is told to leave ahead alone, instead of training on stale samples."""
+    """An objective that updates between rollouts is told to leave ahead alone, instead of training on stale
+    samples."""
     policy: Any = SimpleNamespace(passes={"backward": 0})
     reward = WeightedSum({"remote": client(server)}, {"remote": 1.0})
     stream = scored(rollouts(3, 0), reward, policy, taken(reward), gradient=False, earned=[])
     next(stream)
     policy.passes["backward"] += 2
-    with pytest.raises(RewardError, match=r"updates between rollouts, so none may be sampled ahead; set reward.NAME.ahead=0"):
+    with pytest.raises(
+        RewardError, match=r"updates between rollouts, so none may be sampled ahead; set reward.NAME.ahead=0"
+    ):
         next(stream)
 
 
-SMALL = ["steps=2", "samples_per_step=6", "sampler.steps=2", "evaluation.final_images=1", "evaluation.prompts=1"]
+SMALL = [
+    "steps=2",
+    "samples_per_step=6",
+    "sampler.steps=2",
+    "evaluation.final_images=1",
+    "evaluation.prompts=1",
+]
 
 
 @pytest.fixture(scope="module")
 def local(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on the local reward."""
     folder = tmp_path_factory.mktemp("local")
-    train(configured(*tiny(tiny_sd, "algo=ddpo", "algo.updates_per_epoch=2", "reward=jpeg_compressibility", *SMALL)), folder)
+    train(
+        configured(
+            *tiny(tiny_sd, "algo=ddpo", "algo.updates_per_epoch=2", "reward=jpeg_compressibility", *SMALL)
+        ),
+        folder,
+    )
     return folder
 
 
 def over_http(tiny_sd: str, where: str) -> list[str]:
     """The same, over HTTP."""
-    words = tiny(tiny_sd, "algo=ddpo", "algo.updates_per_epoch=2", *SMALL, "reward=remote", "reward.remote.form=safetensors")
+    words = tiny(
+        tiny_sd,
+        "algo=ddpo",
+        "algo.updates_per_epoch=2",
+        *SMALL,
+        "reward=remote",
+        "reward.remote.form=safetensors",
+    )
     return [*words, f"reward.remote.url={where}", "reward.remote.retries=1", "reward.remote.ahead=2"]
 
 
 def check_equal(local: Path, remote: Path) -> None:
     """Every number of every epoch and the weights are bit-identical."""
-    theirs = [{k.replace("jpeg_compressibility", "remote"): v for k, v in line.items()} for line in lines(local)]
+    theirs = [
+        {k.replace("jpeg_compressibility", "remote"): v for k, v in line.items()} for line in lines(local)
+    ]
     assert lines(remote) == theirs and same_weights(local, remote)
 
 
 def test_a_dead_server_ends_the_run_and_resume_goes_on(local, tiny_sd, tmp_path, monkeypatch, capsys) -> None:
-    """One sentence and code 2, no traceback; with the server back, resume=RUN ends as the run on the local reward does: three
-    micro-batches an epoch, sampled up to two ahead of their scores, give the same metrics, evaluations and weights."""
+    """One sentence and code 2, no traceback; with the server back, resume=RUN ends as the run on the local
+    reward does: three micro-batches an epoch, sampled up to two ahead of their scores, give the same metrics,
+    evaluations and weights."""
     run, asked = tmp_path / "run", 0
 
     class Dies(JpegSize):
@@ -284,13 +330,20 @@ def heard(connection: socket.socket) -> None:
 
 
 def answers(
-    body: bytes, status: str = "200 OK", kind: str = "application/json", length: int | None = None, more: str = ""
+    body: bytes,
+    status: str = "200 OK",
+    kind: str = "application/json",
+    length: int | None = None,
+    more: str = "",
 ) -> Mood:
     """One raw answer, after which the connection is closed."""
 
     def mood(connection: socket.socket) -> None:
         heard(connection)
-        head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body) if length is None else length}\r\n{more}\r\n"
+        head = (
+            f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: "
+            f"{len(body) if length is None else length}\r\n{more}\r\n"
+        )
         connection.sendall(head.encode() + body)
 
     return mood
@@ -309,7 +362,9 @@ def drips(connection: socket.socket) -> None:
     """A byte at a time, each in time, but never done."""
     heard(connection)
     try:
-        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n")
+        connection.sendall(
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
+        )
         for _ in range(20):
             connection.sendall(b" ")
             time.sleep(0.05)
@@ -352,7 +407,8 @@ def test_what_may_pass_is_asked_again(mood: str, server: Moody) -> None:
 
 
 def dripping(at_once: bytes, drips: bytes) -> Mood:
-    """Sends the first part at once and then the second one again and again, a byte every 20 ms, until the client hangs up."""
+    """Sends the first part at once and then the second one again and again, a byte every 20 ms, until the
+    client hangs up."""
 
     def mood(connection: socket.socket) -> None:
         heard(connection)
@@ -388,7 +444,8 @@ DRIPPED = {
 
 @pytest.mark.parametrize("what", DRIPPED)
 def test_the_timeout_is_a_deadline_over_the_whole_answer(what: str, server: Moody) -> None:
-    """Each byte comes in time, and the answer never does: given up at the deadline, and the connection is cut, so no thread stays."""
+    """Each byte comes in time, and the answer never does: given up at the deadline, and the connection is
+    cut, so no thread stays."""
     remote = client(server, timeout=0.3, retries=0)
     server.moods = [dripping(*DRIPPED[what])]
     began = time.monotonic()
@@ -437,7 +494,8 @@ def test_a_long_request_is_within_the_deadline(server: Moody) -> None:
 
 
 def test_endless_trailers_and_chunks_take_no_memory(server: Moody) -> None:
-    """As fast as they come, they are not kept: a size of a chunk without an end, trailers without an end, a body without an end."""
+    """As fast as they come, they are not kept: a size of a chunk without an end, trailers without an end, a
+    body without an end."""
     for what, said in (
         (CHUNKED + b"0" * 2**20, "got more than"),
         (CHUNKED + b"100000\r\n" + b" " * 2**20, "answered with more than"),
@@ -463,7 +521,10 @@ def test_what_does_not_pass_is_one_sentence(mood: str, server: Moody) -> None:
         "another page": r"no JSON \(text/html, 20 bytes\)",
         "overloaded": "HTTP 503 too many",
     }
-    said = rf"^the reward server {url(server)} gave no answer in 2 attempts over \d s \(the last: .*{why[mood]}.*\); start it again .*resume=RUN"
+    said = (
+        rf"^the reward server {url(server)} gave no answer in 2 attempts over \d s \(the last: "
+        rf".*{why[mood]}.*\); start it again .*resume=RUN"
+    )
     with pytest.raises(RewardError, match=said) as error:
         remote(pictures(), PROMPTS)
     assert not server.moods and "\n" not in str(error.value)
@@ -474,24 +535,31 @@ def test_nobody_there() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         where = f"http://127.0.0.1:{free.getsockname()[1]}"
-    with pytest.raises(RewardError, match=r"in 1 attempts .*Connection refused.*; start it \(python -m alignlab.serve_reward"):
+    with pytest.raises(
+        RewardError, match=r"in 1 attempts .*Connection refused.*; start it \(python -m alignlab.serve_reward"
+    ):
         Remote(where, retries=0)
 
 
 def test_waits_grow_and_differ(server: Moody, monkeypatch) -> None:
-    """backoff x 2^k up to the longest, each between a half and the whole of it; the run's own random numbers are untouched."""
+    """backoff x 2^k up to the longest, each between a half and the whole of it; the run's own random numbers
+    are untouched."""
     import random
 
     remote = client(server, retries=9, backoff=1.0)
     waits: list[float] = []
-    monkeypatch.setattr("alignlab.rewards.remote.time", SimpleNamespace(sleep=waits.append, monotonic=time.monotonic))
+    monkeypatch.setattr(
+        "alignlab.rewards.remote.time", SimpleNamespace(sleep=waits.append, monotonic=time.monotonic)
+    )
     server.moods = [PASSING["garbage"]] * 9
     state, tensor_state = random.getstate(), torch.get_rng_state()
     remote(pictures(), PROMPTS)
     assert len(waits) == 9
     for wait, whole in zip(waits, [1, 2, 4, 8, 16, 30, 30, 30, 30], strict=True):
         assert whole / 2 <= wait <= whole
-    assert len({wait / whole for wait, whole in zip(waits, [1, 2, 4, 8, 16, 30, 30, 30, 30], strict=True)}) == 9
+    assert (
+        len({wait / whole for wait, whole in zip(waits, [1, 2, 4, 8, 16, 30, 30, 30, 30], strict=True)}) == 9
+    )
     assert random.getstate() == state and torch.equal(torch.get_rng_state(), tensor_state)
 
 
@@ -503,7 +571,10 @@ REFUSED: dict[str, tuple[Mood, str]] = {
     "a column": (says([[1.0]] * 5), r"gave the score \[1.0\] \(5 of 5 are no finite numbers\)"),
     "nan": (says([1.0, float("nan"), 1.0, 1.0, 1.0]), r"gave the score nan \(1 of 5"),
     "infinite": (says([1.0, 1.0, float("-inf"), 1.0, 1.0]), "gave the score -inf"),
-    "overflow": (answers(b'{"reward": "jpeg", "digest": "d1", "scores": [1e999, 1, 1, 1, 1]}'), "gave the score inf"),
+    "overflow": (
+        answers(b'{"reward": "jpeg", "digest": "d1", "scores": [1e999, 1, 1, 1, 1]}'),
+        "gave the score inf",
+    ),
     "immense": (
         answers(b'{"reward": "jpeg", "digest": "d1", "scores": [1' + b"0" * 400 + b", 1, 1, 1, 1]}"),
         "gave the score 1000",
@@ -515,9 +586,18 @@ REFUSED: dict[str, tuple[Mood, str]] = {
     "another reward": (says([1.0] * 5, reward="clip"), r"holds clip \(d1\) now, and held jpeg \(d1\)"),
     "other arguments": (says([1.0] * 5, digest="d2"), r"holds jpeg \(d2\) now, and held jpeg \(d1\)"),
     "endless": (answers(b'{"scores": [' + b"1," * 500_000, length=10**9), "answered with more than"),
-    "refusal": (answers(b'{"error": "prompts must be a list"}', "400 Bad Request"), "refused: HTTP 400 prompts must be a list"),
-    "elsewhere": (answers(b"", "302 Found", more="Location: http://127.0.0.1:1/score\r\n"), "refused: HTTP 302"),
-    "secret": (answers(b"{}", "401 Unauthorized"), "wants a secret; set the environment variable ALIGNLAB_REWARD_TOKEN"),
+    "refusal": (
+        answers(b'{"error": "prompts must be a list"}', "400 Bad Request"),
+        "refused: HTTP 400 prompts must be a list",
+    ),
+    "elsewhere": (
+        answers(b"", "302 Found", more="Location: http://127.0.0.1:1/score\r\n"),
+        "refused: HTTP 302",
+    ),
+    "secret": (
+        answers(b"{}", "401 Unauthorized"),
+        "wants a secret; set the environment variable ALIGNLAB_REWARD_TOKEN",
+    ),
 }
 
 
@@ -534,13 +614,20 @@ def test_what_would_not_pass_ends_at_once(name: str, server: Moody) -> None:
 
 @pytest.mark.parametrize(
     "said",
-    [b"{}", b"[]", b'{"protocol": 2, "reward": "x", "digest": "", "unit": "", "typical_range": [0, 1]}',
-     b'{"protocol": 1, "reward": "x", "digest": "", "unit": 3, "typical_range": [0, 1]}',
-     b'{"protocol": 1, "reward": "x", "digest": "", "unit": "", "typical_range": ["a", 1]}'],
-)  # fmt: skip
+    [
+        b"{}",
+        b"[]",
+        b'{"protocol": 2, "reward": "x", "digest": "", "unit": "", "typical_range": [0, 1]}',
+        b'{"protocol": 1, "reward": "x", "digest": "", "unit": 3, "typical_range": [0, 1]}',
+        b'{"protocol": 1, "reward": "x", "digest": "", "unit": "", "typical_range": ["a", 1]}',
+    ],
+)
 def test_another_service_is_no_reward(said: bytes, server: Moody) -> None:
     server.moods = [answers(said)]
-    with pytest.raises(RewardError, match=r"/health is not the declaration of a reward; start python -m alignlab.serve_reward"):
+    with pytest.raises(
+        RewardError,
+        match=r"/health is not the declaration of a reward; start python -m alignlab.serve_reward",
+    ):
         Remote(url(server))
 
 

@@ -57,11 +57,23 @@ def test_colour(channel: str) -> None:
 
 def test_brightness() -> None:
     """The mean pixel of each image."""
-    assert Brightness()(torch.stack([torch.zeros(3, 4, 4), torch.full((3, 4, 4), 0.25)]), ["", ""]).tolist() == [0.0, 0.25]
+    assert Brightness()(
+        torch.stack([torch.zeros(3, 4, 4), torch.full((3, 4, 4), 0.25)]), ["", ""]
+    ).tolist() == [0.0, 0.25]
 
 
-@pytest.mark.parametrize(("make", "size"), [(Brightness, 16), (Colour, 16), (lambda: ClipScore("emoji_clip"), 48), (lambda: ClipScore("emoji_clip"), 80)])  # fmt: skip
-def test_gradient_is_the_finite_difference(make: Callable[[], Brightness | Colour | ClipScore], size: int) -> None:
+@pytest.mark.parametrize(
+    ("make", "size"),
+    [
+        (Brightness, 16),
+        (Colour, 16),
+        (lambda: ClipScore("emoji_clip"), 48),
+        (lambda: ClipScore("emoji_clip"), 80),
+    ],
+)
+def test_gradient_is_the_finite_difference(
+    make: Callable[[], Brightness | Colour | ClipScore], size: int
+) -> None:
     """Along a random direction, for each image by itself (CLIP also through its own resizing)."""
     reward, images = make(), (0.2 + 0.6 * pictures(size)).requires_grad_()
     direction = pictures(size).flip(0) - 0.5
@@ -69,7 +81,9 @@ def test_gradient_is_the_finite_difference(make: Callable[[], Brightness | Colou
     slope = (gradient * direction).sum((1, 2, 3))
     h = 5e-3
     with torch.no_grad():
-        difference = (reward(images + h * direction, PROMPTS) - reward(images - h * direction, PROMPTS)) / (2 * h)
+        difference = (reward(images + h * direction, PROMPTS) - reward(images - h * direction, PROMPTS)) / (
+            2 * h
+        )
     torch.testing.assert_close(slope, difference, rtol=2e-2, atol=2e-3)
     if isinstance(reward, ClipScore):
         assert not any(p.requires_grad for p in reward.clip.model.parameters())
@@ -77,7 +91,8 @@ def test_gradient_is_the_finite_difference(make: Callable[[], Brightness | Colou
 
 @pytest.mark.parametrize("size", [48, 64, 128])
 def test_clip_sees_what_open_clip_sees(clip: ClipScore, size: int) -> None:
-    """The tensor preprocessing is open_clip's PIL preprocessing within 1e-2, and the score is 100 x its cosine."""
+    """The tensor preprocessing is open_clip's PIL preprocessing within 1e-2, and the score is 100 x its
+    cosine."""
     images = pictures(size)
     model, _, theirs = open_clip.create_model_and_transforms(locate("emoji_clip"))
     reference = torch.stack([theirs(to_pil_image(image)) for image in images])
@@ -94,7 +109,9 @@ def test_clip_scores_do_not_depend_on_the_batch(clip: ClipScore) -> None:
     images = pictures(48)
     with torch.no_grad():
         whole = clip(images, PROMPTS)
-        alone = torch.cat([clip(image[None], [prompt]) for image, prompt in zip(images, PROMPTS, strict=True)])
+        alone = torch.cat(
+            [clip(image[None], [prompt]) for image, prompt in zip(images, PROMPTS, strict=True)]
+        )
         torch.testing.assert_close(whole, alone, rtol=0, atol=1e-4)
         filled = ClipScore("emoji_clip", template="a {} on a blue background")(images[:1], ["lion"])
         torch.testing.assert_close(filled, whole[:1], rtol=0, atol=1e-4)

@@ -1,4 +1,5 @@
-"""Published reward folders as transformers 5 saves them anew: the processor in one file, the vocabulary in tokenizer.json alone."""
+"""Published reward folders as transformers 5 saves them anew: the processor in one file, the vocabulary in
+tokenizer.json alone."""
 
 import json
 import shutil
@@ -35,7 +36,9 @@ def as_saved_by_5(home: Path) -> None:
     (home / "processor_config.json").write_text(json.dumps(whole))
     config = json.loads((home / "config.json").read_text())
     config.pop("torch_dtype", None)
-    (home / "config.json").write_text(json.dumps(config | {"dtype": "float32", "transformers_version": "5.23.0"}))
+    (home / "config.json").write_text(
+        json.dumps(config | {"dtype": "float32", "transformers_version": "5.23.0"})
+    )
 
 
 @pytest.mark.parametrize("kind", [PickScore, SciScore])
@@ -59,7 +62,11 @@ def test_image_rewards_words(tmp_path: Path) -> None:
     anew(after, BertTokenizerFast, ("vocab.txt",))
     ImageReward.check(path, tokenizer=str(after))
     assert ImageReward.missing(path, tokenizer=str(after)) == []
-    images, old, new = pictures(32), ImageReward(path, tokenizer=path), ImageReward(path, tokenizer=str(after))
+    images, old, new = (
+        pictures(32),
+        ImageReward(path, tokenizer=path),
+        ImageReward(path, tokenizer=str(after)),
+    )
     torch.testing.assert_close(new(images, PROMPTS), old(images, PROMPTS), rtol=0, atol=0)
 
 
@@ -72,7 +79,11 @@ def test_weights_in_shards(tmp_path: Path) -> None:
     where = {key: names[k % 2] for k, key in enumerate(state)}
     file.unlink()
     for name in names:
-        save_file({key: value for key, value in state.items() if where[key] == name}, path / name, metadata={"format": "pt"})
+        save_file(
+            {key: value for key, value in state.items() if where[key] == name},
+            path / name,
+            metadata={"format": "pt"},
+        )
     index = {"metadata": {"total_size": 1}, "weight_map": where}
     (path / "model.safetensors.index.json").write_text(json.dumps(index))
     torch.testing.assert_close(PickScore(str(path))(images, PROMPTS), whole, rtol=0, atol=0)
@@ -87,10 +98,14 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     (path / "kept.txt").rename(path / "merges.txt")
     as_saved_by_5(path)
     (path / "processor_config.json").write_text('{"processor_class": "CLIPProcessor"}')
-    with pytest.raises(ValueError, match=rf"^path={path}: processor_config.json describes no image processor of CLIP's; fetch"):
+    with pytest.raises(
+        ValueError,
+        match=rf"^path={path}: processor_config.json describes no image processor of CLIP's; fetch",
+    ):
         PickScore(str(path))
     (path / "tokenizer.json").unlink()
     with pytest.raises(
-        FileNotFoundError, match=rf"^path={path}: {path} has no vocab.json; give a file or folder with vocab.json"
+        FileNotFoundError,
+        match=rf"^path={path}: {path} has no vocab.json; give a file or folder with vocab.json",
     ):
         PickScore.check(str(path))

@@ -1,4 +1,5 @@
-"""A vision-language judge: BERTScore by hand, and tiny models in the published format against transformers' own calls."""
+"""A vision-language judge: BERTScore by hand, and tiny models in the published format against transformers'
+own calls."""
 
 import json
 import math
@@ -20,11 +21,13 @@ from alignlab.rewards.questions import Questions, is_right, numbers, spellings
 from alignlab.rewards.vlm import Vlm, locate
 
 WORDS = (
-    "<pad> <s> </s> <unk> <image> USER : ASSISTANT How many cats dogs are there in this image ? two three Three 3 five The contains "
+    "<pad> <s> </s> <unk> <image> USER : ASSISTANT How many cats dogs are there in this image ? two three "
+    "Three 3 five The contains "
     "Answer concisely what is going on a cat dog . [CLS] [SEP]"
 ).split()
 TEMPLATE = (
-    "{% for m in messages %}USER : {% for c in m['content'] %}{% if c['type'] == 'image' %}<image> {% else %}{{ c['text'] }}{% endif %}"
+    "{% for m in messages %}USER : {% for c in m['content'] %}{% if c['type'] == 'image' %}<image> {% else "
+    "%}{{ c['text'] }}{% endif %}"
     "{% endfor %}{% endfor %}{% if add_generation_prompt %} ASSISTANT :{% endif %}"
 )
 
@@ -33,7 +36,11 @@ def words_tokenizer(**special: str) -> transformers.PreTrainedTokenizerFast:
     """Whole words."""
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(":", "isolated"), pre_tokenizers.Split("?", "isolated")]
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Split(":", "isolated"),
+            pre_tokenizers.Split("?", "isolated"),
+        ]
     )
     if "cls_token" in special:
         core.post_processor = processors.TemplateProcessing(
@@ -48,21 +55,40 @@ def llava(folder: Path, *, template: str | None = None, chain: dict[str, str] | 
     """A LLaVA of random weights: CLIP's tower on 4 patches of 16 px, a Llama, real processor files.
 
     Args:
-        chain: instead, a model that says only what follows the last word: by 4 nats more likely than any other word.
+        chain: instead, a model that says only what follows the last word: by 4 nats more likely than any
+            other word.
     """
     torch.manual_seed(0)
     vision = transformers.CLIPVisionConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=8,
     )
     width = 64 if chain else 32
     text = transformers.LlamaConfig(
-        vocab_size=len(WORDS), hidden_size=width, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=128,
-        pad_token_id=0, bos_token_id=1, eos_token_id=2, initializer_range=0.4, tie_word_embeddings=False,
-    )  # fmt: skip
+        vocab_size=len(WORDS),
+        hidden_size=width,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        initializer_range=0.4,
+        tie_word_embeddings=False,
+    )
     config = transformers.LlavaConfig(
-        vision_config=vision, text_config=text, image_token_id=WORDS.index("<image>"), image_seq_length=4, vision_feature_layer=-1,
+        vision_config=vision,
+        text_config=text,
+        image_token_id=WORDS.index("<image>"),
+        image_seq_length=4,
+        vision_feature_layer=-1,
         vision_feature_select_strategy="default",
-    )  # fmt: skip
+    )
     model = transformers.LlavaForConditionalGeneration(config).eval()
     for parameter in model.model.vision_tower.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
@@ -75,15 +101,23 @@ def llava(folder: Path, *, template: str | None = None, chain: dict[str, str] | 
             language.embed_tokens.weight.copy_(torch.eye(len(WORDS), width))
             head.weight.zero_()
             for before, after in chain.items():
-                head.weight[WORDS.index(after), WORDS.index(before)] = 4 / math.sqrt(width)  # the norm makes 1 of 64 numbers 8
+                head.weight[WORDS.index(after), WORDS.index(before)] = 4 / math.sqrt(
+                    width
+                )  # the norm makes 1 of 64 numbers 8
     model.generation_config.update(pad_token_id=0, eos_token_id=2, bos_token_id=1)
     model.save_pretrained(folder)
-    images = transformers.CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    images = transformers.CLIPImageProcessor(
+        size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
+    )
     tokenizer = words_tokenizer(bos_token="<s>", eos_token="</s>", additional_special_tokens=["<image>"])
     transformers.LlavaProcessor(
-        image_processor=images, tokenizer=tokenizer, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        image_processor=images,
+        tokenizer=tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
         chat_template=template,
-    ).save_pretrained(folder)  # fmt: skip
+    ).save_pretrained(folder)
     return str(folder)
 
 
@@ -91,9 +125,14 @@ def bert(folder: Path) -> str:
     """A BERT of three layers."""
     torch.manual_seed(0)
     config = transformers.BertConfig(
-        vocab_size=len(WORDS), hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, max_position_embeddings=64,
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        max_position_embeddings=64,
         initializer_range=0.5,
-    )  # fmt: skip
+    )
     transformers.BertModel(config).save_pretrained(folder)
     words_tokenizer(cls_token="[CLS]", sep_token="[SEP]").save_pretrained(folder)
     return str(folder)
@@ -118,7 +157,9 @@ def pictures(n: int = 3) -> Tensor:
 # -- BERTScore
 
 
-def tokens(rows: list[list[list[float]]], counted: list[list[int]], present: list[list[int]] | None = None) -> Tokens:
+def tokens(
+    rows: list[list[list[float]]], counted: list[list[int]], present: list[list[int]] | None = None
+) -> Tokens:
     return Tokens(
         torch.tensor(rows, dtype=torch.float32),
         torch.tensor(present or [[1] * len(row) for row in counted]).bool(),
@@ -129,7 +170,10 @@ def tokens(rows: list[list[list[float]]], counted: list[list[int]], present: lis
 def test_matching_by_hand() -> None:
     """Reference (1, 0), (0, 2), (3, 4); candidate (5, 0), (0.6, 0.8). Cosines: 1, .6 | 0, .8 | .6, 1.
     R = (1 + .8 + 1)/3, P = (1 + 1)/2."""
-    reference, candidate = tokens([[[1, 0], [0, 2], [3, 4]]], [[1, 1, 1]]), tokens([[[5, 0], [0.6, 0.8]]], [[1, 1]])
+    reference, candidate = (
+        tokens([[[1, 0], [0, 2], [3, 4]]], [[1, 1, 1]]),
+        tokens([[[5, 0], [0.6, 0.8]]], [[1, 1]]),
+    )
     found = align(candidate, reference)
     recall = 2.8 / 3
     assert found.recall.item() == pytest.approx(recall)
@@ -140,8 +184,8 @@ def test_matching_by_hand() -> None:
 
 
 def test_special_tokens_are_matched_but_not_counted() -> None:
-    """The reference's second token finds its equal in the candidate's special one; that one itself counts in no mean. Padding, equal to
-    everything here, is never matched, even where every cosine is negative."""
+    """The reference's second token finds its equal in the candidate's special one; that one itself counts in
+    no mean. Padding, equal to everything here, is never matched, even where every cosine is negative."""
     reference = tokens([[[1, 0], [0, 1], [9, 9]]], [[1, 1, 0]], [[1, 1, 0]])
     candidate = tokens([[[1, 0], [0, 1]]], [[1, 0]])
     assert (align(candidate, reference).recall.item(), align(candidate, reference).precision.item()) == (1, 1)
@@ -156,12 +200,16 @@ def test_an_empty_text_scores_nothing() -> None:
 
 
 def test_bertscore_of_texts(home: Path) -> None:
-    """Equal texts score 1; numbers are those of transformers' own layer, alone or in a batch; the baseline is taken out linearly."""
+    """Equal texts score 1; numbers are those of transformers' own layer, alone or in a batch; the baseline is
+    taken out linearly."""
     score = BertScore(str(home / "bert"), 2)
     same = score(["a cat", "two dogs ."], ["a cat", "two dogs ."])
     for values in same:
         torch.testing.assert_close(values, torch.ones(2))
-    candidates, references = ["a cat .", "dogs", ""], ["The image contains three cats", "The image contains a dog", "a cat"]
+    candidates, references = (
+        ["a cat .", "dogs", ""],
+        ["The image contains three cats", "The image contains a dog", "a cat"],
+    )
     found = score(candidates, references)
     alone = torch.cat([score([c], [r]).recall for c, r in zip(candidates, references, strict=True)])
     torch.testing.assert_close(found.recall, alone, rtol=0, atol=1e-5)
@@ -171,7 +219,8 @@ def test_bertscore_of_texts(home: Path) -> None:
     with torch.no_grad():
         x, y = (
             torch.nn.functional.normalize(
-                model(**tokenizer(text, return_tensors="pt"), output_hidden_states=True).hidden_states[2][0], dim=-1
+                model(**tokenizer(text, return_tensors="pt"), output_hidden_states=True).hidden_states[2][0],
+                dim=-1,
             )
             for text in (references[0], candidates[0])
         )
@@ -183,19 +232,28 @@ def test_bertscore_of_texts(home: Path) -> None:
 
 
 def test_a_robertas_first_word_is_one_within(tmp_path: Path) -> None:
-    """As in the package: what follows a blank and what begins a text are the same token. An empty text has none still."""
+    """As in the package: what follows a blank and what begins a text are the same token. An empty text has
+    none still."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     core = Tokenizer(
         models.BPE(
-            {word: i for i, word in enumerate(["<pad>", *letters, "ca", "cat", "Ġcat"])}, [("c", "a"), ("ca", "t"), ("Ġ", "cat")]
+            {word: i for i, word in enumerate(["<pad>", *letters, "ca", "cat", "Ġcat"])},
+            [("c", "a"), ("ca", "t"), ("Ġ", "cat")],
         )
     )
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    transformers.PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", model_max_length=32).save_pretrained(tmp_path)
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", model_max_length=32
+    ).save_pretrained(tmp_path)
     config = transformers.RobertaConfig(
-        vocab_size=len(core.get_vocab()), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=64, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=len(core.get_vocab()),
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        pad_token_id=0,
+    )
     model = transformers.RobertaModel(config)
     torch.nn.init.zeros_(model.embeddings.position_embeddings.weight)
     model.save_pretrained(tmp_path)
@@ -209,11 +267,15 @@ def test_a_robertas_first_word_is_one_within(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["random", "chat"])
 def test_replies_are_those_of_transformers(name: str, home: Path) -> None:
-    """Of each image alone, through PIL, the processor and generate; questions of other lengths beside it change nothing."""
+    """Of each image alone, through PIL, the processor and generate; questions of other lengths beside it
+    change nothing."""
     vlm = Vlm(str(home / name), dtype="float32", batch_size=2)
     questions = ["How many cats are there in this image ?", "what is this ?", "How many dogs ?"]
     replies = vlm.reply(pictures(), questions, tokens=6)
-    processor, model = vlm.processor, transformers.AutoModelForImageTextToText.from_pretrained(home / name).eval()
+    processor, model = (
+        vlm.processor,
+        transformers.AutoModelForImageTextToText.from_pretrained(home / name).eval(),
+    )
     for image, question, reply in zip(pictures(), questions, replies, strict=True):
         if name == "chat":
             talk = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
@@ -224,12 +286,15 @@ def test_replies_are_those_of_transformers(name: str, home: Path) -> None:
         picture = Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy())
         inputs = processor(images=picture, text=text, return_tensors="pt")
         out = model.generate(**inputs, max_new_tokens=6, do_sample=False)
-        assert reply == processor.decode(out[0, inputs.input_ids.shape[1] :], skip_special_tokens=True).strip()
+        assert (
+            reply == processor.decode(out[0, inputs.input_ids.shape[1] :], skip_special_tokens=True).strip()
+        )
     assert len({*vlm.reply(pictures(), questions[:1] * 3, tokens=6)}) > 1  # it looks at the image
 
 
 def test_likelihoods_are_those_of_transformers(home: Path) -> None:
-    """Replies of one or more tokens beside each other: the product of the tokens' probabilities, as when each is asked for alone."""
+    """Replies of one or more tokens beside each other: the product of the tokens' probabilities, as when each
+    is asked for alone."""
     vlm = Vlm(str(home / "random"), dtype="float32", batch_size=2)
     questions, replies = (
         ["How many cats ?", "How many dogs are there in this image ?", "what ?"],
@@ -238,7 +303,9 @@ def test_likelihoods_are_those_of_transformers(home: Path) -> None:
     found = vlm.likelihood(pictures(), questions, replies)
     for k, image in enumerate(pictures()):
         picture = Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy())
-        inputs = vlm.processor(images=picture, text=f"USER: <image>\n{questions[k]} ASSISTANT: {replies[k]}", return_tensors="pt")
+        inputs = vlm.processor(
+            images=picture, text=f"USER: <image>\n{questions[k]} ASSISTANT: {replies[k]}", return_tensors="pt"
+        )
         ids, n = inputs.input_ids[0], len(replies[k].split())
         with torch.no_grad():
             chances = vlm.model(**inputs).logits[0].softmax(-1)
@@ -247,37 +314,49 @@ def test_likelihoods_are_those_of_transformers(home: Path) -> None:
 
 
 def test_a_prompt_names_no_place_of_its_own(home: Path) -> None:
-    """Special tokens in a question are taken out, so that a prompt neither adds an image nor ends the talk."""
+    """Special tokens in a question are taken out, so that a prompt neither adds an image nor ends the
+    talk."""
     vlm = Vlm(str(home / "random"), dtype="float32")
-    assert vlm.reply(pictures(1), ["what <image></s> is"], tokens=3) == vlm.reply(pictures(1), ["what is"], tokens=3)
+    assert vlm.reply(pictures(1), ["what <image></s> is"], tokens=3) == vlm.reply(
+        pictures(1), ["what is"], tokens=3
+    )
 
 
 # -- the rewards
 
 
 def test_description(home: Path) -> None:
-    """BERTScore of what the model says with "The image contains PROMPT"; the model here says "three cats" of every image."""
+    """BERTScore of what the model says with "The image contains PROMPT"; the model here says "three cats" of
+    every image."""
     options: dict[str, Any] = {"encoder": str(home / "bert"), "layer": 2, "dtype": "float32"}
     reward = Description(str(home / "counts"), **options)
     prompts = ["three cats", "a dog", "five dogs"]
     scores = reward(pictures(), prompts)
-    expected = BertScore(str(home / "bert"), 2)(["three cats"] * 3, [f"The image contains {p}" for p in prompts])
+    expected = BertScore(str(home / "bert"), 2)(
+        ["three cats"] * 3, [f"The image contains {p}" for p in prompts]
+    )
     torch.testing.assert_close(scores, expected.recall)
     assert (reward.unit, reward.differentiable, scores.dtype) == ("BERTScore recall", False, torch.float32)
-    torch.testing.assert_close(Description(str(home / "counts"), score="f1", **options)(pictures(), prompts), expected.f1)
+    torch.testing.assert_close(
+        Description(str(home / "counts"), score="f1", **options)(pictures(), prompts), expected.f1
+    )
     literal = Description(str(home / "counts"), reference="{}", **options)(pictures()[:1], ["three cats"])
     assert literal.item() == pytest.approx(1)
 
 
 def test_counting(home: Path) -> None:
-    """The model here says "three cats": right for prompts of three. The probability is the softmax of its logits, by hand: three 4,
-    everything else 0, so e^4 / (e^4 + V - 1) for three, with Three and 3 beside it, and 1 / (e^4 + V - 1) for five."""
+    """The model here says "three cats": right for prompts of three. The probability is the softmax of its
+    logits, by hand: three 4, everything else 0, so e^4 / (e^4 + V - 1) for three, with Three and 3 beside it,
+    and 1 / (e^4 + V - 1) for five."""
     prompts, path = ["three cats", "five cats", "3 dogs"], str(home / "counts")
     strict = Questions(path, dtype="float32")
     assert strict(pictures(), prompts).tolist() == [1, 0, 1]
     whole = math.exp(4) + len(WORDS) - 1
     sure = Questions(path, dtype="float32", score="probability", batch_size=2)(pictures(), prompts)
-    three, five = (math.exp(4) + 2) / whole, 2 / whole  # "5" and "Five" are both <unk> to this tokenizer, which counts once
+    three, five = (
+        (math.exp(4) + 2) / whole,
+        2 / whole,
+    )  # "5" and "Five" are both <unk> to this tokenizer, which counts once
     assert sure.tolist() == pytest.approx([three, five, three], rel=1e-4)
     assert (strict.unit, sure.dtype) == ("share of right answers", torch.float32)
     with pytest.raises(RewardError, match=r"prompt 'cats' has no question: it does not match pattern="):
@@ -301,7 +380,11 @@ def test_a_dry_run_computes_nothing(home: Path) -> None:
 def test_questions_of_a_file(home: Path, tmp_path: Path) -> None:
     """DDPO's metadata: the mean over a prompt's questions, however many each prompt has."""
     lines = [
-        {"prompt": "three cats", "questions": ["How many cats ?", "what is in this image ?"], "answers": ["three", "dog"]},
+        {
+            "prompt": "three cats",
+            "questions": ["How many cats ?", "what is in this image ?"],
+            "answers": ["three", "dog"],
+        },
         {"prompt": "a cat", "questions": ["what is this ?"], "answers": ["cats"]},
     ]
     (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -372,7 +455,9 @@ def test_mistakes(reward: Any, arguments: dict[str, Any], said: str, tmp_path: P
     """Before anything is loaded."""
     good = {"prompt": "a", "questions": ["b"], "answers": ["c"]}
     (tmp_path / "bad.jsonl").write_text(json.dumps(good) + "\n" + json.dumps(good | {"answers": []}))
-    arguments = {k: v.replace("{tmp}", str(tmp_path)) if isinstance(v, str) else v for k, v in arguments.items()}
+    arguments = {
+        k: v.replace("{tmp}", str(tmp_path)) if isinstance(v, str) else v for k, v in arguments.items()
+    }
     with pytest.raises((ValueError, FileNotFoundError), match=said):
         reward.check(**arguments)
 

@@ -1,4 +1,5 @@
-"""Where weights are looked for, what is fetched, and what is said when they are nowhere. The hub is a folder here."""
+"""Where weights are looked for, what is fetched, and what is said when they are nowhere. The hub is a folder
+here."""
 
 from pathlib import Path
 
@@ -29,7 +30,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_hubs_cache_is_at_hand(cache: Path) -> None:
     """The newest commit that was fetched, or the one that is asked for; without network."""
-    assert on_hub("owner/name") and not on_hub("owner/name.pth") and not on_hub(str(cache)) and not on_hub("../name")
+    assert (
+        on_hub("owner/name")
+        and not on_hub("owner/name.pth")
+        and not on_hub(str(cache))
+        and not on_hub("../name")
+    )
     assert fetched("owner/name", "head.pth").read_text() == NEW
     assert fetched("owner/name", "head.pth", OLD).read_text() == OLD
     assert at_hand("owner/name", "other.pth") is None and at_hand("owner/name", "head.pth", "c" * 40) is None
@@ -40,7 +46,10 @@ def test_what_the_hub_does_not_give(cache: Path) -> None:
     """One sentence: the key, the file and the mend; also where a library is what fetches."""
     with pytest.raises(
         FileNotFoundError,
-        match=r"^path=owner/name: other.pth is not on this machine and the hub did not give it \(.*\); set path to",
+        match=(
+            r"^path=owner/name: other.pth is not on this machine and the hub did not give it \(.*\); set "
+            r"path to"
+        ),
     ) as said:
         fetched("owner/name", "other.pth")
     assert "\n" not in str(said.value)
@@ -51,7 +60,9 @@ def test_what_the_hub_does_not_give(cache: Path) -> None:
 def test_it_is_fetched_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the commit that the configuration names."""
     asked = []
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *a, **k: asked.append((a, k)) or str(cache / "file"))
+    monkeypatch.setattr(
+        huggingface_hub, "hf_hub_download", lambda *a, **k: asked.append((a, k)) or str(cache / "file")
+    )
     assert fetched("owner/name", "other.pth", OLD) == cache / "file"
     fetched("owner/name", "head.pth", OLD)
     assert asked == [(("owner/name", "other.pth"), {"revision": OLD})]
@@ -62,7 +73,9 @@ def test_a_file_or_a_folder(tmp_path: Path) -> None:
     file = tmp_path / "any.pth"
     file.write_text("")
     assert at_hand(str(file), "head.pth") == file and at_hand(str(tmp_path), "any.pth") == file
-    with pytest.raises(FileNotFoundError, match=r"^path=weights/head.pth: there is no such file or folder; give"):
+    with pytest.raises(
+        FileNotFoundError, match=r"^path=weights/head.pth: there is no such file or folder; give"
+    ):
         look("weights/head.pth", "head.pth")
 
 
