@@ -1,7 +1,7 @@
 """python -m alignlab.evaluate run=runs/DIR
 
-What was learned, against the model it started from: the same prompts and the same noises, so that every
-number is a difference image by image. Three sets of images:
+Measures what a run learned against the model that it started from. Both draw the same prompts from the same
+noises, so every number is a difference image by image. Three sets of images:
 
     train      every training prompt                                 rewards, win rate, drift from the base model
     unseen     prompts that training never drew                      the same: does it generalise?

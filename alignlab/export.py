@@ -1,6 +1,6 @@
 """python -m alignlab.export run=runs/DIR to=kohya output=my_lora.safetensors
 
-What a run learned, in the form that other programs take.
+Writes what a run learned in the form that other programs take.
 """
 
 import shutil

@@ -1,6 +1,6 @@
 """python -m alignlab.report 'runs=multirun/DIR/*'
 
-Finished runs side by side in one page that needs no network: curves, the Pareto plot, reward hacking in units
+Puts finished runs side by side on one page that needs no network: curves, the Pareto plot, reward hacking in units
 of the base model, the same pictures over training, tables of outcomes, contrasts and configurations. The
 tables lie beside it as CSV.
 """

@@ -1,7 +1,7 @@
 """python -m alignlab.rewards
 
-A table of every reward=NAME, from conf/reward and the classes' own declarations. No weights are loaded, no
-network is asked.
+Lists every reward=NAME with its unit, range and licence, from conf/reward and the classes' own declarations.
+No weights are loaded, and no network is asked.
 """
 
 import importlib.resources

@@ -1,7 +1,6 @@
 """python -m alignlab.sample run=runs/DIR prompt='a lion'
 
-Pictures of a prompt, to look at: the base model's above, the tuned one's below, the same noise in each
-column.
+Draws pictures of a prompt: the base model's above, the tuned one's below, the same noise in each column.
 """
 
 from dataclasses import dataclass

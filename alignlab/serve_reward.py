@@ -1,6 +1,6 @@
 """python -m alignlab.serve_reward reward=jpeg_compressibility port=8000
 
-A reward as a service, for runs on other machines or in other environments: `reward=remote
+Serves a reward to runs on other machines or in other environments. They take `reward=remote
 reward.remote.url=http://HOST:8000`.
 """
 

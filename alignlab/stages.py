@@ -1,6 +1,6 @@
 """python -m alignlab.stages recipe=rlhf output_dir=FOLDER
 
-Commands that follow each other, in one: each stage is a command of alignlab that writes FOLDER/STAGE, and
+Runs several commands one after another: each stage is a command of alignlab that writes FOLDER/STAGE, and
 later ones begin from what earlier ones left there ("{STAGE}" in their words). Stopped and typed again, it
 goes on where it was: a finished stage is left as it is, and one that was cut short goes on as its own command
 does. The words of every stage are composed before the first one begins, so that a mistyped key or option of

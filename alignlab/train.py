@@ -1,6 +1,6 @@
 """python -m alignlab.train algo=draftp kl_coeff=0.25
 
-The loop, top to bottom: rollout -> reward -> advantages -> objective -> step -> evaluate -> save. It knows no
+Trains a model: rollout -> reward -> advantages -> objective -> step -> evaluate -> save. It knows no
 algorithm: an objective consumes a lazy stream of scored rollouts and yields updates (objectives/__init__.py).
 """
 

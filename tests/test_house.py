@@ -311,3 +311,21 @@ def test_the_wheel_is_complete(tmp_path: Path) -> None:
     )
     assert done.stdout.strip().startswith(str(tmp_path / "site"))
     assert (done.returncode, done.stderr) == (2, "error: lr=-1.0 must be positive\n")
+
+
+def test_the_readme_names_every_room() -> None:
+    """The table in README lists the rooms that there are, and each room says in its own words what it is for."""
+    text = (ROOT / "README.md").read_text()
+    table = text.partition("| room | what is in it |")[2].partition("\n\n")[0]
+    named = {
+        name
+        for row in table.splitlines()[2:]
+        for name in row.split("|")[1].replace("`", "").replace(",", " ").split()
+    }
+    assert named == ROOMS.keys()
+    silent = [
+        room
+        for room in ROOMS
+        if not ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text()))
+    ]
+    assert not silent
