@@ -119,7 +119,7 @@ def probe(run: Path, name: str) -> bool:
     wrong = list(bench_problems(c, ()))
     if wrong:
         raise RunError(f"run={run}: {wrong[0]}")
-    bench = Bench.of(c, policy_of({**c, "run": str(run), "lora": None, "device": "auto"}))
+    bench = Bench.of(c, policy_of(c["model"], run=str(run), precision=c.get("precision", "fp32")))
     refuse_unwritable(folder, "home", ANSWER)
     with room_for(folder, "home"), all_aside(folder, last=ANSWER) as aside:
         (aside / ANSWER).write_text(
