@@ -51,7 +51,7 @@ gpu-check: $(VENV)/.installed
 
 # Ratios against a peer and against the limit, and growth, into results/benchmarks.md; an hour, goes on where it was stopped.
 bench: $(VENV)/.installed
-	$(BIN)/python scripts/bench.py
+	$(BIN)/python -m benchmarks
 
 # How the house reads, beside another commit: make house BESIDE=COMMIT
 house: $(VENV)/.installed

@@ -39,8 +39,8 @@ from alignlab.rewards.clip import Clip
 from alignlab.rewards.compose import RewardError
 from alignlab.rewards.remote import Remote
 from alignlab.runs.folder import RunError
-from scripts.fuzz.files import bomb
-from scripts.fuzz.folders import Bomb
+from tests.harness.fuzz.files import bomb
+from tests.harness.fuzz.folders import Bomb
 from tests.running import command_line, configured, tiny
 from tests.runs_on_disk import made_run
 from tests.test_report import NASTY, browser, in_browser

@@ -94,9 +94,10 @@ def test_penalty_by_hand(tiny_sd):
         for i in (N - 2, N - 1):
             x, t = record.latents[:, i], sampler.timesteps[i].expand(3)
             abar = policy.family.scheduler.alphas_cumprod[sampler.timesteps[i]]
-            eps = lambda x=x, t=t, abar=abar: (
-                abar**0.5 * policy.predict(x, t, record.cond, 2.0) + (1 - abar) ** 0.5 * x
-            )
+
+            def eps(x=x, t=t, abar=abar):
+                return abar**0.5 * policy.predict(x, t, record.cond, 2.0) + (1 - abar) ** 0.5 * x
+
             mine = eps()
             with policy.reference():
                 total += float((mine - eps()).square().mean()) / 2
