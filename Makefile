@@ -20,7 +20,7 @@ test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # In a venv of its own. Python 3.11, for the lowest versions of some packages have no wheels for later ones.
-LOWEST_TESTS := tests/test_lowest.py tests/test_assets.py tests/test_samplers.py tests/test_policy.py tests/test_export.py \
+LOWEST_TESTS := tests/test_lowest.py tests/test_assets.py tests/engine/test_samplers.py tests/engine/test_policy.py tests/test_export.py \
 	tests/models/test_folders.py tests/rewards/test_saved_by_transformers_5.py
 
 test-lowest: $(LOWEST)/.installed
@@ -51,7 +51,7 @@ gpu-check: $(VENV)/.installed
 
 # Ratios against a peer and against the limit, and growth, into results/benchmarks.md; an hour, goes on where it was stopped.
 bench: $(VENV)/.installed
-	$(BIN)/python scripts/bench.py
+	$(BIN)/python -m benchmarks
 
 # How the house reads, beside another commit: make house BESIDE=COMMIT
 house: $(VENV)/.installed

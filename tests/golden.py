@@ -1,6 +1,6 @@
 """Trains every algorithm for two tiny epochs on the embedded model, and tells what came out to the bit.
 
-    python -m tests.golden                       compares with tests/data/golden.json
+    python -m tests.golden                       compares with tests/stored/golden.json
     python -m tests.golden --against COMMIT      trains in a checkout of COMMIT too, and compares the two
     python -m tests.golden --write               makes the present numbers the stored ones
 
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-STORED = ROOT / "tests" / "data" / "golden.json"
+STORED = ROOT / "tests" / "stored" / "golden.json"
 COMMON = (
     "quick=true samples_per_step=4 micro_batch=2 sampler.steps=3 eval_sampler.steps=2 prompts.unseen=[] "
     "device=cpu "

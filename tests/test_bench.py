@@ -5,14 +5,12 @@ import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-import bench
+from benchmarks import __main__ as bench
 from benchmarks import beside, ideas, limit
 from benchmarks.clock import Timers, seconds
 from benchmarks.items import Item, Setting, alternated
@@ -355,7 +353,7 @@ def test_a_list_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
         bench, "items", lambda: [item("one"), item("two"), item("peer/three", needs_peer=True)]
     )
     words = [
-        "bench.py",
+        "benchmarks",
         "--results",
         str(tmp_path / "results"),
         "--work",

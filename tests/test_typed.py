@@ -5,7 +5,6 @@ import re
 import shlex
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -81,21 +80,24 @@ LEFT_OUT = ("my_module", "my_rewards", "my_conf", "/my/model.safetensors", "devi
 reader's."""
 
 
-@pytest.mark.parametrize("line", range(len(typed())))
-def test_it_can_be_typed(
-    line: int, places: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def test_every_command_can_be_typed(places: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     """A train command is checked as it is before a model is loaded; of the others the configuration is
     composed."""
-    page, command, words = typed()[line]
-    if any(word in OPTIONS_OF_HYDRA for word in words):
-        pytest.skip("an option of Hydra's, which shows and does nothing")
-    asked = shrunk(words, places)
-    if command == "train" and not any(part in word for part in LEFT_OUT for word in asked):
-        assert configured(*asked), page
-    else:
+    wrong = []
+    for page, command, words in typed():
+        if any(word in OPTIONS_OF_HYDRA for word in words):
+            continue  # an option of Hydra's, which shows and does nothing
+        asked, line = shrunk(words, places), f"{page}: {command} {shlex.join(words)}"
+        if command == "train" and not any(part in word for part in LEFT_OUT for word in asked):
+            try:
+                configured(*asked)
+            except Exception as error:  # whatever it is, the next line is tried too
+                wrong.append(f"{line}\n    {error}")
+            continue
         module = import_module("alignlab.rewards.__main__" if command == "rewards" else f"alignlab.{command}")
-        assert command_line(monkeypatch, "--cfg", "job", *asked, command=module) == 0, (
-            page,
-            capsys.readouterr().err,
-        )
+        with pytest.MonkeyPatch.context() as patch:
+            code = command_line(patch, "--cfg", "job", *asked, command=module)
+        said = capsys.readouterr().err
+        if code:
+            wrong.append(f"{line}\n    {said}")
+    assert not wrong, "\n".join(wrong)

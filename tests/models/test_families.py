@@ -22,10 +22,10 @@ from alignlab.models.lora import LoRA
 from alignlab.models.sd3 import StableDiffusion3
 from alignlab.models.sdxl import StableDiffusionXL
 from alignlab.train import train
+from tests.engine.test_rollout import Noise64, Policy64, pixels
 from tests.linear_gaussian import double
 from tests.running import command_line, configured, pairs
 from tests.running import tiny as tiny_run
-from tests.test_rollout import Noise64, Policy64, pixels
 
 PROMPTS = ("a cat", "a dog", "a cat", "two birds")
 FAMILIES = {

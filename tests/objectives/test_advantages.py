@@ -12,7 +12,7 @@ from scipy.stats import rankdata
 from alignlab.data.pairing import ranks
 from alignlab.objectives.advantages import COMBINATIONS, PromptStatistics
 
-TRACKER = json.loads((Path(__file__).parents[1] / "data" / "trl_ddpo.json").read_text())["tracker"]
+TRACKER = json.loads((Path(__file__).parents[1] / "stored" / "trl_ddpo.json").read_text())["tracker"]
 
 
 def test_trl_parity():

@@ -17,10 +17,10 @@ from alignlab.objectives import ddpo as module
 from alignlab.objectives.advantages import PromptStatistics
 from alignlab.objectives.ddpo import DDPO, Pairs
 from tests.conftest import SD_SCHEDULE, key, tiny_policy
+from tests.engine.test_rollout import Noise64, policy64
 from tests.linear_gaussian import LINEAR, World, double, draws, scored
-from tests.test_rollout import Noise64, policy64
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[1] / "stored"
 D = 4 * 8 * 8
 
 

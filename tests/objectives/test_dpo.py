@@ -16,10 +16,10 @@ from alignlab.objectives.dpo import DPO, ImagePairs
 from alignlab.objectives.regression import errors
 from alignlab.train import train
 from tests.conftest import SD_SCHEDULE, tiny_policy
+from tests.engine.test_rollout import policy64
 from tests.linear_gaussian import D, World
 from tests.objectives.test_ddpo import distance
 from tests.running import command_line, configured, lines, pairs, same_weights, tiny
-from tests.test_rollout import policy64
 
 SCHEDULERS = {
     **{

@@ -14,7 +14,7 @@ from alignlab.engine.samplers import ddim
 from alignlab.objectives.draft import DRaFT
 from tests.conftest import key, tiny_policy
 from tests.objectives.test_ddpo import distance
-from tests.test_rollout import pixels
+from tests.engine.test_rollout import pixels
 
 N = 5
 

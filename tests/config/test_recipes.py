@@ -15,7 +15,7 @@ from alignlab.train import train
 from tests.rewards.published import laion_head, transformers_clip
 from tests.running import configured, lines, pairs
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SD14, SD15 = "CompVis/stable-diffusion-v1-4", "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 # ddpo-pytorch, config/base.py and config/dgx.py (compressibility)

@@ -15,7 +15,7 @@ from alignlab.engine.forward_process import ForwardProcess
 from alignlab.engine.samplers import Sampler, ddim, flow
 from tests.conftest import SD_SCHEDULE
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "stored"
 SPACINGS, PREDICTIONS = ("leading", "linspace", "trailing"), ("epsilon", "v_prediction", "sample")
 TRL = json.loads((DATA / "trl_ddpo.json").read_text())
 

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from scripts.fuzz.outcome import Outcome, attempt, command_line, refuse_work
+from tests.harness.fuzz.outcome import Outcome, attempt, command_line, refuse_work
 
 Damage = Callable[[Path], None]
 """What is done to a copy of a folder."""

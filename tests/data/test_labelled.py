@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from alignlab.data.labelled import LabelledImages, labelled
+from tests.data.test_judgements import png
 from tests.running import pairs
-from tests.test_judgements import png
 
 
 @pytest.fixture

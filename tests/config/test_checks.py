@@ -14,7 +14,7 @@ from alignlab.config.checks import SHIPPED_OPTIMIZER
 from alignlab.models.sd import StableDiffusion
 from tests.running import command_line, configured, tiny
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 MISTAKES = {
     "mistyped key": ("kl_coef=1", "kl_coef is not a known key; did you mean kl_coeff?"),

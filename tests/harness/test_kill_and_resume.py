@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts import kill_and_resume
+from tests.harness import kill_and_resume
 
 
 def test_what_counts_as_equal() -> None:

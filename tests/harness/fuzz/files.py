@@ -16,7 +16,7 @@ from PIL import Image
 
 from alignlab import train, train_reward
 from alignlab.data.preferences import Preferences
-from scripts.fuzz.outcome import Outcome, attempt, command_line, refuse_work
+from tests.harness.fuzz.outcome import Outcome, attempt, command_line, refuse_work
 
 SMALL = """steps=1 samples_per_step=2 micro_batch=2 sampler.steps=2 eval_sampler.steps=2 evaluation.prompts=2 evaluation.images=2
     evaluation.final_images=1 reward=brightness device=cpu policy.lora.rank=2 output_dir=written""".split()

@@ -1,7 +1,7 @@
 """alignlab in a process of its own, reported as the peer's scripts report themselves: one RESULT line of
 JSON.
 
-    python scripts/benchmarks/own.py --epochs 3 algo=ddpo model.path_or_id=FOLDER ...
+    python benchmarks/own.py --epochs 3 algo=ddpo model.path_or_id=FOLDER ...
 
 The words are those of `alignlab.train`. Epochs are `train_epoch`'s; nothing is evaluated or saved. `rollout`
 is sampling, `reward` scoring, and `train` all the rest of the epochs. With `--bare` they are the bare passes
@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import hydra  # noqa: E402
-import psutil  # noqa: E402
-import torch  # noqa: E402
+import hydra
+import psutil
+import torch
 
-from alignlab import train  # noqa: E402
-from alignlab.config.schema import CONF, checked  # noqa: E402
-from alignlab.training.setup import Lab  # noqa: E402
-from benchmarks.clock import Timers, seconds  # noqa: E402
-from benchmarks.limit import Bare  # noqa: E402
+from alignlab import train
+from alignlab.config.schema import CONF, checked
+from alignlab.training.setup import Lab
+from benchmarks.clock import Timers, seconds
+from benchmarks.limit import Bare
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from alignlab.fast import spinning as spinning
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CLEAN = {name: value for name, value in os.environ.items() if name not in spinning.CHOSEN} | {
     "PYTHONPATH": str(ROOT)
 }

@@ -9,8 +9,8 @@ from PIL import Image
 
 from alignlab.data.judgements import image
 from alignlab.data.preferences import Choices, Preferences, tables
+from tests.data.test_judgements import png
 from tests.running import pairs
-from tests.test_judgements import png
 
 
 def test_lines(tmp_path) -> None:

@@ -1,4 +1,4 @@
-"""python scripts/fuzz_inputs.py --configs 600 --seed 0 --out results/reliability_inputs.json
+"""python -m tests.harness.fuzz_inputs --configs 600 --seed 0 --out results/reliability_inputs.json
 
 Hostile inputs of every kind, each of which must be taken or end in sentences and exit code 2, with no
 traceback and nothing written: mutated configurations of every command, files of prompts and pairs, damaged
@@ -22,15 +22,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import yaml
 
 from alignlab import evaluate, export, report, sample, train
-from scripts.fuzz import folders
-from scripts.fuzz.configs import COMMANDS, command_lines, tried
-from scripts.fuzz.files import SMALL, million, pairs_tried, png, prompts_tried
-from scripts.fuzz.outcome import Outcome, attempt, command_line
+from tests.harness.fuzz import folders
+from tests.harness.fuzz.configs import COMMANDS, command_lines, tried
+from tests.harness.fuzz.files import SMALL, million, pairs_tried, png, prompts_tried
+from tests.harness.fuzz.outcome import Outcome, attempt, command_line
 
 ASSETS = Path(train.__file__).parent / "assets"
 KINDS = (

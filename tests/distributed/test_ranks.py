@@ -27,7 +27,7 @@ from alignlab.training import watchdog as peers
 from alignlab.training.watchdog import LOST
 from tests.running import command_line, configured, lines, pairs, same_weights, tiny
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 OBJECTIVES = {
     "rwr": ["algo=rwr", "algo.inner_epochs=1", "algo.weighting=dense"],
@@ -139,7 +139,7 @@ def both(
         train(c, one)
         asked[str(two)], out[name] = c, (one, two)
     (here / "asked.json").write_text(json.dumps(asked))
-    done = accelerated("tests.train_each", str(here / "asked.json"))
+    done = accelerated("tests.distributed.train_each", str(here / "asked.json"))
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("epoch    2") == len(runs)  # process 1 says nothing
     return out
@@ -205,7 +205,7 @@ def test_a_split_run_goes_on(both: dict[str, tuple[Path, Path]], tmp_path: Path)
     (again / "summary.json").unlink()
     shutil.rmtree(again / "checkpoints" / "step_000002")
     (tmp_path / "asked.json").write_text(json.dumps({str(again): read_config(again)}))
-    done = accelerated("tests.train_each", str(tmp_path / "asked.json"))
+    done = accelerated("tests.distributed.train_each", str(tmp_path / "asked.json"))
     assert done.returncode == 0, done.stderr[-3000:]
     assert same_weights(two, again) and lines(two) == lines(again)
 

@@ -26,7 +26,7 @@ from alignlab.runs.folder import LATER_KEYS, NOT_SCIENCE, Run, RunError, first_d
 from alignlab.train import train
 from tests.running import command_line, configured, lines, tiny
 
-STORED = Path(__file__).resolve().parents[1] / "results" / "runs"
+STORED = Path(__file__).resolve().parents[2] / "results" / "runs"
 ALWAYS = {
     "step",
     "samples_seen",
@@ -761,7 +761,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
         [sys.executable, "-c", holder],
         stdout=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).resolve().parents[1],
+        cwd=Path(__file__).resolve().parents[2],
     )
     try:
         assert first.stdout is not None and first.stdout.readline() == "in\n"

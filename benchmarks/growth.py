@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu.architectures import pipeline_folder
 
 from alignlab.config.schema import CONF, checked
 from alignlab.planning.footprint import footprint
@@ -19,8 +18,9 @@ from alignlab.train import train_epoch
 from alignlab.training.setup import Lab
 from benchmarks.clock import seconds
 from benchmarks.items import Item, Setting, Sides, alternated
+from scripts.gpu.architectures import pipeline_folder
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 DECADES = (1, 10, 100)
 """The sizes of an axis over its smallest."""
 PROMPTS = (10_000, 100_000, 1_000_000)
@@ -205,7 +205,6 @@ def _child(
 
 def report(setting: Setting, number: int) -> Sides:
     """The page of 100 runs in 20 groups of 5 seeds, each evaluated."""
-    sys.path.insert(0, str(ROOT))
     from tests.runs_on_disk import made_run
 
     with tempfile.TemporaryDirectory() as folder:

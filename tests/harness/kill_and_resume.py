@@ -1,7 +1,7 @@
 """Kills runs at random moments and goes on with them: do they end where an undisturbed run ends?
 
-    python scripts/kill_and_resume.py --work FOLDER
-    python scripts/kill_and_resume.py --work FOLDER --only 'ddpo*' --kills 5
+    python -m tests.harness.kill_and_resume --work FOLDER
+    python -m tests.harness.kill_and_resume --work FOLDER --only 'ddpo*' --kills 5
 
 Every objective, LoRA and full, on a tiny Stable Diffusion XL with random weights. A chain is one run folder:
 its process is killed (SIGKILL) at a random moment of the phase that is still rarest, started again, killed
@@ -33,17 +33,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+from alignlab import train as loop
+from alignlab.config.schema import CONF, checked
+from alignlab.rewards.compose import WeightedSum
+from alignlab.runs.folder import Run
+from alignlab.training import unfinished_epoch
+from scripts.gpu.architectures import pipeline_folder
 
-from gpu.architectures import pipeline_folder  # noqa: E402
-
-from alignlab import collected  # noqa: E402
-from alignlab import train as loop  # noqa: E402
-from alignlab.config.schema import CONF, checked  # noqa: E402
-from alignlab.rewards.compose import WeightedSum  # noqa: E402
-from alignlab.runs.folder import Run  # noqa: E402
-
+ROOT = Path(__file__).resolve().parents[2]
 OBJECTIVES = {
     "ddpo": ("algo=ddpo", "algo.updates_per_epoch=2", "kl_coeff=0.1"),
     "draftp": ("algo=draftp", "algo.k=2", "kl_coeff=0.5"),
@@ -140,7 +137,7 @@ class Phase:
         """`run` with its phases told."""
         step, score, save = torch.optim.AdamW.step, WeightedSum.submit, Run.save_checkpoint
         with (
-            patch.object(collected, "rollout", self.around("sampling", collected.rollout)),
+            patch.object(unfinished_epoch, "rollout", self.around("sampling", unfinished_epoch.rollout)),
             patch.object(WeightedSum, "submit", self.around("scoring", score)),
             patch.object(torch.optim.AdamW, "step", self.around("optimiser step", step)),
             patch.object(Run, "save_checkpoint", self.around("checkpoint writing", save)),

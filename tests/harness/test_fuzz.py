@@ -1,4 +1,4 @@
-"""A few of the hostile inputs of scripts/fuzz_inputs.py, of every kind: each is taken, or ends in sentences
+"""A few of the hostile inputs of tests/harness/fuzz_inputs.py, of every kind: each is taken, or ends in sentences
 with nothing written. Mutated configurations, as many as that script tries, are the script's; its figures are
 in results/reliability.md."""
 
@@ -14,10 +14,10 @@ from alignlab.models.sd import StableDiffusion
 from alignlab.rewards.aesthetic import Aesthetic
 from alignlab.rewards.clip import Clip
 from alignlab.rewards.preference import Preference
-from scripts.fuzz import folders
-from scripts.fuzz.configs import command_lines, tried
-from scripts.fuzz.files import pair_files, png, prompt_files
-from scripts.fuzz.outcome import PYTHONESE, Accepted, attempt
+from tests.harness.fuzz import folders
+from tests.harness.fuzz.configs import command_lines, tried
+from tests.harness.fuzz.files import pair_files, png, prompt_files
+from tests.harness.fuzz.outcome import PYTHONESE, Accepted, attempt
 
 ASSETS = Path(train.__file__).parent / "assets"
 PLACES = {"run": "/nowhere", "table": "t.csv", "file": "t.csv", "new": "new", "huge": "x" * 5000}

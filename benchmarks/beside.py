@@ -14,7 +14,7 @@ from alignlab.fast.spinning import CHOSEN, SHORT
 from benchmarks.items import Item, Setting, Sides, alternated
 from benchmarks.peer import OWN
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 LOADS = (0, 2, 8)
 """Busy processes of one thread each."""
 WORDS = ("algo=draftp", "kl_coeff=0.25", "samples_per_step=8")

@@ -1,9 +1,9 @@
 """alignlab against a peer, against the limit, and as it grows; all as ratios of alternating rounds. `make
 bench`
 
-    python scripts/bench.py                                    # everything, into results/benchmarks.md and .json
-    python scripts/bench.py --only 'limit/*' growth/start --rounds 2
-    python scripts/bench.py --peer FOLDER --peer-python FILE   # the peer's scripts, and the Python of its environment
+    python -m benchmarks                                    # everything, into results/benchmarks.md and .json
+    python -m benchmarks --only 'limit/*' growth/start --rounds 2
+    python -m benchmarks --peer FOLDER --peer-python FILE   # the peer's scripts, and the Python of its environment
 
 Rounds are kept as they come: stopped, it goes on where it was; finished, the next call begins anew. Without
 the peer its part is left out. docs/benchmarks.md says what is measured and how the peer's environment is
@@ -23,16 +23,13 @@ from typing import Any
 
 import torch
 
+from alignlab.runs.folder import processor
+from benchmarks import beside, growth, ideas, limit, peer
+from benchmarks.clock import Onlooker
+from benchmarks.items import Item, Setting
+from benchmarks.page import page
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
-
-from benchmarks import beside, growth, ideas, limit, peer  # noqa: E402
-from benchmarks.clock import Onlooker  # noqa: E402
-from benchmarks.items import Item, Setting  # noqa: E402
-from benchmarks.page import page  # noqa: E402
-
-from alignlab.runs.folder import processor  # noqa: E402
-
 KEPT = "rounds.json"
 """In the working folder: rounds of a call that is not finished."""
 
