@@ -30,7 +30,8 @@ from torch import Tensor
 from alignlab.compare.image_table import TABLES, Images, read_images, six_digits, write_images
 from alignlab.config.build import ConfigError
 from alignlab.config.checks import bench_problems, choice_problems, tuned_problems, weighed, without_weighing
-from alignlab.config.schema import command, opted_in, plain
+from alignlab.config.command import command
+from alignlab.config.compose import opted_in, plain
 from alignlab.data.prompts import thinned
 from alignlab.files.checksums import Damaged, check, digest_of_file, digest_of_json, seal
 from alignlab.files.safe_folder import refuse_links

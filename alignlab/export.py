@@ -15,8 +15,9 @@ from omegaconf import DictConfig
 
 from alignlab.config.build import ConfigError, build, nearest
 from alignlab.config.checks import bench_problems, is_hub_id
+from alignlab.config.command import command
+from alignlab.config.compose import opted_in, plain
 from alignlab.config.record import Keys, record
-from alignlab.config.schema import command, opted_in, plain
 from alignlab.files.safe_folder import refuse_led_away, refuse_links
 from alignlab.models import lora_files
 from alignlab.runs.folder import (

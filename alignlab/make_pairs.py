@@ -25,7 +25,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from alignlab.config.build import ConfigError, build, node_problems
 from alignlab.config.checks import bench_problems, choice_problems, sampler_problems, tuned_problems, weighed
-from alignlab.config.schema import asked, command, folder_of_job, opted_in, plain
+from alignlab.config.command import command
+from alignlab.config.compose import asked, opted_in, plain
+from alignlab.config.jobs import folder_of_job
 from alignlab.data.pairing import Paired
 from alignlab.data.prompts import thinned
 from alignlab.engine.noise import noise_key

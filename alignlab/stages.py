@@ -24,9 +24,10 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from alignlab.config.build import ConfigError, nearest
+from alignlab.config.command import command
+from alignlab.config.compose import asked, plain
 from alignlab.config.foreign import DOORS
 from alignlab.config.record import Keys, record
-from alignlab.config.schema import asked, command, plain
 from alignlab.files.bounded_yaml import read_yaml
 from alignlab.files.safe_folder import LOCK, fresh, locked, refuse_links
 from alignlab.rewards.servers import bound, named_by

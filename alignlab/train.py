@@ -15,7 +15,9 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from alignlab.config.schema import checked, command, device_of, notice, run_folder
+from alignlab.config.command import command
+from alignlab.config.compose import checked
+from alignlab.config.jobs import device_of, notice, run_folder
 from alignlab.distributed.ranks import clip_gradients, join, own, rank, sum_gradients, wait
 from alignlab.engine.noise import noise_key
 from alignlab.engine.rollout import Rollout

@@ -25,8 +25,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.data import Dataset, Subset
 
 from alignlab.config.build import ConfigError
+from alignlab.config.command import command
+from alignlab.config.compose import plain
+from alignlab.config.jobs import device_of, folder_of_job
 from alignlab.config.record import Keys, record
-from alignlab.config.schema import command, device_of, folder_of_job, plain
 from alignlab.data.judgements import Ratings
 from alignlab.data.pictures import colour
 from alignlab.data.preferences import Choices

@@ -40,7 +40,7 @@ from gpu.architectures import pipeline_folder  # noqa: E402
 
 from alignlab import collected  # noqa: E402
 from alignlab import train as loop  # noqa: E402
-from alignlab.config.schema import CONF, checked  # noqa: E402
+from alignlab.config.compose import CONF, checked  # noqa: E402
 from alignlab.rewards.compose import WeightedSum  # noqa: E402
 from alignlab.runs.folder import Run  # noqa: E402
 

@@ -15,7 +15,7 @@ import yaml
 
 from alignlab.config.build import build
 from alignlab.config.checks import bench_problems
-from alignlab.config.schema import CONF
+from alignlab.config.compose import CONF
 from alignlab.data.prompts import thinned
 from alignlab.files.safe_folder import refuse_links
 from alignlab.runs.folder import RunError, all_aside, read_config, refuse_unwritable, room_for, save_grid

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from alignlab.config.build import ConfigError
-from alignlab.config.schema import device_of
+from alignlab.config.jobs import device_of
 from alignlab.distributed.ranks import signed
 from alignlab.engine.rollout import NothingToLearn
 from alignlab.rewards.compose import RewardError

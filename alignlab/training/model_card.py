@@ -9,7 +9,7 @@ import yaml
 
 from alignlab.config.build import resolve
 from alignlab.config.checks import COUNTED, is_hub_id
-from alignlab.config.schema import typed
+from alignlab.config.compose import typed
 from alignlab.distributed.ranks import rank
 from alignlab.files.bounded_yaml import front_matter
 from alignlab.files.safe_folder import refuse_links

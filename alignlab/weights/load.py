@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from alignlab.config.build import build, node_problems
-from alignlab.config.schema import asked, device_of
+from alignlab.config.compose import asked
+from alignlab.config.jobs import device_of
 from alignlab.engine.noise import noise_key
 from alignlab.engine.policy import Policy
 from alignlab.engine.rollout import rollout

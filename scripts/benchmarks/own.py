@@ -22,7 +22,7 @@ import psutil  # noqa: E402
 import torch  # noqa: E402
 
 from alignlab import train  # noqa: E402
-from alignlab.config.schema import CONF, checked  # noqa: E402
+from alignlab.config.compose import CONF, checked  # noqa: E402
 from alignlab.training.setup import Lab  # noqa: E402
 from benchmarks.clock import Timers, seconds  # noqa: E402
 from benchmarks.limit import Bare  # noqa: E402

@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from alignlab import evaluate, export, figure, make_pairs, plan, report, sample, train, train_reward
-from alignlab.config.schema import CONF
+from alignlab.config.compose import CONF
 from scripts.fuzz.outcome import Outcome, attempt, command_line, refuse_work
 
 COMMANDS: dict[str, tuple[ModuleType, str, tuple[str, ...]]] = {
