@@ -33,7 +33,8 @@ from alignlab.data.prompts import thinned
 from alignlab.engine.noise import noise_key
 from alignlab.engine.rollout import rollout
 from alignlab.files.checksums import digest_of
-from alignlab.files.safe_folder import fresh, locked
+from alignlab.files.safe_folder import RunError, fresh, locked
+from alignlab.files.writing import refuse_unwritable
 from alignlab.rewards.compose import RewardError
 from alignlab.runs.candidates import (
     ABOUT,
@@ -46,8 +47,9 @@ from alignlab.runs.candidates import (
     read_candidates,
     write_pairs,
 )
-from alignlab.runs.folder import RunError, provenance, refuse_unwritable, run_folders
+from alignlab.runs.layout import run_folders
 from alignlab.runs.pasted import line, word
+from alignlab.runs.provenance import provenance
 from alignlab.training.setup import warn_of_cut, weighted_sum
 from alignlab.weights.load import TunedConfig, dialled, of_run, policy_of
 

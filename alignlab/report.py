@@ -39,9 +39,10 @@ from alignlab.compare.tables import interval_text, write_table
 from alignlab.config.build import ConfigError, not_texts
 from alignlab.config.command import command
 from alignlab.config.compose import plain
-from alignlab.files.safe_folder import refuse_led_away, refuse_links
+from alignlab.files.safe_folder import RunError, refuse_led_away, refuse_links
+from alignlab.files.writing import all_aside, refuse_unwritable, room_for
 from alignlab.metrics.pareto import hypervolume
-from alignlab.runs.folder import RunError, all_aside, numbered, refuse_unwritable, room_for
+from alignlab.runs.layout import numbered
 from alignlab.runs.pasted import line, word
 
 PAGE = "report.html"

@@ -21,7 +21,9 @@ from alignlab.config.jobs import device_of, notice, run_folder
 from alignlab.distributed.ranks import clip_gradients, join, own, rank, sum_gradients, wait
 from alignlab.engine.noise import noise_key
 from alignlab.engine.rollout import Rollout
-from alignlab.runs.folder import NOT_SCIENCE, Onlooker, Run, provenance
+from alignlab.runs.folder import Onlooker, Run
+from alignlab.runs.provenance import provenance
+from alignlab.runs.stored_config import NOT_SCIENCE
 from alignlab.training.evaluation import measure, measure_all, measure_base, settle
 from alignlab.training.failures import explained
 from alignlab.training.guards import Guard

@@ -31,7 +31,7 @@ from benchmarks.clock import Onlooker  # noqa: E402
 from benchmarks.items import Item, Setting  # noqa: E402
 from benchmarks.page import page  # noqa: E402
 
-from alignlab.runs.folder import processor  # noqa: E402
+from alignlab.runs.provenance import processor  # noqa: E402
 
 KEPT = "rounds.json"
 """In the working folder: rounds of a call that is not finished."""

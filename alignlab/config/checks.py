@@ -18,7 +18,7 @@ from alignlab.config.path_keys import LONGEST_NAME, is_path, too_long
 from alignlab.config.secrecy import secret_in
 from alignlab.distributed.ranks import launched
 from alignlab.rewards import Declared
-from alignlab.runs.folder import run_folders
+from alignlab.runs.layout import run_folders
 from alignlab.runs.weight_files import start_problems
 
 CHOICES = {

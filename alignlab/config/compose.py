@@ -22,8 +22,8 @@ from alignlab.config.checks import groupwise, ignored_problems, leaf_problems, p
 from alignlab.config.path_keys import is_path
 from alignlab.config.schema import KEYS, QUICK, Evaluation
 from alignlab.files.safe_folder import RunError
-from alignlab.runs.folder import NOT_SCIENCE, read_config
 from alignlab.runs.moved_targets import with_moved_targets
+from alignlab.runs.stored_config import NOT_SCIENCE, read_config
 
 HERE = Path(__file__).resolve().parents[1]  # alignlab/
 CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"  # in a wheel, or in a checkout

@@ -8,7 +8,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
-from alignlab.runs.folder import KEPT_CHECKPOINTS
+from alignlab.runs.stored_config import KEPT_CHECKPOINTS
 
 
 @dataclass

@@ -16,8 +16,10 @@ from alignlab.engine.policy import Policy
 from alignlab.engine.rollout import rollout
 from alignlab.engine.samplers import Sampler
 from alignlab.fast.malloc import keep_freed_memory
+from alignlab.files.safe_folder import RunError
 from alignlab.models.lora import LoRA
-from alignlab.runs.folder import RunError, read_config, weights
+from alignlab.runs.layout import weights
+from alignlab.runs.stored_config import read_config
 from alignlab.weights.dials import Annealed, scale_lora
 from alignlab.weights.init_from import refuse_unlike
 

@@ -24,7 +24,7 @@ from alignlab.config.checks import ignored_problems
 from alignlab.config.compose import CONF, checked
 from alignlab.config.typed import as_meant
 from alignlab.objectives.draft import DRaFT
-from alignlab.runs.folder import run_folders
+from alignlab.runs.layout import run_folders
 from alignlab.runs.pasted import hydra_value, line, list_word, resume, word
 from alignlab.training import signals as stops
 from alignlab.training.signals import STOPPED, asked, leave, stoppable

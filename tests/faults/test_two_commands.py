@@ -13,9 +13,10 @@ from PIL import Image
 
 from alignlab import make_pairs, stages, train, train_reward
 from alignlab.config import jobs
-from alignlab.files.safe_folder import fresh, give_back, locked
+from alignlab.files.safe_folder import RunError, fresh, give_back, locked
 from alignlab.runs.candidates import Candidates
-from alignlab.runs.folder import LATER_KEYS, Run, RunError
+from alignlab.runs.folder import Run
+from alignlab.runs.stored_config import LATER_KEYS
 from tests.running import command_line, pairs, tiny
 
 EMPTY = {
