@@ -30,24 +30,20 @@ from torch import Tensor
 from alignlab.compare.image_table import TABLES, Images, read_images, six_digits, write_images
 from alignlab.config.build import ConfigError
 from alignlab.config.checks import bench_problems, choice_problems, tuned_problems, weighed, without_weighing
+from alignlab.config.command import command
+from alignlab.config.compose import opted_in, plain
 from alignlab.config.record import record
-from alignlab.config.schema import command, opted_in, plain
 from alignlab.data.prompts import thinned
 from alignlab.files.checksums import Damaged, check, digest_of_file, digest_of_json, seal
-from alignlab.files.safe_folder import refuse_links
+from alignlab.files.safe_folder import RunError, refuse_links
+from alignlab.files.writing import all_aside, refuse_unwritable, room_for
 from alignlab.metrics.statistics import Interval, bootstrap, win_rate
 from alignlab.metrics.vendi import vendi_score
 from alignlab.rewards.clip import Clip, locate
 from alignlab.rewards.compose import RewardError
-from alignlab.runs.folder import (
-    RunError,
-    all_aside,
-    provenance,
-    read_config,
-    refuse_unwritable,
-    room_for,
-    run_folders,
-)
+from alignlab.runs.layout import run_folders
+from alignlab.runs.provenance import provenance
+from alignlab.runs.stored_config import read_config
 from alignlab.training.evaluation import distance_to_base, evaluate
 from alignlab.training.setup import Bench
 from alignlab.weights.load import TunedConfig, dialled, of_run, policy_of

@@ -15,20 +15,14 @@ from omegaconf import DictConfig
 
 from alignlab.config.build import ConfigError, build, nearest
 from alignlab.config.checks import bench_problems, is_hub_id
+from alignlab.config.command import command
+from alignlab.config.compose import opted_in, plain
 from alignlab.config.record import Keys, record
-from alignlab.config.schema import command, opted_in, plain
-from alignlab.files.safe_folder import refuse_led_away, refuse_links
+from alignlab.files.safe_folder import RunError, refuse_led_away, refuse_links
+from alignlab.files.writing import aside_of, folder_aside_of, refuse_unwritable, room_for
 from alignlab.models import lora_files
-from alignlab.runs.folder import (
-    RunError,
-    aside_of,
-    folder_aside_of,
-    read_config,
-    refuse_unwritable,
-    room_for,
-    run_folders,
-    weights,
-)
+from alignlab.runs.layout import run_folders, weights
+from alignlab.runs.stored_config import read_config
 from alignlab.training.model_card import upload
 from alignlab.weights.init_from import fused
 

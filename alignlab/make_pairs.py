@@ -25,14 +25,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from alignlab.config.build import ConfigError, build, node_problems
 from alignlab.config.checks import bench_problems, choice_problems, sampler_problems, tuned_problems, weighed
+from alignlab.config.command import command
+from alignlab.config.compose import asked, opted_in, plain
+from alignlab.config.jobs import folder_of_job
 from alignlab.config.record import record
-from alignlab.config.schema import asked, command, folder_of_job, opted_in, plain
 from alignlab.data.pairing import Paired
 from alignlab.data.prompts import thinned
 from alignlab.engine.noise import noise_key
 from alignlab.engine.rollout import rollout
 from alignlab.files.checksums import digest_of
-from alignlab.files.safe_folder import fresh, locked
+from alignlab.files.safe_folder import RunError, fresh, locked
+from alignlab.files.writing import refuse_unwritable
 from alignlab.rewards.compose import RewardError
 from alignlab.runs.candidates import (
     ABOUT,
@@ -45,8 +48,10 @@ from alignlab.runs.candidates import (
     read_candidates,
     write_pairs,
 )
-from alignlab.runs.folder import RunError, provenance, read_config, refuse_unwritable, run_folders
+from alignlab.runs.layout import run_folders
 from alignlab.runs.pasted import line, word
+from alignlab.runs.provenance import provenance
+from alignlab.runs.stored_config import read_config
 from alignlab.training.setup import warn_of_cut, weighted_sum
 from alignlab.weights.load import TunedConfig, dialled, of_run, policy_of
 

@@ -24,14 +24,16 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from alignlab.config.build import ConfigError, nearest
+from alignlab.config.command import command
+from alignlab.config.compose import asked, plain
 from alignlab.config.foreign import DOORS
 from alignlab.config.record import Keys, record
-from alignlab.config.schema import asked, command, plain
 from alignlab.files.bounded_yaml import read_yaml
 from alignlab.files.safe_folder import LOCK, fresh, locked, refuse_links
+from alignlab.files.writing import write_aside
 from alignlab.rewards.servers import bound, named_by
-from alignlab.runs.folder import first_difference, write_aside
 from alignlab.runs.pasted import line, word
+from alignlab.runs.stored_config import first_difference
 
 PASSED_ON = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 COMMANDS = ("train", "train_reward", "make_pairs")

@@ -15,11 +15,15 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from alignlab.config.schema import checked, command, device_of, notice, run_folder
+from alignlab.config.command import command
+from alignlab.config.compose import checked
+from alignlab.config.jobs import device_of, notice, run_folder
 from alignlab.distributed.ranks import clip_gradients, join, own, rank, sum_gradients, wait
 from alignlab.engine.noise import noise_key
 from alignlab.engine.rollout import Rollout
-from alignlab.runs.folder import NOT_SCIENCE, Onlooker, Run, provenance
+from alignlab.runs.folder import Onlooker, Run
+from alignlab.runs.provenance import provenance
+from alignlab.runs.stored_config import NOT_SCIENCE
 from alignlab.training.evaluation import measure, measure_all, measure_base, settle
 from alignlab.training.failures import explained
 from alignlab.training.guards import Guard

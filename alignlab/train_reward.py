@@ -25,26 +25,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.data import Dataset, Subset
 
 from alignlab.config.build import ConfigError
+from alignlab.config.command import command
+from alignlab.config.compose import plain
+from alignlab.config.jobs import device_of, folder_of_job
 from alignlab.config.record import Keys, record
-from alignlab.config.schema import command, device_of, folder_of_job, plain
 from alignlab.data.judgements import Ratings
 from alignlab.data.pictures import colour
 from alignlab.data.preferences import Choices
 from alignlab.files.bounded_yaml import read_yaml
-from alignlab.files.safe_folder import LOCK, fresh, locked, refuse_links
+from alignlab.files.safe_folder import LOCK, RunError, fresh, is_stray, locked, refuse_links
+from alignlab.files.writing import all_aside, refuse_unwritable, room_for, write_aside
 from alignlab.rewards.clip import Clip, locate
 from alignlab.rewards.heads import save
 from alignlab.rewards.train import Fit
-from alignlab.runs.folder import (
-    RunError,
-    all_aside,
-    first_difference,
-    is_stray,
-    refuse_unwritable,
-    room_for,
-    write_aside,
-)
 from alignlab.runs.pasted import word
+from alignlab.runs.stored_config import first_difference
 
 PARTS = (
     "config.yaml",

@@ -114,7 +114,7 @@ def test_other_judges_are_another_base(tiny_sd, monkeypatch):
 def _checked(*words: str) -> command.EvaluateConfig:
     import hydra
 
-    from alignlab.config.schema import CONF
+    from alignlab.config.compose import CONF
 
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return command.checked(hydra.compose("evaluate", list(words)))

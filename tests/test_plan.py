@@ -14,7 +14,7 @@ import yaml
 from torch.profiler import ProfilerActivity, profile
 
 from alignlab import plan
-from alignlab.config.schema import CONF
+from alignlab.config.compose import CONF
 from alignlab.planning import fit as memory
 from alignlab.planning.footprint import footprint
 from alignlab.rewards.brightness import Brightness

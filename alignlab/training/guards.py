@@ -18,8 +18,8 @@ from torch import Tensor
 
 from alignlab.distributed.ranks import gathered, rank, signed, world
 from alignlab.engine.rollout import Rollout
+from alignlab.files.safe_folder import RunError
 from alignlab.rewards.compose import NonFinite, RewardError
-from alignlab.runs.folder import RunError
 from alignlab.training.progress import Averages
 from alignlab.training.setup import Lab
 

@@ -9,12 +9,14 @@ import yaml
 
 from alignlab.config.build import resolve
 from alignlab.config.checks import COUNTED, is_hub_id
-from alignlab.config.schema import typed
+from alignlab.config.compose import typed
 from alignlab.distributed.ranks import rank
 from alignlab.files.bounded_yaml import front_matter
-from alignlab.files.safe_folder import refuse_links
-from alignlab.runs.folder import NOT_SCIENCE, Run, RunError, write_aside
+from alignlab.files.safe_folder import RunError, refuse_links
+from alignlab.files.writing import write_aside
+from alignlab.runs.folder import Run
 from alignlab.runs.pasted import line, word
+from alignlab.runs.stored_config import NOT_SCIENCE
 from alignlab.training.setup import Lab
 
 LICENCES: dict[str, tuple[str, str | None]] = {

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from alignlab.config.build import build
 from alignlab.config.checks import without_weighing
-from alignlab.config.schema import device_of
+from alignlab.config.jobs import device_of
 from alignlab.data.prompts import Prompts
 from alignlab.distributed.ranks import gathered, rank
 from alignlab.distributed.sharding import ShardedOptimizer

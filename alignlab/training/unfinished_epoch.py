@@ -27,9 +27,10 @@ from alignlab.engine.policy import Policy
 from alignlab.engine.rollout import Rollout, rollout
 from alignlab.engine.samplers import Sampler
 from alignlab.files.checksums import digest_of
+from alignlab.files.safe_folder import RunError
+from alignlab.files.writing import aside_of
 from alignlab.objectives import Objective
 from alignlab.rewards.compose import RewardError
-from alignlab.runs.folder import RunError, aside_of
 from alignlab.training.signals import Stopped, leave_if_asked
 
 TENSORS = ("latents", "log_probs", "images")

@@ -9,15 +9,18 @@ import torch
 from torch import Tensor
 
 from alignlab.config.build import build, node_problems
+from alignlab.config.compose import asked
+from alignlab.config.jobs import device_of
 from alignlab.config.record import Keys
-from alignlab.config.schema import asked, device_of
 from alignlab.engine.noise import noise_key
 from alignlab.engine.policy import Policy
 from alignlab.engine.rollout import rollout
 from alignlab.engine.samplers import Sampler
 from alignlab.fast.malloc import keep_freed_memory
+from alignlab.files.safe_folder import RunError
 from alignlab.models.lora import LoRA
-from alignlab.runs.folder import RunError, read_config, weights
+from alignlab.runs.layout import weights
+from alignlab.runs.stored_config import read_config
 from alignlab.weights.dials import Annealed, scale_lora
 from alignlab.weights.init_from import refuse_unlike
 

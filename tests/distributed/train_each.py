@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from alignlab.config.schema import device_of
+from alignlab.config.jobs import device_of
 from alignlab.distributed.ranks import join
 from alignlab.train import train
 
