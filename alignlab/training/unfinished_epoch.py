@@ -109,9 +109,8 @@ class Collected:
         self._held[row] = kept
         return kept[0]
 
-    def until_scored(self, rollouts: Iterator[Rollout]) -> Iterator[Rollout]:
-        """The same rollouts; after the last one nothing is held any more."""
-        yield from rollouts
+    def release(self) -> None:
+        """Holds no rollout any more: all of them have their rewards."""
         self._held = {}
 
     # -- the files
