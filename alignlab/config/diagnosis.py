@@ -34,11 +34,18 @@ LAUNCHERS = {
     "joblib": "alignlab[sweeps]",
     "submitit_slurm": "alignlab[sweeps]",
     "submitit_local": "alignlab[sweeps]",
-} | {"ray": "hydra-ray-launcher"}
-"""Where Hydra's launchers come from."""
+    "ray": "hydra-ray-launcher",
+}
+"""The packages that Hydra's launchers come from."""
 
 
 def say(sentences: object, job: str = "") -> int:
+    """Prints one error a line, without secrets, and gives the exit code of a user's mistake.
+
+    Args:
+        sentences: lines, or an error that consists of them.
+        job: what each line begins with, in a sweep.
+    """
     for line in masked(str(sentences)).splitlines():
         if not silent() or line.startswith("process "):
             line = line if len(line) <= 1200 else f"{line[:800]} [...] {line[-300:]}"
@@ -82,8 +89,8 @@ def launcher_sentence(error: Exception) -> tuple[int, str] | None:
 
 
 def foreign_problems(name: str, arguments: Namespace) -> list[str]:
-    """What files found by --config-dir or hydra.searchpath make of Hydra itself, before it does as they say;
-    nothing without them."""
+    """Says what files found by --config-dir or hydra.searchpath would make of Hydra itself, before Hydra does
+    as they say. Without such files there is nothing to say."""
     paths = [word for word in arguments.overrides if word.startswith("hydra.searchpath=")]
     bombs = [problem for folder in _folders(paths, arguments) for problem in yaml_problems(folder)]
     if bombs:
@@ -101,10 +108,12 @@ def foreign_problems(name: str, arguments: Namespace) -> list[str]:
         for k in range(max(map(len, others), default=1)):
             typed = [one[min(k, len(one) - 1)] for one in others]
             try:
-                its = _hydra_node(name, [*paths, *typed])
+                with_files = _hydra_node(name, [*paths, *typed])
             except Exception:  # it does not compose, which has its own sentence
                 return []
-            found += hydra_problems(its, plain_hydra, [word.lstrip("+~").partition("=")[0] for word in typed])
+            found += hydra_problems(
+                with_files, plain_hydra, [word.lstrip("+~").partition("=")[0] for word in typed]
+            )
     return list(dict.fromkeys(found))
 
 

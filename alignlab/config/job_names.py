@@ -86,9 +86,8 @@ def short_name(values: Mapping[str, str]) -> str:
         safe = re.fullmatch(rf"[A-Za-z0-9._+-]{{1,{LONGEST_VALUE}}}", text)
         plain = text if safe else re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("-")[:LONGEST_VALUE]
         clear = safe and not any(f"_{other}-" in plain for other in values)
-        parts.append(
-            f"{re.sub(r'[^A-Za-z0-9._-]+', '-', key.lstrip('+~'))}-{plain if clear else f'{plain}-{_digest(value)}'}"
-        )
+        safe_key = re.sub(r"[^A-Za-z0-9._-]+", "-", key.lstrip("+~"))
+        parts.append(f"{safe_key}-{plain}" if clear else f"{safe_key}-{plain}-{_digest(value)}")
     name = "_".join(parts)
     return name if len(name) <= LONGEST else f"{name[:160]}-{_digest(name)}"
 

@@ -1,10 +1,12 @@
 """A folder of candidates: several images of each prompt with their scores, the pairs that were made of them,
 and how.
 
-    FOLDER/make_pairs.yaml     the resolved configuration, what made the images (versions, commit), and how many pairs came of them
+    FOLDER/make_pairs.yaml     the resolved configuration, what made the images (versions, commit), and how
+                               many pairs came of them
     FOLDER/images/*.png
     FOLDER/candidates.jsonl    a line for each image: prompt, image, seed, replica, rewards by name
-    FOLDER/pairs.jsonl         a line for each pair: prompt, winner, loser, margin, rule, scores, replicas (data/preferences.py reads it)
+    FOLDER/pairs.jsonl         a line for each pair: prompt, winner, loser, margin, rule, scores, replicas
+                               (data/preferences.py reads it)
     FOLDER/labels.jsonl        a line for each image on one side only: prompt, image, label (true: it won)
 
 Images are whole and on the disk before they are scored, and lines before they count, so that what is killed

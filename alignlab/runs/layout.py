@@ -32,9 +32,8 @@ READ = (*PARTS, "evaluation", "probes")
 def run_folders(pattern: str) -> list[Path]:
     """The run folders that a name, or a pattern of names, means. A folder's own name may hold brackets."""
     found = [pattern] if Path(pattern).is_dir() else sorted(glob.glob(pattern, recursive=True))
-    found = found or sorted(
-        glob.glob(pattern.replace("[", "[[]"), recursive=True)
-    )  # brackets of the names themselves
+    # perhaps the brackets are those of the names themselves
+    found = found or sorted(glob.glob(pattern.replace("[", "[[]"), recursive=True))
     return [folder for folder in map(Path, found) if (folder / "config.yaml").is_file()]
 
 

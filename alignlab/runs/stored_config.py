@@ -11,6 +11,7 @@ from alignlab.runs.layout import READ
 from alignlab.runs.moved_targets import with_moved_targets
 
 KEPT_CHECKPOINTS = 2
+"""How many stay on the disk, unless keep= says otherwise."""
 GUARDS = ("on_nonfinite", "max_ratio", "max_kl")
 NOT_SCIENCE = (
     "output_dir",
@@ -42,7 +43,9 @@ LATER_KEYS = {
     "eval_rewards": {},
     "allow_servers": [],
 }
+"""Keys that earlier versions did not have, with the values that change nothing."""
 LATER_POLICY_KEYS = {"decode_batch": None, "text_on_host": False, "channels_last": False, "shard": False}
+"""The same of the policy's group."""
 
 
 def read_config(run: Path) -> dict[str, Any]:
