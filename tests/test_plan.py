@@ -43,9 +43,11 @@ CASES = {
     "KTO": "algo=kto algo.data={pairs} micro_batch=4",
     "SFT": "algo=sft algo.data={pairs} micro_batch=4",
     "SDXL, DRaFT-N": "model=sdxl algo=draft algo.k=3 micro_batch=4",
-    "SD3, DDPO": "model=sd35 algo=ddpo sampler=flow eval_sampler=flow micro_batch=8 model.max_sequence_length=8",
+    "SD3, DDPO": "model=sd35 algo=ddpo sampler=flow eval_sampler=flow micro_batch=8 "
+    "model.max_sequence_length=8",
 }
-SMALL = "steps=2 samples_per_step=8 prompts.per_prompt=4 evaluation.final_images=3 algo.updates_per_epoch=2".split()
+SMALL = """steps=2 samples_per_step=8 prompts.per_prompt=4 evaluation.final_images=3
+    algo.updates_per_epoch=2""".split()
 
 
 @pytest.fixture(scope="session")

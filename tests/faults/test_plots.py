@@ -73,7 +73,8 @@ def test_no_link_of_others_lives_in_the_page(tmp_path: Path) -> None:
         page,
         """
         document.title = JSON.stringify({
-            links: document.querySelectorAll(".js-plotly-plot a:not(.modebar-btn), .js-plotly-plot a[href^=javascript]").length,
+            links: document.querySelectorAll(
+                ".js-plotly-plot a:not(.modebar-btn), .js-plotly-plot a[href^=javascript]").length,
             text: [...document.querySelectorAll(".ytitle")].map(e => e.textContent).join(" "),
             plots: document.querySelectorAll(".main-svg").length });
         """,
