@@ -140,8 +140,8 @@ def test_the_rooms_stand_in_order() -> None:
 def files() -> list[tuple[str, str]]:
     found = [(p.parent.name, p.stem) for p in sorted(CONF.glob("*/*.yaml"))]
     return [
-        (group, option) for group, option in found if group not in ("recipe", "figure")
-    ]  # of alignlab.stages and alignlab.figure, and proved in their tests
+        (group, option) for group, option in found if group not in ("recipe", "figure", "hydra")
+    ]  # of alignlab.stages and alignlab.figure, and proved in their tests; and what every command takes
 
 
 NEEDS = {
@@ -170,7 +170,12 @@ NEEDS = {
 }
 
 
-@pytest.mark.parametrize(("group", "option"), [f for f in files() if f != ("reward", "none")])
+def watched() -> list[tuple[str, str]]:
+    """The options of eval_rewards, which are reward's."""
+    return [("eval_rewards", option) for group, option in files() if group == "reward"]
+
+
+@pytest.mark.parametrize(("group", "option"), [f for f in [*files(), *watched()] if f != ("reward", "none")])
 def test_every_configuration_file_builds(group: str, option: str, tmp_path: Path) -> None:
     """It composes, its _target_ resolves, its keys are the constructor's arguments and its constructor takes
     the values."""
@@ -277,8 +282,7 @@ def test_one_class_and_one_file_extend_it(tiny_sd: str, tmp_path: Path) -> None:
 
 
 def test_the_wheel_is_complete(tmp_path: Path) -> None:
-    """The wheel holds the code, every configuration file (eval_rewards too, a link in the checkout) and the
-    weights, and it runs."""
+    """The wheel holds the code, every configuration file and the weights, and it runs."""
     pytest.importorskip("hatchling")
     build = [
         sys.executable,
@@ -298,7 +302,6 @@ def test_the_wheel_is_complete(tmp_path: Path) -> None:
         names = set(wheel.namelist())
         wheel.extractall(tmp_path / "site")
     assert {f"alignlab/conf/{p.relative_to(CONF)}" for p in CONF.glob("**/*.yaml")} <= names
-    assert {f"alignlab/conf/eval_rewards/{p.name}" for p in (CONF / "reward").glob("*.yaml")} <= names
     assert {
         f"alignlab/{p.relative_to(PACKAGE)}"
         for p in PACKAGE.rglob("*")
