@@ -19,8 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from alignlab.distributed import sharding
 from alignlab.distributed.ranks import rank, world
 from alignlab.engine.conditioning import Conditioning
-from alignlab.fast.frozen_layers import freeze
-from alignlab.fast.shared_prefix import SharedStart
+from alignlab.fast import freeze, shared_start
 from alignlab.models import Family
 from alignlab.models.lora import LoRA, adapt, adapters, load_lora_state, lora_state, switch
 
@@ -102,7 +101,7 @@ class Policy:
             if self.sharded:
                 sharding.shard(module, self.device)
         self._adapters = adapters(family.denoiser)
-        self.shared_start = SharedStart(*networks)
+        self.shared_start = shared_start(*networks)
         self._is_reference = False
         self.passes = {"forward": 0, "backward": 0}
         """Of single latents through the denoiser, so far."""

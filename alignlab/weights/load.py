@@ -14,7 +14,7 @@ from alignlab.engine.noise import noise_key
 from alignlab.engine.policy import Policy
 from alignlab.engine.rollout import rollout
 from alignlab.engine.samplers import Sampler
-from alignlab.fast.malloc import keep_freed_memory
+from alignlab.fast import keep_freed_memory
 from alignlab.models.lora import LoRA
 from alignlab.runs.folder import RunError, read_config, weights
 from alignlab.weights.dials import Annealed, scale_lora
