@@ -140,8 +140,8 @@ def test_the_rooms_stand_in_order() -> None:
 def files() -> list[tuple[str, str]]:
     found = [(p.parent.name, p.stem) for p in sorted(CONF.glob("*/*.yaml"))]
     return [
-        (group, option) for group, option in found if group != "recipe"
-    ]  # of alignlab.stages, and proved in its tests
+        (group, option) for group, option in found if group not in ("recipe", "figure", "hydra")
+    ]  # of alignlab.stages and alignlab.figure, and proved in their tests; and what every command takes
 
 
 NEEDS = {
@@ -178,7 +178,8 @@ def test_every_configuration_file_builds(tmp_path: Path) -> None:
     for name in ("0.png", "1.png"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     wrong = []
-    for word in ("=".join(file) for file in files() if file != ("reward", "none")):
+    watched = [("eval_rewards", option) for group, option in files() if group == "reward"]
+    for word in ("=".join(file) for file in [*files(), *watched] if file != ("reward", "none")):
         try:
             configured(word, *(need.format(captions=tmp_path) for need in NEEDS.get(word, [])))
         except Exception as error:  # whatever it is, the next file is tried too
@@ -280,8 +281,7 @@ def test_one_class_and_one_file_extend_it(tiny_sd: str, tmp_path: Path) -> None:
 
 
 def test_the_wheel_is_complete(tmp_path: Path) -> None:
-    """The wheel holds the code, every configuration file (eval_rewards too, a link in the checkout) and the
-    weights, and it runs."""
+    """The wheel holds the code, every configuration file and the weights, and it runs."""
     pytest.importorskip("hatchling")
     build = [
         sys.executable,
@@ -301,7 +301,6 @@ def test_the_wheel_is_complete(tmp_path: Path) -> None:
         names = set(wheel.namelist())
         wheel.extractall(tmp_path / "site")
     assert {f"alignlab/conf/{p.relative_to(CONF)}" for p in CONF.glob("**/*.yaml")} <= names
-    assert {f"alignlab/conf/eval_rewards/{p.name}" for p in (CONF / "reward").glob("*.yaml")} <= names
     assert {
         f"alignlab/{p.relative_to(PACKAGE)}"
         for p in PACKAGE.rglob("*")
