@@ -253,7 +253,8 @@ def test_one_class_and_one_file_extend_it(tiny_sd: str, tmp_path: Path) -> None:
             ''',
         "conf/algo/nudge.yaml": "_target_: mine.Nudge\nstrength: 2.0\n",
         "conf/reward/dark.yaml": "dark:\n  _target_: mine.Dark\n  weight: 1.0\n  normalize: false\n",
-        "conf/prompts/zoo.yaml": "_target_: alignlab.data.prompts.Prompts\nprompts: [gnu, yak]\ntemplate: '{a}'\nper_prompt: 1\n",
+        "conf/prompts/zoo.yaml": "_target_: alignlab.data.prompts.Prompts\nprompts: [gnu, yak]\n"
+        "template: '{a}'\nper_prompt: 1\n",
     }
     for name, text in pieces.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -316,7 +317,8 @@ def test_the_wheel_is_complete(tmp_path: Path) -> None:
 
 
 def test_the_readme_names_every_room() -> None:
-    """The table in README lists the rooms that there are, and each room says in its own words what it is for."""
+    """The table in README lists the rooms that there are, and each room says in its own words what it is
+    for."""
     text = (ROOT / "README.md").read_text()
     table = text.partition("| room | what is in it |")[2].partition("\n\n")[0]
     named = {

@@ -227,8 +227,8 @@ def test_the_largest() -> None:
 
 
 def test_its_groups_are_those_of_train() -> None:
-    """plan.yaml cannot include train.yaml (whose help and folders of sweeps it would take too), so its list is
-    compared."""
+    """plan.yaml cannot include train.yaml (whose help and folders of sweeps it would take too), so its list
+    is compared."""
     train, own = (
         yaml.safe_load((CONF / f"{name}.yaml").read_text())["defaults"][1:] for name in ("train", "plan")
     )

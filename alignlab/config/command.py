@@ -1,4 +1,5 @@
-"""The decorator that makes a command of a function: words are read, Hydra composes, mistakes become sentences."""
+"""The decorator that makes a command of a function: words are read, Hydra composes, mistakes become
+sentences."""
 
 import atexit
 import logging

@@ -1,7 +1,9 @@
-"""From a checked, plain configuration to a record: a value for every key, by its type, which does not change any more.
+"""From a checked, plain configuration to a record: a value for every key, by its type, which does not change
+any more.
 
-A command's keys are a dataclass that Hydra fills (schema). Hydra hands them on as tables without types. A record is an instance of
-that dataclass: mypy knows its keys, and a key that there is not is a mistake that no run meets.
+A command's keys are a dataclass that Hydra fills (schema). Hydra hands them on as tables without types. A
+record is an instance of that dataclass: mypy knows its keys, and a key that there is not is a mistake that no
+run meets.
 """
 
 from collections.abc import Mapping

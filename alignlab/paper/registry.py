@@ -1,6 +1,7 @@
 """The list of the papers' figures: the sweeps that each needs, what it asks their weights, its drawing.
 
-What is printed beside a figure (its title, whose figure it is, how to read it) stands in conf/figure/NAME.yaml.
+What is printed beside a figure (its title, whose figure it is, how to read it) stands in
+conf/figure/NAME.yaml.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any
 import yaml
 from matplotlib.figure import Figure
 
-from alignlab.config.schema import CONF
+from alignlab.config.compose import CONF
 from alignlab.paper import ddpo, dpo, draft, draftp, fronts
 from alignlab.paper.drawing import SHOWN_KL, Rows, Runs
 

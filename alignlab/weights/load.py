@@ -104,7 +104,8 @@ def policy_of(
     precision: str = "fp32",
     device: str = "auto",
 ) -> Policy:
-    """Loads the tuned policy: that of the run, or of the LoRA, or the base model with an adapter that does nothing.
+    """Loads the tuned policy: that of the run, or of the LoRA, or the base model with an adapter that does
+    nothing.
 
     Args:
         model: the node of the model's group.
