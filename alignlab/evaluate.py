@@ -3,9 +3,12 @@
 Measures what a run learned against the model that it started from. Both draw the same prompts from the same
 noises, so every number is a difference image by image. Three sets of images:
 
-    train      every training prompt                                 rewards, win rate, drift from the base model
-    unseen     prompts that training never drew                      the same: does it generalise?
-    diversity  many images of each of a few training prompts         mean pairwise LPIPS and Vendi score (DRaFT+'s protocol)
+    train      every training prompt
+               rewards, win rate, drift from the base model
+    unseen     prompts that training never drew
+               the same: does it generalise?
+    diversity  many images of each of a few training prompts
+               mean pairwise LPIPS and Vendi score (DRaFT+'s protocol)
 
 RUN/evaluation/evaluation.json has the numbers with their intervals, images.csv one line for each image of the
 run and base.csv those of the base model, which are computed once and kept by the hash of the model and of all

@@ -34,8 +34,9 @@ from alignlab.config.job_names import full_name, named, read_words
 from alignlab.files.safe_folder import RunError, refuse_links
 from alignlab.files.writing import all_aside, refuse_unwritable, room_for
 from alignlab.metrics.statistics import Interval
-from alignlab.paper.drawing import FIGURES, STYLE, PaperFigure, Rows
+from alignlab.paper.drawing import STYLE, Rows
 from alignlab.paper.probes import probe
+from alignlab.paper.registry import FIGURES, PaperFigure
 from alignlab.rewards.compose import RewardError
 from alignlab.runs.pasted import hydra_value, line
 

@@ -1,9 +1,9 @@
 """python -m alignlab.make_pairs run=runs/DIR candidates=8 output_dir=pairs
 
 Makes preference pairs by rewards. It draws several images of each prompt from any model or run, scores them,
-and pairs them by a rule (data/pairing.py). The folder that it writes is data for training: `algo=dpo algo.data=pairs`. Candidates
-keep their scores, so that other pairs can be made of them without sampling: `again=pairs
-pairing.rule=pareto`.
+and pairs them by a rule (data/pairing.py). The folder that it writes is data for training: `algo=dpo
+algo.data=pairs`. Candidates keep their scores, so that other pairs can be made of them without sampling:
+`again=pairs pairing.rule=pareto`.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
 """python -m alignlab.plan model=sd15 algo=ddpo precision=bf16 device=cuda memory=24
 
-Predicts how much memory a run takes. The command line is that of alignlab.train. A dry run of the same code (footprint.py) says how
-much memory each phase takes and which micro_batch fits; it reads no weights and needs no GPU. `measure=true`
-runs a small real epoch on the device at hand and says how long a run would take.
+Predicts how much memory a run takes. The command line is that of alignlab.train. A dry run of the same code
+(footprint.py) says how much memory each phase takes and which micro_batch fits; it reads no weights and needs
+no GPU. `measure=true` runs a small real epoch on the device at hand and says how long a run would take.
 """
 
 import math

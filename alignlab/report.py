@@ -1,8 +1,8 @@
 """python -m alignlab.report 'runs=multirun/DIR/*'
 
-Puts finished runs side by side on one page that needs no network: curves, the Pareto plot, reward hacking in units
-of the base model, the same pictures over training, tables of outcomes, contrasts and configurations. The
-tables lie beside it as CSV.
+Puts finished runs side by side on one page that needs no network: curves, the Pareto plot, reward hacking in
+units of the base model, the same pictures over training, tables of outcomes, contrasts and configurations.
+The tables lie beside it as CSV.
 """
 
 import base64

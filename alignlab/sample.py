@@ -41,8 +41,8 @@ ConfigStore.instance().store(name="sample_schema", node=SampleConfig)
 
 
 def checked(cfg: DictConfig) -> SampleConfig:
-    """The configuration as a record, `prompt` a list, with the run's model, sampler and precision unless they were
-    asked for by name.
+    """The configuration as a record, `prompt` a list, with the run's model, sampler and precision unless they
+    were asked for by name.
 
     Raises:
         ConfigError: with every problem that was found.

@@ -1,9 +1,9 @@
 """alignlab against a peer, against the limit, and as it grows; all as ratios of alternating rounds. `make
 bench`
 
-    python -m benchmarks                                    # everything, into results/benchmarks.md and .json
+    python -m benchmarks                                    # all, into results/benchmarks.md and .json
     python -m benchmarks --only 'limit/*' growth/start --rounds 2
-    python -m benchmarks --peer FOLDER --peer-python FILE   # the peer's scripts, and the Python of its environment
+    python -m benchmarks --peer FOLDER --peer-python FILE   # the peer's scripts, its environment's Python
 
 Rounds are kept as they come: stopped, it goes on where it was; finished, the next call begins anew. Without
 the peer its part is left out. docs/benchmarks.md says what is measured and how the peer's environment is

@@ -87,7 +87,8 @@ before, wall, cpu = taken(), time.perf_counter(), time.process_time()
 prompts = Prompts(file=sys.argv[1], unseen_share=0.1)
 read = time.process_time() - cpu
 drawn = prompts.draw(64, seed=0, epoch=1)
-print(json.dumps({"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu, "mb": taken() - before, "read": read, "prompts": len(prompts.prompts)}))
+took = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu, "mb": taken() - before}
+print(json.dumps(took | {"read": read, "prompts": len(prompts.prompts)}))
 """
 
 
@@ -156,7 +157,8 @@ import hydra
 from alignlab.config.compose import CONF, checked
 with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
     checked(hydra.compose("train", ["reward=brightness"]))
-import alignlab.train, alignlab.training.setup, alignlab.models.sd, diffusers.models, peft, transformers.models.clip
+import alignlab.train, alignlab.training.setup, alignlab.models.sd
+import diffusers.models, peft, transformers.models.clip
 """
 
 

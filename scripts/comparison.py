@@ -124,7 +124,8 @@ def main() -> None:
     python("alignlab.report", f"runs=[{folders}]", f"output_dir={RESULTS}", "title='The algorithms compared'")
     chromium = shutil.which("chromium")
     if chromium is not None:
-        flags = "--headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1240,3300 --virtual-time-budget=8000".split()
+        flags = "--headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1240,3300".split()
+        flags += ["--virtual-time-budget=8000"]
         shot = [
             chromium,
             *flags,

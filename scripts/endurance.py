@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-SIZES = """algo=draft reward=brightness samples_per_step=2 micro_batch=2 sampler.steps=2 eval_sampler.steps=2 eval_every=100 checkpoint_every=100
-    evaluation.prompts=2 evaluation.images=2 evaluation.final_images=1 lr=1e-5 prompts.per_prompt=1""".split()
+SIZES = """algo=draft reward=brightness samples_per_step=2 micro_batch=2 sampler.steps=2 eval_sampler.steps=2
+    eval_every=100 checkpoint_every=100 evaluation.prompts=2 evaluation.images=2 evaluation.final_images=1
+    lr=1e-5 prompts.per_prompt=1""".split()
 SETTLED = 100
 """Optimiser steps after which nothing may grow."""
 

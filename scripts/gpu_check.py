@@ -1,9 +1,9 @@
 """What a GPU makes of alignlab: images and updates a second, time inside the U-Net, utilisation, memory of
 DRaFT-K. `make gpu-check`
 
-    python scripts/gpu_check.py                                   # Stable Diffusion 1.5 and XL in bf16, into results/gpu/DEVICE.md and .json
+    python scripts/gpu_check.py        # Stable Diffusion 1.5 and XL in bf16, into results/gpu/DEVICE.*
     python scripts/gpu_check.py --sizes sd15 --only 'ddpo*' 'memory/*' --budget-seconds 600
-    python scripts/gpu_check.py --sizes tiny --device cpu --results runs/gpu      # a try without a GPU, under a minute
+    python scripts/gpu_check.py --sizes tiny --device cpu --results runs/gpu      # without a GPU, a minute
 
 Weights are random, so that nothing is fetched; pipelines are kept in build/gpu_check. Each size is measured
 in a process of its own. What does not fit is recorded as such and the list goes on; what is measured is not

@@ -1,9 +1,11 @@
 """The linear-Gaussian world: every expectation of sections 1 and 2 of ALGORITHMS.md in closed form.
 
     data    x_0 ~ N(m, S),  x_t = alpha x_0 + sigma eps
-    model   out = G_t x + h_t + W_i x + omega_i        G, h: the exact E[target | x_t];  (W, omega): what is trained, 0 at the start
+    model   out = G_t x + h_t + W_i x + omega_i
+            G, h: the exact E[target | x_t];  (W, omega): what is trained, 0 at the start
     u       out = G_t x + h_t + delta                  the unconditional branch: not trained
-    chain   mu' = A mu + c,  M' = A M A^T + s^2 I,      A = a I + b (G + w W),  c = b (h + w omega + (1 - w) delta)
+    chain   mu' = A mu + c,  M' = A M A^T + s^2 I,
+            A = a I + b (G + w W),  c = b (h + w omega + (1 - w) delta)
 
 so the output distribution, E[r], every truncated gradient (by autograd through this float64 recursion) and
 the KL to the reference are exact. `World` stands in for `Policy` in rollout, replay and the objectives.

@@ -37,9 +37,10 @@ class Silent:
 
 def tiny(model: str, *more: str) -> list[str]:
     """Overrides of a run of about a second on the pipeline folder `model`."""
-    words = """steps=4 samples_per_step=4 micro_batch=2 eval_every=2 checkpoint_every=1 sampler.steps=3 eval_sampler.steps=2 device=cpu
-        reward=brightness prompts.prompts=[cat,dog,fish] prompts.unseen=[] prompts.per_prompt=1 policy.lora.rank=2 evaluation.prompts=2
-        evaluation.images=2 evaluation.final_images=2""".split()
+    words = """steps=4 samples_per_step=4 micro_batch=2 eval_every=2 checkpoint_every=1 device=cpu
+        sampler.steps=3 eval_sampler.steps=2 reward=brightness policy.lora.rank=2
+        prompts.prompts=[cat,dog,fish] prompts.unseen=[] prompts.per_prompt=1
+        evaluation.prompts=2 evaluation.images=2 evaluation.final_images=2""".split()
     return [f"model.path_or_id={model}", *words, *more]
 
 

@@ -114,10 +114,9 @@ def write_evaluation(folder: Path, gain: float, rng: np.random.Generator, prompt
         rows = ["set,prompt,image,bright,held"]
         for where, values in zip(("train", "unseen", "diversity"), base, strict=True):
             for prompt, line in zip(prompts, values, strict=True):
-                rows += [
-                    f"{where},{json.dumps(prompt)},{k},{v + shift + 0.01 * rng.normal() * (shift > 0):.6g},{-v:.6g}"
-                    for k, v in enumerate(line)
-                ]
+                for k, v in enumerate(line):
+                    bright = v + shift + 0.01 * rng.normal() * (shift > 0)
+                    rows.append(f"{where},{json.dumps(prompt)},{k},{bright:.6g},{-v:.6g}")
         (home / f"{name}.csv").write_text("\n".join(rows) + "\n")
         spread = [
             {"prompt": p, "lpips": 0.6 - 0.4 * shift + 0.01 * k, "vendi": 5 - 4 * shift}

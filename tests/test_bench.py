@@ -297,7 +297,8 @@ def test_ideas_learn_with_as_many_passes(monkeypatch):
 
 STAND_IN = """
 import json, os, sys
-print("RESULT " + json.dumps({"rollout_s": 1.0, "reward_s": 0.5, "train_s": 0.5 + ("GOMP_SPINCOUNT" not in os.environ)}))
+took = 0.5 + ("GOMP_SPINCOUNT" not in os.environ)
+print("RESULT " + json.dumps({"rollout_s": 1.0, "reward_s": 0.5, "train_s": took}))
 print(sys.argv, os.environ.get("OMP_WAIT_POLICY"), file=open(os.environ["SAID"], "a"))
 """
 

@@ -68,7 +68,8 @@ def leaves(node: dict[str, Any], prefix: str = "algo.") -> dict[str, Any]:
 
 @pages
 def test_quoted_code_exists(name):
-    """Every row | equation | `code` | file: function | stands in that function of that file, whitespace aside."""
+    """Every row | equation | `code` | file: function | stands in that function of that file, whitespace
+    aside."""
     quotes = [row for row in rows(section(name, "Equation and code")) if ".py" in row]
     assert len(quotes) >= 5
     for row in quotes:
@@ -81,7 +82,8 @@ def test_quoted_code_exists(name):
 
 @pages
 def test_every_key_is_explained_with_its_default(name):
-    """The rows | `algo.key` | meaning | unit | default | range | are the keys of the algorithm's file, defaults included."""
+    """The rows | `algo.key` | meaning | unit | default | range | are the keys of the algorithm's file,
+    defaults included."""
     node = leaves(yaml.safe_load((ROOT / "conf" / "algo" / f"{PAGES[name][0]}.yaml").read_text())["algo"])
     cells = [re.split(r" ?(?<!\\)\| ?", row)[1:-1] for row in rows(section(name, "Keys"))]
     explained = {key.strip("`"): default for key, _, _, default, _ in cells}

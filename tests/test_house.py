@@ -140,8 +140,8 @@ def test_the_rooms_stand_in_order() -> None:
 def files() -> list[tuple[str, str]]:
     found = [(p.parent.name, p.stem) for p in sorted(CONF.glob("*/*.yaml"))]
     return [
-        (group, option) for group, option in found if group != "recipe"
-    ]  # of alignlab.stages, and proved in its tests
+        (group, option) for group, option in found if group not in ("recipe", "figure", "hydra")
+    ]  # of alignlab.stages and alignlab.figure, and proved in their tests; and what every command takes
 
 
 NEEDS = {
@@ -178,7 +178,8 @@ def test_every_configuration_file_builds(tmp_path: Path) -> None:
     for name in ("0.png", "1.png"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     wrong = []
-    for word in ("=".join(file) for file in files() if file != ("reward", "none")):
+    watched = [("eval_rewards", option) for group, option in files() if group == "reward"]
+    for word in ("=".join(file) for file in [*files(), *watched] if file != ("reward", "none")):
         try:
             configured(word, *(need.format(captions=tmp_path) for need in NEEDS.get(word, [])))
         except Exception as error:  # whatever it is, the next file is tried too
@@ -252,7 +253,8 @@ def test_one_class_and_one_file_extend_it(tiny_sd: str, tmp_path: Path) -> None:
             ''',
         "conf/algo/nudge.yaml": "_target_: mine.Nudge\nstrength: 2.0\n",
         "conf/reward/dark.yaml": "dark:\n  _target_: mine.Dark\n  weight: 1.0\n  normalize: false\n",
-        "conf/prompts/zoo.yaml": "_target_: alignlab.data.prompts.Prompts\nprompts: [gnu, yak]\ntemplate: '{a}'\nper_prompt: 1\n",
+        "conf/prompts/zoo.yaml": "_target_: alignlab.data.prompts.Prompts\nprompts: [gnu, yak]\n"
+        "template: '{a}'\nper_prompt: 1\n",
     }
     for name, text in pieces.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -280,8 +282,7 @@ def test_one_class_and_one_file_extend_it(tiny_sd: str, tmp_path: Path) -> None:
 
 
 def test_the_wheel_is_complete(tmp_path: Path) -> None:
-    """The wheel holds the code, every configuration file (eval_rewards too, a link in the checkout) and the
-    weights, and it runs."""
+    """The wheel holds the code, every configuration file and the weights, and it runs."""
     pytest.importorskip("hatchling")
     build = [
         sys.executable,
@@ -301,7 +302,6 @@ def test_the_wheel_is_complete(tmp_path: Path) -> None:
         names = set(wheel.namelist())
         wheel.extractall(tmp_path / "site")
     assert {f"alignlab/conf/{p.relative_to(CONF)}" for p in CONF.glob("**/*.yaml")} <= names
-    assert {f"alignlab/conf/eval_rewards/{p.name}" for p in (CONF / "reward").glob("*.yaml")} <= names
     assert {
         f"alignlab/{p.relative_to(PACKAGE)}"
         for p in PACKAGE.rglob("*")
@@ -317,7 +317,8 @@ def test_the_wheel_is_complete(tmp_path: Path) -> None:
 
 
 def test_the_readme_names_every_room() -> None:
-    """The table in README lists the rooms that there are, and each room says in its own words what it is for."""
+    """The table in README lists the rooms that there are, and each room says in its own words what it is
+    for."""
     text = (ROOT / "README.md").read_text()
     table = text.partition("| room | what is in it |")[2].partition("\n\n")[0]
     named = {

@@ -452,18 +452,24 @@ def test_prompts_that_changed_in_their_file(tiny_sd: str, tmp_path: Path, monkey
     assert "holds candidates of other prompts than those that were given" in capsys.readouterr().err
 
 
+IMAGE = '{"prompt": "a", "image": "images/0.png", '
 HOSTILE = {
     "5": "is no candidate",
     "{": "is no JSON",
-    '{"prompt": "a", "image": "images/0.png", "seed": 0, "replica": 0}': "is no candidate",
-    '{"prompt": "a", "image": "images/0.png", "seed": true, "replica": 0, "rewards": {"x": 1}}': "is no candidate",
-    '{"prompt": "a", "image": "images/0.png", "seed": 0, "replica": 0, "rewards": {"x": NaN}}': "has no finite rewards",
-    '{"prompt": "a", "image": "images/0.png", "seed": 0, "replica": 0, "rewards": {"x": "1"}}': "has no finite rewards",
-    '{"prompt": "a", "image": "images/0.png", "seed": 0, "replica": 0, "rewards": {}}': "has no finite rewards",
-    '{"prompt": "a\\u0000", "image": "images/0.png", "seed": 0, "replica": 0, "rewards": {"x": 1}}': "is no text",
-    '{"prompt": "a", "image": "../0.png", "seed": 0, "replica": 0, "rewards": {"x": 1}}': "is no path below the table's folder",
-    '{"prompt": "a", "image": "/etc/hostname", "seed": 0, "replica": 0, "rewards": {"x": 1}}': "is no path below the table's folder",
-    '{"prompt": "a", "image": "images/1.png", "seed": 0, "replica": 0, "rewards": {"x": 1}}': "there is no file",
+    IMAGE + '"seed": 0, "replica": 0}': "is no candidate",
+    IMAGE + '"seed": true, "replica": 0, "rewards": {"x": 1}}': "is no candidate",
+    IMAGE + '"seed": 0, "replica": 0, "rewards": {"x": NaN}}': "has no finite rewards",
+    IMAGE + '"seed": 0, "replica": 0, "rewards": {"x": "1"}}': "has no finite rewards",
+    IMAGE + '"seed": 0, "replica": 0, "rewards": {}}': "has no finite rewards",
+    IMAGE.replace('"a"', r'"a\u0000"') + '"seed": 0, "replica": 0, "rewards": {"x": 1}}': "is no text",
+    **{
+        f'{{"prompt": "a", "image": "{image}", "seed": 0, "replica": 0, "rewards": {{"x": 1}}}}': said
+        for image, said in {
+            "../0.png": "is no path below the table's folder",
+            "/etc/hostname": "is no path below the table's folder",
+            "images/1.png": "there is no file",
+        }.items()
+    },
     "": "holds no scored candidates yet",
 }
 

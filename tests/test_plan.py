@@ -43,9 +43,11 @@ CASES = {
     "KTO": "algo=kto algo.data={pairs} micro_batch=4",
     "SFT": "algo=sft algo.data={pairs} micro_batch=4",
     "SDXL, DRaFT-N": "model=sdxl algo=draft algo.k=3 micro_batch=4",
-    "SD3, DDPO": "model=sd35 algo=ddpo sampler=flow eval_sampler=flow micro_batch=8 model.max_sequence_length=8",
+    "SD3, DDPO": "model=sd35 algo=ddpo sampler=flow eval_sampler=flow micro_batch=8 "
+    "model.max_sequence_length=8",
 }
-SMALL = "steps=2 samples_per_step=8 prompts.per_prompt=4 evaluation.final_images=3 algo.updates_per_epoch=2".split()
+SMALL = """steps=2 samples_per_step=8 prompts.per_prompt=4 evaluation.final_images=3
+    algo.updates_per_epoch=2""".split()
 
 
 @pytest.fixture(scope="session")
@@ -225,8 +227,8 @@ def test_the_largest() -> None:
 
 
 def test_its_groups_are_those_of_train() -> None:
-    """plan.yaml cannot include train.yaml (Hydra keeps its own settings to the primary file), so its list is
-    compared."""
+    """plan.yaml cannot include train.yaml (whose help and folders of sweeps it would take too), so its list
+    is compared."""
     train, own = (
         yaml.safe_load((CONF / f"{name}.yaml").read_text())["defaults"][1:] for name in ("train", "plan")
     )

@@ -64,8 +64,9 @@ def in_browser(page: Path, script: str, tmp_path: Path) -> dict:
         + f"window.addEventListener('load', () => setTimeout(async () => {{ {script} }}, 300));</script>"
     )
     copy.write_text(page.read_text().replace("</body>", f"{late}</body>"))
-    flags = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update
-        --disable-sync --virtual-time-budget=20000 --window-size=1240,2400 --dump-dom""".split()
+    flags = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run
+        --disable-background-networking --disable-component-update --disable-sync
+        --virtual-time-budget=20000 --window-size=1240,2400 --dump-dom""".split()
     assert CHROMIUM is not None
     done = subprocess.run(
         [CHROMIUM, *flags, f"--user-data-dir={tmp_path / 'profile'}", copy.as_uri()],
@@ -91,7 +92,8 @@ def test_it_answers_in_a_browser(page, tmp_path):
         out.before = shown();
         const item = plot.querySelector(".legendtoggle");
         const box = item.getBoundingClientRect();
-        for (const kind of ["mousedown", "mouseup", "click"]) item.dispatchEvent(new MouseEvent(kind, {bubbles: true, clientX: box.x + 3, clientY: box.y + 3}));
+        const at = {bubbles: true, clientX: box.x + 3, clientY: box.y + 3};
+        for (const kind of ["mousedown", "mouseup", "click"]) item.dispatchEvent(new MouseEvent(kind, at));
         await new Promise(r => setTimeout(r, 1500));
         out.after = shown();
         const menu = plot.layout.updatemenus[0].buttons;
@@ -107,7 +109,8 @@ def test_it_answers_in_a_browser(page, tmp_path):
         out.last = epochs();
         slider.value = 0; slider.dispatchEvent(new Event("input"));
         out.first = epochs();
-        out.visible = [...document.querySelectorAll(".strip img")].filter(i => i.clientHeight > 0).map(i => i.naturalWidth);
+        const pictures = [...document.querySelectorAll(".strip img")];
+        out.visible = pictures.filter(i => i.clientHeight > 0).map(i => i.naturalWidth);
         out.now = document.getElementById("now").textContent;
         out.flags = document.querySelectorAll("ul.flags li").length;
         document.title = JSON.stringify(out);

@@ -796,7 +796,8 @@ def test_the_report_runs_no_script_but_its_own(tmp_path: Path) -> None:
         """
         document.getElementById("a").click();
         await new Promise(r => setTimeout(r, 300));
-        document.title = JSON.stringify({ broken: window.broken ?? 0, plots: document.querySelectorAll(".main-svg").length });
+        const plots = document.querySelectorAll(".main-svg").length;
+        document.title = JSON.stringify({ broken: window.broken ?? 0, plots });
         """,
         tmp_path,
     )

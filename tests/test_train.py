@@ -121,7 +121,9 @@ def test_killed_and_resumed(finished, tiny_sd, tmp_path, monkeypatch, capsys) ->
     """SIGKILL in the middle of a real command; `resume=RUN` alone finishes it, bit for bit."""
     code = """import os, signal, alignlab.train as t
 real = t.train_epoch
-t.train_epoch = lambda lab, c, epoch: os.kill(os.getpid(), signal.SIGKILL) if epoch == 3 else real(lab, c, epoch)
+def dying(lab, c, epoch):
+    return os.kill(os.getpid(), signal.SIGKILL) if epoch == 3 else real(lab, c, epoch)
+t.train_epoch = dying
 t.main()"""
     run = tmp_path / "run"
     words = tiny(tiny_sd, *ALGORITHMS["ddpo"], f"output_dir={run}")

@@ -12,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -27,6 +28,9 @@ from alignlab.runs.stored_config import NOT_SCIENCE, read_config
 
 HERE = Path(__file__).resolve().parents[1]  # alignlab/
 CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"  # in a wheel, or in a checkout
+# eval_rewards=NAME chooses among the same files as reward=NAME.
+for _file in (CONF / "reward").glob("*.yaml"):
+    ConfigStore.instance().store(group="eval_rewards", name=_file.stem, node=OmegaConf.load(_file))
 
 OmegaConf.register_new_resolver("or", lambda *values: next(v for v in values if v is not None), replace=True)
 OmegaConf.register_new_resolver("last", lambda path: Path(str(path)).name, replace=True)

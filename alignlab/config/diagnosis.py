@@ -190,8 +190,9 @@ def _sentence(text: str, error: Exception, cfg: DictConfig, schema: type) -> str
     missing = str(getattr(error, "missing_cfg_file", None) or "").rpartition("/")[2]
     if key == "hydra/launcher" and missing in LAUNCHERS:
         return f"{text} needs a plugin of Hydra's; pip install '{LAUNCHERS[missing]}'"
-    if (CONF / key).is_dir():
-        options = getattr(error, "options", None) or sorted(p.stem for p in (CONF / key).glob("*.yaml"))
+    group = CONF / ("reward" if key == "eval_rewards" else key)
+    if group.is_dir():
+        options = getattr(error, "options", None) or sorted(p.stem for p in group.glob("*.yaml"))
         value = (getattr(error, "missing_cfg_file", None) or value).rpartition("/")[2]
         return f"{key}={value} is no option; {nearest(value, options, f'{key}=')}{_own_reward(key, value)}"
     if isinstance(cause, (AttributeError, KeyError)):  # a key that is not there

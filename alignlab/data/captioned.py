@@ -1,10 +1,11 @@
 """Pictures with captions: what supervised fine-tuning trains on.
 
-    a folder      metadata.jsonl, .csv or .parquet with file_name and text (or caption, prompt), as diffusers and
-                  `datasets` take one; or NAME.png (.jpg, .webp, ...) beside NAME.txt (folders.py)
+    a folder      metadata.jsonl, .csv or .parquet with file_name and text (or caption, prompt), as diffusers
+                  and `datasets` take one; or NAME.png (.jpg, .webp, ...) beside NAME.txt (folders.py)
     .tar          webdataset's shards, or a folder with some (shards.py)
     pairs         .jsonl, .csv or .parquet (preferences.py): the winners; ties are counted and left out
-    datasets      owner/name of the Hugging Face hub, a folder of .parquet files, or one that `save_to_disk` wrote (hub.py)
+    datasets      owner/name of the Hugging Face hub, a folder of .parquet files, or one that
+                  `save_to_disk` wrote (hub.py)
 
 A folder may have its splits as folders within it (train/, test/), or as files (train-00000.parquet). Paths
 lead to pictures below their table's folder. All pictures are looked at before a run (pictures.py), and what

@@ -1,10 +1,10 @@
 """Finds captioned pictures in a folder: by a table that names them, or by texts that lie beside them.
 
-    metadata.jsonl, .csv, .parquet   a table of names and captions. It may lie above the folder of the split, and then
-                                     names pictures with the split (train/a.png) or without
+    metadata.jsonl, .csv, .parquet   a table of names and captions. It may lie above the folder of the split,
+                                     and then names pictures with the split (train/a.png) or without
     NAME.jpg, NAME.txt               a text beside the picture: .txt, .caption, or .json with a caption
-    00000/, 10_cat/                  the same in folders within, if there is none at the top, as img2dataset and
-                                     kohya's scripts lay them out
+    00000/, 10_cat/                  the same in folders within, if there is none at the top, as img2dataset
+                                     and kohya's scripts lay them out
 
 Names that macOS, Windows or a notebook left there (._a.png, Thumbs.db) are passed over. What is left out is
 counted.

@@ -1,8 +1,9 @@
 """What people said of images: ratings of one image, choices between two. Tables beside image files, or with
 images inside.
 
-    ratings   image, rating            or AVA's form: image, 1, 2, ... 10 (votes for each mark)
-    pairs     caption, jpg_0, jpg_1, label_0     Pick-a-Pic's columns: label_0 is 1 if the first was chosen, 0 if not, 0.5 for a tie
+    ratings   image, rating; or AVA's form: image, 1, 2, ... 10 (votes for each mark)
+    pairs     caption, jpg_0, jpg_1, label_0: Pick-a-Pic's columns. label_0 is 1 if the first was chosen, 0 if
+              not, 0.5 for a tie
 
 A table is a .csv whose image columns hold paths relative to it, or a .parquet file (Pick-a-Pic's shards)
 whose image columns hold the files' bytes. `data` may name the table or a folder with one or several.

@@ -1,8 +1,10 @@
 """Single images that somebody approved of, or did not: what Diffusion-KTO trains on.
 
-    .jsonl            {"prompt": ..., "image": PATH, "label": true} a line, whatever else it holds; paths are relative to the file
+    .jsonl            {"prompt": ..., "image": PATH, "label": true} a line, whatever else it holds; paths are
+                      relative to the file
     .csv, .parquet    caption, image, label
-    pairs             lines and tables of preferences.py: the winner is desirable, the loser undesirable, a tie is left out and counted
+    pairs             lines and tables of preferences.py: the winner is desirable, the loser undesirable, a
+                      tie is left out and counted
 
 A label is true or false, or 1 or 0. `data` may name one such file or a folder with several, of any of these
 forms (of what alignlab.make_pairs writes, the folder is its pairs, and labels.jsonl by name its labels).

@@ -2,24 +2,25 @@
 
 The experts' scores are first one number a candidate: each expert's normalised, weighted, and summed,
 
-    s_i = sum_e w_e f(r_e,i)      f: none    r
-                                     zscore  (r - mean) / std
-                                     minmax  (r - min) / (max - min)
-                                     rank    from 0, the lowest, to 1; equal scores share the mean of their ranks
+    s_i = sum_e w_e f(r_e,i)
+
+    f: none    r
+       zscore  (r - mean) / std
+       minmax  (r - min) / (max - min)
+       rank    from 0, the lowest, to 1; equal scores share the mean of their ranks
 
 with mean, std, min, max and ranks taken within the prompt (`scope="prompt"`) or over all candidates ("all").
 Within each prompt, then:
 
-    best_worst      the best against the worst                               flow_grpo's online DPO
-    topk_bottomk    the best against the worst, the second best against the second worst, ... k pairs, or half of the candidates
-                                                                             ADHMR
+    best_worst      the best against the worst; flow_grpo's online DPO
+    topk_bottomk    the best against the worst, the second best against the second worst, ... k pairs, or half
+                    of the candidates; ADHMR
     all_pairs       the better against the worse, for every two
-    median          each with s at or above the median of all prompts' candidates against each below it
-                                                                             FashionDPO
-    pareto          for every two, the one that is nowhere worse and somewhere better, expert by expert: normalisation is then
-                    nothing, a weight of 0 leaves an expert out, a negative one turns it round
-                                                                             D3PO (arXiv 2311.13231),
-                                                                             `compare`
+    median          each with s at or above the median of all prompts' candidates against each below it;
+                    FashionDPO
+    pareto          for every two, the one that is nowhere worse and somewhere better, expert by expert:
+                    normalisation is then nothing, a weight of 0 leaves an expert out, a negative one turns it
+                    round; D3PO (arXiv 2311.13231), `compare`
 
 A winner must beat the loser by more than `margin` in s. What does not is a tie: dropped, and counted.
 (flow_grpo trains on candidates 0 and 1 where all are equal; Flow-Factory on one image as winner and loser,

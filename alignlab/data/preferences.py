@@ -1,7 +1,8 @@
 """Pairs of images of one prompt: what DPO trains on, the better one first, and what a preference model is
 fitted on.
 
-    .jsonl            {"prompt": ..., "winner": PATH, "loser": PATH} a line, whatever else it holds; paths are relative to the file
+    .jsonl            {"prompt": ..., "winner": PATH, "loser": PATH} a line, whatever else it holds; paths are
+                      relative to the file
     .csv, .parquet    caption, jpg_0, jpg_1, label_0: a table (judgements.py)
 
 `data` may name one such file or a folder with several (alignlab.make_pairs writes one). DPO learns nothing

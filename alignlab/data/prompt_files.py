@@ -27,7 +27,8 @@ Prompt = tuple[str, dict[str, Any] | None]
 """A prompt, and what else its object or row says; None in a file of lines."""
 FOREIGN = frozenset(
     ".gz .zip .bz2 .xz .zst .7z .rar .tar .tgz .xls .xlsx .ods .doc .docx .odt .rtf .pdf .html .htm .xml "
-    ".toml .ini .sqlite .db .arrow .feather .npy .npz .pt .pth .pkl .pickle .safetensors .png .jpg .jpeg .webp .gif".split()
+    ".toml .ini .sqlite .db .arrow .feather .npy .npz .pt .pth .pkl .pickle .safetensors .png .jpg .jpeg "
+    ".webp .gif".split()
 )
 """Ends of names of what is no text, or not one prompt a line."""
 TAKEN = ".txt, .jsonl, .json, .csv, .tsv, .yaml or .parquet"

@@ -1,1 +1,2 @@
-"""The mathematics: samplers, noise, the policy and the one sampling loop. It needs torch and knows no configuration."""
+"""The mathematics: samplers, noise, the policy and the one sampling loop. It needs torch and knows no
+configuration."""

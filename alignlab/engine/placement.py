@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from alignlab.distributed import sharding
-from alignlab.fast.frozen_layers import freeze
+from alignlab.fast import freeze
 from alignlab.models import Family
 from alignlab.models.lora import LoRA, adapt
 

@@ -19,7 +19,7 @@ from alignlab.distributed import sharding
 from alignlab.distributed.ranks import rank, world
 from alignlab.engine.conditioning import Conditioning
 from alignlab.engine.placement import lay_out, make_trainable, place
-from alignlab.fast.shared_prefix import SharedStart
+from alignlab.fast import shared_start
 from alignlab.models import Family
 from alignlab.models.lora import LoRA, adapters, load_lora_state, lora_state, switch
 
@@ -83,7 +83,7 @@ class Policy:
             sharded=self.sharded,
         )
         self._adapters = adapters(family.denoiser)
-        self.shared_start = SharedStart(*networks)
+        self.shared_start = shared_start(*networks)
         self._is_reference = False
         self.passes = {"forward": 0, "backward": 0}
         """Of single latents through the denoiser, so far."""

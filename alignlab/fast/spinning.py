@@ -4,9 +4,9 @@ others use too.
 The threads of a parallel loop meet at barriers, hundreds of times a step. Who comes first spins there, for
 milliseconds (GNU's OpenMP) or a fifth of a second (Intel's and LLVM's). Alone that is the fastest way to
 wait. Beside other programs the thread that is waited for may not be running, and whoever spins takes the core
-that it needs: the run gets far less than its share. With a short spin and then a sleep it keeps about its share; alone it
-loses between nothing and an eighth, by the processor (results/benchmarks.md). The numbers of a run are the
-same.
+that it needs: the run gets far less than its share. With a short spin and then a sleep it keeps about its
+share; alone it loses between nothing and an eighth, by the processor (results/benchmarks.md). The numbers of
+a run are the same.
 
 An OpenMP runtime reads its environment when it is loaded, so this must come before torch:
 alignlab/__init__.py calls it.

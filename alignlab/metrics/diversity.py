@@ -5,8 +5,10 @@ channels,
 
     d(a, b) = sum_l mean_hw sum_c w_lc (a_lc - b_lc)^2
 
-    lpips-emoji   the backbone is the embedded world's judge, w = 1 / (number of depths): between 0 and 2. Ships with alignlab.
-    lpips-alex    LPIPS 0.1 itself, with AlexNet and its learned w; needs torchvision's AlexNet weights on the disk.
+    lpips-emoji   the backbone is the embedded world's judge, w = 1 / (number of depths): between 0 and 2.
+                  Ships with alignlab.
+    lpips-alex    LPIPS 0.1 itself, with AlexNet and its learned w; needs torchvision's AlexNet weights on the
+                  disk.
 
 Values of the two are not comparable; every number says which one it is.
 """
@@ -46,7 +48,10 @@ class PerceptualDistance:
 
     @torch.no_grad()
     def pairwise(self, images: Tensor) -> Tensor:
-        """[n, n] float32 on the host, zero on the diagonal. n forward passes: |a - b|^2 = |a|^2 + |b|^2 - 2 a.b, one product a depth."""
+        """[n, n] float32 on the host, zero on the diagonal.
+
+        n forward passes: |a - b|^2 = |a|^2 + |b|^2 - 2 a.b, one product a depth.
+        """
         total = torch.zeros(len(images), len(images), dtype=torch.float64, device=images.device)
         for depth in self._weighed(images):
             gram = torch.zeros_like(total)

@@ -13,7 +13,8 @@ def image_statistics(images: Tensor) -> dict[str, Tensor]:
     """[B] by name, of images [B, 3, H, W] in [0, 1].
 
     dark_fraction   share of pixels with luma (ITU-R BT.601) below 0.1; in [0, 1]
-    edge_density    share of pixels whose luma differs by more than 0.1 from the one to the right or below; in [0, 1]
+    edge_density    share of pixels whose luma differs by more than 0.1 from the one to the right or below; in
+                    [0, 1]
     colour_entropy  of the histogram of colours, each channel in 4 levels, in bits; in [0, 6]
     saturation      mean of HSV's, (max - min)/max; in [0, 1]
     """

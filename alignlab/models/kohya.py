@@ -50,7 +50,8 @@ def ldm(module: str, config: Any) -> Layer | None:
     elif kind == "downsamplers":
         at, inside = f"input_blocks.{deep * (block + 1)}.0", "op"
     elif kind == "upsamplers":
-        at = f"output_blocks.{deep * (block + 1) - 1}.{2 if 'CrossAttn' in config.up_block_types[block] else 1}"
+        part = 2 if "CrossAttn" in config.up_block_types[block] else 1
+        at = f"output_blocks.{deep * (block + 1) - 1}.{part}"
     else:
         number = (
             f"input_blocks.{deep * block + k + 1}" if side == "down" else f"output_blocks.{deep * block + k}"

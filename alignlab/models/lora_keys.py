@@ -35,8 +35,10 @@ _WEIGHT = re.compile(
 )
 _ALPHA = re.compile(r"(?P<layer>.+?)(?:[._]lora)?\.(?:lora_|network_)?alpha")
 _ELSEWHERE = {
-    r"(lora_)?(te|text_?encoders?)(_?\d)?[._]|text_model\.|lora_prior_te|clip_[lgh][._]|t5xxl[._]|cond(itioner|_stage_model)[._]": "a LoRA of a text encoder",
-    r"lora_prior_|lora_refiner_|refiner[._]|transformer_2\.|unet_2\.": "a LoRA of another network than the one that is tuned",
+    r"(lora_)?(te|text_?encoders?)(_?\d)?[._]|text_model\.|lora_prior_te|clip_[lgh][._]|t5xxl[._]"
+    r"|cond(itioner|_stage_model)[._]": "a LoRA of a text encoder",
+    r"lora_prior_|lora_refiner_|refiner[._]|transformer_2\.|unet_2\.": "a LoRA of another network than the "
+    "one that is tuned",
     r"vae[._]|first_stage_model\.|lora_vae": "a LoRA of the VAE",
     r"controlnet|lora_controlnet": "a ControlNet's LoRA",
     r"bundle_emb|emb_params|string_to_param|clip_[lgh]$|t5$": "embeddings of new words",
@@ -101,5 +103,8 @@ def unlike_a_lora(key: str) -> str:
 
 def resembles(keys: Iterable[str]) -> bool:
     """Whether a file of such keys is a LoRA, or another adapter that is refused by its name."""
-    forms = r"[._]lora(_[ABE]|_down|_up|_mid|_magnitude|_embedding|_linear_layer|\.down|\.up)|^lora_|^lycoris_|hada_w|lokr_w|oft_"
+    forms = (
+        r"[._]lora(_[ABE]|_down|_up|_mid|_magnitude|_embedding|_linear_layer|\.down|\.up)"
+        r"|^lora_|^lycoris_|hada_w|lokr_w|oft_"
+    )
     return any(re.search(forms, key) for key in keys)

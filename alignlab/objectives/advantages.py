@@ -4,9 +4,11 @@ section 4.
 Several rewards r_k with weights w_k are one before that, or after it. f is taken over the epoch's whole
 batch:
 
-    sum      R = sum_k w_k r_k, where a r_k may be in standard deviations of the base model (rewards/compose.py);  A = standardised R
-    zscore   R = sum_k w_k (r_k - mean)/std                                                                       A = standardised R
-    rank     R = sum_k w_k rank(r_k), from 0, the lowest, to 1; equal rewards share the mean of their ranks       A = standardised R
+    sum      A = standardised R,  R = sum_k w_k r_k, where a r_k may be in standard deviations of the base
+             model (rewards/compose.py)
+    zscore   A = standardised R,  R = sum_k w_k (r_k - mean)/std
+    rank     A = standardised R,  R = sum_k w_k rank(r_k), from 0, the lowest, to 1; equal rewards share the
+             mean of their ranks
     gdpo     A = Z / (std(Z) + 1e-6) about its mean,  Z = sum_k w_k A_k, each A_k standardised by itself
 
 In a sum the reward with the largest spread decides, and in a sum standardised once it still decides within a

@@ -1,8 +1,10 @@
 """DDPO (Black et al. 2023, arXiv 2305.13301): the sampler is a Markov decision process, each step a Gaussian
 action.
 
-    sf   L = -A log p_theta(x_{i+1} | x_i)                                   one update on the samples of the present policy
-    is   L = max(-A rho, -A clip(rho, e^-c, e^c)),  rho = exp(log p_theta - log p_old)        several updates an epoch
+    sf   L = -A log p_theta(x_{i+1} | x_i)
+         one update on the samples of the present policy
+    is   L = max(-A rho, -A clip(rho, e^-c, e^c)),  rho = exp(log p_theta - log p_old)
+         several updates an epoch
 
 both averaged over (sample, step) pairs. log p is a mean over the D latent dimensions (as in the published
 code), so E[grad L] = -grad E[r] / (N_s D) with raw rewards and N_s scored steps: published learning rates

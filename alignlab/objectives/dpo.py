@@ -1,10 +1,11 @@
 """Diffusion-DPO (Wallace et al. 2023, arXiv 2311.12908): images that people preferred, and those that they
 did not.
 
-    e(x) = mean_D (target - out(x_t, t, c))^2,   x_t = alpha_t x + sigma_t eps,   t uniform over all training timesteps
-    h    = -1/2 [(e_w - e_l)_theta - (e_w - e_l)_ref]        one t and one eps for winner and loser, both models
+    e(x) = mean_D (target - out(x_t, t, c))^2,   x_t = alpha_t x + sigma_t eps,
+           t uniform over all training timesteps
+    h    = -1/2 [(e_w - e_l)_theta - (e_w - e_l)_ref],   one t and one eps for winner and loser, both models
 
-    sigmoid   L = -(1 - s) log sigmoid(beta h) - s log sigmoid(-beta h)       s: label smoothing, 0 in the paper
+    sigmoid   L = -(1 - s) log sigmoid(beta h) - s log sigmoid(-beta h),   s: label smoothing, 0 in the paper
     hinge     L = max(0, 1 - beta h)
     ipo       L = (h - 1/(2 beta))^2
 

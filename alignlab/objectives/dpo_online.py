@@ -1,7 +1,8 @@
 """Online Diffusion-DPO: the loss of dpo.py on pairs of the run's own samples, the better by its reward
 against the worse.
 
-    epoch 1, R + 1, 2 R + 1, ...    sample and score, pair the images of each prompt by their rewards (data/pairing.py)
+    epoch 1, R + 1, 2 R + 1, ...    sample and score, pair the images of each prompt by their rewards
+                                    (data/pairing.py)
     every epoch                     one shuffled pass over the pairs at hand, each with a fresh t and eps
 
 R = `resample_every`. x_w and x_l are the latents that were sampled. The reference is the pretrained model,

@@ -2,11 +2,16 @@
 sampling steps.
 
     DRaFT-K     L = -mean r(x_0, c), the last K of N steps keep their graph (K = N: DRaFT)
-    DRaFT-LV    K = 1 and n more images, each denoised from sg(x_0) re-noised to the last step's level; mean over 1 + n terms
-    DRaFT+      L = -mean r + kl_coeff mean (eps_theta - eps_ref)^2 over the kept steps (NeMo-Aligner's published "KL")
-    AlignProp   K drawn anew: per_rollout (its text) or per_step (its code: step i is kept with probability (i+1)/(N+1))
-    DRTune      K equally spaced steps (spaced) with detach_input: the network sees sg(x_i), gradients flow along a_i x_i
-    ReFL        refl: leave the chain at a random late step and take its predicted x0; reward_cap = c gives relu(c - r)
+    DRaFT-LV    K = 1 and n more images, each denoised from sg(x_0) re-noised to the last step's level; mean
+                over 1 + n terms
+    DRaFT+      L = -mean r + kl_coeff mean (eps_theta - eps_ref)^2 over the kept steps (NeMo-Aligner's
+                published "KL")
+    AlignProp   K drawn anew: per_rollout (its text) or per_step (its code: step i is kept with probability
+                (i+1)/(N+1))
+    DRTune      K equally spaced steps (spaced) with detach_input: the network sees sg(x_i), gradients flow
+                along a_i x_i
+    ReFL        refl: leave the chain at a random late step and take its predicted x0; reward_cap = c gives
+                relu(c - r)
 
 All of them are one rollout with another `Gradients` record. Differs from the papers: DRaFT-LV averages its 1
 + n terms where the paper sums (a constant factor; lv_reduction=sum); DRTune's random early stop is left out;

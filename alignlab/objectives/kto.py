@@ -1,14 +1,18 @@
 """Diffusion-KTO (Li et al. 2024, arXiv 2404.04465): single images that were approved of (y = 1), and those
 that were not (y = -1).
 
-    e(x) = mean_D (target - out(x_t, t, c))^2          without guidance (regression.py)
-    g    = e_ref(x) - e_theta(x)                       how much better than the reference the policy has become at this image
-    L    = lambda_y (1 - sigmoid(y beta (g - z0)))     lambda_d for desirable images, lambda_u for undesirable ones
+    e(x) = mean_D (target - out(x_t, t, c))^2
+           without guidance (regression.py)
+    g    = e_ref(x) - e_theta(x)
+           how much better than the reference the policy has become at this image
+    L    = lambda_y (1 - sigmoid(y beta (g - z0)))
+           lambda_d for desirable images, lambda_u for undesirable ones
 
 z0 is what g is on average, a constant in the gradient: of two images that gained alike, one is not preferred.
 
-    balanced   (mean of g over the desirable + mean over the undesirable) / 2; the mean of those that are there, if one kind is not
-    clamped    max(0, mean of g over all)                                                                       published
+    balanced   (mean of g over the desirable + mean over the undesirable) / 2; if one kind is not there, the
+               mean of the other
+    clamped    max(0, mean of g over all), as published
 
 over all examples of an optimiser step, whatever the micro-batch and the number of processes. g of all must be
 known before the first gradient, so a pass without gradient goes before it, which evaluates the reference too.

@@ -1,7 +1,8 @@
 """The denoising error of an image: what the model was trained to lower, and what RWR, SFT, DPO and KTO make
 something of.
 
-    e(x) = mean_D (target - out(x_t, t, c))^2,   x_t = alpha_t x + sigma_t eps,   t uniform over all training timesteps
+    e(x) = mean_D (target - out(x_t, t, c))^2,   x_t = alpha_t x + sigma_t eps,
+           t uniform over all training timesteps
 
 with the model's own target (eps, v, x0 or velocity: engine/forward_process.py). t and eps are draws of the
 image's noise key, so that they are the same whatever micro-batch or process it falls in.

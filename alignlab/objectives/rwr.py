@@ -1,11 +1,13 @@
 """RWR, reward-weighted regression (Peters & Schaal 2007; as the baseline of DDPO, arXiv 2305.13301, section
 4.1).
 
-    L = w_i mean_D (target - out_theta(x_t, t, c))^2,   x_t = alpha_t x_0 + sigma_t eps,   t uniform over all training timesteps
+    L = w_i mean_D (target - out_theta(x_t, t, c))^2,   x_t = alpha_t x_0 + sigma_t eps,
+        t uniform over all training timesteps
 
 on the policy's own samples x_0, with the model's own regression target (eps, v, x0 or velocity).
 
-    sparse   w_i = 1 for rewards at or above a quantile, within each prompt or over the batch, else 0 (the sample is skipped)
+    sparse   w_i = 1 for rewards at or above a quantile, within each prompt or over the batch, else 0 (the
+             sample is skipped)
     dense    w_i = n softmax(r_i / tau)
 
 Differs from the published code: rewards are standardised (over the batch by default) before the softmax,

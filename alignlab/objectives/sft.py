@@ -1,7 +1,8 @@
 """SFT, supervised fine-tuning: the model's own training loss on captioned images, as a first stage or a
 baseline.
 
-    L = w(t) mean_D (target - out(x_t, t, c))^2,   x_t = alpha_t x + sigma_t eps,   t uniform over all training timesteps
+    L = w(t) mean_D (target - out(x_t, t, c))^2,   x_t = alpha_t x + sigma_t eps,
+        t uniform over all training timesteps
 
 with the model's own target (eps, v, x0 or velocity) and without guidance (regression.py). w = 1, or with
 `min_snr` (Hang et al. 2023, arXiv 2303.09556) what makes of it min(SNR, gamma) times the error of x0, SNR =

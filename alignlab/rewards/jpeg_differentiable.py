@@ -1,11 +1,12 @@
 """A differentiable stand-in for the size as JPEG: the steps of the encoder up to its entropy coder, whose
 length is estimated.
 
-Kept libraries of differentiable JPEG (kornia, diff-jpeg) give the decoded picture; a size needs the quantised coefficients, so the
-steps are here. They are those of the IJG's encoder that PIL calls (ITU-T T.81; JFIF for the colours): the picture, padded by its
-last row and column, to YCbCr, chroma averaged over 2x2, blocks of 8x8 through the DCT, divided by the quality's table. Then PIL
-rounds, and writes Huffman codes; here a coefficient of q steps costs log2(1 + (4 q)^2) / 2, a smooth form of the about log2|q|
-bits that it takes, and little for what would be rounded away.
+Kept libraries of differentiable JPEG (kornia, diff-jpeg) give the decoded picture; a size needs the quantised
+coefficients, so the steps are here. They are those of the IJG's encoder that PIL calls (ITU-T T.81; JFIF for
+the colours): the picture, padded by its last row and column, to YCbCr, chroma averaged over 2x2, blocks of
+8x8 through the DCT, divided by the quality's table. Then PIL rounds, and writes Huffman codes; here a
+coefficient of q steps costs log2(1 + (4 q)^2) / 2, a smooth form of the about log2|q| bits that it takes, and
+little for what would be rounded away.
 """
 
 import math
@@ -18,7 +19,8 @@ from torch import Tensor
 from alignlab.rewards.jpeg import check
 
 LUMA = """16 11 10 16 24 40 51 61 12 12 14 19 26 58 60 55 14 13 16 24 40 57 69 56 14 17 22 29 51 87 80 62
-    18 22 37 56 68 109 103 77 24 35 55 64 81 104 113 92 49 64 78 87 103 121 120 101 72 92 95 98 112 100 103 99"""
+    18 22 37 56 68 109 103 77 24 35 55 64 81 104 113 92 49 64 78 87 103 121 120 101
+    72 92 95 98 112 100 103 99"""
 CHROMA = """17 18 24 47 99 99 99 99 18 21 26 66 99 99 99 99 24 26 56 99 99 99 99 99 47 66 99 99 99 99 99 99
     99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99"""
 """T.81's example tables, annex K.1, which quality 50 uses as they are; row by row."""

@@ -1,7 +1,8 @@
 """LAION's aesthetic predictors, in the files they were published in: a head on the image embedding of
 OpenAI's ViT-L/14.
 
-    v2   sac+logos+ava1-l14-linearMSE.pth of christophschuhmann/improved-aesthetic-predictor: 768-1024-128-64-16-1 without activations
+    v2   sac+logos+ava1-l14-linearMSE.pth of christophschuhmann/improved-aesthetic-predictor:
+         768-1024-128-64-16-1 without activations
     v1   sa_0_4_vit_l_14_linear.pth of LAION-AI/aesthetic-predictor: 768-1
 
 Both are affine maps, so the score of an image is not bounded by the ratings that they were fitted to. The

@@ -1,8 +1,10 @@
 """Fits a reward head on a frozen CLIP, or its last blocks too: ratings by least squares, choices by the
 Bradley-Terry model.
 
-    aesthetic    L = mean (head(E(x)) - rating)^2                                           LAION's predictor
-    preference   L = -mean [y log s(r_0 - r_1) + (1 - y) log s(r_1 - r_0)],  y = label_0    Kirstain et al. 2023, section 3
+    aesthetic    L = mean (head(E(x)) - rating)^2
+                 LAION's predictor
+    preference   L = -mean [y log s(r_0 - r_1) + (1 - y) log s(r_1 - r_0)],  y = label_0
+                 Kirstain et al. 2023, section 3
 
 With no block of the CLIP trained every image is encoded once and the head is fitted on the embeddings.
 """

@@ -1,6 +1,7 @@
 """Images and prompts as bytes, for a reward on another machine. Never pickle.
 
-    png           JSON {"images": [base64, ...], "prompts": [...]}: 8 bits a channel, so scores are those of the rounded images
+    png           JSON {"images": [base64, ...], "prompts": [...]}: 8 bits a channel, so scores
+                  are those of the rounded images
     safetensors   "images" float32 [B, 3, H, W], exact, and "prompts" uint8: a JSON list in UTF-8
 
 The answer is JSON in both: {"reward": name, "digest": text, "scores": [B numbers]}, whose decimals give the

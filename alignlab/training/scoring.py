@@ -37,11 +37,13 @@ class Waiting:
 class ScoredRollouts:
     """Samples and scores one epoch's rollouts as they are asked for. It can be iterated once.
 
-    A rollout whose rewards are not finite is left out where the guard says so. An objective that differentiates
-    its reward gets each rollout before the next one is sampled, so that one graph at a time is held.
+    A rollout whose rewards are not finite is left out where the guard says so. An objective that
+    differentiates its reward gets each rollout before the next one is sampled, so that one graph at a time is
+    held.
 
     Args:
-        lab: its objective says which steps keep their graph; its `collected` samples, or has kept the samples.
+        lab: its objective says which steps keep their graph; its `collected` samples, or has kept the
+            samples.
         c: the keys seed, samples_per_step, micro_batch and offload.
         epoch: counted from 1.
         rng: of the epoch, shared with the objective's updates.
@@ -66,7 +68,8 @@ class ScoredRollouts:
 
         Raises:
             Stopped: if the run is to end here.
-            RewardError: if a reward fails; if a rollout was sampled ahead of an update, so by an older policy.
+            RewardError: if a reward fails; if a rollout was sampled ahead of an update, so by an older
+                policy.
         """
         objective, steps, mine = self.lab.objective, len(self.lab.sampler), own(self.samples)
         waiting: deque[Waiting] = deque()

@@ -17,7 +17,7 @@ from alignlab.distributed.ranks import gathered, rank
 from alignlab.distributed.sharding import ShardedOptimizer
 from alignlab.engine.policy import Policy
 from alignlab.engine.samplers import Sampler
-from alignlab.fast.malloc import keep_freed_memory
+from alignlab.fast import keep_freed_memory
 from alignlab.metrics.diversity import PerceptualDistance
 from alignlab.models import CutsPrompts
 from alignlab.objectives import Objective

@@ -1,8 +1,9 @@
 """Dials of a tuned model that need no training: how much of the tuning a sample gets.
 
-W + s (alpha/rank) B A                      scale_lora: s = 0 is the base model, 1 the tuned one (DRaFT, arXiv 2309.17400)
-out_i = g_i tuned_i + (1 - g_i) base_i      Annealed: g_i = (i/N)^power at step i of N. The base model lays out the picture, the
-                                            tuned one finishes it (Jena et al., arXiv 2409.06493)
+scale_lora   W + s (alpha/rank) B A
+             s = 0 is the base model, 1 the tuned one (DRaFT, arXiv 2309.17400)
+Annealed     out_i = g_i tuned_i + (1 - g_i) base_i,   g_i = (i/N)^power at step i of N
+             The base model lays out the picture, the tuned one finishes it (Jena et al., arXiv 2409.06493)
 """
 
 from typing import TYPE_CHECKING, Any

@@ -16,7 +16,7 @@ from alignlab.engine.noise import noise_key
 from alignlab.engine.policy import Policy
 from alignlab.engine.rollout import rollout
 from alignlab.engine.samplers import Sampler
-from alignlab.fast.malloc import keep_freed_memory
+from alignlab.fast import keep_freed_memory
 from alignlab.files.safe_folder import RunError
 from alignlab.models.lora import LoRA
 from alignlab.runs.layout import weights
@@ -104,7 +104,8 @@ def policy_of(
     precision: str = "fp32",
     device: str = "auto",
 ) -> Policy:
-    """Loads the tuned policy: that of the run, or of the LoRA, or the base model with an adapter that does nothing.
+    """Loads the tuned policy: that of the run, or of the LoRA, or the base model with an adapter that does
+    nothing.
 
     Args:
         model: the node of the model's group.

@@ -13,8 +13,9 @@ the whole takes some two and a half hours; a CUDA GPU is used when there is one.
     clip       open_clip image and text towers, contrastive, on renderings and their VAE reconstructions
     judge      a classifier of animal and background trained on renderings only; no weights are chosen by it;
                its convolutional features are also the offline perceptual distance
-    rewards    a preference model and an aesthetic head on the CLIP, by `python -m alignlab.train_reward` on pairs and
-               ratings that follow the hidden rules of alignlab/rewards/emoji_rules.py
+    rewards    a preference model and an aesthetic head on the CLIP, by
+               `python -m alignlab.train_reward` on pairs and ratings that follow
+               the hidden rules of alignlab/rewards/emoji_rules.py
 """
 
 import argparse

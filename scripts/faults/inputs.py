@@ -239,8 +239,9 @@ def run(words: list[str], cwd: Path = ROOT, seconds: int = 600) -> tuple[int, st
 
 
 def lora(line: str, said: str) -> Verdict:
-    """`NAME diffusers ... | alignlab moves 0.1  differ 0.0000`, or an error of alignlab's. Where diffusers reads nothing of a file, and so
-    moves 0, the same tensors in diffusers' own form (`ok`) are what it must do."""
+    """`NAME diffusers ... | alignlab moves 0.1  differ 0.0000`, or an error of alignlab's. Where diffusers
+    reads nothing of a file, and so moves 0, the same tensors in diffusers' own form (`ok`) are
+    what it must do."""
     name, _, rest = line.partition(" ")
     ours = rest.rpartition("|")[2]
     differ = re.search(r"differ (\S+)", ours)

@@ -256,9 +256,11 @@ def test_it_runs(name: str, small: Path, tiny_sd: str, tmp_path: Path) -> None:
     ours, steps = PUBLISHED[name], 12 if name == "diffusion_dpo" else 2
     updates = ours.get("algo.updates_per_epoch", 1)
     prompts = "prompts.imagenet_animals=2" if PROMPTS.get(name) == 398 else "prompts.prompts=[cat,dog]"
-    words = f"""experiment=recipe_{name} model.path_or_id={tiny_sd} {"model.variant=null" if ours["model.path_or_id"] == SD15 else ""}
-        steps={steps} samples_per_step={max(updates, 4)} micro_batch=4 sampler.steps=2 eval_sampler.steps=2 eval_every={steps} evaluation.prompts=1
-        evaluation.images=2 evaluation.final_images=1 lr_warmup=0 device=cpu {prompts} {" ".join(filled(name, small))}""".split()
+    variant = "model.variant=null" if ours["model.path_or_id"] == SD15 else ""
+    words = f"""experiment=recipe_{name} model.path_or_id={tiny_sd} {variant} steps={steps}
+        samples_per_step={max(updates, 4)} micro_batch=4 sampler.steps=2 eval_sampler.steps=2
+        eval_every={steps} evaluation.prompts=1 evaluation.images=2 evaluation.final_images=1 lr_warmup=0
+        device=cpu {prompts} {" ".join(filled(name, small))}""".split()
     words += (
         ["reward=clip"] if name == "ddpo_alignment" else []
     )  # a description moves too little in two epochs of a random model

@@ -360,7 +360,8 @@ def test_printed_commands_are_made_in_one_place() -> None:
     """No module writes a folder into a command by itself."""
     home = Path(train.__file__).parent
     by_hand = re.compile(
-        r"""f["'][^"'\n]*\b(?:resume|run|runs|output_dir|algo\.data|lora|output)=\{(?!hydra_value)[^}]*(?:folder|run|unfinished|alone)[^}]*\}[^"'\n]*(?:go on|python -m)"""
+        r"""f["'][^"'\n]*\b(?:resume|run|runs|output_dir|algo\.data|lora|output)="""
+        r"""\{(?!hydra_value)[^}]*(?:folder|run|unfinished|alone)[^}]*\}[^"'\n]*(?:go on|python -m)"""
     )
     named = re.compile(r"""python -m alignlab\.\w+ [^"'`\n]*=\{""")
     found = [

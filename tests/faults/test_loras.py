@@ -269,7 +269,7 @@ def test_xl_in_the_names_of_its_blocks(dotted: bool, tmp_path: Path) -> None:
         assert layer is not None
         at = f"diffusion_model.{layer.name}" if dotted else f"lora_unet_{layer.name.replace('.', '_')}"
         out[
-            f"{at}.lora_{('A' if side[0] == 'A' else 'B') if dotted else ('down' if side[0] == 'A' else 'up')}.weight"
+            f"{at}.lora_{dict(A='A', B='B')[side[0]] if dotted else dict(A='down', B='up')[side[0]]}.weight"
         ] = value
         out[f"{at}.alpha"] = torch.tensor(alpha(module))
     file = tmp_path / "lora.safetensors"

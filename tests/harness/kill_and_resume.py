@@ -61,9 +61,10 @@ OFFLINE = ("dpo", "kto", "sft")
 """They have data of their own."""
 MANY = ("ddpo", "draftp")
 """Killed 30 times each way; the others 8 times."""
-SIZES = """steps=10 samples_per_step=4 micro_batch=2 eval_every=2 checkpoint_every=1 sampler.steps=4 eval_sampler.steps=2 ema=0.9 device=cpu
-    reward=brightness prompts.prompts=[cat,dog,fish] prompts.unseen=[] prompts.per_prompt=1 policy.lora.rank=2 evaluation.prompts=2
-    evaluation.images=2 evaluation.final_images=1 model=sdxl model.variant=null lr=1e-3""".split()
+SIZES = """steps=10 samples_per_step=4 micro_batch=2 eval_every=2 checkpoint_every=1 ema=0.9 device=cpu
+    sampler.steps=4 eval_sampler.steps=2 reward=brightness policy.lora.rank=2 prompts.prompts=[cat,dog,fish]
+    prompts.unseen=[] prompts.per_prompt=1 evaluation.prompts=2 evaluation.images=2
+    evaluation.final_images=1 model=sdxl model.variant=null lr=1e-3""".split()
 PHASES = ("sampling", "scoring", "optimiser step", "checkpoint writing", "anything else")
 TIMING = {"seconds", "images_per_second", "peak_memory_mb", "wall_seconds", "git"}
 """What two equal runs may differ in."""

@@ -1,4 +1,4 @@
-"""A few of the hostile inputs of tests/harness/fuzz_inputs.py, of every kind: each is taken, or ends in sentences
+"""A few of the hostile inputs of fuzz_inputs.py, of every kind: each is taken, or ends in sentences
 with nothing written. Mutated configurations, as many as that script tries, are the script's; its figures are
 in results/reliability.md."""
 

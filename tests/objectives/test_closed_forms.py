@@ -1,7 +1,8 @@
 """Every estimator against its exact value in the linear-Gaussian world (ALGORITHMS.md sections 3 and 5).
 
-Monte-Carlo statements compare the mean of independent batches with the closed form in standard errors: |z| < 4.5 for each of
-up to 24 parameters (a false alarm in 10^4 seeds; the seeds are fixed), and the exact value is many standard errors from 0.
+Monte-Carlo statements compare the mean of independent batches with the closed form in standard errors:
+|z| < 4.5 for each of up to 24 parameters (a false alarm in 10^4 seeds; the seeds are fixed), and the exact
+value is many standard errors from 0.
 """
 
 from collections.abc import Callable, Sequence
@@ -411,10 +412,8 @@ def test_draftp_optimum_of_a_bias(kl, k, kind):
         kappa = sampler.alpha * sampler.q / sampler.sigma
         weight = 2 * kappa**2 if kl == "eps_guided" else (sampler.b / sampler.s) ** 2
         if kind == "flow" and kl == "eps_guided" and k == N:
-            g[0], weight[0] = (
-                0,
-                1,
-            )  # sigma = 1: eps is x itself, whatever the velocity, so this step is not penalised; leave it out
+            # sigma = 1: eps is x itself, whatever the velocity, so this step is not penalised; leave it out
+            g[0], weight[0] = 0, 1
         optimum = torch.zeros_like(g)
         optimum[kept] = (k * D * g / (coeff * weight[:, None]))[kept]
         world.omega.data = optimum

@@ -310,8 +310,10 @@ def test_the_command(tiny_sd, tmp_path, monkeypatch, capsys) -> None:
     """What cannot be is one sentence, before a model is loaded."""
     words = [*tiny(tiny_sd, *RUN), "steps=1", f"output_dir={tmp_path / 'a'}"]
     for more, said in {
-        "prompts.per_prompt=1": "OnlineDPO compares the images of a prompt with each other, but prompts.per_prompt=1; set prompts.per_prompt=4, say",
-        "policy.full=true policy.shard=true algo.ref_update_every=1": "policy.shard=true cannot hold a second set of weights",
+        "prompts.per_prompt=1": "OnlineDPO compares the images of a prompt with each other, but "
+        "prompts.per_prompt=1; set prompts.per_prompt=4, say",
+        "policy.full=true policy.shard=true algo.ref_update_every=1": "policy.shard=true cannot hold a "
+        "second set of weights",
         "algo.resample_every=0": "algo.resample_every=0 must be at least 1",
         "algo.ref_update_every=-1": "algo.ref_update_every=-1 must not be negative",
         "algo.pairing.rule=best": "algo.pairing.rule=best must be one of best_worst",

@@ -218,7 +218,8 @@ def test_the_command(tiny_sd, table, tmp_path, monkeypatch, capsys) -> None:
     for word, said in {
         "algo.images=8": "algo.images=8 is not samples_per_step=4",
         "kl_coeff=0.1": "kl_coeff=0.1: KTO has no KL term",
-        "algo.data=nowhere": "algo.data=nowhere: there is no .jsonl, .csv or .parquet file of labelled images there",
+        "algo.data=nowhere": "algo.data=nowhere: there is no .jsonl, .csv or .parquet file of labelled "
+        "images there",
         "algo.z0=mean": "algo.z0=mean must be one of balanced, clamped",
     }.items():
         assert command_line(monkeypatch, *words, word, f"output_dir={tmp_path / 'a'}") == 2

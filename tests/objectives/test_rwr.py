@@ -116,7 +116,8 @@ def test_effective_sample_size():
 
 
 def test_loss_by_hand():
-    """The loss of a batch is mean w |target - out|^2 on x_t = alpha_t x_0 + sigma_t eps, recomputed sample by sample."""
+    """The loss of a batch is mean w |target - out|^2 on x_t = alpha_t x_0 + sigma_t eps, recomputed sample by
+    sample."""
     world, record = linear_case(6)
     rows, weights = torch.tensor([4, 0, 3]), torch.tensor([0.5, 2.0, 1.0])
     loss, _ = RWR().loss(world, weighted(world, record, rows, weights, draw=1))

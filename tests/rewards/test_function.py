@@ -116,8 +116,8 @@ def test_a_function_that_fails_ends_the_run_with_a_sentence(
     )
     said = capsys.readouterr().err.splitlines()[-1]
     assert (
-        said
-        == "error: epoch 1: reward late (own_rewards.late) raised RuntimeError: out of ink (own_rewards.py, line 18)"
+        said == "error: epoch 1: reward late (own_rewards.late) raised RuntimeError: out of ink "
+        "(own_rewards.py, line 18)"
     )
 
 

@@ -28,8 +28,8 @@ from alignlab.training.unfinished_epoch import Collected
 from tests.running import command_line, configured, lines, same_weights, tiny
 from tests.runs.test_folder import fill, flip, small_disk  # noqa: F401
 
-WORDS = """algo=ddpo algo.updates_per_epoch=2 algo.statistics.min_count=2 steps=3 eval_every=3 checkpoint_every=3
-    evaluation.prompts=1 evaluation.final_images=1""".split()
+WORDS = """algo=ddpo algo.updates_per_epoch=2 algo.statistics.min_count=2 steps=3 eval_every=3
+    checkpoint_every=3 evaluation.prompts=1 evaluation.final_images=1""".split()
 
 
 @pytest.fixture(scope="module", autouse=True)

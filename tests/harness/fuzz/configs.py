@@ -408,7 +408,8 @@ def _mutation(draw: random.Random, keys: list[tuple[str, Any]]) -> str:
     if kind < 0.30:
         return f"{draw.choice((key, key, f'++{key}'))}={draw.choice(REFERENCES)}"
     if value == "group":
-        return f"{key}={draw.choice(('nope', 'null', '5', '[]', 'drafft', '../x', 'emoji', '[clip,colour]', '{a:1}', 'none', 'draft', 'ddpo', 'flow'))}"
+        words = "nope null 5 [] drafft ../x emoji [clip,colour] {a:1} none draft ddpo flow"
+        return f"{key}={draw.choice(words.split())}"
     if key.endswith("_target_") or kind < 0.34:
         at = key if key.endswith("_target_") else f"++{key}._target_" if isinstance(value, dict) else key
         return f"{at}={draw.choice(TARGETS)}"

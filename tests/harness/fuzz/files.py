@@ -18,8 +18,9 @@ from alignlab import train, train_reward
 from alignlab.data.preferences import Preferences
 from tests.harness.fuzz.outcome import Outcome, attempt, command_line, refuse_work
 
-SMALL = """steps=1 samples_per_step=2 micro_batch=2 sampler.steps=2 eval_sampler.steps=2 evaluation.prompts=2 evaluation.images=2
-    evaluation.final_images=1 reward=brightness device=cpu policy.lora.rank=2 output_dir=written""".split()
+SMALL = """steps=1 samples_per_step=2 micro_batch=2 sampler.steps=2 eval_sampler.steps=2
+    evaluation.prompts=2 evaluation.images=2 evaluation.final_images=1 reward=brightness
+    device=cpu policy.lora.rank=2 output_dir=written""".split()
 ENTRY = '{"prompt": "a cat"}\n'
 PAIR = '{"prompt": "a cat", "winner": "0.png", "loser": "1.png"}\n'
 HEAD = "caption,jpg_0,jpg_1,label_0\n"
@@ -269,7 +270,8 @@ def million(home: Path) -> dict[str, float]:
         for epoch in range(3):
             prompts.draw(64, seed=0, epoch=epoch)
         drawn = time.perf_counter() - read
-        print(json.dumps({"prompts": len(prompts.prompts), "seconds to read": read - began, "seconds for 3 draws of 64": drawn, "MiB held": held() - before}))
+        took = {"seconds to read": read - began, "seconds for 3 draws of 64": drawn}
+        print(json.dumps({"prompts": len(prompts.prompts), **took, "MiB held": held() - before}))
         """
     done = subprocess.run([sys.executable, "-c", code, str(many)], capture_output=True, text=True, check=True)
     many.unlink()

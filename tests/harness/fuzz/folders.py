@@ -208,7 +208,8 @@ def lora_damages(file: str) -> Iterator[tuple[str, Damage]]:
             "lora_adapter_metadata": '{"unet.r": -1, "unet.lora_alpha": 8, "unet.target_modules": ["to_q"]}'
         },
         "metadata of a rank of 10**9": {
-            "lora_adapter_metadata": '{"unet.r": 1000000000, "unet.lora_alpha": 8, "unet.target_modules": ["to_q"]}'
+            "lora_adapter_metadata": '{"unet.r": 1000000000, "unet.lora_alpha": 8, '
+            '"unet.target_modules": ["to_q"]}'
         },
     }.items():
         yield name, tensors(file, lambda state: None, about)
