@@ -177,10 +177,14 @@ def test_every_configuration_file_builds(tmp_path: Path) -> None:
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "a lion", "winner": "0.png", "loser": "1.png"}')
     for name in ("0.png", "1.png"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
-    wrong = []
-    for word in ("=".join(file) for file in files() if file != ("reward", "none")):
+    wrong, one_by_one = [], [f for f in files() if f[0] != "eval_rewards" and f != ("reward", "none")]
+    # those may stand together, and their files are built one by one as reward=
+    held_out = [f"eval_rewards={option}" for group, option in files() if (group, option)[0] == "eval_rewards"]
+    together = f"eval_rewards=[{','.join(word.partition('=')[2] for word in held_out)}]"
+    needs = NEEDS | {together: [need for word in held_out for need in NEEDS.get(word, [])]}
+    for word in [*("=".join(file) for file in one_by_one), together]:
         try:
-            configured(word, *(need.format(captions=tmp_path) for need in NEEDS.get(word, [])))
+            configured(word, *(need.format(captions=tmp_path) for need in needs.get(word, [])))
         except Exception as error:  # whatever it is, the next file is tried too
             wrong.append(f"{word}: {error}")
     assert not wrong, "\n".join(wrong)
@@ -252,7 +256,8 @@ def test_one_class_and_one_file_extend_it(tiny_sd: str, tmp_path: Path) -> None:
             ''',
         "conf/algo/nudge.yaml": "_target_: mine.Nudge\nstrength: 2.0\n",
         "conf/reward/dark.yaml": "dark:\n  _target_: mine.Dark\n  weight: 1.0\n  normalize: false\n",
-        "conf/prompts/zoo.yaml": "_target_: alignlab.data.prompts.Prompts\nprompts: [gnu, yak]\ntemplate: '{a}'\nper_prompt: 1\n",
+        "conf/prompts/zoo.yaml": "_target_: alignlab.data.prompts.Prompts\n"
+        "prompts: [gnu, yak]\ntemplate: '{a}'\nper_prompt: 1\n",
     }
     for name, text in pieces.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
