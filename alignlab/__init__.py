@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from alignlab.fast.spinning import spin_shortly
+from alignlab.fast import spin_shortly
 
 __version__ = "0.1.0"
 

@@ -1,7 +1,7 @@
 """python -m alignlab.evaluate run=runs/DIR
 
-What was learned, against the model it started from: the same prompts and the same noises, so that every
-number is a difference image by image. Three sets of images:
+Measures what a run learned against the model that it started from. Both draw the same prompts from the same
+noises, so every number is a difference image by image. Three sets of images:
 
     train      every training prompt
                rewards, win rate, drift from the base model
@@ -33,23 +33,20 @@ from torch import Tensor
 from alignlab.compare.image_table import TABLES, Images, read_images, six_digits, write_images
 from alignlab.config.build import ConfigError
 from alignlab.config.checks import bench_problems, choice_problems, tuned_problems, weighed, without_weighing
-from alignlab.config.schema import command, opted_in, plain
+from alignlab.config.command import command
+from alignlab.config.compose import opted_in, plain
+from alignlab.config.record import record
 from alignlab.data.prompts import thinned
 from alignlab.files.checksums import Damaged, check, digest_of_file, digest_of_json, seal
-from alignlab.files.safe_folder import refuse_links
+from alignlab.files.safe_folder import RunError, refuse_links
+from alignlab.files.writing import all_aside, refuse_unwritable, room_for
 from alignlab.metrics.statistics import Interval, bootstrap, win_rate
 from alignlab.metrics.vendi import vendi_score
 from alignlab.rewards.clip import Clip, locate
 from alignlab.rewards.compose import RewardError
-from alignlab.runs.folder import (
-    RunError,
-    all_aside,
-    provenance,
-    read_config,
-    refuse_unwritable,
-    room_for,
-    run_folders,
-)
+from alignlab.runs.layout import run_folders
+from alignlab.runs.provenance import provenance
+from alignlab.runs.stored_config import read_config
 from alignlab.training.evaluation import distance_to_base, evaluate
 from alignlab.training.setup import Bench
 from alignlab.weights.load import TunedConfig, dialled, of_run, policy_of
@@ -87,47 +84,48 @@ class EvaluateConfig(TunedConfig):
 ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
 
 
-def checked(cfg: DictConfig) -> dict[str, Any]:
-    """The plain configuration.
+def checked(cfg: DictConfig) -> EvaluateConfig:
+    """The configuration as a record.
 
     Raises:
         ConfigError: with every problem that was found.
     """
-    c = plain(cfg)
-    c["allow_targets"] = opted_in(c)
-    weighed(c)
-    found = list(bench_problems(c, c["allow_targets"]))
+    given = plain(cfg)
+    allowed = opted_in(given)
+    weighed(given)
+    c = record(EvaluateConfig, {**given, "allow_targets": allowed})
+    found = list(bench_problems(given, allowed))
     least = {"images": 1, "max_prompts": 1, "diversity_prompts": 0, "diversity_images": 2, "batch": 1}
-    found += [f"{key}={c[key]} must be at least {low}" for key, low in least.items() if c[key] < low]
-    found += tuned_problems(c)
-    if c["features"] is not None:
+    found += [f"{key}={given[key]} must be at least {low}" for key, low in least.items() if given[key] < low]
+    found += tuned_problems(given)
+    if c.features is not None:
         try:
-            locate(c["features"], key="features")
+            locate(c.features, key="features")
         except (OSError, ValueError) as error:
             found.append(str(error))
-    if not isinstance(c["name"], str) or c["name"] in ("", ".", "..") or Path(c["name"]).name != c["name"]:
-        found.append(f"name={c['name']} must be the name of one folder, which is made in the run's")
-    elif c["name"] in ("samples", "checkpoints", "model", "tensorboard", "probes"):
-        found.append(f"name={c['name']} is a folder of the run's own; choose another")
-    if not found and c["run"] is not None:
-        for run in run_folders(c["run"]):  # what a run says of itself is held to the same rules
+    if not isinstance(c.name, str) or c.name in ("", ".", "..") or Path(c.name).name != c.name:
+        found.append(f"name={c.name} must be the name of one folder, which is made in the run's")
+    elif c.name in ("samples", "checkpoints", "model", "tensorboard", "probes"):
+        found.append(f"name={c.name} is a folder of the run's own; choose another")
+    if not found and c.run is not None:
+        for run in run_folders(c.run):  # what a run says of itself is held to the same rules
             try:
-                its = as_the_run(c, run)
+                its = asdict(as_the_run(c, run))
             except RunError as error:
                 found.append(str(error))
             else:
-                wrong = [*bench_problems(its, c["allow_targets"]), *choice_problems(its, ("precision",))]
+                wrong = [*bench_problems(its, allowed), *choice_problems(its, ("precision",))]
                 found += [f"run={run}: {problem}" for problem in wrong]
     if found:
         raise ConfigError("\n".join(found))
     return c
 
 
-def as_the_run(c: dict[str, Any], run: Path) -> dict[str, Any]:
+def as_the_run(c: EvaluateConfig, run: Path) -> EvaluateConfig:
     """`c` with the groups of the run, but for those that were asked for by name. The run's rewards are all
     measured."""
-    watched = {**(read_config(run).get("eval_rewards") or {}), **(c["eval_rewards"] or {})}
-    return {**of_run(c, run, GROUPS), "eval_rewards": watched}
+    watched = {**(read_config(run).get("eval_rewards") or {}), **(c.eval_rewards or {})}
+    return replace(of_run(c, run, GROUPS), eval_rewards=watched)
 
 
 class Evaluation:
@@ -137,21 +135,19 @@ class Evaluation:
         c: a checked configuration, with the groups of the run.
     """
 
-    def __init__(self, c: dict[str, Any]) -> None:
+    def __init__(self, c: EvaluateConfig) -> None:
         self.c = c
-        self.policy = policy_of(c)
-        bench = Bench.of(c, self.policy)
-        turned = dialled(
-            self.policy, bench.eval_sampler, lora_scale=c["lora_scale"], annealing=c["annealing"]
-        )
+        self.policy = policy_of(c.model, run=c.run, lora=c.lora, precision=c.precision, device=c.device)
+        bench = Bench.of(asdict(c), self.policy)
+        turned = dialled(self.policy, bench.eval_sampler, lora_scale=c.lora_scale, annealing=c.annealing)
         self.bench = replace(bench, policy=turned)
-        self.features = None if c["features"] is None else _clip(c["features"])
+        self.features = None if c.features is None else _clip(c.features)
         prompts = self.bench.prompts
-        few = thinned(prompts.prompts, c["diversity_prompts"])
+        few = thinned(prompts.prompts, c.diversity_prompts)
         self.sets: dict[str, tuple[tuple[str, ...], int]] = {
-            "train": (thinned(prompts.prompts, c["max_prompts"]), c["images"]),
-            "unseen": (thinned(prompts.unseen, c["max_prompts"]), c["images"]),
-            "diversity": (few, c["diversity_images"]),
+            "train": (thinned(prompts.prompts, c.max_prompts), c.images),
+            "unseen": (thinned(prompts.unseen, c.max_prompts), c.images),
+            "diversity": (few, c.diversity_images),
         }
         self.sets = {name: chosen for name, chosen in self.sets.items() if chosen[0]}
 
@@ -163,16 +159,16 @@ class Evaluation:
         kept = []
         task = progress.add_task(who, total=sum(len(p) * n for p, n in self.sets.values()))
         for name, (prompts, n) in self.sets.items():
-            at_once = max(1, self.c["batch"] // n)
+            at_once = max(1, self.c.batch // n)
             for chosen in (prompts[k : k + at_once] for k in range(0, len(prompts), at_once)):
-                seen = evaluate(self.bench, chosen, images=n, stream=f"paired/{name}", batch=self.c["batch"])
+                seen = evaluate(self.bench, chosen, images=n, stream=f"paired/{name}", batch=self.c.batch)
                 columns = {**seen.rewards, **{f"image/{k}": v for k, v in seen.statistics.items()}}
                 rows += [
                     {
                         "set": name,
                         "prompt": chosen[k // n],
                         "image": k % n,
-                        **{c: six_digits(v[k]) for c, v in columns.items()},
+                        **{column: six_digits(v[k]) for column, v in columns.items()},
                     }
                     for k in range(n * len(chosen))
                 ]
@@ -198,7 +194,7 @@ class Evaluation:
     @torch.no_grad()
     def base(self, progress: Progress) -> Images:
         """The base model's, from the cache if these weights were ever measured in this way."""
-        path = Path(self.c["cache"]).expanduser() / self.key
+        path = Path(self.c.cache).expanduser() / self.key
         if (path / "images.csv").is_file():
             try:
                 check(path)
@@ -239,9 +235,9 @@ class Evaluation:
             }
         asked = {
             "sets": self.sets,
-            "eval_sampler": self.c["eval_sampler"],
+            "eval_sampler": self.c.eval_sampler,
             "diversity": self.bench.diversity.name,
-            "features": self.c["features"],
+            "features": self.c.features,
             "rewards": self.judges,
             "judged": {k: [f"{x:.4g}" for x in v.tolist()] for k, v in judged.items()},
         }
@@ -251,7 +247,7 @@ class Evaluation:
     @property
     def judges(self) -> dict[str, Any]:
         """The rewards by name: their arguments, and of one on a server what that holds."""
-        nodes = {**(self.c["eval_rewards"] or {}), **self.c["reward"]}
+        nodes = {**(self.c.eval_rewards or {}), **self.c.reward}
         built = {**self.bench.held_out.rewards, **self.bench.reward.rewards}
         return {
             k: [without_weighing(nodes[k]), *(getattr(built[k], key, None) for key in ("held", "digest"))]
@@ -263,7 +259,7 @@ class Evaluation:
         distances."""
         assert mine.pictures is not None and base.pictures is not None
         apart = self.bench.diversity.between(mine.pictures.float() / 255, base.pictures.float() / 255)
-        few = self.sets["train"][0][: self.c["batch"]]
+        few = self.sets["train"][0][: self.c.batch]
         return {
             "lpips_to_base": apart.double().mean().item(),
             **distance_to_base(self.bench.policy, self.bench.eval_sampler, few),
@@ -328,34 +324,34 @@ def shifts(mine: Images, base: Images) -> dict[str, Any]:
     return out
 
 
-def run_evaluation(c: dict[str, Any], folder: Path) -> dict[str, Any]:
+def run_evaluation(c: EvaluateConfig, folder: Path) -> dict[str, Any]:
     """Measures, writes `folder`, and returns what evaluation.json holds."""
     began = time.perf_counter()
     refuse_unwritable(folder, "name", RESULT, *TABLES)
-    refuse_unwritable(Path(c["cache"]).expanduser(), "cache")
+    refuse_unwritable(Path(c.cache).expanduser(), "cache")
     this = Evaluation(c)
     with Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     ) as progress:
         base = this.base(progress)
         cached = time.perf_counter()
-        mine = this.images(progress, str(c["run"] or c["lora"] or "model"))
+        mine = this.images(progress, str(c.run or c.lora or "model"))
     bench = this.bench
-    model = {k: v for k, v in c["model"].items() if k != "lora_targets"}
+    model = {k: v for k, v in c.model.items() if k != "lora_targets"}
     result = {
-        "run": c["run"],
+        "run": c.run,
         "protocol": {
             "model": model,
             "base": this.key,
-            "eval_sampler": c["eval_sampler"],
+            "eval_sampler": c.eval_sampler,
             "resolution": None if mine.pictures is None else list(mine.pictures.shape[-2:]),
             "sets": {
                 name: {"prompts": list(prompts), "images": n} for name, (prompts, n) in this.sets.items()
             },
             "diversity_metric": bench.diversity.name,
-            "vendi_features": c["features"],
+            "vendi_features": c.features,
         },
-        "dials": {"lora_scale": c["lora_scale"], "annealing": c["annealing"]},
+        "dials": {"lora_scale": c.lora_scale, "annealing": c.annealing},
         "units": bench.units,
         "training_rewards": list(bench.reward.rewards),
         "rewards": numbers(mine, base, list(bench.units)),
@@ -374,17 +370,17 @@ def run_evaluation(c: dict[str, Any], folder: Path) -> dict[str, Any]:
     return result
 
 
-def folder_of(c: dict[str, Any]) -> Path:
+def folder_of(c: EvaluateConfig) -> Path:
     """Where the results go: into the run's folder, or the LoRA's, or runs."""
-    home = Path(c["run"] or c["lora"] or "runs")
-    return (home.parent if home.is_file() else home) / c["name"]
+    home = Path(c.run or c.lora or "runs")
+    return (home.parent if home.is_file() else home) / c.name
 
 
 @command("evaluate", schema=EvaluateConfig, check=checked)
 def main(cfg: DictConfig) -> float:
     """Hydra's task. Returns the last run's gain in its first training reward."""
     c = checked(cfg)
-    jobs = [as_the_run(c, run) for run in run_folders(c["run"])] if c["run"] else [c]
+    jobs = [as_the_run(c, run) for run in run_folders(c.run)] if c.run else [c]
     gain, folders = float("nan"), [folder_of(job) for job in jobs]
     for folder in folders:
         refuse_links(folder.parent, folder.name)

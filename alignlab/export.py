@@ -1,12 +1,12 @@
 """python -m alignlab.export run=runs/DIR to=kohya output=my_lora.safetensors
 
-What a run learned, in the form that other programs take.
+Writes what a run learned in the form that other programs take.
 """
 
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +15,20 @@ from omegaconf import DictConfig
 
 from alignlab.config.build import ConfigError, build, nearest
 from alignlab.config.checks import bench_problems, is_hub_id
-from alignlab.config.schema import command, opted_in, plain
-from alignlab.files.safe_folder import refuse_led_away, refuse_links
+from alignlab.config.command import command
+from alignlab.config.compose import opted_in, plain
+from alignlab.config.record import Keys, record
+from alignlab.files.safe_folder import RunError, refuse_led_away, refuse_links
+from alignlab.files.writing import aside_of, folder_aside_of, refuse_unwritable, room_for
 from alignlab.models import lora_files
-from alignlab.runs.folder import (
-    RunError,
-    aside_of,
-    folder_aside_of,
-    read_config,
-    refuse_unwritable,
-    room_for,
-    run_folders,
-    weights,
-)
+from alignlab.runs.layout import run_folders, weights
+from alignlab.runs.stored_config import read_config
 from alignlab.training.model_card import upload
 from alignlab.weights.init_from import fused
 
 
 @dataclass
-class ExportConfig:
+class ExportConfig(Keys):
     """The keys of conf/export.yaml."""
 
     run: str | None = None
@@ -100,20 +95,21 @@ FORMS: dict[str, Callable[[dict[str, Any], Path, Path], None]] = {
 }
 
 
-def checked(cfg: DictConfig) -> dict[str, Any]:
-    """The plain configuration.
+def checked(cfg: DictConfig) -> ExportConfig:
+    """The configuration as a record; `run` is one folder.
 
     Raises:
         ConfigError: with every problem that was found.
     """
-    c = plain(cfg)
-    found, to, output = [], c["to"], c["output"]
-    folders = run_folders(c["run"]) if c["run"] is not None else []
+    given = plain(cfg)
+    c = record(ExportConfig, given)
+    found, to, output = [], c.to, c.output
+    folders = run_folders(c.run) if c.run is not None else []
     if to not in FORMS:
         found.append(f"to={to} is no form; {nearest(to, FORMS, 'to=')}")
     if len(folders) != 1:
         what = f"names {len(folders)} runs" if folders else "is no run folder (it has no config.yaml)"
-        found.append(f"run={c['run']} {what}; give the folder of a finished run")
+        found.append(f"run={c.run} {what}; give the folder of a finished run")
     if output is None:
         found.append(
             "output has no value; set output=FILE.safetensors (to=kohya), output=FOLDER, or "
@@ -128,13 +124,13 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
         found.append(f"output={output} is there already; choose another")
     if len(folders) == 1 and to in FORMS:
         try:
-            its, c["run"] = read_config(folders[0]), str(folders[0])
+            its, c = read_config(folders[0]), replace(c, run=str(folders[0]))
         except RunError as error:
             raise ConfigError("\n".join([*found, str(error)])) from None
         if its.get("policy", {}).get("full") and to in ("kohya", "diffusers"):
-            found.append(f"to={to} is a LoRA, but run={c['run']} trained every weight; use to=pipeline")
+            found.append(f"to={to} is a LoRA, but run={c.run} trained every weight; use to=pipeline")
         elif to in ("kohya", "pipeline"):
-            found += bench_problems({"model": its.get("model")}, opted_in(c), ("model",))
+            found += bench_problems({"model": its.get("model")}, opted_in(given), ("model",))
     if found:
         raise ConfigError("\n".join(found))
     return c
@@ -144,19 +140,19 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
 def main(cfg: DictConfig) -> None:
     """Hydra's task."""
     c = checked(cfg)
-    run, output = Path(c["run"]), Path(c["output"])
+    run, output = Path(str(c.run)), Path(str(c.output))
     try:
-        if c["to"] != "hub":
+        if c.to != "hub":
             refuse_led_away(output)
         learned = weights(run)
-        if c["to"] != "hub":
-            refuse_unwritable(output.parent, "output", *([output.name] if c["to"] == "kohya" else []))
+        if c.to != "hub":
+            refuse_unwritable(output.parent, "output", *([output.name] if c.to == "kohya" else []))
             with room_for(output.parent, "output"):
                 output.parent.mkdir(parents=True, exist_ok=True)
-        FORMS[c["to"]](read_config(run), learned, output)
+        FORMS[c.to](read_config(run), learned, output)
     except (RunError, ValueError) as error:
         raise ConfigError(str(error)) from None
-    print(f"{'uploaded' if c['to'] == 'hub' else 'written'}: {output}")
+    print(f"{'uploaded' if c.to == 'hub' else 'written'}: {output}")
 
 
 if __name__ == "__main__":

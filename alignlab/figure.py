@@ -28,14 +28,16 @@ from omegaconf import DictConfig
 from alignlab.compare.finished import CompareError, Finished, read_runs
 from alignlab.compare.tables import interval_text, write_table
 from alignlab.config.build import ConfigError, nearest
+from alignlab.config.command import command
+from alignlab.config.compose import CONF, plain
 from alignlab.config.job_names import full_name, named, read_words
-from alignlab.config.schema import CONF, command, plain
-from alignlab.files.safe_folder import refuse_links
+from alignlab.files.safe_folder import RunError, refuse_links
+from alignlab.files.writing import all_aside, refuse_unwritable, room_for
 from alignlab.metrics.statistics import Interval
-from alignlab.paper.drawing import FIGURES, STYLE, PaperFigure, Rows
+from alignlab.paper.drawing import STYLE, Rows
 from alignlab.paper.probes import probe
+from alignlab.paper.registry import FIGURES, PaperFigure
 from alignlab.rewards.compose import RewardError
-from alignlab.runs.folder import RunError, all_aside, refuse_unwritable, room_for
 from alignlab.runs.pasted import hydra_value, line
 
 

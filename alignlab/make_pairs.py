@@ -1,16 +1,16 @@
 """python -m alignlab.make_pairs run=runs/DIR candidates=8 output_dir=pairs
 
-Preference pairs made by rewards: several images of each prompt from any model or run, scored, and paired by a
-rule (data/pairing.py). The folder that it writes is data for training: `algo=dpo algo.data=pairs`. Candidates
-keep their scores, so that other pairs can be made of them without sampling: `again=pairs
-pairing.rule=pareto`.
+Makes preference pairs by rewards. It draws several images of each prompt from any model or run, scores them,
+and pairs them by a rule (data/pairing.py). The folder that it writes is data for training: `algo=dpo
+algo.data=pairs`. Candidates keep their scores, so that other pairs can be made of them without sampling:
+`again=pairs pairing.rule=pareto`.
 """
 
 import hashlib
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from alignlab.config.build import ConfigError, build, node_problems
 from alignlab.config.checks import bench_problems, choice_problems, sampler_problems, tuned_problems, weighed
-from alignlab.config.schema import asked, command, folder_of_job, opted_in, plain
+from alignlab.config.command import command
+from alignlab.config.compose import asked, opted_in, plain
+from alignlab.config.jobs import folder_of_job
+from alignlab.config.record import record
 from alignlab.data.pairing import Paired
 from alignlab.data.prompts import thinned
 from alignlab.engine.noise import noise_key
 from alignlab.engine.rollout import rollout
 from alignlab.files.checksums import digest_of
-from alignlab.files.safe_folder import fresh, locked
+from alignlab.files.safe_folder import RunError, fresh, locked
+from alignlab.files.writing import refuse_unwritable
 from alignlab.rewards.compose import RewardError
 from alignlab.runs.candidates import (
     ABOUT,
@@ -44,8 +48,10 @@ from alignlab.runs.candidates import (
     read_candidates,
     write_pairs,
 )
-from alignlab.runs.folder import RunError, provenance, refuse_unwritable, run_folders
+from alignlab.runs.layout import run_folders
 from alignlab.runs.pasted import line, word
+from alignlab.runs.provenance import provenance
+from alignlab.runs.stored_config import read_config
 from alignlab.training.setup import warn_of_cut, weighted_sum
 from alignlab.weights.load import TunedConfig, dialled, of_run, policy_of
 
@@ -85,62 +91,63 @@ class MakePairsConfig(TunedConfig):
 ConfigStore.instance().store(name="make_pairs_schema", node=MakePairsConfig)
 
 
-def checked(cfg: DictConfig) -> dict[str, Any]:
-    """The plain configuration, with the groups of the run, but for those that were asked for by name.
+def checked(cfg: DictConfig) -> MakePairsConfig:
+    """The configuration as a record, with the groups of the run, but for those that were asked for by name.
 
     Raises:
         ConfigError: with every problem that was found.
     """
-    c = plain(cfg)
-    c["allow_targets"] = opted_in(c)
-    weighed(c)
-    found = list(node_problems("pairing", c["pairing"], allowed=c["allow_targets"], offers=("__call__",)))
-    if c["again"] is not None:
+    given = plain(cfg)
+    allowed = opted_in(given)
+    weighed(given)
+    c = record(MakePairsConfig, {**given, "allow_targets": allowed})
+    found = list(node_problems("pairing", c.pairing, allowed=allowed, offers=("__call__",)))
+    if c.again is not None:
         sampling = sorted(key for key in asked() if key.partition(".")[0] not in CHANGEABLE)
         if sampling:
             found.append(
-                f"again={c['again']} samples and scores nothing, so {sampling[0]} has no effect; leave it out"
+                f"again={c.again} samples and scores nothing, so {sampling[0]} has no effect; leave it out"
             )
-        if not (Path(c["again"]) / "make_pairs.yaml").is_file():
+        if not (Path(c.again) / "make_pairs.yaml").is_file():
             found.append(
-                f"again={c['again']} is no folder that alignlab.make_pairs wrote (it has no "
+                f"again={c.again} is no folder that alignlab.make_pairs wrote (it has no "
                 "make_pairs.yaml); give one"
             )
         if found:
             raise ConfigError("\n".join(found))
         return c
     least = {"candidates": 2, "batch": 1, "seed": 0}
-    found += [f"{key}={c[key]} must be at least {low}" for key, low in least.items() if c[key] < low]
+    found += [f"{key}={given[key]} must be at least {low}" for key, low in least.items() if given[key] < low]
     most = {"candidates": 100, "batch": 10**6, "seed": 2**32 - 1}
-    found += [f"{key}={c[key]} must be at most {high}" for key, high in most.items() if c[key] > high]
-    if c["max_prompts"] is not None and c["max_prompts"] < 1:
-        found.append(f"max_prompts={c['max_prompts']} must be at least 1; null takes all")
-    if c["split"] not in ("seen", "unseen", "all"):
-        found.append(f"split={c['split']} is not one of seen, unseen, all")
-    found += tuned_problems(c)
-    folders = run_folders(c["run"]) if c["run"] is not None else []
+    found += [f"{key}={given[key]} must be at most {high}" for key, high in most.items() if given[key] > high]
+    if c.max_prompts is not None and c.max_prompts < 1:
+        found.append(f"max_prompts={c.max_prompts} must be at least 1; null takes all")
+    if c.split not in ("seen", "unseen", "all"):
+        found.append(f"split={c.split} is not one of seen, unseen, all")
+    found += tuned_problems(given)
+    folders = run_folders(c.run) if c.run is not None else []
     if len(folders) > 1:
-        found.append(f"run={c['run']} names {len(folders)} runs; give one of them")
+        found.append(f"run={c.run} names {len(folders)} runs; give one of them")
     if len(folders) == 1:
         try:
             c = of_run(c, folders[0], GROUPS)
         except RunError as error:
             raise ConfigError("\n".join([*found, str(error)])) from None
-        weighed(c)
-        found += choice_problems(c, ("precision",))
-    if not c["reward"]:
+        weighed({"reward": c.reward})
+        found += choice_problems(asdict(c), ("precision",))
+    if not c.reward:
         found.append("reward is empty; choose one with reward=NAME, or several with 'reward=[clip,colour]'")
-    wrong = list(bench_problems(c, c["allow_targets"], ("model", "prompts", "eval_sampler")))
+    wrong = list(bench_problems(asdict(c), allowed, ("model", "prompts", "eval_sampler")))
     found += _impossible(c) if not wrong and not found else wrong
     if found:
         raise ConfigError("\n".join(dict.fromkeys(found)))
     return c
 
 
-def _impossible(c: dict[str, Any]) -> list[str]:
+def _impossible(c: MakePairsConfig) -> list[str]:
     """What is wrong with values that are each right by themselves."""
-    found, pairing = list(sampler_problems(c, ("eval_sampler",))), c["pairing"]
-    if c["shared_latent"] and not np.any(c["eval_sampler"].get("eta", 0)):
+    found, pairing = list(sampler_problems(asdict(c), ("eval_sampler",))), c.pairing
+    if c.shared_latent and not np.any(c.eval_sampler.get("eta", 0)):
         found.append(
             "shared_latent=true with eval_sampler.eta=0 draws the same image every time; set "
             "eval_sampler.eta=1"
@@ -148,25 +155,25 @@ def _impossible(c: dict[str, Any]) -> list[str]:
     if (
         pairing.get("rule") == "topk_bottomk"
         and isinstance(pairing.get("k"), int)
-        and 2 * pairing["k"] > c["candidates"]
+        and 2 * pairing["k"] > c.candidates
     ):
         found.append(
-            f"pairing.k={pairing['k']} best and as many worst are more than candidates={c['candidates']}; "
+            f"pairing.k={pairing['k']} best and as many worst are more than candidates={c.candidates}; "
             "lower it"
         )
     weights = {
-        **{name: node["weight"] for name, node in c["reward"].items()},
+        **{name: node["weight"] for name, node in c.reward.items()},
         **(pairing.get("weights") or {}),
     }
-    unknown = [name for name in weights if name not in c["reward"]]
+    unknown = [name for name in weights if name not in c.reward]
     if unknown:
-        found.append(f"pairing.weights.{unknown[0]} names no reward; they are {', '.join(c['reward'])}")
+        found.append(f"pairing.weights.{unknown[0]} names no reward; they are {', '.join(c.reward)}")
     elif not any(weights.values()):
         found.append(
             f"every reward has the weight 0 ({', '.join(weights)}), so none would choose; set "
             "reward.NAME.weight=1"
         )
-    for name, node in c["reward"].items():
+    for name, node in c.reward.items():
         if node.get("normalize") and pairing.get("normalise") == "none":
             found.append(
                 f"reward.{name}.normalize=true counts in standard deviations of a run's base model, which "
@@ -175,33 +182,38 @@ def _impossible(c: dict[str, Any]) -> list[str]:
             )
     if not chosen(c):
         found.append(
-            f"split={c['split']}, but these prompts have none; choose another split, or prompts with unseen "
-            "ones"
+            f"split={c.split}, but these prompts have none; choose another split, or prompts with unseen ones"
         )
     return found
 
 
-def chosen(c: dict[str, Any]) -> tuple[str, ...]:
+def chosen(c: MakePairsConfig) -> tuple[str, ...]:
     """The prompts."""
-    its = build(c["prompts"])
+    its = build(c.prompts)
     prompts: tuple[str, ...] = {
         "seen": its.prompts,
         "unseen": its.unseen,
         "all": (*its.prompts, *its.unseen),
-    }.get(c["split"], ())
-    return prompts if c["max_prompts"] is None else thinned(prompts, c["max_prompts"])
+    }.get(c.split, ())
+    return prompts if c.max_prompts is None else thinned(prompts, c.max_prompts)
+
+
+def _asked(c: MakePairsConfig) -> dict[str, Any]:
+    """What the candidates depend on, with the policy's settings of the run that draws them."""
+    values = asdict(c) | ({"policy": read_config(Path(c.run)).get("policy", {})} if c.run else {})
+    return {key: value for key, value in values.items() if key not in CHANGEABLE}
 
 
 @torch.no_grad()
-def fill(c: dict[str, Any], folder: Path) -> None:
+def fill(c: MakePairsConfig, folder: Path) -> None:
     """Samples and scores what is not there yet.
 
     Raises:
         RunError, RewardError: if that cannot go on. What was done is kept.
     """
-    prompts, each = chosen(c), c["candidates"]
-    out = Candidates(folder, {key: value for key, value in c.items() if key not in CHANGEABLE}, prompts, each)
-    at_once = max(1, c["batch"] // each)
+    prompts, each = chosen(c), c.candidates
+    out = Candidates(folder, _asked(c), prompts, each)
+    at_once = max(1, c.batch // each)
     done = out.done(at_once)
     if done == len(prompts) and not out.damaged:
         return
@@ -209,13 +221,13 @@ def fill(c: dict[str, Any], folder: Path) -> None:
         f"{len(prompts) - done} of {len(prompts)} prompts are to be sampled into {folder} (the same command, "
         f"with {word('output_dir', folder)}, goes on there)"
     )
-    reward = weighted_sum(c["reward"], group=each)
-    policy = policy_of(c)
+    reward = weighted_sum(c.reward, group=each)
+    policy = policy_of(c.model, run=c.run, lora=c.lora, precision=c.precision, device=c.device)
     warn_of_cut(policy, prompts)
-    sampler = build(c["eval_sampler"], scheduler=policy.family.scheduler).to(policy.device)
-    turned = dialled(policy, sampler, lora_scale=c["lora_scale"], annealing=c["annealing"])
+    sampler = build(c.eval_sampler, scheduler=policy.family.scheduler).to(policy.device)
+    turned = dialled(policy, sampler, lora_scale=c.lora_scale, annealing=c.annealing)
     about = {
-        "weights": digest_of(policy.state_dict()) if c["run"] or c["lora"] else None,
+        "weights": digest_of(policy.state_dict()) if c.run or c.lora else None,
         "prompts": hashlib.blake2b("\0".join(prompts).encode(), digest_size=16).hexdigest(),
         "units": {name: its.unit for name, its in reward.rewards.items()},
     }
@@ -226,39 +238,39 @@ def fill(c: dict[str, Any], folder: Path) -> None:
         for first in range(done, len(prompts), at_once):
             some = prompts[first : first + at_once]
             if known := out.scores(first, len(some)):
-                out.log(first, len(some), c["seed"], known)
+                out.log(first, len(some), c.seed, known)
                 progress.advance(task, each * len(some))
                 continue
             if out.missing(first, len(some)):
                 key = noise_key(
                     [p for p in some for _ in range(each)],
-                    seed=c["seed"],
+                    seed=c.seed,
                     stream="pairs",
-                    shared_first=c["shared_latent"],
+                    shared_first=c.shared_latent,
                 )
                 parts = [
-                    key[range(k, min(k + c["batch"], len(key.prompts)))]
-                    for k in range(0, len(key.prompts), c["batch"])
+                    key[range(k, min(k + c.batch, len(key.prompts)))]
+                    for k in range(0, len(key.prompts), c.batch)
                 ]
                 out.save(
                     first, torch.cat([rollout(turned, sampler, part, store="image").images for part in parts])
                 )
             images = out.images(first, len(some), policy.family.image_size).to(policy.device)
             scores = reward.score(images, [p for p in some for _ in range(each)], each)
-            out.log(first, len(some), c["seed"], {name: values.tolist() for name, values in scores.items()})
+            out.log(first, len(some), c.seed, {name: values.tolist() for name, values in scores.items()})
             progress.advance(task, each * len(some))
 
 
-def pair(c: dict[str, Any], folder: Path) -> tuple[Paired, list[str]]:
+def pair(c: MakePairsConfig, folder: Path) -> tuple[Paired, list[str]]:
     """Makes the pairs of a folder's candidates, writes them, and returns them with the candidates' prompts.
 
     Raises:
         RunError: if the candidates cannot be read, or the rule does not fit them.
     """
-    source = Path(c["again"] or folder)
+    source = Path(c.again or folder)
     other = folder.resolve() != source.resolve()
     with (
-        nullcontext() if other or c["again"] is None else locked(folder, "being filled")
+        nullcontext() if other or c.again is None else locked(folder, "being filled")
     ):  # `fill` holds it already
         rows = read_candidates(source)
         if not rows:
@@ -266,7 +278,7 @@ def pair(c: dict[str, Any], folder: Path) -> tuple[Paired, list[str]]:
                 f"{source} holds no scored candidates yet; finish it first, by the command that began it"
             )
         names, prompts = [*rows[0].rewards], [row.prompt for row in rows]
-        node = {**c["pairing"], "weights": {**_weights(source, names), **(c["pairing"].get("weights") or {})}}
+        node = {**c.pairing, "weights": {**_weights(source, names), **(c.pairing.get("weights") or {})}}
         try:
             paired: Paired = build(node)(
                 prompts, {name: [row.rewards[name] for row in rows] for name in names}
@@ -295,11 +307,11 @@ def main(cfg: DictConfig) -> float:
     """Hydra's task. Returns the number of pairs."""
     c, began = checked(cfg), time.perf_counter()
     at = HydraConfig.get()
-    given = folder_of_job() if at.mode == RunMode.MULTIRUN else c["output_dir"] or c["again"]
+    given = folder_of_job() if at.mode == RunMode.MULTIRUN else c.output_dir or c.again
     folder = Path(given) if given else fresh(f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}-pairs")
     try:
         refuse_unwritable(folder, "output_dir", ABOUT, CANDIDATES, PAIRS, LABELS)
-        if c["again"] is None:
+        if c.again is None:
             fill(c, folder)
         paired, prompts = pair(c, folder)
     except RewardError as error:
@@ -308,7 +320,7 @@ def main(cfg: DictConfig) -> float:
         ) from None
     except RunError as error:
         raise ConfigError(str(error)) from None
-    print(summary(c["pairing"], paired, prompts, time.perf_counter() - began))
+    print(summary(c.pairing, paired, prompts, time.perf_counter() - began))
     print(f"written: {folder}; to train on them: {line('train', 'algo=dpo', word('algo.data', folder))}")
     return float(len(paired.pairs))
 

@@ -1,8 +1,8 @@
 """python -m alignlab.plan model=sd15 algo=ddpo precision=bf16 device=cuda memory=24
 
-Will it fit? The command line is that of alignlab.train. A dry run of the same code (footprint.py) says how
-much memory each phase takes and which micro_batch fits; it reads no weights and needs no GPU. `measure=true`
-runs a small real epoch on the device at hand and says how long a run would take.
+Predicts how much memory a run takes. The command line is that of alignlab.train. A dry run of the same code
+(footprint.py) says how much memory each phase takes and which micro_batch fits; it reads no weights and needs
+no GPU. `measure=true` runs a small real epoch on the device at hand and says how long a run would take.
 """
 
 import math
@@ -18,10 +18,12 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from alignlab.config import schema as config
+from alignlab.config import compose
 from alignlab.config.build import ConfigError
 from alignlab.config.checks import COUNTED
-from alignlab.config.schema import TrainConfig, command, device_of
+from alignlab.config.command import command
+from alignlab.config.jobs import device_of
+from alignlab.config.schema import TrainConfig
 from alignlab.engine.rollout import NothingToLearn
 from alignlab.planning.fit import GIB, MARGIN, free_memory, other_ways, proposals, size
 from alignlab.planning.footprint import TRAINING, Footprint, footprint
@@ -59,7 +61,7 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     if elsewhere:
         run.device = "cpu"
     try:
-        c = config.checked(run)
+        c = compose.checked(run)
     except ConfigError as error:
         found, c = [str(error)], {}
     if asked_for["memory"] is not None and not asked_for["memory"] > 0:

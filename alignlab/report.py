@@ -1,8 +1,8 @@
 """python -m alignlab.report 'runs=multirun/DIR/*'
 
-Finished runs side by side in one page that needs no network: curves, the Pareto plot, reward hacking in units
-of the base model, the same pictures over training, tables of outcomes, contrasts and configurations. The
-tables lie beside it as CSV.
+Puts finished runs side by side on one page that needs no network: curves, the Pareto plot, reward hacking in
+units of the base model, the same pictures over training, tables of outcomes, contrasts and configurations.
+The tables lie beside it as CSV.
 """
 
 import base64
@@ -37,10 +37,12 @@ from alignlab.compare.finished import (
 from alignlab.compare.outcomes import PAIRED, base_point, contrasts, evaluated, outcomes
 from alignlab.compare.tables import interval_text, write_table
 from alignlab.config.build import ConfigError, not_texts
-from alignlab.config.schema import command, plain
-from alignlab.files.safe_folder import refuse_led_away, refuse_links
+from alignlab.config.command import command
+from alignlab.config.compose import plain
+from alignlab.files.safe_folder import RunError, refuse_led_away, refuse_links
+from alignlab.files.writing import all_aside, refuse_unwritable, room_for
 from alignlab.metrics.pareto import hypervolume
-from alignlab.runs.folder import RunError, all_aside, numbered, refuse_unwritable, room_for
+from alignlab.runs.layout import numbered
 from alignlab.runs.pasted import line, word
 
 PAGE = "report.html"

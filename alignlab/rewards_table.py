@@ -1,7 +1,7 @@
 """python -m alignlab.rewards
 
-A table of every reward=NAME, from conf/reward and the classes' own declarations. No weights are loaded, no
-network is asked.
+Lists every reward=NAME with its unit, range and licence, from conf/reward and the classes' own declarations.
+No weights are loaded, and no network is asked.
 """
 
 import importlib.resources
@@ -17,7 +17,8 @@ from omegaconf import DictConfig
 
 from alignlab.config.build import ConfigError, node_problems, resolve
 from alignlab.config.checks import declared, is_hub_id, without_weighing
-from alignlab.config.schema import command, opted_in, plain
+from alignlab.config.command import command
+from alignlab.config.compose import opted_in, plain
 from alignlab.files.bounded_yaml import read_yaml
 from alignlab.rewards import Declared
 from alignlab.rewards.clip import open_clip_weights

@@ -1,6 +1,6 @@
 """python -m alignlab.serve_reward reward=jpeg_compressibility port=8000
 
-A reward as a service, for runs on other machines or in other environments: `reward=remote
+Serves a reward to runs on other machines or in other environments. They take `reward=remote
 reward.remote.url=http://HOST:8000`.
 """
 
@@ -15,14 +15,17 @@ from omegaconf import DictConfig
 
 from alignlab.config.build import ConfigError, build
 from alignlab.config.checks import bench_problems, declared, weighed, without_weighing
-from alignlab.config.schema import command, device_of, opted_in, plain
+from alignlab.config.command import command
+from alignlab.config.compose import opted_in, plain
+from alignlab.config.jobs import device_of
+from alignlab.config.record import Keys, record
 from alignlab.rewards.server import RewardServer
 from alignlab.rewards.servers import TOKEN, token
 from alignlab.rewards.wire import Limits
 
 
 @dataclass
-class ServeRewardConfig:
+class ServeRewardConfig(Keys):
     """The keys of conf/serve_reward.yaml."""
 
     host: str = "127.0.0.1"
@@ -49,45 +52,49 @@ class ServeRewardConfig:
 ConfigStore.instance().store(name="serve_reward_schema", node=ServeRewardConfig)
 
 
-def checked(cfg: DictConfig) -> dict[str, Any]:
-    """The plain configuration.
+def checked(cfg: DictConfig) -> ServeRewardConfig:
+    """The configuration as a record.
 
     Raises:
         ConfigError: with every problem that was found.
     """
-    c: Any = plain(cfg)
-    c["allow_targets"] = opted_in(c)
-    weighed(c)
-    found, names = [], list(c["reward"] or {})
+    given: Any = plain(cfg)
+    weighed(given)
+    c = record(ServeRewardConfig, {**given, "allow_targets": opted_in(given)})
+    found, names = [], list(c.reward or {})
     if len(names) != 1:
         what = f"names {len(names)} rewards" if names else "is empty"
         found.append(f"reward {what}; choose one with reward=NAME, and start a server for each")
-    elif str(c["reward"][names[0]].get("_target_")).endswith(".Remote"):
+    elif str(c.reward[names[0]].get("_target_")).endswith(".Remote"):
         found.append(f"reward={names[0]} is a server's already; give runs its url")
     else:
-        found += bench_problems({"reward": c["reward"]}, c["allow_targets"], ())
-        if not found and declared(c["reward"][names[0]]).groupwise:
+        found += bench_problems({"reward": c.reward}, opted_in(given), ())
+        if not found and declared(c.reward[names[0]]).groupwise:
             found.append(
                 f"reward={names[0]} compares the images of a prompt with each other, which runs do "
                 "themselves; choose another"
             )
-    if not 0 <= c["port"] <= 65535:
-        found.append(f"port={c['port']} is outside 0..65535")
+    if not 0 <= c.port <= 65535:
+        found.append(f"port={c.port} is outside 0..65535")
     found += [
-        f"{key}={c[key]} must be positive"
-        for key in ("max_megabytes", "max_megapixels", "max_images")
-        if not c[key] > 0
+        f"{key}={value} must be positive"
+        for key, value in {
+            "max_megabytes": c.max_megabytes,
+            "max_megapixels": c.max_megapixels,
+            "max_images": c.max_images,
+        }.items()
+        if not value > 0
     ]
-    if c["device"] not in ("auto", "cpu", "cuda", "mps"):
-        found.append(f"device={c['device']} is not one of auto, cpu, cuda, mps")
+    if c.device not in ("auto", "cpu", "cuda", "mps"):
+        found.append(f"device={c.device} is not one of auto, cpu, cuda, mps")
     try:
         secret = token()
     except ValueError as error:
         secret = ""
         found.append(str(error))
-    if not _is_loopback(c["host"]) and secret is None:
+    if not _is_loopback(c.host) and secret is None:
         found.append(
-            f"host={c['host']} is open to other machines; set the environment variable {TOKEN} to a secret, "
+            f"host={c.host} is open to other machines; set the environment variable {TOKEN} to a secret, "
             "here and there"
         )
     if found:
@@ -102,24 +109,24 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def server(c: dict[str, Any]) -> RewardServer:
+def server(c: ServeRewardConfig) -> RewardServer:
     """The server of a checked configuration; it listens, but does not serve yet.
 
     Raises:
         ConfigError: if the reward cannot be built, or the address not be had.
     """
-    ((name, node),) = c["reward"].items()
+    ((name, node),) = c.reward.items()
     node = without_weighing(node)
     digest = hashlib.blake2b(json.dumps(node, sort_keys=True).encode(), digest_size=6).hexdigest()
-    limits = Limits(megabytes=c["max_megabytes"], megapixels=c["max_megapixels"], images=c["max_images"])
-    reward, device = build(node), device_of(c["device"])
+    limits = Limits(megabytes=c.max_megabytes, megapixels=c.max_megapixels, images=c.max_images)
+    reward, device = build(node), device_of(c.device)
     try:
         return RewardServer(
-            (c["host"], c["port"]), name, reward, digest=digest, device=device, token=token(), limits=limits
+            (c.host, c.port), name, reward, digest=digest, device=device, token=token(), limits=limits
         )
     except OSError as error:
         raise ConfigError(
-            f"host={c['host']} port={c['port']} cannot be had ({error.strerror or error}); choose another"
+            f"host={c.host} port={c.port} cannot be had ({error.strerror or error}); choose another"
         ) from None
 
 

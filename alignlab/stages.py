@@ -1,6 +1,6 @@
 """python -m alignlab.stages recipe=rlhf output_dir=FOLDER
 
-Commands that follow each other, in one: each stage is a command of alignlab that writes FOLDER/STAGE, and
+Runs several commands one after another: each stage is a command of alignlab that writes FOLDER/STAGE, and
 later ones begin from what earlier ones left there ("{STAGE}" in their words). Stopped and typed again, it
 goes on where it was: a finished stage is left as it is, and one that was cut short goes on as its own command
 does. The words of every stage are composed before the first one begins, so that a mistyped key or option of
@@ -24,13 +24,16 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from alignlab.config.build import ConfigError, nearest
+from alignlab.config.command import command
+from alignlab.config.compose import asked, plain
 from alignlab.config.foreign import DOORS
-from alignlab.config.schema import asked, command, plain
+from alignlab.config.record import Keys, record
 from alignlab.files.bounded_yaml import read_yaml
 from alignlab.files.safe_folder import LOCK, fresh, locked, refuse_links
+from alignlab.files.writing import write_aside
 from alignlab.rewards.servers import bound, named_by
-from alignlab.runs.folder import first_difference, write_aside
 from alignlab.runs.pasted import line, word
+from alignlab.runs.stored_config import first_difference
 
 PASSED_ON = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 COMMANDS = ("train", "train_reward", "make_pairs")
@@ -38,7 +41,7 @@ COMMANDS = ("train", "train_reward", "make_pairs")
 
 
 @dataclass
-class StagesConfig:
+class StagesConfig(Keys):
     """The keys of conf/stages.yaml."""
 
     recipe: Any = None
@@ -57,28 +60,28 @@ class StagesConfig:
 ConfigStore.instance().store(name="stages_schema", node=StagesConfig)
 
 
-def checked(cfg: DictConfig) -> dict[str, Any]:
-    """The plain configuration.
+def checked(cfg: DictConfig) -> StagesConfig:
+    """The configuration as a record.
 
     Raises:
         ConfigError: with every problem that was found.
     """
-    c: dict[str, Any] = plain(cfg)
-    stages: Any = c["recipe"]
+    c = record(StagesConfig, plain(cfg))
+    stages: Any = c.recipe
     found: list[str] = []
     if not isinstance(stages, dict) or not stages:
         raise ConfigError(
             "recipe has no stages; choose a file of conf/recipe with recipe=NAME (--help lists them)"
         )
     for name, stage in stages.items():
-        found += _stage_problems(name, stage, _typed_words(c["more"].get(name, ""), name))
-    for key in ("given", "more"):
+        found += _stage_problems(name, stage, _typed_words(c.more.get(name, ""), name))
+    for key, named in {"given": c.given, "more": c.more}.items():
         found += [
             f"{key}.{name} is no stage of the recipe; {nearest(name, stages, f'{key}.')}"
-            for name in c[key]
+            for name in named
             if name not in stages
         ]
-    for name, more in c["more"].items():
+    for name, more in c.more.items():
         try:
             words = shlex.split(more)
         except ValueError as error:
@@ -88,7 +91,7 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
             found += _foreign_problems(name, words)
     found += [
         f"given.{name}={path} does not exist; give a folder"
-        for name, path in c["given"].items()
+        for name, path in c.given.items()
         if not Path(path).exists()
     ]
     if found:
@@ -129,7 +132,7 @@ def _foreign_problems(name: str, words: Sequence[str], typed: Sequence[str] = ()
             yield f"recipe.{name}: {text} may not stand in a file; if you trust it, type {trusted}"
 
 
-def command_lines(c: dict[str, Any], folder: Path) -> dict[str, list[str]]:
+def command_lines(c: StagesConfig, folder: Path) -> dict[str, list[str]]:
     """The words of each stage that is to be run, the command's name first.
 
     Raises:
@@ -145,18 +148,18 @@ def command_lines(c: dict[str, Any], folder: Path) -> dict[str, list[str]]:
             )
         return there[named[1]]
 
-    for name, stage in c["recipe"].items():
-        if name not in c["given"]:
+    for name, stage in c.recipe.items():
+        if name not in c.given:
             words = [
                 *stage["words"],
-                *(stage.get("quick", []) if c["quick"] else []),
-                *shlex.split(c["more"].get(name, "")),
-                f"seed={c['seed']}",
+                *(stage.get("quick", []) if c.quick else []),
+                *shlex.split(c.more.get(name, "")),
+                f"seed={c.seed}",
             ]
             known = partial(folder_of, user=name)
             words = [re.sub(r"\{(\w+)\}", known, word) for word in words]
             out[name] = [stage["command"], *words, f"output_dir={folder / name}"]
-        there[name] = c["given"].get(name, str(folder / name))
+        there[name] = c.given.get(name, str(folder / name))
     return out
 
 
@@ -220,7 +223,7 @@ def go_through(lines: dict[str, list[str]], folder: Path) -> None:
 def main(cfg: DictConfig) -> None:
     """Hydra's task."""
     c = checked(cfg)
-    folder = Path(c["output_dir"] or fresh(f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}-stages"))
+    folder = Path(c.output_dir or fresh(f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}-stages"))
     lines = command_lines(c, folder)
     refuse_links(
         folder, "stages.yaml", ".new_stages.yaml", *lines, inside=False

@@ -1,32 +1,30 @@
 """python -m alignlab.train algo=draftp kl_coeff=0.25
 
-The loop, top to bottom: rollout -> reward -> advantages -> objective -> step -> evaluate -> save. It knows no
+Trains a model: rollout -> reward -> advantages -> objective -> step -> evaluate -> save. It knows no
 algorithm: an objective consumes a lazy stream of scored rollouts and yields updates (objectives/__init__.py).
 """
 
 import time
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from omegaconf import DictConfig
-from torch import Tensor
 
-from alignlab.config.schema import checked, command, device_of, notice, run_folder
-from alignlab.distributed.ranks import clip_gradients, join, own, rank, sum_gradients, wait
-from alignlab.engine.noise import noise_key
-from alignlab.engine.rollout import Rollout
-from alignlab.runs.folder import NOT_SCIENCE, Onlooker, Run, provenance
+from alignlab.config.command import command
+from alignlab.config.compose import checked
+from alignlab.config.jobs import device_of, notice, run_folder
+from alignlab.distributed.ranks import clip_gradients, join, rank, sum_gradients, wait
+from alignlab.runs.folder import Onlooker, Run
+from alignlab.runs.provenance import provenance
+from alignlab.runs.stored_config import NOT_SCIENCE
 from alignlab.training.evaluation import measure, measure_all, measure_base, settle
 from alignlab.training.failures import explained
 from alignlab.training.guards import Guard
 from alignlab.training.lr_schedule import lr_factor, set_lr
 from alignlab.training.model_card import look_ahead, push, write_card
-from alignlab.training.progress import Journal, peak_memory_mb, reward_numbers, tell
-from alignlab.training.scoring import scored
+from alignlab.training.progress import Journal, peak_memory_mb, reset_peak_memory, reward_numbers, tell
+from alignlab.training.scoring import ScoredRollouts
 from alignlab.training.setup import Lab
 from alignlab.training.signals import asked, leave, stoppable
 from alignlab.training.unfinished_epoch import Collected
@@ -108,36 +106,16 @@ def train(c: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def train_epoch(lab: Lab, c: dict[str, Any], epoch: int) -> dict[str, Any]:
-    """One epoch: sample and score (lazily), then the objective's updates. Every draw is a pure function of
-    (seed, epoch)."""
-    n, chunk, began = c["samples_per_step"], min(c["micro_batch"], c["samples_per_step"]), time.perf_counter()
-    mine, rng = own(n), np.random.default_rng([c["seed"], epoch])
-    key = noise_key(
-        lab.prompts.draw(n, seed=c["seed"], epoch=epoch), seed=c["seed"], stream="train", epoch=epoch
-    )
+    """Trains for one epoch and returns its metrics: rollouts, rewards, updates, steps. Every draw is a pure
+    function of (seed, epoch)."""
+    began, spent = time.perf_counter(), lab.spent()
+    reset_peak_memory(lab.policy.device)
+    rng, trained = np.random.default_rng([c["seed"], epoch]), lab.policy.parameters()
     lr = set_lr(lab.optimizer, lr_factor(c["lr_schedule"], epoch, epochs=c["steps"], warmup=c["lr_warmup"]))
-    rewards: list[dict[str, Tensor]] = []
-    guard, before, trained = Guard(lab, c, epoch), lab.spent(), lab.policy.parameters()
-    if lab.policy.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+    guard = Guard(lab, c, epoch)
+    rollouts = ScoredRollouts(lab, c, epoch, rng=rng, guard=guard)
 
-    def sampled() -> Iterator[Rollout]:
-        for k in range(0, n, chunk):
-            plan, store = lab.objective.plan(len(lab.sampler), rng), lab.objective.store(len(lab.sampler))
-            if k not in mine:
-                continue
-            with torch.set_grad_enabled(lab.objective.needs_gradient):
-                part = key[range(k, k + chunk)]
-                record = lab.collected.rollout(
-                    k, lab.policy, lab.sampler, part, gradients=plan, store=store, offload=c["offload"]
-                )
-            yield replace(record, share=chunk / n)
-
-    gradient = lab.objective.needs_gradient
-    rollouts = lab.collected.until_scored(
-        scored(sampled(), lab.reward, lab.policy, guard.score, gradient=gradient, earned=rewards)
-    )
-    for update in lab.objective.updates(lab.policy, rollouts, c["micro_batch"], rng):
+    for update in lab.objective.updates(lab.policy, iter(rollouts), c["micro_batch"], rng):
         lab.optimizer.zero_grad(set_to_none=True)
         for share, batch in update.batches:
             loss, metrics = lab.objective.loss(lab.policy, batch)
@@ -152,11 +130,13 @@ def train_epoch(lab: Lab, c: dict[str, Any], epoch: int) -> dict[str, Any]:
         lab.scaler.update()
 
     seconds = time.perf_counter() - began
-    line: dict[str, Any] = {**reward_numbers(rewards), **guard.numbers(), "lr": lr}
-    line |= {kind: count - before[kind] for kind, count in lab.spent().items()}
-    return line | {
+    return {
+        **reward_numbers(rollouts.rewards),
+        **guard.numbers(),
+        "lr": lr,
+        **{kind: count - spent[kind] for kind, count in lab.spent().items()},
         "seconds": seconds,
-        "images_per_second": n / seconds,
+        "images_per_second": c["samples_per_step"] / seconds,
         "peak_memory_mb": peak_memory_mb(lab.policy.device),
     }
 

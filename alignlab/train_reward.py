@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,25 +25,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.data import Dataset, Subset
 
 from alignlab.config.build import ConfigError
-from alignlab.config.schema import command, device_of, folder_of_job, plain
+from alignlab.config.command import command
+from alignlab.config.compose import plain
+from alignlab.config.jobs import device_of, folder_of_job
+from alignlab.config.record import Keys, record
 from alignlab.data.judgements import Ratings
 from alignlab.data.pictures import colour
 from alignlab.data.preferences import Choices
 from alignlab.files.bounded_yaml import read_yaml
-from alignlab.files.safe_folder import LOCK, fresh, locked, refuse_links
+from alignlab.files.safe_folder import LOCK, RunError, fresh, is_stray, locked, refuse_links
+from alignlab.files.writing import all_aside, refuse_unwritable, room_for, write_aside
 from alignlab.rewards.clip import Clip, locate
 from alignlab.rewards.heads import save
 from alignlab.rewards.train import Fit
-from alignlab.runs.folder import (
-    RunError,
-    all_aside,
-    first_difference,
-    is_stray,
-    refuse_unwritable,
-    room_for,
-    write_aside,
-)
 from alignlab.runs.pasted import word
+from alignlab.runs.stored_config import first_difference
 
 PARTS = (
     "config.yaml",
@@ -58,7 +54,7 @@ PARTS = (
 
 
 @dataclass
-class TrainRewardConfig:
+class TrainRewardConfig(Keys):
     """The keys of conf/train_reward.yaml."""
 
     kind: str = "preference"
@@ -90,45 +86,48 @@ class TrainRewardConfig:
 ConfigStore.instance().store(name="train_reward_schema", node=TrainRewardConfig)
 
 
-def checked(cfg: DictConfig) -> dict[str, Any]:
-    """The plain configuration.
+def checked(cfg: DictConfig) -> TrainRewardConfig:
+    """The configuration as a record.
 
     Raises:
         ConfigError: with every problem that was found.
     """
-    c: dict[str, Any] = plain(cfg)
-    found = [f"{key} has no value; set {key}=..." for key, value in c.items() if value == "???"]
+    given: dict[str, Any] = plain(cfg)
+    found = [f"{key} has no value; set {key}=..." for key, value in given.items() if value == "???"]
     if found:
         raise ConfigError("\n".join(found))
-    if c["kind"] not in ("preference", "aesthetic"):
-        found.append(f"kind={c['kind']} is not one of preference, aesthetic")
-    if not 0 < c["held_out_share"] < 1:
-        found.append(f"held_out_share={c['held_out_share']} is outside (0, 1)")
+    c = record(TrainRewardConfig, given)
+    if c.kind not in ("preference", "aesthetic"):
+        found.append(f"kind={c.kind} is not one of preference, aesthetic")
+    if not 0 < c.held_out_share < 1:
+        found.append(f"held_out_share={c.held_out_share} is outside (0, 1)")
     for least, keys in {0: "blocks seed weight_decay", 1: "epochs batch_size"}.items():
-        found += [f"{key}={c[key]} must be at least {least}" for key in keys.split() if c[key] < least]
-    if c["lr"] <= 0:
-        found.append(f"lr={c['lr']} must be positive")
-    if c["device"] not in ("auto", "cpu", "cuda", "mps"):
-        found.append(f"device={c['device']} is not one of auto, cpu, cuda, mps")
-    if any(width < 1 for width in c["hidden"]):
-        found.append(f"hidden={c['hidden']} must hold positive widths")
+        found += [
+            f"{key}={given[key]} must be at least {least}" for key in keys.split() if given[key] < least
+        ]
+    if c.lr <= 0:
+        found.append(f"lr={c.lr} must be positive")
+    if c.device not in ("auto", "cpu", "cuda", "mps"):
+        found.append(f"device={c.device} is not one of auto, cpu, cuda, mps")
+    if any(width < 1 for width in c.hidden):
+        found.append(f"hidden={c.hidden} must hold positive widths")
     try:
-        locate(c["clip"], key="clip")
+        locate(c.clip, key="clip")
     except (OSError, ValueError) as error:
         found.append(str(error))
     try:
-        colour(c["background"])
+        colour(c.background)
     except ValueError as error:
         found.append(str(error))
-    for key in ("data", "held_out"):
-        if c[key] is not None and not Path(c[key]).exists():
-            found.append(f"{key}={c[key]} does not exist; give a table, or a folder with one")
+    for key, table in {"data": c.data, "held_out": c.held_out}.items():
+        if table is not None and not Path(table).exists():
+            found.append(f"{key}={table} does not exist; give a table, or a folder with one")
     if found:
         raise ConfigError("\n".join(found))
     return c
 
 
-def _taken(c: dict[str, Any], folder: Path) -> Iterator[str]:
+def _taken(c: TrainRewardConfig, folder: Path) -> Iterator[str]:
     """What stands in the way of a folder that is not empty: anything but what this very command left
     there."""
     if not folder.is_dir() or all(
@@ -143,7 +142,7 @@ def _taken(c: dict[str, Any], folder: Path) -> Iterator[str]:
         yield f"output_dir={folder} is not empty and holds no reward; choose another"
         return
     free = {"device": None, "output_dir": None}
-    difference = first_difference({**before, **free}, {**c, **free})
+    difference = first_difference({**before, **free}, {**asdict(c), **free})
     if difference is not None:
         key, then, now = difference
         yield (
@@ -152,34 +151,34 @@ def _taken(c: dict[str, Any], folder: Path) -> Iterator[str]:
         )
 
 
-def train_reward(c: dict[str, Any], folder: Path) -> dict[str, float]:
+def train_reward(c: TrainRewardConfig, folder: Path) -> dict[str, float]:
     """Fits the reward that a checked configuration describes, writes it to `folder`, and returns the held-out
     numbers."""
     written = ("config.yaml", "metrics.jsonl", "head.safetensors", "clip.safetensors", "reward.json")
     refuse_unwritable(folder, "output_dir", *written)
-    clip = Clip(c["clip"], key="clip")
-    table = Choices if c["kind"] == "preference" else Ratings
-    data: Dataset[Any] = table(c["data"], clip.size, c["background"])
-    if c["held_out"] is not None:
-        held_out: Dataset[Any] = table(c["held_out"], clip.size, c["background"])
+    clip = Clip(c.clip, key="clip")
+    table = Choices if c.kind == "preference" else Ratings
+    data: Dataset[Any] = table(c.data, clip.size, c.background)
+    if c.held_out is not None:
+        held_out: Dataset[Any] = table(c.held_out, clip.size, c.background)
     else:
         n = len(data)  # type: ignore[arg-type]
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(c["seed"])).tolist()
-        cut = max(1, round(c["held_out_share"] * n))
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(c.seed)).tolist()
+        cut = max(1, round(c.held_out_share * n))
         if cut >= n:
             raise ValueError(
-                f"data={c['data']} holds {n} row(s), too few to hold some out; add rows, or give "
-                "held_out=TABLE"
+                f"data={c.data} holds {n} row(s), too few to hold some out; add rows, or give held_out=TABLE"
             )
         data, held_out = Subset(data, order[cut:]), Subset(data, order[:cut])
-    fit = Fit(c["kind"], clip, blocks=c["blocks"], hidden=tuple(c["hidden"]), relu=c["relu"], seed=c["seed"])
+    kind: Any = c.kind
+    fit = Fit(kind, clip, blocks=c.blocks, hidden=tuple(c.hidden), relu=c.relu, seed=c.seed)
     new = not folder.is_dir() or not any(folder.iterdir())
     with room_for(folder):
         lock = locked(folder, "being written")
     with lock, _without_lock_in_the_end(folder):
         _look_again(c, folder)
         with room_for(folder / "config.yaml"):
-            write_aside(folder / "config.yaml", yaml.safe_dump(c, sort_keys=False))
+            write_aside(folder / "config.yaml", yaml.safe_dump(asdict(c), sort_keys=False))
         try:
             numbers = _fitted(c, fit, data, held_out, folder / "metrics.jsonl")
         except ValueError:  # a picture that cannot be read
@@ -187,7 +186,7 @@ def train_reward(c: dict[str, Any], folder: Path) -> dict[str, float]:
                 shutil.rmtree(folder)
             raise
         sizes = {"trained on": len(data), "held out": len(held_out)}  # type: ignore[arg-type]
-        about = {"kind": c["kind"], "clip": c["clip"], "relu": c["relu"], "items": sizes, **numbers}
+        about = {"kind": c.kind, "clip": c.clip, "relu": c.relu, "items": sizes, **numbers}
         with room_for(folder), all_aside(folder, last="reward.json") as aside:
             save(aside, fit.head, about, {name: weight.data for name, weight in fit.tuned.items()})
     return numbers
@@ -203,7 +202,7 @@ def _without_lock_in_the_end(folder: Path) -> Iterator[None]:
 
 
 def _fitted(
-    c: dict[str, Any], fit: Fit, data: Dataset[Any], held_out: Dataset[Any], log: Path
+    c: TrainRewardConfig, fit: Fit, data: Dataset[Any], held_out: Dataset[Any], log: Path
 ) -> dict[str, float]:
     """Trains, with a bar and a line of metrics an epoch, and returns the held-out numbers."""
     bar = Progress(
@@ -217,7 +216,7 @@ def _fitted(
     with room_for(log):
         log.write_text("", encoding="utf-8")
     with bar:
-        task = bar.add_task("epoch", total=c["epochs"], note="")
+        task = bar.add_task("epoch", total=c.epochs, note="")
 
         def tell(line: dict[str, float]) -> None:
             with room_for(log), log.open("a", encoding="utf-8") as file:
@@ -228,16 +227,16 @@ def _fitted(
         return fit.run(
             data,
             held_out,
-            epochs=c["epochs"],
-            lr=c["lr"],
-            batch_size=c["batch_size"],
-            weight_decay=c["weight_decay"],
-            device=device_of(c["device"]),
+            epochs=c.epochs,
+            lr=c.lr,
+            batch_size=c.batch_size,
+            weight_decay=c.weight_decay,
+            device=device_of(c.device),
             tell=tell,
         )
 
 
-def _look_again(c: dict[str, Any], folder: Path) -> None:
+def _look_again(c: TrainRewardConfig, folder: Path) -> None:
     """Raises a RunError if another process began another reward here, or finished this one, before this
     process had the lock."""
     found = list(_taken(c, folder))
@@ -261,8 +260,8 @@ def main(cfg: DictConfig) -> float:
     """Hydra's task. Returns the held-out loss or error, for sweepers that minimise."""
     c = checked(cfg)
     at = HydraConfig.get()
-    given = folder_of_job() if at.mode == RunMode.MULTIRUN else c["output_dir"]
-    folder = Path(given) if given else fresh(f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}-{c['kind']}")
+    given = folder_of_job() if at.mode == RunMode.MULTIRUN else c.output_dir
+    folder = Path(given) if given else fresh(f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}-{c.kind}")
     refuse_links(folder, *PARTS)
     if taken := list(_taken(c, folder)):
         raise ConfigError("\n".join(taken))
@@ -276,8 +275,8 @@ def main(cfg: DictConfig) -> float:
             raise ConfigError(str(error)) from None
     for name, value in numbers.items():
         print(f"{name:>20}  {value:.4f}")
-    print(f"reward={c['kind']} {word('reward.' + c['kind'] + '.path', folder)}")
-    return numbers["held_out/loss" if c["kind"] == "preference" else "held_out/error"]
+    print(f"reward={c.kind} {word('reward.' + c.kind + '.path', folder)}")
+    return numbers["held_out/loss" if c.kind == "preference" else "held_out/error"]
 
 
 if __name__ == "__main__":

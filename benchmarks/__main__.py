@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from alignlab.runs.folder import processor
+from alignlab.runs.provenance import processor
 from benchmarks import beside, growth, ideas, limit, peer
 from benchmarks.clock import Onlooker
 from benchmarks.items import Item, Setting

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from alignlab.config.schema import CONF, checked
+from alignlab.config.compose import CONF, checked
 from alignlab.planning.footprint import footprint
 from alignlab.train import train_epoch
 from alignlab.training.setup import Lab
@@ -154,7 +154,7 @@ def memory(setting: Setting, number: int) -> Sides:
 
 IMPORTS = """
 import hydra
-from alignlab.config.schema import CONF, checked
+from alignlab.config.compose import CONF, checked
 with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
     checked(hydra.compose("train", ["reward=brightness"]))
 import alignlab.train, alignlab.training.setup, alignlab.models.sd

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from alignlab import train
-from alignlab.config.schema import CONF, checked
+from alignlab.config.compose import CONF, checked
 from alignlab.engine import rollout as engine
 from alignlab.engine.noise import NoiseKey, noise_key
 from alignlab.engine.samplers import Sampler

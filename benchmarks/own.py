@@ -22,7 +22,7 @@ import psutil
 import torch
 
 from alignlab import train
-from alignlab.config.schema import CONF, checked
+from alignlab.config.compose import CONF, checked
 from alignlab.training.setup import Lab
 from benchmarks.clock import Timers, seconds
 from benchmarks.limit import Bare

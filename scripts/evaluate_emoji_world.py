@@ -36,7 +36,7 @@ from alignlab.rewards.aesthetic import Aesthetic  # noqa: E402
 from alignlab.rewards.clip import Clip  # noqa: E402
 from alignlab.rewards.emoji_rules import TrueAesthetic, TruePreference  # noqa: E402
 from alignlab.rewards.preference import Preference  # noqa: E402
-from alignlab.runs.folder import processor  # noqa: E402
+from alignlab.runs.provenance import processor  # noqa: E402
 
 RESULTS = ROOT / "results" / "emoji_world"
 ANIMAL_IDS = list(range(len(ANIMALS)))

@@ -115,7 +115,7 @@ def measure_size(args: argparse.Namespace) -> None:
     from gpu.architectures import pipeline_folder
     from gpu.items import Workbench
 
-    from alignlab.runs.folder import provenance
+    from alignlab.runs.provenance import provenance
 
     results = json.loads(args.into.read_text())
     items = wanted(args, args.measure, results)

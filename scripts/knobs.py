@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 import hydra  # noqa: E402
 
-from alignlab.config.schema import CONF, checked  # noqa: E402
+from alignlab.config.compose import CONF, checked  # noqa: E402
 from alignlab.train import train_epoch  # noqa: E402
 from alignlab.training.setup import Lab  # noqa: E402
 

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from alignlab import train
-from alignlab.config.schema import CONF, checked
+from alignlab.config.compose import CONF, checked
 
 TIMING = {"seconds", "images_per_second", "peak_memory_mb"}
 """What two equal runs may differ in."""

@@ -3,6 +3,7 @@ LoRA alone."""
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,7 @@ def test_the_base_is_measured_once(run, tmp_path, monkeypatch):
     assert len(list(cache.iterdir())) == 3
     c = command.as_the_run(_checked(*PROTOCOL, f"run={run}", f"cache={cache}"), run)
     before = command.Evaluation(c).key
-    monkeypatch.setattr(command, "policy_of", lambda c: Policy(build(c["model"]), full=True))
+    monkeypatch.setattr(command, "policy_of", lambda model, **_: Policy(build(model), full=True))
     assert command.Evaluation(c).key == before  # without adapters: the same base
     other = command.Evaluation(c)
     with torch.no_grad():
@@ -97,20 +98,23 @@ def test_other_judges_are_another_base(tiny_sd, monkeypatch):
     """Even if they judge noise alike, as one that counts does. It is a prompt of the run that they are asked,
     not their weight."""
     words = tiny(tiny_sd, "eval_rewards=colour", "prompts.prompts=[dog]")
-    c, prompts = {**_checked(*PROTOCOL), **configured(*words)}, []
+    run = configured(*words)
+    groups = {key: run[key] for key in (*command.GROUPS, "eval_rewards")}
+    c, prompts = replace(_checked(*PROTOCOL), **groups), []
     monkeypatch.setattr(command.Bench, "score", lambda self, images, said, group: prompts.extend(said) or {})
-    colour = c["eval_rewards"]["colour"]
+    colour = c.eval_rewards["colour"]
     changes = ({}, {"weight": 2.0}, {"channel": "blue"})
     keys = [
-        command.Evaluation({**c, "eval_rewards": {"colour": {**colour, **change}}}).key for change in changes
+        command.Evaluation(replace(c, eval_rewards={"colour": {**colour, **change}})).key
+        for change in changes
     ]
     assert keys[0] == keys[1] != keys[2] and set(prompts) == {"a dog"}
 
 
-def _checked(*words: str) -> dict:
+def _checked(*words: str) -> command.EvaluateConfig:
     import hydra
 
-    from alignlab.config.schema import CONF
+    from alignlab.config.compose import CONF
 
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return command.checked(hydra.compose("evaluate", list(words)))

@@ -20,8 +20,10 @@ from alignlab import figure
 from alignlab.compare.finished import CompareError, Finished
 from alignlab.config.build import ConfigError
 from alignlab.config.schema import QUICK
-from alignlab.paper.drawing import FIGURES, beside_the_penalty, draftp_fig3, regularisers, stop_at
+from alignlab.paper.draftp import draftp_fig3
+from alignlab.paper.fronts import beside_the_penalty, regularisers, stop_at
 from alignlab.paper.probes import ANNEALING, LORA_SCALES, SETS, probe
+from alignlab.paper.registry import FIGURES
 from tests.running import command_line, configured
 
 EVALUATIONS = (0, 10, 20)

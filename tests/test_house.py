@@ -140,8 +140,8 @@ def test_the_rooms_stand_in_order() -> None:
 def files() -> list[tuple[str, str]]:
     found = [(p.parent.name, p.stem) for p in sorted(CONF.glob("*/*.yaml"))]
     return [
-        (group, option) for group, option in found if group != "recipe"
-    ]  # of alignlab.stages, and proved in its tests
+        (group, option) for group, option in found if group not in ("recipe", "figure", "hydra")
+    ]  # of alignlab.stages and alignlab.figure, and proved in their tests; and what every command takes
 
 
 NEEDS = {
@@ -177,11 +177,11 @@ def test_every_configuration_file_builds(tmp_path: Path) -> None:
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "a lion", "winner": "0.png", "loser": "1.png"}')
     for name in ("0.png", "1.png"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
-    wrong, one_by_one = [], [f for f in files() if f[0] != "eval_rewards" and f != ("reward", "none")]
-    # those may stand together, and their files are built one by one as reward=
-    held_out = [f"eval_rewards={option}" for group, option in files() if (group, option)[0] == "eval_rewards"]
-    together = f"eval_rewards=[{','.join(word.partition('=')[2] for word in held_out)}]"
-    needs = NEEDS | {together: [need for word in held_out for need in NEEDS.get(word, [])]}
+    wrong, one_by_one = [], [file for file in files() if file != ("reward", "none")]
+    # those may stand together, for their files are built one by one as reward=
+    held_out = [option for group, option in files() if group == "reward"]
+    together = f"eval_rewards=[{','.join(held_out)}]"
+    needs = NEEDS | {together: [need for o in held_out for need in NEEDS.get(f"eval_rewards={o}", [])]}
     for word in [*("=".join(file) for file in one_by_one), together]:
         try:
             configured(word, *(need.format(captions=tmp_path) for need in needs.get(word, [])))
@@ -256,8 +256,8 @@ def test_one_class_and_one_file_extend_it(tiny_sd: str, tmp_path: Path) -> None:
             ''',
         "conf/algo/nudge.yaml": "_target_: mine.Nudge\nstrength: 2.0\n",
         "conf/reward/dark.yaml": "dark:\n  _target_: mine.Dark\n  weight: 1.0\n  normalize: false\n",
-        "conf/prompts/zoo.yaml": "_target_: alignlab.data.prompts.Prompts\n"
-        "prompts: [gnu, yak]\ntemplate: '{a}'\nper_prompt: 1\n",
+        "conf/prompts/zoo.yaml": "_target_: alignlab.data.prompts.Prompts\nprompts: [gnu, yak]\n"
+        "template: '{a}'\nper_prompt: 1\n",
     }
     for name, text in pieces.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -285,8 +285,7 @@ def test_one_class_and_one_file_extend_it(tiny_sd: str, tmp_path: Path) -> None:
 
 
 def test_the_wheel_is_complete(tmp_path: Path) -> None:
-    """The wheel holds the code, every configuration file (eval_rewards too, a link in the checkout) and the
-    weights, and it runs."""
+    """The wheel holds the code, every configuration file and the weights, and it runs."""
     pytest.importorskip("hatchling")
     build = [
         sys.executable,
@@ -306,7 +305,6 @@ def test_the_wheel_is_complete(tmp_path: Path) -> None:
         names = set(wheel.namelist())
         wheel.extractall(tmp_path / "site")
     assert {f"alignlab/conf/{p.relative_to(CONF)}" for p in CONF.glob("**/*.yaml")} <= names
-    assert {f"alignlab/conf/eval_rewards/{p.name}" for p in (CONF / "reward").glob("*.yaml")} <= names
     assert {
         f"alignlab/{p.relative_to(PACKAGE)}"
         for p in PACKAGE.rglob("*")
@@ -319,3 +317,22 @@ def test_the_wheel_is_complete(tmp_path: Path) -> None:
     )
     assert done.stdout.strip().startswith(str(tmp_path / "site"))
     assert (done.returncode, done.stderr) == (2, "error: lr=-1.0 must be positive\n")
+
+
+def test_the_readme_names_every_room() -> None:
+    """The table in README lists the rooms that there are, and each room says in its own words what it is
+    for."""
+    text = (ROOT / "README.md").read_text()
+    table = text.partition("| room | what is in it |")[2].partition("\n\n")[0]
+    named = {
+        name
+        for row in table.splitlines()[2:]
+        for name in row.split("|")[1].replace("`", "").replace(",", " ").split()
+    }
+    assert named == ROOMS.keys()
+    silent = [
+        room
+        for room in ROOMS
+        if not ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text()))
+    ]
+    assert not silent

@@ -183,7 +183,7 @@ def test_a_finished_folder_loads_no_model(made: Path, tiny_sd: str, tmp_path: Pa
     """Typed again, and with another rule: the pairs are made anew, and nothing is drawn."""
     said = words(tiny_sd, f"output_dir={tmp_path / 'pairs'}")
     assert typed(monkeypatch, *said) == 0
-    monkeypatch.setattr(command, "policy_of", lambda c: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(command, "policy_of", lambda *_, **__: pytest.fail("a model was loaded"))
     assert typed(monkeypatch, *said, "batch=9") == 0 and contents(tmp_path / "pairs") == contents(made)
     assert typed(monkeypatch, *said, "pairing.rule=all_pairs") == 0
     assert len(table(tmp_path / "pairs" / "pairs.jsonl")) == 15
@@ -202,7 +202,7 @@ def test_other_pairs_of_the_same_candidates(
 ) -> None:
     """again=: without a model, by the rule on the stored scores; in a new folder with its images, or in
     place."""
-    monkeypatch.setattr(command, "policy_of", lambda c: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(command, "policy_of", lambda *_, **__: pytest.fail("a model was loaded"))
     assert typed(monkeypatch, f"again={made}", f"output_dir={tmp_path / 'new'}", *rule) == 0
     rows, found = table(made / "candidates.jsonl"), table(tmp_path / "new" / "pairs.jsonl")
     how = dict(word.removeprefix("pairing.").split("=") for word in rule)
@@ -384,7 +384,7 @@ def test_ties_only(tiny_sd: str, tmp_path: Path, monkeypatch, capsys) -> None:
 def test_mistakes(said: str, words_of_it: str, tiny_sd: str, tmp_path: Path, monkeypatch, capsys) -> None:
     """One sentence, before a model is loaded, and nothing written."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(command, "policy_of", lambda c: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(command, "policy_of", lambda *_, **__: pytest.fail("a model was loaded"))
     assert typed(monkeypatch, *words(tiny_sd, "output_dir=pairs"), said) == 2
     assert words_of_it in capsys.readouterr().err and not [*tmp_path.iterdir()]
 
@@ -411,7 +411,7 @@ def test_another_configuration_is_refused(
 ) -> None:
     """By its first differing key, before a model is loaded; so are folders of others, and prompts that
     changed in their file."""
-    monkeypatch.setattr(command, "policy_of", lambda c: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(command, "policy_of", lambda *_, **__: pytest.fail("a model was loaded"))
     before = contents(made)
     for said, its in (
         ("seed=1", "holds candidates with seed=0, but seed=1 was asked for; choose another output_dir"),

@@ -14,7 +14,7 @@ import yaml
 from torch.profiler import ProfilerActivity, profile
 
 from alignlab import plan
-from alignlab.config.schema import CONF
+from alignlab.config.compose import CONF
 from alignlab.planning import fit as memory
 from alignlab.planning.footprint import footprint
 from alignlab.rewards.brightness import Brightness
@@ -227,8 +227,8 @@ def test_the_largest() -> None:
 
 
 def test_its_groups_are_those_of_train() -> None:
-    """plan.yaml cannot include train.yaml (Hydra keeps its own settings to the primary file), so its list is
-    compared."""
+    """plan.yaml cannot include train.yaml (whose help and folders of sweeps it would take too), so its list
+    is compared."""
     train, own = (
         yaml.safe_load((CONF / f"{name}.yaml").read_text())["defaults"][1:] for name in ("train", "plan")
     )

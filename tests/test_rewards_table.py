@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from alignlab import rewards_table as table
-from alignlab.config.schema import CONF
+from alignlab.config.compose import CONF
 from alignlab.rewards.clip import Clip
 from alignlab.rewards.description import Description
 from tests.running import command_line

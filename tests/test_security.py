@@ -31,6 +31,7 @@ from alignlab.config.build import node_problems
 from alignlab.config.checks import leaf_problems
 from alignlab.data.captioned import captioned
 from alignlab.data.judgements import PIXELS, image
+from alignlab.files.safe_folder import RunError
 from alignlab.metrics.diversity import AlexDistance
 from alignlab.models.sd import StableDiffusion
 from alignlab.report import report
@@ -38,7 +39,6 @@ from alignlab.rewards import servers as servers
 from alignlab.rewards.clip import Clip
 from alignlab.rewards.compose import RewardError
 from alignlab.rewards.remote import Remote
-from alignlab.runs.folder import RunError
 from tests.harness.fuzz.files import bomb
 from tests.harness.fuzz.folders import Bomb
 from tests.running import command_line, configured, tiny
@@ -182,14 +182,14 @@ ROUNDABOUT = [
     "os.system",
     "builtins.eval",
     "torch.load",
-    "alignlab.runs.folder.os.system",
-    "alignlab.runs.folder.subprocess.run",
+    "alignlab.files.writing.os.system",
+    "alignlab.runs.provenance.subprocess.run",
     "alignlab.config.build.importlib",
     "alignlab.config.build.importlib.import_module",
-    "alignlab.runs.folder.subprocess",
+    "alignlab.runs.provenance.subprocess",
     "alignlab.config.build.resolve",
     "alignlab.config.build.build",
-    "alignlab.runs.folder.write_aside",
+    "alignlab.files.writing.write_aside",
     "alignlab.plan.largest",
     "alignlab.export.to_folder",
     "alignlab.runs.folder.Path",

@@ -28,7 +28,7 @@ from torch import Tensor
 
 import alignlab.rewards.server as server_module
 from alignlab import serve_reward
-from alignlab.config.schema import CONF
+from alignlab.config.compose import CONF
 from alignlab.rewards.brightness import Brightness
 from alignlab.rewards.compose import NonFinite, RewardError, WeightedSum
 from alignlab.rewards.function import Function

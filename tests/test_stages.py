@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from alignlab import make_pairs, stages, train, train_reward
-from alignlab.config.schema import CONF
+from alignlab.config.compose import CONF
 from tests.running import command_line, pairs, tiny
 
 ROOT = Path(__file__).resolve().parents[1]

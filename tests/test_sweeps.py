@@ -18,9 +18,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 
-from alignlab.config import schema as config
 from alignlab.config.job_names import WORDS, folder_of, full_name, short_name, write_words
-from alignlab.config.schema import device_of
+from alignlab.config.jobs import device_of
 from alignlab.train import train
 from tests.running import command_line, configured, lines, same_weights, tiny
 
@@ -232,10 +231,8 @@ def test_a_missing_launcher_is_a_sentence(launcher: str, package: str, monkeypat
             )
         return compose(name, overrides)
 
-    monkeypatch.setattr(config.hydra, "compose", without)
-    monkeypatch.setattr(
-        config.hydra, "main", lambda **_: lambda task: lambda: without("train", ["hydra/launcher"])
-    )
+    monkeypatch.setattr(hydra, "compose", without)
+    monkeypatch.setattr(hydra, "main", lambda **_: lambda task: lambda: without("train", ["hydra/launcher"]))
     assert command_line(monkeypatch, "-m", f"hydra/launcher={launcher}", "seed=0,1") == 2
     assert f"pip install '{package}'" in capsys.readouterr().err
 

@@ -17,20 +17,14 @@ from numpy.typing import NDArray
 
 from alignlab.compare.image_table import Images, read_images
 from alignlab.files.checksums import digest_of_file, digest_of_json
+from alignlab.files.safe_folder import RunError
 from alignlab.metrics.hacking import hacking_flags
 from alignlab.metrics.pareto import at_matched_reward
-from alignlab.runs.folder import (
-    METRICS,
-    NOT_SCIENCE,
-    RunError,
-    changed_metrics,
-    first_difference,
-    read_config,
-    read_metrics,
-    run_folders,
-)
+from alignlab.runs.layout import METRICS, run_folders
+from alignlab.runs.metrics_lines import changed_metrics, read_metrics
 from alignlab.runs.pasted import line as command_line
 from alignlab.runs.pasted import resume, word
+from alignlab.runs.stored_config import NOT_SCIENCE, first_difference, read_config
 
 BUDGETS = {
     "epochs": "step",

@@ -59,7 +59,7 @@ def build(node: dict[str, Any], **extra: Any) -> Any:
 def may_build(found: Any, allowed: Iterable[str] = ()) -> bool:
     """Whether a configuration may call what a `_target_` led to: a class at home in PARTS, in torch.optim or
     in an allowed module, or a function of FUNCTIONS or of an allowed module. So a way through what a module
-    imports (alignlab.runs.folder.subprocess.run) ends here."""
+    imports (alignlab.runs.provenance.subprocess.run) ends here."""
     home = getattr(found, "__module__", None)
     if (
         not (inspect.isclass(found) or inspect.isfunction(found))

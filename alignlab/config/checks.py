@@ -5,7 +5,8 @@ import importlib.util
 import inspect
 import math
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from alignlab.config.path_keys import LONGEST_NAME, is_path, too_long
 from alignlab.config.secrecy import secret_in
 from alignlab.distributed.ranks import launched
 from alignlab.rewards import Declared
-from alignlab.runs.folder import run_folders
+from alignlab.runs.layout import run_folders
 from alignlab.runs.weight_files import start_problems
 
 CHOICES = {
@@ -84,7 +85,8 @@ def problems(c: dict[str, Any], known: Sequence[str]) -> Iterator[str]:
     if unfit:  # nothing else can be said of it
         yield from unfit
         return
-    yield from _value_problems(c)
+    for rule in RULES:
+        yield from rule(c)
     found = list(_node_problems(c, GROUPS, c["allow_targets"]))
     yield from found
     if all(sentence.startswith(("model", "policy", "optimizer", "eval_rewards")) for sentence in found):
@@ -299,78 +301,104 @@ def _optimizer_problems(node: dict[str, Any]) -> Iterator[str]:
             yield f"optimizer: {target} does not take {values}{reason}; see torch's page of it"
 
 
-def _value_problems(c: dict[str, Any]) -> Iterator[str]:
-    yield from choice_problems(c, list(CHOICES))
+@dataclass(frozen=True)
+class Bound:
+    """A rule for the value of one key alone."""
+
+    key: str
+    holds: Callable[[Any], bool]
+    must: str
+    """What the sentence says after `key=value`."""
+
+    def __call__(self, c: dict[str, Any]) -> Iterator[str]:
+        """Yields a sentence if the value will not do."""
+        if not self.holds(c[self.key]):
+            yield f"{self.key}={c[self.key]} {self.must}"
+
+
+def _too_large(c: dict[str, Any]) -> Iterator[str]:
     for key, most in MOST.items():
         group, _, name = key.rpartition(".")
         value = (c[group] if group else c).get(name)
         if isinstance(value, int) and value > most:
             yield f"{key}={value} must be at most {most}"
-    for least, keys in {
-        0: "checkpoint_every seed lr_warmup",
-        1: "steps samples_per_step micro_batch eval_every keep",
-    }.items():
-        yield from (f"{key}={c[key]} must be at least {least}" for key in keys.split() if c[key] < least)
+
+
+def _evaluation_sizes(c: dict[str, Any]) -> Iterator[str]:
     for key, value in c["evaluation"].items():
         if isinstance(value, int) and value > MOST["samples_per_step"]:
             yield f"evaluation.{key}={value} must be at most {MOST['samples_per_step']}"
         least = 2 if key == "images" else 1  # diversity is measured over pairs
         if value < least:
             yield f"evaluation.{key}={value} must be at least {least}"
-    yield from (f"{key}={c[key]} must be positive" for key in ("lr", "max_grad_norm") if not c[key] > 0)
-    if c["max_ratio"] is not None and not c["max_ratio"] > 1:
-        yield (
-            f"max_ratio={c['max_ratio']} must be above 1, the ratio before the first update; null leaves it "
-            "out"
-        )
-    if c["max_kl"] is not None and not c["max_kl"] > 0:
-        yield f"max_kl={c['max_kl']} must be positive; null leaves it out"
-    elif c["max_kl"] is not None and not c["kl_coeff"]:
+
+
+def _bound_of_no_term(c: dict[str, Any]) -> Iterator[str]:
+    if c["max_kl"] is not None and c["max_kl"] > 0 and not c["kl_coeff"]:
         yield (
             f"max_kl={c['max_kl']} bounds the KL term, which kl_coeff=0 leaves out; set kl_coeff above 0, or "
             "max_kl=null"
         )
+
+
+def _micro_batches(c: dict[str, Any]) -> Iterator[str]:
     samples, micro = c["samples_per_step"], min(c["micro_batch"], c["samples_per_step"])
     if 0 < micro <= MOST["micro_batch"] and samples % micro:
         divisor = next(k for k in range(micro, 0, -1) if samples % k == 0)
         yield (
             f"samples_per_step={samples} is not a multiple of micro_batch={micro}; set micro_batch={divisor}"
         )
+
+
+def _long_warm_up(c: dict[str, Any]) -> Iterator[str]:
     if 0 < c["steps"] <= c["lr_warmup"]:
         yield f"lr_warmup={c['lr_warmup']} leaves none of steps={c['steps']}; lower it"
-    if not 0 <= c["ema"] < 1:
-        yield f"ema={c['ema']} must be at least 0 and less than 1"
+
+
+def _shares_of_processes(c: dict[str, Any]) -> Iterator[str]:
+    samples, micro = c["samples_per_step"], min(c["micro_batch"], c["samples_per_step"])
     if micro > 0 and samples % micro == 0 and samples % (micro * launched()):
         yield (
             f"samples_per_step={samples} cannot be dealt out in micro-batches of {micro} to {launched()} "
             "processes; "
             f"set samples_per_step to a multiple of {micro * launched()}"
         )
-    if c["policy"].get("shard"):
-        wrong = {
-            "policy.full=false": not c["policy"].get("full"),
-            f"ema={c['ema']}": c["ema"] > 0,
-            "precision=fp16": c["precision"] == "fp16",
-            "policy.channels_last=true": c["policy"].get("channels_last"),
-            "compile=true": c["compile"],
-            "optimizer=adamw8bit": str(c["optimizer"].get("_target_")).endswith(".adamw8bit"),
-        }
-        yield from (
-            f"policy.shard=true does not go with {key}; it splits full fine-tuning, in fp32 or bf16, without "
-            "ema"
-            for key in wrong
-            if wrong[key]
-        )
+
+
+def _sharding(c: dict[str, Any]) -> Iterator[str]:
+    if not c["policy"].get("shard"):
+        return
+    wrong = {
+        "policy.full=false": not c["policy"].get("full"),
+        f"ema={c['ema']}": c["ema"] > 0,
+        "precision=fp16": c["precision"] == "fp16",
+        "policy.channels_last=true": c["policy"].get("channels_last"),
+        "compile=true": c["compile"],
+        "optimizer=adamw8bit": _is_8bit(c["optimizer"]),
+    }
+    for key in wrong:
+        if wrong[key]:
+            yield (
+                f"policy.shard=true does not go with {key}; it splits full fine-tuning, in fp32 or bf16, "
+                "without ema"
+            )
+
+
+def _is_8bit(optimizer: dict[str, Any]) -> bool:
+    return str(optimizer.get("_target_")).endswith(".adamw8bit")
+
+
+def _unmeasured(c: dict[str, Any]) -> Iterator[str]:
     measured = ("last", "reward", *(c["reward"] or {}), *(c["eval_rewards"] or {}))
     if c["select"] not in measured:
         yield (
             f"select={c['select']} is nothing that evaluations measure; "
             f"{nearest(c['select'], measured, 'select=')}"
         )
-    if (
-        str(c["optimizer"].get("_target_")).endswith(".adamw8bit")
-        and importlib.util.find_spec("bitsandbytes") is None
-    ):
+
+
+def _missing_packages(c: dict[str, Any]) -> Iterator[str]:
+    if _is_8bit(c["optimizer"]) and importlib.util.find_spec("bitsandbytes") is None:
         yield (
             "optimizer=adamw8bit, but the package bitsandbytes is not installed; pip install 'alignlab[bnb]'"
         )
@@ -380,19 +408,64 @@ def _value_problems(c: dict[str, Any]) -> Iterator[str]:
             f"tracker={tracker}, but the package {tracker} is not installed; pip install {tracker}, or set "
             "tracker=none"
         )
-    if c["resume"] is not None and not (Path(c["resume"]) / "config.yaml").is_file():
-        yield (
-            f"resume={c['resume']} is no run folder (it has no config.yaml); give the folder of an earlier "
-            "run"
-        )
-    yield from start_problems(c)
-    if c["push_to_hub"] is not None and not is_hub_id(c["push_to_hub"]):
-        yield f"push_to_hub={c['push_to_hub']} is no repository of the hub; write owner/name"
+
+
+def _no_reward(c: dict[str, Any]) -> Iterator[str]:
     if not c["reward"]:
         yield (
             "reward is empty; choose one with reward=NAME, or several with "
             "'reward=[clip,jpeg_compressibility]'"
         )
+
+
+def is_hub_id(name: Any) -> bool:
+    """owner/name."""
+    return (
+        isinstance(name, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and name[0] not in ".-"
+    )
+
+
+RULES: tuple[Callable[[dict[str, Any]], Iterator[str]], ...] = (
+    lambda c: choice_problems(c, list(CHOICES)),
+    _too_large,
+    *(
+        Bound(key, lambda v: v >= 0, "must be at least 0")
+        for key in ("checkpoint_every", "seed", "lr_warmup")
+    ),
+    *(
+        Bound(key, lambda v: v >= 1, "must be at least 1")
+        for key in ("steps", "samples_per_step", "micro_batch", "eval_every", "keep")
+    ),
+    _evaluation_sizes,
+    *(Bound(key, lambda v: v > 0, "must be positive") for key in ("lr", "max_grad_norm")),
+    Bound(
+        "max_ratio",
+        lambda v: v is None or v > 1,
+        "must be above 1, the ratio before the first update; null leaves it out",
+    ),
+    Bound("max_kl", lambda v: v is None or v > 0, "must be positive; null leaves it out"),
+    _bound_of_no_term,
+    _micro_batches,
+    _long_warm_up,
+    Bound("ema", lambda v: 0 <= v < 1, "must be at least 0 and less than 1"),
+    _shares_of_processes,
+    _sharding,
+    _unmeasured,
+    _missing_packages,
+    Bound(
+        "resume",
+        lambda v: v is None or (Path(v) / "config.yaml").is_file(),
+        "is no run folder (it has no config.yaml); give the folder of an earlier run",
+    ),
+    start_problems,
+    Bound(
+        "push_to_hub",
+        lambda v: v is None or is_hub_id(v),
+        "is no repository of the hub; write owner/name",
+    ),
+    _no_reward,
+)
+"""What the values must be, one by one or a few together. Their sentences stand in this order."""
 
 
 def _impossible_pairs(c: dict[str, Any]) -> Iterator[str]:
@@ -539,13 +612,6 @@ def choice_problems(c: dict[str, Any], keys: Sequence[str]) -> Iterator[str]:
     ):
         if c["device"] == device and not backend.is_available():
             yield f"device={device}, but this torch sees no such device; set device=cpu or device=auto"
-
-
-def is_hub_id(name: Any) -> bool:
-    """owner/name."""
-    return (
-        isinstance(name, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and name[0] not in ".-"
-    )
 
 
 def without_weighing(node: Any) -> Any:

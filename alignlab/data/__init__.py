@@ -1,0 +1,1 @@
+"""What is read for training: prompts, pictures with captions, pairs, labels."""

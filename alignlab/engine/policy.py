@@ -1,16 +1,15 @@
 """The model being tuned: encode prompts, predict (guidance inside), decode latents, and the frozen reference.
 
 A model family (alignlab/models says what it offers) knows how to load, encode, predict and decode. `Policy`
-adds what all families share: LoRA or full fine-tuning, guidance, mixed precision, checkpointing, cached
-prompt embeddings.
+adds what all families share: guidance, mixed precision, checkpointing, cached prompt embeddings, and what
+placement.py does: LoRA or full fine-tuning on some device.
 """
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +18,10 @@ from torch.utils.checkpoint import checkpoint
 from alignlab.distributed import sharding
 from alignlab.distributed.ranks import rank, world
 from alignlab.engine.conditioning import Conditioning
-from alignlab.fast.frozen_layers import freeze
-from alignlab.fast.shared_prefix import SharedStart
+from alignlab.engine.placement import lay_out, make_trainable, place
+from alignlab.fast import shared_start
 from alignlab.models import Family
-from alignlab.models.lora import LoRA, adapt, adapters, load_lora_state, lora_state, switch
+from alignlab.models.lora import LoRA, adapters, load_lora_state, lora_state, switch
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -68,41 +67,23 @@ class Policy:
                 f"policy.decode_batch={decode_batch} must be at least 1; null decodes all images at once"
             )
         self.family, self.full, self.checkpointing = family, full, checkpointing
-        self.decode_batch, self.text_on_host, self.sharded = (
-            decode_batch,
-            text_on_host,
-            shard and full and world() > 1,
-        )
+        self.decode_batch, self.text_on_host = decode_batch, text_on_host
+        self.sharded = shard and full and world() > 1
         self.device, self.dtype = torch.device(device), DTYPES[precision]
-        for module in (*family.frozen, family.denoiser):
-            freeze(
-                module, layers=not full or module is not family.denoiser
-            )  # a copy rounds as what is trained
-            on_host = text_on_host and any(module is encoder for encoder in family.text_encoders)
-            if not on_host and not (
-                self.sharded and module is family.denoiser
-            ):  # whose blocks come one by one
-                module.to(self.device)
-        self._copy: nn.Module | None = (
-            copy.deepcopy(family.denoiser) if full else None
-        )  # float32: rounded, KL starts above 0
-        self.lora_config: Any = None
-        if full:
-            family.denoiser.requires_grad_(True)
-        else:
-            nn.Module.to(family.denoiser, self.dtype)  # diffusers' own warns even of nothing
-            self.lora_config = adapt(family.denoiser, lora or LoRA(), family.lora_targets)
-        networks = [family.denoiser, *([self._copy] if self._copy else [])]
-        for module in networks:
-            if channels_last or (self.device.type == "cpu" and precision == "fp32" and not self.sharded):
-                for part in (*family.frozen, module):
-                    nn.Module.to(part, memory_format=torch.channels_last)
-            if compile:
-                module.compile()
-            if self.sharded:
-                sharding.shard(module, self.device)
+        place(family, self.device, full=full, text_on_host=text_on_host, sharded=self.sharded)
+        self._copy, self.lora_config = make_trainable(family, lora=lora, full=full, dtype=self.dtype)
+        networks = [family.denoiser] if self._copy is None else [family.denoiser, self._copy]
+        faster = self.device.type == "cpu" and precision == "fp32" and not self.sharded
+        lay_out(
+            family,
+            networks,
+            self.device,
+            channels_last=channels_last or faster,
+            compile=compile,
+            sharded=self.sharded,
+        )
         self._adapters = adapters(family.denoiser)
-        self.shared_start = SharedStart(*networks)
+        self.shared_start = shared_start(*networks)
         self._is_reference = False
         self.passes = {"forward": 0, "backward": 0}
         """Of single latents through the denoiser, so far."""

@@ -125,13 +125,69 @@ class Rollout:
         )
 
 
+Store = Literal["all", "image"] | Sequence[int]
+"""Which latents a rollout keeps: all, x_N only, or those of the steps that will be trained on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything about a rollout that is known before its first step."""
+
+    graph: bool
+    """False under `torch.no_grad()`: the outputs that are kept are constants."""
+    end: int
+    """Steps 0..end-1 are run: all N, or fewer where `Gradients.stop` leaves the chain."""
+    kept: tuple[int, ...]
+    """The steps whose outputs are kept, ascending."""
+    first: int
+    """The graph begins at this step: the first one kept, or `end` if there is none."""
+    random: tuple[bool, ...]
+    """[N] whether a step adds noise, and so has a density."""
+    slots: tuple[int, ...]
+    """The indices i of the latents x_i that are stored, ascending."""
+    predicts_x0: bool
+    """The image is the predicted x0 of the last step run, not the last latent."""
+    detach_input: bool
+    renoise: int
+    """Both as in `Gradients`."""
+
+
+def plan_of(sampler: Sampler, gradients: Gradients, store: Store, *, graph: bool) -> Plan:
+    """Settles what a rollout runs, keeps and stores.
+
+    Raises:
+        NothingToLearn: if no gradient would reach the image.
+    """
+    n = len(sampler)
+    end = n if gradients.stop is None else gradients.stop + 1
+    kept = tuple(i for i in gradients.steps if i < end)
+    predicts_x0 = gradients.x0_image or gradients.stop is not None
+    if graph and kept and not predicts_x0 and not sampler.b[list(kept)].any():
+        raise NothingToLearn(
+            f"the kept steps {kept} are no-ops of this sampler (b = 0), so the image has no gradient; raise "
+            "algo.k or set algo.reward_on=pred_x0"
+        )
+    trained = range(n) if store == "all" else () if store == "image" else store
+    return Plan(
+        graph=graph,
+        end=end,
+        kept=kept,
+        first=kept[0] if kept else end,
+        random=tuple(sampler.scored.tolist()),
+        slots=tuple(sorted({end} | {j for i in (*trained, *kept) if i < end for j in (i, i + 1)})),
+        predicts_x0=predicts_x0,
+        detach_input=gradients.detach_input,
+        renoise=gradients.renoise,
+    )
+
+
 def rollout(
     policy: Policy,
     sampler: Sampler,
     noise: NoiseKey,
     *,
     gradients: Gradients | None = None,
-    store: Literal["all", "image"] | Sequence[int] = "all",
+    store: Store = "all",
     offload: bool = False,
 ) -> Rollout:
     """Samples one image for each entry of `noise`.
@@ -143,64 +199,44 @@ def rollout(
             x_{i+1} of each). What gradient steps need is stored in any case.
         offload: keep the stored latents in host memory.
     """
-    n, b, shape = len(sampler), len(noise.prompts), policy.latent_shape
-    random, want_graph = [s > 0 for s in sampler.s.tolist()], torch.is_grad_enabled()
-    plan = gradients or Gradients(steps=())
-    end = n if plan.stop is None else plan.stop + 1
-    kept = tuple(i for i in plan.steps if i < end)
-    first = kept[0] if kept else end
-    if (
-        want_graph
-        and kept
-        and not (plan.x0_image or plan.stop is not None)
-        and not sampler.b[list(kept)].any()
-    ):
-        raise NothingToLearn(
-            f"the kept steps {kept} are no-ops of this sampler (b = 0), so the image has no gradient; raise "
-            "algo.k or set algo.reward_on=pred_x0"
-        )
-    trained = range(n) if store == "all" else () if store == "image" else store
-    slots = sorted({end} | {j for i in (*trained, *kept) if i < end for j in (i, i + 1)})
-
-    cond, outputs = policy.encode(noise.prompts), []
+    plan = plan_of(sampler, gradients or Gradients(steps=()), store, graph=torch.is_grad_enabled())
+    b, shape, w = len(noise.prompts), policy.latent_shape, sampler.guidance_scale
+    cond = policy.encode(noise.prompts)
     x = noise.normal(FIRST, shape, policy.device)
-    latents = x.new_empty(
-        b, len(slots), *shape, device="cpu" if offload else None
-    )  # filled as they come: one stack
-    if 0 in slots:
-        latents[:, 0] = x
-    log_probs = torch.full((b, n), float("nan"), device=policy.device)
-    image = x
-    for i in range(end):
-        with torch.set_grad_enabled(want_graph and i >= first):
-            seen = x.detach() if plan.detach_input else x
-            with torch.set_grad_enabled(torch.is_grad_enabled() and i in kept):
-                branches = policy.branches(seen, sampler.timesteps[i].expand(b), cond, sampler.guidance_scale)
-            out = guide(branches, sampler.guidance_scale)
-            if i in kept:
-                outputs.append(branches)
-            if i == end - 1 and (plan.x0_image or plan.stop is not None):
-                image = sampler.x0(i, x, out)
-            mean = sampler.mean(i, x, out)
-            x = sampler.draw(i, mean, noise.normal(i, shape, policy.device)) if random[i] else mean
-            if random[i]:
-                log_probs[:, i] = sampler.log_prob(i, x, mean).detach()
-            if i + 1 in slots:
-                latents[:, slots.index(i + 1)] = x
-    if not (plan.x0_image or plan.stop is not None):
-        image = x
+    latents = x.new_empty(b, len(plan.slots), *shape, device="cpu" if offload else None)
+    if 0 in plan.slots:
+        latents[:, 0] = x  # one stack, filled as the latents come
+    log_probs = torch.full((b, len(sampler)), float("nan"), device=policy.device)
+    outputs, predicted = [], x
 
-    with torch.set_grad_enabled(want_graph and bool(kept)):
+    for i in range(plan.end):
+        with torch.set_grad_enabled(plan.graph and i >= plan.first):
+            seen = x.detach() if plan.detach_input else x
+            with torch.set_grad_enabled(torch.is_grad_enabled() and i in plan.kept):
+                branches = policy.branches(seen, sampler.timesteps[i].expand(b), cond, w)
+            out = guide(branches, w)
+            if i in plan.kept:
+                outputs.append(branches)
+            if i == plan.end - 1 and plan.predicts_x0:
+                predicted = sampler.x0(i, x, out)
+            mean = sampler.mean(i, x, out)
+            x = sampler.draw(i, mean, noise.normal(i, shape, policy.device)) if plan.random[i] else mean
+            if plan.random[i]:
+                log_probs[:, i] = sampler.log_prob(i, x, mean).detach()
+            if i + 1 in plan.slots:
+                latents[:, plan.slots.index(i + 1)] = x
+
+    with torch.set_grad_enabled(plan.graph and bool(plan.kept)):
         record = Rollout(
             prompts=noise.prompts,
             cond=replace(cond),  # without its guided copy, which ends with the steps or their graphs
             sampler=sampler,
             noise=noise,
-            slots=tuple(slots),
+            slots=plan.slots,
             latents=latents,
             log_probs=log_probs,
-            images=policy.decode(image),
-            kept=kept,
+            images=policy.decode(predicted if plan.predicts_x0 else x),
+            kept=plan.kept,
             outputs=torch.stack(outputs, 2).transpose(0, 1).transpose(1, 2) if outputs else None,
         )
         return _with_renoised(policy, record, plan.renoise) if plan.renoise else record

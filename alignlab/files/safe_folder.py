@@ -10,6 +10,7 @@ folder itself may be reached over a link: that is the word of the user who made 
 
 import fcntl
 import os
+import re
 import stat
 from collections.abc import Iterator
 from fnmatch import fnmatch
@@ -17,6 +18,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 LOCK = ".lock"
+STRAY = re.compile(r"\.DS_Store|\._.*|Thumbs\.db|desktop\.ini|\.directory|\.nfs.*|.*~|\..*\.sw[a-p]")
+"""Files that file managers, editors and network file systems leave anywhere. They count as nothing, and
+stay."""
 
 
 class RunError(Exception):
@@ -216,3 +220,9 @@ def _is_still(path: Path, file: BinaryIO) -> bool:
     except OSError:
         return False
     return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+
+
+def is_stray(path: Path) -> bool:
+    """Whether it is a file that a file manager, an editor or a network file system left, and nobody's
+    work."""
+    return STRAY.fullmatch(path.name) is not None and path.is_file()

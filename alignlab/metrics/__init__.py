@@ -1,0 +1,1 @@
+"""What is measured of images and runs: diversity, statistics with intervals, Pareto fronts."""

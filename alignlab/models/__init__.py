@@ -1,8 +1,9 @@
 """What a model family is. One file each (sd, sdxl, sd3, flux); the yaml wires them, and nothing else knows
 which one it has."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -52,3 +53,23 @@ class Family(Protocol):
 
     def read_full(self, folder: Path) -> dict[str, Tensor]:
         """The tuned network's weights in a saved pipeline, float32. A ValueError if there are none."""
+
+
+# -- what a family may offer too
+
+
+@runtime_checkable
+class CutsPrompts(Protocol):
+    """A family that knows which prompts are too long for it; of another one no warning is given."""
+
+    def cut(self, prompts: Sequence[str]) -> list[str]:
+        """The prompts whose ends its tokenizers do not read."""
+
+
+@runtime_checkable
+class OfPipeline(Protocol):
+    """A family (its class says so) whose base model is a pipeline of diffusers; of another one the model card
+    says `DiffusionPipeline`."""
+
+    pipeline: str
+    """The name of diffusers' class."""

@@ -34,7 +34,7 @@ def adapt(denoiser: nn.Module, lora: LoRA, targets: Sequence[str]) -> Any:
     LoraConfig."""
     from peft import LoraConfig  # slow to import: the check of a configuration does without
 
-    from alignlab.fast.lora_product import as_one_product
+    from alignlab.fast import as_one_product
 
     alpha: Any = lora.alpha  # peft says int, and takes any number
     config = LoraConfig(

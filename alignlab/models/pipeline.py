@@ -58,6 +58,8 @@ class DiffusersPipeline:
     """diffusers' class."""
     network = "unet"
     """The part that is tuned."""
+    max_sequence_length: int = 512
+    """Tokens that an encoder other than CLIP reads."""
     rectified_flow = False
     """Whether it predicts a velocity (sampler=flow) or is a diffusion model (sampler=ddim)."""
     others: tuple[str, ...] = ("text_encoder", "vae")
@@ -248,7 +250,7 @@ class DiffusersPipeline:
         pipeline."""
         named = [getattr(self.pipe, name, None) for name in ("tokenizer", "tokenizer_2", "tokenizer_3")]
         readers = [
-            (t, t.model_max_length if _of_clip(t) else getattr(self, "max_sequence_length", 512))
+            (t, t.model_max_length if _of_clip(t) else self.max_sequence_length)
             for t in named
             if t is not None
         ]

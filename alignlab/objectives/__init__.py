@@ -31,6 +31,35 @@ class Update:
     batches: Iterable[tuple[float, Any]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImagesOf:
+    """Which images a micro-batch is of, to name them in a message. It holds no graph."""
+
+    prompts: tuple[str, ...] = ()
+    replicas: tuple[int, ...] = ()
+    """[B] which image of its prompt each one is."""
+    rows: Tensor | None = None
+    """[M] long: which of these images; None for all, once each."""
+    steps: Tensor | None = None
+    """[M] long: at which sampler step; None where that has no meaning."""
+
+
+class Batch(ABC):
+    """A micro-batch that can name its images. What an objective yields may be of any type; one that inherits
+    from this is named in messages about a loss that is not finite."""
+
+    @abstractmethod
+    def named(self) -> ImagesOf:
+        """Its images."""
+
+
+def images_of(batch: Any) -> ImagesOf:
+    """The images of a micro-batch: of a rollout, of a `Batch`, or none that are known."""
+    if isinstance(batch, Rollout):
+        return ImagesOf(prompts=batch.prompts, replicas=batch.noise.replicas)
+    return batch.named() if isinstance(batch, Batch) else ImagesOf()
+
+
 class Objective(ABC):
     """What the train loop asks of an algorithm. A new one writes `updates` and `loss`, or `loss` alone if it
     inherits from another; what is not said here no part of the package asks for."""

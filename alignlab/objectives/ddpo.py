@@ -26,14 +26,14 @@ from torch import Tensor
 from alignlab.distributed.ranks import gathered, own, own_shares
 from alignlab.engine.policy import Policy
 from alignlab.engine.rollout import NothingToLearn, Rollout, replay
-from alignlab.objectives import Metrics, Objective, Update, one_of, shares, split
+from alignlab.objectives import Batch, ImagesOf, Metrics, Objective, Update, images_of, one_of, shares, split
 from alignlab.objectives.advantages import PromptStatistics
 
 REFERENCE_DIMENSIONS = 16384  # of Stable Diffusion at 512 px, where the published clip of 1e-4 was chosen
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pairs:
+class Pairs(Batch):
     """Stored (sample, step) pairs and their advantages."""
 
     rollout: Rollout
@@ -43,6 +43,9 @@ class Pairs:
     """[M] long"""
     advantages: Tensor
     """[B, N] float32"""
+
+    def named(self) -> ImagesOf:
+        return replace(images_of(self.rollout), rows=self.rows, steps=self.steps)
 
 
 class DDPO(Objective):

@@ -17,10 +17,11 @@ from alignlab.engine.conditioning import Conditioning
 from alignlab.engine.forward_process import ForwardProcess
 from alignlab.engine.noise import NoiseKey
 from alignlab.engine.policy import Policy
+from alignlab.objectives import Batch, ImagesOf
 
 
 @dataclass(frozen=True, kw_only=True)
-class Examples:
+class Examples(Batch):
     """M prompts with S images each: the two of a pair, or one."""
 
     process: ForwardProcess
@@ -30,6 +31,9 @@ class Examples:
     """[M], "" where it was dropped."""
     noise: NoiseKey
     """Of M examples: it names the timestep and the noise that all images of each share."""
+
+    def named(self) -> ImagesOf:
+        return ImagesOf(prompts=self.prompts, replicas=self.noise.replicas)
 
     @property
     def levels(self) -> Tensor:

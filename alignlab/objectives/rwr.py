@@ -31,13 +31,13 @@ from alignlab.engine.forward_process import ForwardProcess
 from alignlab.engine.noise import NoiseKey
 from alignlab.engine.policy import Policy
 from alignlab.engine.rollout import Rollout
-from alignlab.objectives import Metrics, Objective, Update, one_of, split
+from alignlab.objectives import Batch, ImagesOf, Metrics, Objective, Update, images_of, one_of, split
 from alignlab.objectives.advantages import PromptStatistics
 from alignlab.objectives.regression import error, timestep_rows
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weighted:
+class Weighted(Batch):
     """Samples to regress on."""
 
     rollout: Rollout
@@ -48,6 +48,9 @@ class Weighted:
     """[M] float32"""
     draw: int
     """Which pass over the samples this is: it names the noise and the timesteps."""
+
+    def named(self) -> ImagesOf:
+        return replace(images_of(self.rollout), rows=self.rows)
 
 
 class RWR(Objective):

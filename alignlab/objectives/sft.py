@@ -100,9 +100,8 @@ class SFT(Objective):
 
     def loss(self, policy: Policy, batch: Examples) -> tuple[Tensor, Metrics]:
         (e,) = errors(policy, batch)
-        loss = (
-            e if self.min_snr is None else batch.process.min_snr(batch.levels.to(e.device), self.min_snr) * e
-        )
+        snr = self.min_snr
+        loss = e if snr is None else batch.process.min_snr(batch.levels.to(e.device), snr) * e
         third = (3 * batch.levels // len(batch.process)).to(e.device)
         order = (
             reversed if batch.process.sigma[0] > batch.process.sigma[-1] else list

@@ -15,10 +15,12 @@ import yaml
 
 from alignlab.config.build import build
 from alignlab.config.checks import bench_problems
-from alignlab.config.schema import CONF
+from alignlab.config.compose import CONF
 from alignlab.data.prompts import thinned
-from alignlab.files.safe_folder import refuse_links
-from alignlab.runs.folder import RunError, all_aside, read_config, refuse_unwritable, room_for, save_grid
+from alignlab.files.safe_folder import RunError, refuse_links
+from alignlab.files.writing import all_aside, refuse_unwritable, room_for
+from alignlab.runs.folder import save_grid
+from alignlab.runs.stored_config import read_config
 from alignlab.training.evaluation import evaluate
 from alignlab.training.setup import Bench, weighted_sum
 from alignlab.weights.dials import scale_lora
@@ -119,7 +121,7 @@ def probe(run: Path, name: str) -> bool:
     wrong = list(bench_problems(c, ()))
     if wrong:
         raise RunError(f"run={run}: {wrong[0]}")
-    bench = Bench.of(c, policy_of({**c, "run": str(run), "lora": None, "device": "auto"}))
+    bench = Bench.of(c, policy_of(c["model"], run=str(run), precision=c.get("precision", "fp32")))
     refuse_unwritable(folder, "home", ANSWER)
     with room_for(folder, "home"), all_aside(folder, last=ANSWER) as aside:
         (aside / ANSWER).write_text(

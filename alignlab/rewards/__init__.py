@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 
 class Reward(Protocol):
@@ -29,6 +32,14 @@ class Reward(Protocol):
         """[B] float32 from images [B, 3, H, W] float32 in [0, 1] and their prompts."""
 
 
+@runtime_checkable
+class AnswersLater(Protocol):
+    """A reward that may also be asked without waiting for its answer, because it is computed elsewhere."""
+
+    def submit(self, images: Tensor, prompts: Sequence[str]) -> "Future[Tensor]":
+        """The scores [B], when they are there, or the error."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Declared:
     """What a reward says of itself, with defaults for what it leaves out."""
@@ -42,6 +53,8 @@ class Declared:
     groupwise: bool = False
     """Whether it is called with all images of one prompt at once, one prompt a call, and scores each among
     the others."""
+    ahead: int = 0
+    """Rollouts that may wait for their scores while the next one is sampled, if it answers later."""
 
     @classmethod
     def by(cls, reward: Any) -> "Declared":

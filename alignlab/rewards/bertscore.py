@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alignlab.fast.frozen_layers import freeze
+from alignlab.fast import freeze
 from alignlab.rewards.vlm import locate
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alignlab.fast.frozen_layers import freeze
+from alignlab.fast import freeze
 from alignlab.rewards.preprocessing import Preprocessing
 from alignlab.rewards.weights import (
     BPE_WORDS,

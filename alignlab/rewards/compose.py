@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignlab.rewards import Declared, Reward
+from alignlab.rewards import AnswersLater, Declared, Reward
 from alignlab.rewards.answers import NoNumbers, given, is_own, numbers
 from alignlab.rewards.function import Function
 from alignlab.rewards.undisturbed import undisturbed
@@ -105,7 +105,7 @@ class WeightedSum:
     @property
     def ahead(self) -> int:
         """Rollouts that may wait for their scores while the next one is sampled (remote.py)."""
-        return max((getattr(reward, "ahead", 0) for reward in self.rewards.values()), default=0)
+        return max((Declared.by(reward).ahead for reward in self.rewards.values()), default=0)
 
     def submit(
         self, images: Tensor, prompts: Sequence[str], group: int | None = None
@@ -132,7 +132,7 @@ class WeightedSum:
         alone: Any = {name: reward for name, reward in self.rewards.items() if name not in self.groupwise}
         later: dict[str, Any] = {}
         for name, reward in alone.items():
-            if hasattr(reward, "submit"):
+            if isinstance(reward, AnswersLater):
                 with _named(name, reward):
                     later[name] = reward.submit(*given(reward, images, prompts))
         now = {name: self._asked(name, images, prompts) for name in alone if name not in later}

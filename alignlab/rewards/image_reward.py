@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignlab.fast.frozen_layers import freeze
+from alignlab.fast import freeze
 from alignlab.rewards.heads import AFFINE, layer_numbers, mlp_of
 from alignlab.rewards.preprocessing import Preprocessing
 from alignlab.rewards.weights import (

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from alignlab.fast.frozen_layers import freeze
+from alignlab.fast import freeze
 from alignlab.rewards.weights import MODEL, VOCABULARIES
 from alignlab.rewards.weights import to_fetch as absent
 

@@ -31,17 +31,10 @@ from alignlab.data.pairing import Paired
 from alignlab.data.pictures import FORMATS, bounded, quiet
 from alignlab.data.preferences import objects
 from alignlab.files.bounded_yaml import read_yaml
-from alignlab.files.safe_folder import LOCK, locked, refuse_devices, refuse_links
-from alignlab.runs.folder import (
-    RunError,
-    aside_of,
-    first_difference,
-    is_stray,
-    part_from_other_names,
-    room_for,
-    write_aside,
-)
+from alignlab.files.safe_folder import LOCK, RunError, is_stray, locked, refuse_devices, refuse_links
+from alignlab.files.writing import append, aside_of, part_from_other_names, room_for, write_aside
 from alignlab.runs.moved_targets import with_moved_targets
+from alignlab.runs.stored_config import first_difference
 
 ABOUT, CANDIDATES, PAIRS, LABELS = "make_pairs.yaml", "candidates.jsonl", "pairs.jsonl", "labels.jsonl"
 TEXTS = (ABOUT, CANDIDATES, PAIRS, LABELS)
@@ -263,16 +256,8 @@ class Candidates:
             for k, (prompt, image, replica) in enumerate(self._places(first, n))
         ]
         path = self.folder / CANDIDATES
-        with room_for(path), path.open("ab", buffering=0) as file:
-            before = file.tell()
-            try:
-                text = memoryview("".join(json.dumps(asdict(row)) + "\n" for row in rows).encode())
-                while text:
-                    text = text[file.write(text) :]
-                os.fsync(file.fileno())
-            except OSError:
-                file.truncate(before)
-                raise
+        with room_for(path):
+            append(path, "".join(json.dumps(asdict(row)) + "\n" for row in rows))
 
     def _places(self, first: int = 0, n: int | None = None) -> Iterator[tuple[str, str, int]]:
         """Prompt, image and replica of every candidate of n prompts."""

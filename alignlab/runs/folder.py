@@ -10,19 +10,10 @@ Each checkpoint keeps the lines of metrics.jsonl so far, under its checksums: a 
 or lost is put back from there. They are about a kilobyte an epoch, beside the megabytes of the weights.
 """
 
-import errno
-import glob
 import json
-import math
-import os
-import platform
-import re
 import shutil
-import stat
-import subprocess
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,70 +23,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from alignlab.files.bounded_yaml import read_yaml
-from alignlab.files.checksums import MANIFEST, Damaged, check, digest_of, seal, sync, whole
-from alignlab.files.safe_folder import LOCK, RunError, locked, refuse_devices, refuse_links
-from alignlab.runs.moved_targets import with_moved_targets
+from alignlab.files.checksums import Damaged, check, digest_of, seal, sync
+from alignlab.files.safe_folder import RunError, is_stray, locked, refuse_links
+from alignlab.files.writing import (
+    append,
+    aside_of,
+    part_from_other_names,
+    try_to_write,
+    unwritten,
+    with_usual_permissions,
+    write_aside,
+)
+from alignlab.runs.layout import FILES, FOLDERS, METRICS, PARTS, numbered
+from alignlab.runs.metrics_lines import changed_metrics, evaluated, finite, is_line, kept_lines, read_metrics
 from alignlab.runs.pasted import resume
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What the system says of a disk that takes no more."""
-METRICS = "metrics.jsonl"
-FOLDERS = ("samples", "checkpoints", "collected", "tensorboard", "model")
-FILES = ("config.yaml", METRICS, "summary.json", ".lock")
-"""What a run makes in its folder."""
-STRAY = re.compile(r"\.DS_Store|\._.*|Thumbs\.db|desktop\.ini|\.directory|\.nfs.*|.*~|\..*\.sw[a-p]")
-"""Files that file managers, editors and network file systems leave anywhere. They count as nothing, and
-stay."""
-KEPT_CHECKPOINTS = 2
-GUARDS = ("on_nonfinite", "max_ratio", "max_kl")
-NOT_SCIENCE = (
-    "output_dir",
-    "resume",
-    "device",
-    "tracker",
-    "checkpoint_every",
-    "keep",
-    *GUARDS,
-    "offload",
-    "push_to_hub",
-    "allow_servers",
-)
-"""Keys in which a resumed run may differ."""
-LATER_KEYS = {
-    "quick": False,
-    "lr_schedule": "constant",
-    "lr_warmup": 0,
-    "ema": 0.0,
-    "select": "last",
-    "compile": False,
-    "init_from": None,
-    "push_to_hub": None,
-    "keep": KEPT_CHECKPOINTS,
-    "on_nonfinite": "stop",
-    "max_ratio": None,
-    "max_kl": None,
-    "combine": "sum",
-    "eval_rewards": {},
-    "allow_servers": [],
-}
-LATER_POLICY_KEYS = {"decode_batch": None, "text_on_host": False, "channels_last": False, "shard": False}
-PARTS = (
-    "config.yaml",
-    "metrics.jsonl",
-    "summary.json",
-    LOCK,
-    ".new_*",
-    "samples",
-    "checkpoints",
-    "collected",
-    "tensorboard",
-    "model",
-    ".model",
-)
-"""What a run writes in its folder."""
-READ = (*PARTS, "evaluation", "probes")
-"""What commands read of it."""
+from alignlab.runs.stored_config import KEPT_CHECKPOINTS, first_difference, read_config
 
 
 class Run:
@@ -270,26 +212,18 @@ class Run:
 
     def finish(self, summary: dict[str, Any]) -> None:
         with self.room_for("summary.json"):
-            write_aside(self.folder / "summary.json", json.dumps(_finite(summary), indent=2) + "\n")
+            write_aside(self.folder / "summary.json", json.dumps(finite(summary), indent=2) + "\n")
         (self.folder / ".lock").unlink(missing_ok=True)
 
     # -- metrics
 
     def log(self, line: dict[str, Any]) -> None:
         """Appends one JSON object to metrics.jsonl, to the disk; a line that does not fit is taken back."""
-        path, known = self.folder / METRICS, self._lines()
-        written = (json.dumps(_finite(line)) + "\n").encode()
-        with self.room_for(path.name), path.open("ab", buffering=0) as file:
-            before = file.tell()
-            try:
-                text = memoryview(written)
-                while text:
-                    text = text[file.write(text) :]
-                os.fsync(file.fileno())
-            except OSError:
-                file.truncate(before)
-                raise
-        known.append(written)
+        known = self._lines()
+        written = json.dumps(finite(line)) + "\n"
+        with self.room_for(METRICS):
+            append(self.folder / METRICS, written)
+        known.append(written.encode())
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl.
@@ -302,7 +236,7 @@ class Run:
     def evaluated(self, name: str, before: int | None = None) -> dict[int, float]:
         """What the evaluations during training measured, by epoch; only those before an epoch, if one is
         given."""
-        seen = _evaluated(self.metrics(), name)
+        seen = evaluated(self.metrics(), name)
         return {step: value for step, value in seen.items() if before is None or step < before}
 
     def _lines(self) -> list[bytes]:
@@ -365,7 +299,7 @@ class Run:
                     f"warning: {path} is damaged ({damage}); the one before it is used, if there is one"
                 )
                 continue
-            seen = _evaluated(map(json.loads, self._lines()), self.config.get("select", "last"))
+            seen = evaluated(map(json.loads, self._lines()), self.config.get("select", "last"))
             if seen:
                 self.load_best(max(seen, key=seen.__getitem__))  # the end of the run may need it
             return policy, state
@@ -385,7 +319,7 @@ class Run:
         Raises:
             Damaged: if they are neither there nor kept.
         """
-        path, kept = self.folder / METRICS, None if checkpoint is None else _kept(checkpoint, count)
+        path, kept = self.folder / METRICS, None if checkpoint is None else kept_lines(checkpoint, count)
         lines = [
             line
             for line in (path.read_bytes().splitlines(keepends=True) if path.is_file() else [])
@@ -394,7 +328,7 @@ class Run:
         if checkpoint is not None and kept is not None and lines[:count] != kept:
             self._put_back(checkpoint / METRICS, kept)
             lines = kept
-        if len(lines) < count or not all(map(_is_line, lines[:count])):
+        if len(lines) < count or not all(map(is_line, lines[:count])):
             raise Damaged(f"{path.name} lacks some of its {count} lines, or has bad ones")
         self._known = lines[:count]
         if path.is_file() and path.read_bytes() != b"".join(self._known):
@@ -514,114 +448,6 @@ def _begun(path: Path) -> bool:
     )
 
 
-def is_stray(path: Path) -> bool:
-    """Whether it is a file that a file manager, an editor or a network file system left, and nobody's
-    work."""
-    return STRAY.fullmatch(path.name) is not None and path.is_file()
-
-
-def numbered(folder: Path, kind: str, ending: str = "") -> list[Path]:
-    """What a run numbered by its epochs, in their order: step_000002, but not step_x or step_000002.bak,
-    which are somebody else's."""
-    name = re.compile(rf"{kind}_([0-9]{{6,}}){re.escape(ending)}")
-    named = {path: match for path in folder.glob(f"{kind}_*") if (match := name.fullmatch(path.name))}
-    return sorted(named, key=lambda path: int(named[path][1]))
-
-
-def _kept(checkpoint: Path, count: int) -> list[bytes] | None:
-    """The lines of metrics.jsonl that a checkpoint keeps; None if it keeps none, or damaged ones."""
-    path = checkpoint / METRICS
-    if not path.is_file():
-        return None
-    content = whole(checkpoint, METRICS) if (checkpoint / MANIFEST).is_file() else path.read_bytes()
-    lines = [] if content is None else content.splitlines(keepends=True)
-    return lines if len(lines) == count and all(map(_is_line, lines)) else None
-
-
-def _is_line(text: bytes) -> bool:
-    """Whether it is a whole line of metrics.jsonl."""
-    try:
-        return text.endswith(b"\n") and "step" in dict(json.loads(text))
-    except (ValueError, TypeError, RecursionError):
-        return False
-
-
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of RUN/metrics.jsonl; none if it is not there.
-
-    Raises:
-        RunError: if one of them was damaged.
-    """
-    path = run / METRICS
-    lines = path.read_bytes().splitlines() if path.is_file() else []
-    for number, line in enumerate(lines, 1):
-        if line.strip() and not _is_line(line + b"\n"):
-            raise RunError(
-                f"line {number} of {path} cannot be read; this mends it from a checkpoint: {resume(run)}"
-            )
-    return [json.loads(line) for line in lines if line.strip()]
-
-
-def _evaluated(lines: Iterable[dict[str, Any]], name: str) -> dict[int, float]:
-    return {line["step"]: line[f"eval/{name}"] for line in lines if line.get(f"eval/{name}") is not None}
-
-
-def changed_metrics(run: Path) -> tuple[Path, list[bytes]] | None:
-    """What the newest checkpoint of a finished run keeps of metrics.jsonl, and where, if the file is not
-    that; None if it is, and for runs of earlier versions, whose checkpoints keep nothing."""
-    path = run / METRICS
-    for checkpoint in reversed(numbered(run / "checkpoints", "step")):
-        content = whole(checkpoint, METRICS)
-        if content is not None:
-            kept = content.splitlines(keepends=True)
-            there = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
-            return None if [line for line in there if line.strip()] == kept else (checkpoint / METRICS, kept)
-    return None
-
-
-def read_config(run: Path) -> dict[str, Any]:
-    """RUN/config.yaml; keys that came later have the value that they had before they were keys.
-
-    Raises:
-        RunError: if it cannot be read, or is none.
-    """
-    refuse_devices(run, *READ)
-    path = run / "config.yaml"
-    try:
-        read = with_moved_targets(read_yaml(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise RunError(
-            f"{path} cannot be read as YAML ({next(iter(str(error).splitlines()), '')}); give a run folder "
-            "that is whole"
-        ) from None
-    groups = ("model", "algo", "reward", "prompts", "policy", "eval_rewards")
-    if not isinstance(read, dict) or not all(isinstance(read.get(key, {}), dict) for key in groups):
-        raise RunError(
-            f"{path} is not the configuration of a run ({', '.join(groups)} are tables there); give a run "
-            "folder that is whole"
-        )
-    stored: dict[str, Any] = {**LATER_KEYS, **read}
-    if stored.get("policy", {}).get("_target_") == "alignlab.engine.policy.Policy":
-        stored["policy"] = {**LATER_POLICY_KEYS, **stored["policy"]}
-    if stored.get("algo", {}).get("statistics"):
-        stored["algo"]["statistics"].setdefault("combine", "sum")
-    if stored.get("algo", {}).get("_target_") == "alignlab.objectives.dpo.DPO":
-        stored["algo"].setdefault("label_smoothing", 0.0)
-    return stored
-
-
-def weights(run: Path) -> Path:
-    """RUN/model, which must hold some.
-
-    Raises:
-        RunError: if it does not.
-    """
-    refuse_devices(run, "model")
-    if not any((run / "model").rglob("*.safetensors")):
-        raise RunError(f"{run / 'model'} holds no weights; finish the run first: {resume(run)}")
-    return run / "model"
-
-
 def save_grid(images: Tensor, path: Path, columns: int) -> None:
     """A grid of images [n, 3, H, W] in [0, 1], small ones enlarged for the eye."""
     from torchvision.utils import save_image
@@ -630,197 +456,6 @@ def save_grid(images: Tensor, path: Path, columns: int) -> None:
     save_image(
         images.repeat_interleave(factor, 2).repeat_interleave(factor, 3), path, nrow=columns, padding=2
     )
-
-
-def run_folders(pattern: str) -> list[Path]:
-    """The run folders that a name, or a pattern of names, means. A folder's own name may hold brackets."""
-    found = [pattern] if Path(pattern).is_dir() else sorted(glob.glob(pattern, recursive=True))
-    found = found or sorted(
-        glob.glob(pattern.replace("[", "[[]"), recursive=True)
-    )  # brackets of the names themselves
-    return [folder for folder in map(Path, found) if (folder / "config.yaml").is_file()]
-
-
-def first_difference(old: Any, new: Any, prefix: str = "") -> tuple[str, Any, Any] | None:
-    """The first key in which two nested dictionaries differ, with both values."""
-    if not (isinstance(old, dict) and isinstance(new, dict)):
-        return None if old == new else (prefix.rstrip("."), old, new)
-    for key in (*new, *(k for k in old if k not in new)):
-        found = first_difference(old.get(key), new.get(key), f"{prefix}{key}.")
-        if found is not None:
-            return found
-    return None
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity and no NaN: they are written as null."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_aside(path: Path, text: str) -> None:
-    """Replaces a file in one step: a reader sees the old text or the new, never half."""
-    with aside_of(path) as aside:
-        aside.write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def aside_of(path: Path) -> Iterator[Path]:
-    """A name to write a file under, which then takes the place of `path` in one step, synced; nothing is left
-    of it if that fails."""
-    aside = path.with_name(f".new_{path.name}")
-    aside.unlink(missing_ok=True)  # of a killed process, or a link that would lead elsewhere
-    try:
-        yield aside
-        with_usual_permissions(aside)
-        sync(aside)
-        aside.replace(path)
-        sync(path.parent)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-@contextmanager
-def folder_aside_of(path: Path) -> Iterator[Path]:
-    """The same for a new folder: a name that is not there yet, to write a folder under."""
-    aside = path.with_name(f".new_{path.name}")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        yield aside
-        with_usual_permissions(aside)
-        for part in (*aside.rglob("*"), aside):
-            sync(part)
-        aside.replace(path)
-        sync(path.parent)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-@contextmanager
-def all_aside(folder: Path, last: str) -> Iterator[Path]:
-    """A folder to write files in that then take the places of those of the same names in `folder`, the file
-    `last` after the others. Nothing is changed in `folder` if one of them cannot be written."""
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / ".new_files"
-    shutil.rmtree(aside, ignore_errors=True)  # what a killed command was writing
-    aside.mkdir()
-    try:
-        yield aside
-        with_usual_permissions(aside)
-        files = sorted(aside.iterdir(), key=lambda path: path.name == last)
-        for path in files:
-            sync(path)
-        for path in files:
-            path.replace(folder / path.name)
-        sync(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def with_usual_permissions(path: Path) -> None:
-    """Gives a file, or all files in a folder, the permissions of one that a program makes here: safetensors
-    makes its own for the owner alone, and other members of a group could not read what a run leaves."""
-    folder = path if path.is_dir() else path.parent
-    usual = folder / f".new_{os.getpid()}"
-    try:
-        usual.touch()
-        mode = stat.S_IMODE(usual.stat().st_mode)
-    finally:
-        usual.unlink(missing_ok=True)
-    for file in path.rglob("*") if path.is_dir() else (path,):
-        if file.is_file() and not file.is_symlink():
-            file.chmod(mode)
-
-
-def try_to_write(folder: Path) -> None:
-    """Makes a file in a folder, and removes it.
-
-    Raises:
-        OSError: if that cannot be done.
-    """
-    trial = folder / f".new_{os.getpid()}"
-    trial.touch()
-    trial.unlink()
-
-
-def refuse_unwritable(folder: Path, key: str, *names: str) -> None:
-    """Tries to write where results will go, before hours are spent on them. Makes no folder.
-
-    Args:
-        key: the key that chooses the folder, for the sentence.
-        names: of the files that will be written there.
-
-    Raises:
-        RunError: if one of them could not be.
-    """
-    place = folder
-    try:
-        while not place.exists() and place != place.parent:
-            place = place.parent
-        if place.is_dir():
-            try_to_write(place)
-        else:
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-    except OSError as error:
-        raise RunError(
-            f"{place} cannot be written ({error.strerror}); mend that, or choose another {key}"
-        ) from None
-    for path in (folder / name for name in names):
-        if path.is_dir():
-            raise RunError(
-                f"{path} is a folder, and a file of that name is to be written; move it, or choose another "
-                f"{key}"
-            )
-
-
-@contextmanager
-def room_for(path: Path, key: str = "output_dir") -> Iterator[None]:
-    """Inside, `path` is written by a command that can be typed again.
-
-    Args:
-        key: the key that chooses another place.
-
-    Raises:
-        RunError: in place of the library's own error.
-    """
-    try:
-        yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        found = unwritten(error)
-        if found is None:
-            raise
-        reason, full = found
-        mend = "make room" if full else f"mend that, or choose another {key}"
-        raise RunError(
-            f"{path} cannot be written ({reason}); {mend}, and type the command again: what was written is "
-            "intact"
-        ) from None
-
-
-def part_from_other_names(path: Path) -> None:
-    """Gives a file that is to be appended to a content of its own, if it shares that with a file of another
-    name (a hard link)."""
-    if path.is_file() and path.stat().st_nlink > 1:
-        with aside_of(path) as aside:
-            shutil.copyfile(path, aside)
-
-
-def unwritten(error: BaseException) -> tuple[str, bool] | None:
-    """Why the disk did not take something, and whether it is full; None if the error is of another kind.
-    safetensors, torch.save and shutil.copytree have errors of their own."""
-    if isinstance(error, (SafetensorError, shutil.Error)):
-        said = (
-            str(error).rpartition("I/O error: ")[2]
-            if isinstance(error, SafetensorError)
-            else str(error.args[0][0][2])
-        )
-        number = re.search(r"\(os error (\d+)\)|\[Errno (\d+)\]", said)
-        code = int(number[1] or number[2]) if number else 0
-        return os.strerror(code) if code else said, code in FULL
-    if isinstance(error, RuntimeError):  # torch.save's, raised while it handled the one of the system
-        return unwritten(error.__context__) if isinstance(error.__context__, OSError) else None
-    return (error.strerror or str(error), error.errno in FULL) if isinstance(error, OSError) else None
 
 
 def _opened(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -836,37 +471,3 @@ def _opened(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     # of a checkpoint without checksums: zip, pickle and safetensors each have errors of their own
     except Exception as error:
         raise Damaged(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}") from None
-
-
-def provenance(device: torch.device) -> dict[str, Any]:
-    """What made the numbers: versions, machine, and the commit of the checkout (None outside one)."""
-    here = Path(__file__).parent
-
-    def git(*command: str) -> str | None:
-        try:
-            return subprocess.run(
-                ["git", *command], cwd=here, capture_output=True, text=True, check=True
-            ).stdout.strip()
-        except (OSError, subprocess.CalledProcessError):
-            return None
-
-    commit = git("rev-parse", "HEAD")
-    return {
-        "versions": {name: version(name) for name in ("alignlab", "torch", "diffusers", "peft")}
-        | {"python": platform.python_version()},
-        "machine": {
-            "device": str(device),
-            "processor": processor(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-        },
-        "git": commit
-        and {"commit": commit, "clean": not git("status", "--porcelain", "--untracked-files=no")},
-    }
-
-
-def processor() -> str:
-    """The CPU's name, where the system tells it."""
-    told = Path("/proc/cpuinfo")
-    names = re.findall(r"^model name\s*: (.+)$", told.read_text(), re.MULTILINE) if told.is_file() else []
-    return names[0] if names else platform.processor() or platform.machine()

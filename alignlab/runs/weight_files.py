@@ -7,9 +7,10 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from alignlab.files.safe_folder import RunError
 from alignlab.models import lora_files, lora_keys
 from alignlab.models.lora import LoRA
-from alignlab.runs.folder import RunError, weights
+from alignlab.runs.layout import weights
 
 
 def start_problems(c: dict[str, Any]) -> Iterator[str]:

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 
 from alignlab.config.build import ConfigError
-from alignlab.config.schema import device_of
+from alignlab.config.jobs import device_of
 from alignlab.distributed.ranks import signed
 from alignlab.engine.rollout import NothingToLearn
+from alignlab.files.safe_folder import RunError
+from alignlab.files.writing import FULL
 from alignlab.rewards.compose import RewardError
-from alignlab.runs.folder import FULL, RunError
 from alignlab.runs.pasted import resume
 from alignlab.training.evaluation import in_evaluation
 from alignlab.training.guards import Leap, Unscored

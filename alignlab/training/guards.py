@@ -10,6 +10,7 @@ that they keep making the same calls.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,9 @@ from torch import Tensor
 
 from alignlab.distributed.ranks import gathered, rank, signed, world
 from alignlab.engine.rollout import Rollout
+from alignlab.files.safe_folder import RunError
+from alignlab.objectives import ImagesOf, images_of
 from alignlab.rewards.compose import NonFinite, RewardError
-from alignlab.runs.folder import RunError
 from alignlab.training.progress import Averages
 from alignlab.training.setup import Lab
 
@@ -39,6 +41,47 @@ Scored = tuple[Tensor, dict[str, Tensor]]
 """The total reward [B], and each reward [B] by name."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """What one process says of its rollout's rewards, to all of them."""
+
+    told: str | None = None
+    """What went wrong; None if nothing did."""
+    images: int = 0
+    """How many images have a reward that is not finite; 0 if the reward gave no numbers at all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """What is known of a micro-batch after its backward pass. It holds no graph."""
+
+    share: float
+    """Of the update's loss."""
+    metrics: dict[str, Tensor]
+    """The objective's, and the loss."""
+    images: ImagesOf
+    sizes: Tensor | None
+    """The sum of the gradients' norms so far in this update; None where none is at hand."""
+
+    @property
+    def loss(self) -> Tensor:
+        return self.metrics["loss"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What one process says of an update, to all of them."""
+
+    fault: str | None = None
+    """What is not finite."""
+    log_ratio: float = 0.0
+    """The largest |log ratio| of an objective that has one."""
+    kl: float = 0.0
+    """The share-weighted sum of the KL terms."""
+    kl_share: float = 0.0
+    """The shares of the micro-batches with such a term."""
+
+
 class Guard:
     """Of one epoch.
 
@@ -54,7 +97,7 @@ class Guard:
         self.nonfinite = self.skipped = 0
         self.norms: list[float] = []
         self.log = Averages()
-        self._update: list[tuple[float, dict[str, Tensor], Any, Tensor | None]] = []
+        self._update: list[MicroBatch] = []
 
     def score(self, record: Rollout, answer: Callable[[], dict[str, Tensor]]) -> Scored | None:
         """The rewards that `answer` gives of a rollout; None if it is left out, on every process, because one
@@ -63,7 +106,7 @@ class Guard:
         Raises:
             Unscored: on every process, if a reward fails on one of them.
         """
-        scored, fault, rows = None, None, 0
+        scored, failure = None, Failure()
         try:
             raw = answer()
             total = self.lab.reward.combine(raw)  # a weighted sum of finite rewards may overflow
@@ -72,19 +115,17 @@ class Guard:
                 raise NonFinite("in all", total.detach(), record.prompts, wrong)
             scored = total, raw
         except NonFinite as error:
-            fault, rows = (
-                signed(f"reward {error.name} is {error.value} for {self._images(record, error.rows)}"),
-                len(error.rows),
-            )
+            told = f"reward {error.name} is {error.value} for {_rows_of(record, error.rows)}"
+            failure = Failure(told=signed(told), images=len(error.rows))
         except RewardError as error:
-            fault = signed(str(error))
-        faults = [(told, bad) for told, bad in gathered((fault, rows)) if told is not None]
-        if not faults:
+            failure = Failure(told=signed(str(error)))
+        failures = [one for one in gathered(failure) if one.told is not None]
+        if not failures:
             return scored
-        told, many = f"epoch {self.epoch}: {faults[0][0]}", sum(bad for _, bad in faults)
-        if self.c["on_nonfinite"] == "stop" or not all(bad for _, bad in faults):
+        told, images = f"epoch {self.epoch}: {failures[0].told}", [one.images for one in failures]
+        if self.c["on_nonfinite"] == "stop" or not all(images):
             raise Unscored(told)
-        self.nonfinite, self.left = self.nonfinite + many, self.left - 1
+        self.nonfinite, self.left = self.nonfinite + sum(images), self.left - 1
         if self.left == 0:
             raise Unscored(
                 f"{told}; no rollout of this epoch has finite rewards, so there is nothing to learn from"
@@ -95,18 +136,12 @@ class Guard:
     def saw(self, share: float, batch: Any, loss: Tensor, metrics: dict[str, Tensor]) -> None:
         """Takes note of one micro-batch, after its backward pass."""
         grads = [p.grad for p in self.trained if p.grad is not None]
-        sizes = (
-            None if self.lab.policy.sharded or not grads else torch.stack(torch._foreach_norm(grads)).sum()
-        )
+        known = grads and not self.lab.policy.sharded
+        sizes = torch.stack(torch._foreach_norm(grads)).sum() if known else None
         if share:
-            self._update.append(
-                (
-                    share,
-                    {"loss": loss.detach(), **{k: v.detach() for k, v in metrics.items()}},
-                    self._who(batch),
-                    sizes,
-                )
-            )
+            told = {"loss": loss.detach(), **{k: v.detach() for k, v in metrics.items()}}
+            images = images_of(batch)
+            self._update.append(MicroBatch(share=share, metrics=told, images=images, sizes=sizes))
 
     def passes(self, norm: float) -> bool:
         """Whether the update, whose gradient has this norm over all processes, may be made.
@@ -117,14 +152,12 @@ class Guard:
         self.lab.collected.untouched = False
         update, self._update = self._update, []
         number = len(self.norms) + self.skipped + 1
-        mine = (self._fault(update, norm), *_distances(update))
-        told, ratios, kls, shares = zip(*gathered(mine), strict=True)
+        reports = gathered(_report(update, norm))
         at = f"epoch {self.epoch}, update {number}"
-        fault = next((text for text in told if text), None)
+        fault = next((report.fault for report in reports if report.fault), None)
         scaler = self.lab.scaler
-        scaled = (
-            bool(fault) and scaler.is_enabled() and scaler.get_scale() >= 1
-        )  # in fp16 overflow is usual: the scale falls
+        # In fp16 an overflow is usual: the update is skipped and the scale falls.
+        scaled = bool(fault) and scaler.is_enabled() and scaler.get_scale() >= 1
         if fault and self.c["on_nonfinite"] == "stop" and not scaled:
             mend = (
                 "lower lr or kl_coeff in another output_dir, or resume with on_nonfinite=skip; the last "
@@ -136,10 +169,10 @@ class Guard:
             if not scaled:
                 self._say(f"{at}: {fault}; the update is skipped")
             return False
-        self._hold(at, math.exp(min(max(ratios), 700.0)), sum(kls) / sum(shares) if sum(shares) else None)
+        self._hold(at, reports)
         self.norms.append(norm)
-        for share, metrics, *_ in update:
-            self.log.add(share, metrics)
+        for part in update:
+            self.log.add(part.share, part.metrics)
         return True
 
     def numbers(self) -> dict[str, Any]:
@@ -153,8 +186,12 @@ class Guard:
         line |= {"grad_norm": float(np.mean(self.norms)) if self.norms else None, "updates": len(self.norms)}
         return line | {"skipped_updates": self.skipped, "nonfinite_rewards": self.nonfinite}
 
-    def _hold(self, at: str, ratio: float, kl: float | None) -> None:
+    def _hold(self, at: str, reports: list[Report]) -> None:
+        """Stops a run whose update goes farther than max_ratio or max_kl."""
         most, far = self.c["max_ratio"], self.c["max_kl"]
+        ratio = math.exp(min(max(report.log_ratio for report in reports), 700.0))
+        shares = sum(report.kl_share for report in reports)
+        kl = sum(report.kl for report in reports) / shares if shares else None
         mend = "in another output_dir (the last checkpoint is intact)"
         if most is not None and ratio > most:
             raise Leap(
@@ -167,36 +204,6 @@ class Guard:
                 f"lower lr={self.c['lr']:g} {mend}"
             )
 
-    def _fault(
-        self, update: list[tuple[float, dict[str, Tensor], Any, Tensor | None]], norm: float
-    ) -> str | None:
-        """What is not finite in an update, with the first micro-batch that it came from."""
-        if update and _any_bad(torch.stack([metrics["loss"] for _, metrics, *_ in update])):
-            metrics, who = next((m, who) for _, m, who, _ in update if _any_bad(m["loss"]))
-            return f"the loss is {metrics['loss'].item()} for {_named(who)}"
-        if math.isfinite(norm):
-            return None
-        who = next((who for *_, who, size in update if size is not None and _any_bad(size)), None)
-        return f"the gradient's norm is {norm}" + (f", from {_named(who)} on" if who else "")
-
-    def _who(self, batch: Any) -> Any:
-        """The images of a micro-batch, in a form that holds no graph: prompts, their images' numbers, rows
-        and steps."""
-        record = getattr(batch, "rollout", batch)
-        noise = getattr(record, "noise", None)
-        return (
-            getattr(record, "prompts", ()),
-            getattr(noise, "replicas", ()),
-            getattr(batch, "rows", None),
-            getattr(batch, "steps", None),
-        )
-
-    def _images(self, record: Rollout, rows: tuple[int, ...]) -> str:
-        return (
-            _named((record.prompts, record.noise.replicas, torch.tensor(rows), None))
-            + f" ({len(rows)} of {len(record)} images)"
-        )
-
     def _say(self, sentence: str) -> None:
         if rank() == 0:
             print(f"warning: {sentence}")
@@ -206,23 +213,48 @@ def _any_bad(values: Tensor) -> bool:
     return bool((~values.isfinite()).any())
 
 
-def _distances(
-    update: list[tuple[float, dict[str, Tensor], Any, Tensor | None]],
-) -> tuple[float, float, float]:
-    """Of this process's micro-batches: the largest |log ratio| of an objective that has one, the share-weighted KL term, its share."""
-    ratio = [float(v) for _, m, *_ in update for k, v in m.items() if k.endswith("/log_ratio_max")]
-    kls = [(share, float(m["kl"])) for share, m, *_ in update if m.get("kl") is not None]
-    return max(ratio, default=0.0), sum(share * kl for share, kl in kls), sum(share for share, _ in kls)
+def _report(update: list[MicroBatch], norm: float) -> Report:
+    """What this process's micro-batches say of the update."""
+    ratios = [
+        float(value)
+        for part in update
+        for name, value in part.metrics.items()
+        if name.endswith("/log_ratio_max")
+    ]
+    penalised = [(part.share, float(part.metrics["kl"])) for part in update if "kl" in part.metrics]
+    return Report(
+        fault=_fault(update, norm),
+        log_ratio=max(ratios, default=0.0),
+        kl=sum(share * kl for share, kl in penalised),
+        kl_share=sum(share for share, _ in penalised),
+    )
 
 
-def _named(who: Any) -> str:
+def _fault(update: list[MicroBatch], norm: float) -> str | None:
+    """What is not finite in an update, with the first micro-batch that it came from."""
+    if update and _any_bad(torch.stack([part.loss for part in update])):
+        part = next(part for part in update if _any_bad(part.loss))
+        return f"the loss is {part.loss.item()} for {_named(part.images)}"
+    if math.isfinite(norm):
+        return None
+    images = next((part.images for part in update if part.sizes is not None and _any_bad(part.sizes)), None)
+    return f"the gradient's norm is {norm}" + (f", from {_named(images)} on" if images else "")
+
+
+def _rows_of(record: Rollout, rows: tuple[int, ...]) -> str:
+    """Rows of a rollout, in words."""
+    images = ImagesOf(prompts=record.prompts, replicas=record.noise.replicas, rows=torch.tensor(rows))
+    return f"{_named(images)} ({len(rows)} of {len(record)} images)"
+
+
+def _named(images: ImagesOf) -> str:
     """The first images of a micro-batch, in words."""
-    prompts, replicas, rows, steps = who
-    chosen = range(len(prompts)) if rows is None else rows.tolist()
-    at = [""] * len(chosen) if steps is None else [f" at step {i}" for i in steps.tolist()]
-    words = [
+    prompts, replicas = images.prompts, images.replicas
+    chosen = range(len(prompts)) if images.rows is None else images.rows.tolist()
+    at = [""] * len(chosen) if images.steps is None else [f" at step {i}" for i in images.steps.tolist()]
+    named = [
         f"image {replicas[row] if row < len(replicas) else row} of prompt {prompts[row]!r}{step}"
         for row, step in zip(chosen, at, strict=True)
     ]
-    more = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
-    return ", ".join(words[:SHOWN]) + more if words else "a micro-batch of its own data"
+    more = f" and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
+    return ", ".join(named[:SHOWN]) + more if named else "a micro-batch of its own data"

@@ -9,12 +9,15 @@ import yaml
 
 from alignlab.config.build import resolve
 from alignlab.config.checks import COUNTED, is_hub_id
-from alignlab.config.schema import typed
+from alignlab.config.compose import typed
 from alignlab.distributed.ranks import rank
 from alignlab.files.bounded_yaml import front_matter
-from alignlab.files.safe_folder import refuse_links
-from alignlab.runs.folder import NOT_SCIENCE, Run, RunError, write_aside
+from alignlab.files.safe_folder import RunError, refuse_links
+from alignlab.files.writing import write_aside
+from alignlab.models import OfPipeline
+from alignlab.runs.folder import Run
 from alignlab.runs.pasted import line, word
+from alignlab.runs.stored_config import NOT_SCIENCE
 from alignlab.training.setup import Lab
 
 LICENCES: dict[str, tuple[str, str | None]] = {
@@ -156,7 +159,8 @@ def base_of(c: dict[str, Any]) -> str:
 def usage(c: dict[str, Any], full: bool, prompt: str) -> str:
     """Plain diffusers code that draws a picture with what was learned."""
     model, sampler, base = c["model"], c["eval_sampler"], base_of(c)
-    kind = getattr(resolve(model["_target_"]), "pipeline", "DiffusionPipeline")
+    family = resolve(model["_target_"])
+    kind = family.pipeline if isinstance(family, OfPipeline) else "DiffusionPipeline"
     about = {
         "num_inference_steps": sampler.get("steps"),
         "guidance_scale": model.get("embedded_guidance", sampler.get("guidance_scale")),

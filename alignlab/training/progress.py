@@ -145,6 +145,12 @@ class Journal:
             tracker.finish()
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Begins to count the device's peak memory anew; a CPU has no such counter."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
+
 def peak_memory_mb(device: torch.device) -> float:
     """Of the device since its counter was reset, or of the process on a CPU: the most it ever had, without
     what the process that started it had (with which Linux begins `ru_maxrss`)."""

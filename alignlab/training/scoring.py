@@ -1,4 +1,4 @@
-"""Rollouts and what they earned. A reward of another machine scores one rollout while the next is sampled.
+"""The scored rollouts of an epoch. A reward of another machine scores one rollout while the next is sampled.
 
     sampled   0 1 2 3 ...
     scored      0 1 2 ...      ahead = 1: as many rollouts may wait for their scores
@@ -8,74 +8,120 @@ The order of rollouts, draws and rewards is that of a reward that answers at onc
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from alignlab.engine.policy import Policy
+from alignlab.distributed.ranks import own
+from alignlab.engine.noise import noise_key
 from alignlab.engine.rollout import Rollout
-from alignlab.rewards.compose import RewardError, WeightedSum
+from alignlab.rewards.compose import RewardError
+from alignlab.training.guards import Guard
+from alignlab.training.setup import Lab
 
-Answer = Callable[[], dict[str, Tensor]]
-"""Waits for the rewards [B] by name."""
+
+@dataclass(frozen=True, kw_only=True)
+class Waiting:
+    """A rollout whose rewards have been asked for."""
+
+    record: Rollout
+    backwards: int
+    """The policy's backward passes when it was sampled: more of them mean that the policy has changed."""
+    answer: Callable[[], dict[str, Tensor]]
+    """Waits for the rewards [B] by name."""
 
 
-def scored(
-    rollouts: Iterator[Rollout],
-    reward: WeightedSum,
-    policy: Policy,
-    judge: Callable[[Rollout, Answer], tuple[Tensor, dict[str, Tensor]] | None],
-    *,
-    gradient: bool,
-    earned: list[dict[str, Tensor]],
-) -> Iterator[Rollout]:
-    """The same rollouts with their rewards, in order, but for those that `judge` leaves out.
+class ScoredRollouts:
+    """Samples and scores one epoch's rollouts as they are asked for. It can be iterated once.
+
+    A rollout whose rewards are not finite is left out where the guard says so. An objective that
+    differentiates its reward gets each rollout before the next one is sampled, so that one graph at a time is
+    held.
 
     Args:
-        judge: the total reward [B] and each by name, from a rollout and its answer; None leaves the rollout
-            out (guards.py).
-        gradient: the reward is to be differentiated; then each rollout is scored before the next is sampled.
-        earned: takes the rewards [samples] by name of each rollout, the total as "reward".
-
-    Raises:
-        RewardError: for what is no reward; if a rollout was sampled ahead of an update, so of an older
-            policy.
+        lab: its objective says which steps keep their graph; its `collected` samples, or has kept the
+            samples.
+        c: the keys seed, samples_per_step, micro_batch and offload.
+        epoch: counted from 1.
+        rng: of the epoch, shared with the objective's updates.
+        guard: judges the rewards.
     """
-    ahead = 0 if gradient else reward.ahead
-    waiting: deque[tuple[Rollout, int, Answer]] = deque()
 
-    def ask(record: Rollout) -> Answer:
-        try:
-            return reward.submit(record.images, record.prompts)
-        except RewardError as error:
-            failed = error
+    def __init__(
+        self, lab: Lab, c: dict[str, Any], epoch: int, *, rng: np.random.Generator, guard: Guard
+    ) -> None:
+        self.lab, self.guard, self.rng = lab, guard, rng
+        self.samples, self.offload = c["samples_per_step"], c["offload"]
+        self.chunk = min(c["micro_batch"], self.samples)
+        prompts = lab.prompts.draw(self.samples, seed=c["seed"], epoch=epoch)
+        self.noise = noise_key(prompts, seed=c["seed"], stream="train", epoch=epoch)
+        self.gradient = lab.objective.needs_gradient
+        self.ahead = 0 if self.gradient else lab.reward.ahead
+        self.rewards: list[dict[str, Tensor]] = []
+        """Earned so far: [samples] by name for each rollout, the total as "reward"."""
 
-        def fail() -> dict[str, Tensor]:  # where the others of a training look at their answers too
-            raise failed
+    def __iter__(self) -> Iterator[Rollout]:
+        """The rollouts of this process.
 
-        return fail
+        Raises:
+            Stopped: if the run is to end here.
+            RewardError: if a reward fails; if a rollout was sampled ahead of an update, so by an older
+                policy.
+        """
+        objective, steps, mine = self.lab.objective, len(self.lab.sampler), own(self.samples)
+        waiting: deque[Waiting] = deque()
+        for row in range(0, self.samples, self.chunk):
+            # Of other processes' rows too: all of them draw the same numbers from `rng`.
+            how = {"gradients": objective.plan(steps, self.rng), "store": objective.store(steps)}
+            if row in mine:
+                waiting.append(self._sampled(row, how))
+            if len(waiting) > self.ahead:
+                yield from self._scored(waiting.popleft())
+        while waiting:
+            yield from self._scored(waiting.popleft())
+        self.lab.collected.release()
 
-    def first() -> Iterator[Rollout]:
-        record, passes, answer = waiting.popleft()
-        if passes != policy.passes["backward"]:
+    def _sampled(self, row: int, how: dict[str, Any]) -> Waiting:
+        """The rollout of the epoch's rows from `row` on."""
+        policy, reward = self.lab.policy, self.lab.reward
+        noise = self.noise[range(row, row + self.chunk)]
+        with torch.set_grad_enabled(self.gradient):
+            record = self.lab.collected.rollout(
+                row, policy, self.lab.sampler, noise, offload=self.offload, **how
+            )
+            backwards = policy.passes["backward"]
+            try:
+                answer = reward.submit(record.images, record.prompts)
+            except RewardError as error:  # told where all processes look at their answers
+                answer = _failing(error)
+        return Waiting(record=record, backwards=backwards, answer=answer)
+
+    def _scored(self, sampled: Waiting) -> Iterator[Rollout]:
+        """The rollout with its rewards, or nothing if it is left out."""
+        if sampled.backwards != self.lab.policy.passes["backward"]:
             raise RewardError(
                 "this objective updates between rollouts, so none may be sampled ahead; set "
                 "reward.NAME.ahead=0"
             )
-        with torch.set_grad_enabled(gradient):
-            judged = judge(record, answer)
-        if judged is not None:
-            total, raw = judged
-            earned.append(
-                {name: r[: record.samples].detach() for name, r in {"reward": total, **raw}.items()}
-            )
-            yield replace(record, rewards=raw, weights=reward.weights, reward=total)
+        with torch.set_grad_enabled(self.gradient):
+            judged = self.guard.score(sampled.record, sampled.answer)
+        if judged is None:
+            return
+        record, (total, raw) = sampled.record, judged
+        self.rewards.append(
+            {name: r[: record.samples].detach() for name, r in {"reward": total, **raw}.items()}
+        )
+        weights, share = self.lab.reward.weights, self.chunk / self.samples
+        yield replace(record, share=share, rewards=raw, weights=weights, reward=total)
 
-    for record in rollouts:
-        with torch.set_grad_enabled(gradient):
-            waiting.append((record, policy.passes["backward"], ask(record)))
-        if len(waiting) > ahead:
-            yield from first()
-    while waiting:
-        yield from first()
+
+def _failing(error: RewardError) -> Callable[[], dict[str, Tensor]]:
+    """An answer that is this failure."""
+
+    def answer() -> dict[str, Tensor]:
+        raise error
+
+    return answer

@@ -11,14 +11,15 @@ from torch import Tensor
 
 from alignlab.config.build import build
 from alignlab.config.checks import without_weighing
-from alignlab.config.schema import device_of
+from alignlab.config.jobs import device_of
 from alignlab.data.prompts import Prompts
 from alignlab.distributed.ranks import gathered, rank
 from alignlab.distributed.sharding import ShardedOptimizer
 from alignlab.engine.policy import Policy
 from alignlab.engine.samplers import Sampler
-from alignlab.fast.malloc import keep_freed_memory
+from alignlab.fast import keep_freed_memory
 from alignlab.metrics.diversity import PerceptualDistance
+from alignlab.models import CutsPrompts
 from alignlab.objectives import Objective
 from alignlab.rewards.compose import WeightedSum
 from alignlab.training.lr_schedule import set_lr
@@ -164,8 +165,8 @@ class Lab(Bench):
 
 def warn_of_cut(policy: Policy, prompts: Sequence[str]) -> None:
     """Says how many prompts are too long for the model's tokenizers: they are cut, as the pipeline does."""
-    cut = getattr(policy.family, "cut", None)  # a family of the user's own may not know
-    found = cut(prompts) if cut else []
+    family = policy.family
+    found = family.cut(prompts) if isinstance(family, CutsPrompts) else []
     if found and rank() == 0:
         which = (
             f"{len(found)} of {len(prompts)} prompts are longer than the model's tokenizer reads, and are "

@@ -27,9 +27,10 @@ from alignlab.engine.policy import Policy
 from alignlab.engine.rollout import Rollout, rollout
 from alignlab.engine.samplers import Sampler
 from alignlab.files.checksums import digest_of
+from alignlab.files.safe_folder import RunError
+from alignlab.files.writing import aside_of
 from alignlab.objectives import Objective
 from alignlab.rewards.compose import RewardError
-from alignlab.runs.folder import RunError, aside_of
 from alignlab.training.signals import Stopped, leave_if_asked
 
 TENSORS = ("latents", "log_probs", "images")
@@ -108,9 +109,8 @@ class Collected:
         self._held[row] = kept
         return kept[0]
 
-    def until_scored(self, rollouts: Iterator[Rollout]) -> Iterator[Rollout]:
-        """The same rollouts; after the last one nothing is held any more."""
-        yield from rollouts
+    def release(self) -> None:
+        """Holds no rollout any more: all of them have their rewards."""
         self._held = {}
 
     # -- the files

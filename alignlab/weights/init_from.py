@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from alignlab.distributed.sharding import unsharded
 from alignlab.engine.policy import Policy
+from alignlab.files.safe_folder import RunError
 from alignlab.models import lora_files
-from alignlab.runs.folder import RunError
 from alignlab.runs.weight_files import a_pipeline, another_rank, source
 
 

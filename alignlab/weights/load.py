@@ -1,28 +1,32 @@
 """What a run learned, loaded again: as a policy, as pictures, or as a diffusers pipeline."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from alignlab.config.build import build, node_problems
-from alignlab.config.schema import asked, device_of
+from alignlab.config.compose import asked
+from alignlab.config.jobs import device_of
+from alignlab.config.record import Keys
 from alignlab.engine.noise import noise_key
 from alignlab.engine.policy import Policy
 from alignlab.engine.rollout import rollout
 from alignlab.engine.samplers import Sampler
-from alignlab.fast.malloc import keep_freed_memory
+from alignlab.fast import keep_freed_memory
+from alignlab.files.safe_folder import RunError
 from alignlab.models.lora import LoRA
-from alignlab.runs.folder import RunError, read_config, weights
+from alignlab.runs.layout import weights
+from alignlab.runs.stored_config import read_config
 from alignlab.weights.dials import Annealed, scale_lora
 from alignlab.weights.init_from import refuse_unlike
 
 
 @dataclass
-class TunedConfig:
+class TunedConfig(Keys):
     """The keys of every command that draws from a tuned model: which one, and how much of what it learned."""
 
     run: str | None = None
@@ -45,16 +49,19 @@ class TunedConfig:
     eval_sampler: Any = None
 
 
-def of_run(c: dict[str, Any], run: Path, groups: Sequence[str]) -> dict[str, Any]:
-    """`c` with the run's policy, and its precision and `groups` where the command line names none.
+T = TypeVar("T", bound=TunedConfig)
+
+
+def of_run(c: T, run: Path, groups: Sequence[str]) -> T:
+    """`c` with the run's precision and `groups`, but for those that the command line names.
 
     Raises:
         RunError: if its configuration cannot be read.
     """
-    its = {"precision": "fp32", **read_config(run)}
+    stored = {"precision": "fp32", **read_config(run)}
     named = {key.partition(".")[0] for key in asked()}
-    own = {key: its.get(key) for key in (*groups, "precision") if key not in named}
-    return {**c, **own, "policy": its.get("policy", {}), "run": str(run)}
+    own: dict[str, Any] = {key: stored.get(key) for key in (*groups, "precision") if key not in named}
+    return replace(c, **own, run=str(run))
 
 
 def load(run: str | Path, *, allow_targets: Sequence[str] = ()) -> Any:
@@ -89,22 +96,32 @@ def load(run: str | Path, *, allow_targets: Sequence[str] = ()) -> Any:
     return family.pipe
 
 
-def policy_of(c: dict[str, Any]) -> Policy:
-    """The tuned policy: that of the run, the LoRA, or the base model with an adapter that does nothing.
+def policy_of(
+    model: dict[str, Any],
+    *,
+    run: str | None = None,
+    lora: str | None = None,
+    precision: str = "fp32",
+    device: str = "auto",
+) -> Policy:
+    """Loads the tuned policy: that of the run, or of the LoRA, or the base model with an adapter that does
+    nothing.
 
     Args:
-        c: with the keys model, precision, device, run or lora (a folder or file) or neither, and a run's
-            policy.
+        model: the node of the model's group.
+        run: the folder of a finished run, which says what was trained.
+        lora: without a run, a folder or a file.
+
+    Raises:
+        RunError: if there are no weights, or those of another model.
     """
     keep_freed_memory()
-    family: Any = build(c["model"])
-    learned, its = (
-        weights(Path(c["run"])) if c["run"] else c["lora"] and Path(c["lora"]),
-        c.get("policy") or {},
-    )
-    memory = {key: its[key] for key in ("decode_batch", "text_on_host") if key in its}
-    common: dict[str, Any] = {"precision": c["precision"], "device": device_of(c["device"]), **memory}
-    if c["run"] and its.get("full"):
+    family: Any = build(model)
+    stored: dict[str, Any] = read_config(Path(run)).get("policy") or {} if run else {}
+    learned = weights(Path(run)) if run else lora and Path(lora)
+    memory: dict[str, Any] = {key: stored[key] for key in ("decode_batch", "text_on_host") if key in stored}
+    common: dict[str, Any] = {"precision": precision, "device": device_of(device), **memory}
+    if run and stored.get("full"):
         policy = Policy(family, full=True, **common)
         whole = family.read_full(learned)
         refuse_unlike(str(learned), policy, whole)

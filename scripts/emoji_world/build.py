@@ -39,7 +39,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from alignlab.runs.folder import aside_of  # noqa: E402
+from alignlab.files.writing import aside_of  # noqa: E402
 from emoji_world.fit import fit  # noqa: E402
 from emoji_world.judgements import write_pairs, write_ratings  # noqa: E402
 from emoji_world.portable import name_tensors_as_before, write_vocabulary  # noqa: E402

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from alignlab.runs.folder import aside_of
+from alignlab.files.writing import aside_of
 
 
 def fit(

@@ -15,7 +15,7 @@ import hydra
 import torch
 
 from alignlab.config.build import build
-from alignlab.config.schema import CONF, checked
+from alignlab.config.compose import CONF, checked
 from alignlab.engine.noise import noise_key
 from alignlab.engine.rollout import rollout
 from alignlab.train import train_epoch

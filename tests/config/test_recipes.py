@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from alignlab.config.build import build
-from alignlab.config.schema import CONF
+from alignlab.config.compose import CONF
 from alignlab.objectives.ddpo import DDPO
 from alignlab.train import train
 from tests.rewards.published import laion_head, transformers_clip

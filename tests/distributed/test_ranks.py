@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 import alignlab.runs.folder as runs_module
 import alignlab.training.unfinished_epoch as collected_module
 from alignlab.distributed import ranks
-from alignlab.runs.folder import Run, read_config
+from alignlab.runs.folder import Run
+from alignlab.runs.stored_config import read_config
 from alignlab.train import train
 from alignlab.training import watchdog as peers
 from alignlab.training.watchdog import LOST

@@ -19,13 +19,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from alignlab import evaluate, export, plan, report, sample, train
 from alignlab.compare import finished as compare
-from alignlab.config import schema as config
 from alignlab.config.build import ConfigError
 from alignlab.config.checks import ignored_problems
-from alignlab.config.schema import checked
+from alignlab.config.compose import CONF, checked
 from alignlab.config.typed import as_meant
 from alignlab.objectives.draft import DRaFT
-from alignlab.runs.folder import run_folders
+from alignlab.runs.layout import run_folders
 from alignlab.runs.pasted import hydra_value, line, list_word, resume, word
 from alignlab.training import signals as stops
 from alignlab.training.signals import STOPPED, asked, leave, stoppable
@@ -390,7 +389,7 @@ def test_a_key_that_the_objective_ignores_is_refused() -> None:
     from omegaconf import open_dict
 
     def composed(algo: dict[str, Any], *words: str) -> Any:
-        with hydra.initialize_config_dir(str(config.CONF), version_base="1.3"):
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = hydra.compose("train", ["allow_targets=[tests]", *words])
         with open_dict(cfg):
             cfg.algo = algo

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from alignlab import evaluate, export, figure, report, sample, train_reward
-from alignlab.paper.drawing import FIGURES
+from alignlab.paper.registry import FIGURES
 from alignlab.train import train
 from tests.running import command_line, configured, tiny
 from tests.runs_on_disk import made_run

@@ -15,9 +15,10 @@ from PIL import Image
 
 from alignlab import evaluate, export, figure, make_pairs, report, sample, stages, train, train_reward
 from alignlab.compare.finished import read_runs
-from alignlab.files.safe_folder import refuse_led_away, refuse_links
+from alignlab.files.safe_folder import RunError, refuse_led_away, refuse_links
 from alignlab.paper.probes import probe
-from alignlab.runs.folder import LATER_KEYS, Run, RunError, read_config
+from alignlab.runs.folder import Run
+from alignlab.runs.stored_config import LATER_KEYS, read_config
 from alignlab.training.model_card import upload
 from tests.running import command_line, configured, pairs, tiny
 from tests.runs_on_disk import made_run

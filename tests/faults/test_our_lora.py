@@ -205,10 +205,8 @@ def test_folders_of_before_are_read_and_leave_in_the_new_form(
 ) -> None:
     """Evaluation and alignlab.load draw the same; what is exported or uploaded has the scale in B, and the
     folder itself stays as it was."""
-    model, device = configured(*tiny(tiny_sd))["model"], {"precision": "fp32", "device": "cpu", "lora": None}
-    states = [
-        policy_of({"model": model, "run": str(folder), **device}).state_dict() for folder in (before, run)
-    ]
+    model = configured(*tiny(tiny_sd))["model"]
+    states = [policy_of(model, run=str(folder), device="cpu").state_dict() for folder in (before, run)]
     assert all(torch.equal(v, states[1][k]) for k, v in states[0].items())
     _, mine, _ = images(tiny_sd, trained(run), 16)
     for folder in (before, run):

@@ -12,7 +12,8 @@ from matplotlib import pyplot as plt
 from alignlab.compare.charts import escaped, learning, pareto, trade_off, z_scores
 from alignlab.compare.finished import read_runs, variants
 from alignlab.metrics.statistics import Interval
-from alignlab.paper.drawing import FIGURES, STYLE
+from alignlab.paper.drawing import STYLE
+from alignlab.paper.registry import FIGURES
 from alignlab.report import report
 from tests.runs_on_disk import made_run
 from tests.test_report import browser, in_browser

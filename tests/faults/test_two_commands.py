@@ -12,10 +12,11 @@ import yaml
 from PIL import Image
 
 from alignlab import make_pairs, stages, train, train_reward
-from alignlab.config import schema as config
-from alignlab.files.safe_folder import fresh, give_back, locked
+from alignlab.config import jobs
+from alignlab.files.safe_folder import RunError, fresh, give_back, locked
 from alignlab.runs.candidates import Candidates
-from alignlab.runs.folder import LATER_KEYS, Run, RunError
+from alignlab.runs.folder import Run
+from alignlab.runs.stored_config import LATER_KEYS
 from tests.running import command_line, pairs, tiny
 
 EMPTY = {
@@ -197,7 +198,7 @@ def test_runs_of_the_same_second_have_folders_of_their_own(
 ) -> None:
     """Two runs, two folders of pairs, two rewards; and a command that is refused leaves no folder behind."""
     monkeypatch.chdir(tmp_path)
-    for module in (config, make_pairs, train_reward, stages):
+    for module in (jobs, make_pairs, train_reward, stages):
         monkeypatch.setattr(module, "datetime", _Noon)
     monkeypatch.setattr(
         train, "train", lambda c, folder: (folder / "config.yaml").touch() or {"final": {"reward": 0.0}}

@@ -34,7 +34,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever loads a model has looked too late."""
     for module in (evaluate, sample, make_pairs):
-        monkeypatch.setattr(module, "policy_of", lambda c: pytest.fail("a model was loaded"))
+        monkeypatch.setattr(module, "policy_of", lambda *_, **__: pytest.fail("a model was loaded"))
     monkeypatch.setattr(export, "build", lambda node: pytest.fail("a model was loaded"))
     monkeypatch.setattr(train_reward, "Fit", lambda *_, **__: pytest.fail("a reward was trained"))
     monkeypatch.setattr(figure, "run_sweeps", lambda *_: pytest.fail("a sweep was run"))

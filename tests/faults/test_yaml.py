@@ -12,7 +12,8 @@ from PIL import Image
 
 from alignlab import evaluate, export, make_pairs, report, sample, stages, train, train_reward
 from alignlab.files.bounded_yaml import front_matter, read_yaml
-from alignlab.runs.folder import RunError, read_config
+from alignlab.files.safe_folder import RunError
+from alignlab.runs.stored_config import read_config
 from alignlab.training.model_card import licence_of
 from tests.running import command_line, pairs
 from tests.runs_on_disk import CONFIG, made_run

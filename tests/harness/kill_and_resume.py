@@ -34,7 +34,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from alignlab import train as loop
-from alignlab.config.schema import CONF, checked
+from alignlab.config.compose import CONF, checked
 from alignlab.rewards.compose import WeightedSum
 from alignlab.runs.folder import Run
 from alignlab.training import unfinished_epoch

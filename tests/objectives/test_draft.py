@@ -94,13 +94,11 @@ def test_penalty_by_hand(tiny_sd):
         for i in (N - 2, N - 1):
             x, t = record.latents[:, i], sampler.timesteps[i].expand(3)
             abar = policy.family.scheduler.alphas_cumprod[sampler.timesteps[i]]
-
-            def eps(x=x, t=t, abar=abar):
-                return abar**0.5 * policy.predict(x, t, record.cond, 2.0) + (1 - abar) ** 0.5 * x
-
-            mine = eps()
+            mine = policy.predict(x, t, record.cond, 2.0)
             with policy.reference():
-                total += float((mine - eps()).square().mean()) / 2
+                base = policy.predict(x, t, record.cond, 2.0)
+            eps = [abar**0.5 * v + (1 - abar) ** 0.5 * x for v in (mine, base)]
+            total += float((eps[0] - eps[1]).square().mean()) / 2
         loss, metrics = objective.loss(policy, record)
     assert float(loss) == pytest.approx(float(-record.reward.mean()) + 3 * total, rel=1e-5)
     assert float(metrics["kl"]) == pytest.approx(total, rel=1e-5)

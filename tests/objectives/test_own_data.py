@@ -11,7 +11,7 @@ from alignlab.engine.rollout import NothingToLearn
 from alignlab.objectives import own_data
 from alignlab.objectives.own_data import Latents, Passes, dealt, refuse, with_dropout
 from alignlab.objectives.regression import Examples
-from alignlab.training.guards import Guard, _named
+from alignlab.training.guards import _named
 from tests.conftest import tiny_policy
 from tests.linear_gaussian import World
 from tests.objectives.test_dpo import SCHEDULERS
@@ -132,10 +132,7 @@ def test_a_guard_names_its_images() -> None:
     a rollout."""
     process, keyed = ForwardProcess.of(SCHEDULERS["epsilon"]), noise_key(["0", "1", "0"], seed=0, stream="t")
     batch = Examples(process=process, latents=torch.zeros(2, 3, 1, 1, 2), prompts=("a", "", "b"), noise=keyed)
-    assert (
-        _named(Guard._who(None, batch))
-        == "image 0 of prompt 'a', image 0 of prompt '', image 1 of prompt 'b'"
-    )
+    assert _named(batch.named()) == "image 0 of prompt 'a', image 0 of prompt '', image 1 of prompt 'b'"
 
 
 def test_refusals() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from alignlab.runs.folder import read_config
+from alignlab.runs.stored_config import read_config
 from tests.running import command_line, configured, lines, tiny
 
 MODULE = """

@@ -13,6 +13,7 @@ from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -25,7 +26,8 @@ from alignlab.rewards.remote import Remote
 from alignlab.rewards.server import RewardServer
 from alignlab.rewards.wire import Limits, pack, unpack
 from alignlab.train import train
-from alignlab.training.scoring import scored
+from alignlab.training.guards import Guard
+from alignlab.training.scoring import ScoredRollouts
 from tests.running import command_line, configured, lines, same_weights, tiny
 
 pytestmark = pytest.mark.fault("reward client")
@@ -167,14 +169,26 @@ def rollouts(n: int, seconds: float = 0.15) -> Iterator[Rollout]:
         yield Rollout(images=images, prompts=prompts, **rest)
 
 
-def taken(reward: WeightedSum) -> Any:
-    """What a guard makes of answers that are all good."""
-
-    def judge(record: Rollout, answer: Any) -> Any:
-        raw = answer()
-        return reward.combine(raw), raw
-
-    return judge
+def scored(
+    n: int, sampled: Iterator[Rollout], reward: WeightedSum, *, gradient: bool = False
+) -> ScoredRollouts:
+    """The stream of an epoch whose n rollouts are `sampled`."""
+    lab: Any = SimpleNamespace(
+        policy=SimpleNamespace(passes={"backward": 0}, parameters=list),
+        sampler=(),
+        reward=reward,
+        prompts=SimpleNamespace(draw=lambda n, **_: [""] * n),
+        objective=SimpleNamespace(needs_gradient=gradient, plan=lambda *_: None, store=lambda *_: "image"),
+        collected=SimpleNamespace(rollout=lambda *_, **__: next(sampled), release=lambda: None),
+    )
+    c = {
+        "seed": 0,
+        "samples_per_step": 2 * n,
+        "micro_batch": 2,
+        "offload": False,
+        "on_nonfinite": "stop",
+    }
+    return ScoredRollouts(lab, c, 1, rng=np.random.default_rng(0), guard=Guard(lab, c, 1))
 
 
 def test_scoring_overlaps_sampling() -> None:
@@ -182,17 +196,16 @@ def test_scoring_overlaps_sampling() -> None:
     another. The same in order.
 
     Of three tries ahead the fastest counts: other processes of the machine may hold one up."""
-    policy: Any = SimpleNamespace(passes={"backward": 0})
     found, seconds = {}, {0: math.inf, 1: math.inf}
     with serving(Slow(), "slow") as server:
         for ahead in (0, 1, 1, 1):
             reward = WeightedSum({"remote": client(server, form="safetensors", ahead=ahead)}, {"remote": 2.0})
-            began, earned = time.perf_counter(), []
-            records = list(scored(rollouts(6), reward, policy, taken(reward), gradient=False, earned=earned))
+            began, stream = time.perf_counter(), scored(6, rollouts(6), reward)
+            records = list(stream)
             seconds[ahead] = min(seconds[ahead], time.perf_counter() - began)
             found[ahead] = (
                 [(r.prompts, r.reward.tolist(), r.rewards["remote"].tolist()) for r in records],
-                [{name: values.tolist() for name, values in line.items()} for line in earned],
+                [{name: values.tolist() for name, values in line.items()} for line in stream.rewards],
             )
             assert reward.queries == 12
     assert found[0] == found[1]
@@ -217,12 +230,12 @@ def test_a_gradient_is_not_sampled_ahead_of() -> None:
             record.images.requires_grad_()
             yield record
 
-    reward, policy = WeightedSum({"b": Watched()}, {"b": 1.0}), SimpleNamespace(passes={"backward": 0})
-    for record in scored(sampled(), reward, policy, taken(reward), gradient=True, earned=[]):  # type: ignore[arg-type]
+    reward = WeightedSum({"b": Watched()}, {"b": 1.0})
+    for record in scored(3, sampled(), reward, gradient=True):
         assert record.reward is not None and record.reward.requires_grad
     assert seen == [f"{what} {k}" for k in range(3) for what in ("sample", "score")]
     seen.clear()
-    list(scored(sampled(), reward, policy, taken(reward), gradient=False, earned=[]))  # type: ignore[arg-type]
+    list(scored(3, sampled(), reward))
     assert seen[0::2] == [
         f"sample {k}" for k in range(3)
     ]  # Watched has no submit: it is computed as each rollout comes
@@ -231,15 +244,14 @@ def test_a_gradient_is_not_sampled_ahead_of() -> None:
 def test_no_rollout_of_an_older_policy(server: Moody) -> None:
     """An objective that updates between rollouts is told to leave ahead alone, instead of training on stale
     samples."""
-    policy: Any = SimpleNamespace(passes={"backward": 0})
-    reward = WeightedSum({"remote": client(server)}, {"remote": 1.0})
-    stream = scored(rollouts(3, 0), reward, policy, taken(reward), gradient=False, earned=[])
-    next(stream)
-    policy.passes["backward"] += 2
+    stream = scored(3, rollouts(3, 0), WeightedSum({"remote": client(server)}, {"remote": 1.0}))
+    drawn = iter(stream)
+    next(drawn)
+    stream.lab.policy.passes["backward"] += 2
     with pytest.raises(
         RewardError, match=r"updates between rollouts, so none may be sampled ahead; set reward.NAME.ahead=0"
     ):
-        next(stream)
+        next(drawn)
 
 
 SMALL = [

@@ -21,8 +21,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from alignlab.files.checksums import seal
-from alignlab.runs import folder as runs
-from alignlab.runs.folder import LATER_KEYS, NOT_SCIENCE, Run, RunError, first_difference, run_folders
+from alignlab.files.safe_folder import RunError
+from alignlab.runs import provenance
+from alignlab.runs.folder import Run
+from alignlab.runs.layout import run_folders
+from alignlab.runs.stored_config import LATER_KEYS, NOT_SCIENCE, first_difference
 from alignlab.train import train
 from tests.running import command_line, configured, lines, tiny
 
@@ -776,11 +779,11 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
 def test_what_made_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The processor by name and its cores; a commit that untracked files (runs are such) leave clean, and
     changed ones do not."""
-    machine = runs.provenance(torch.device("cpu"))["machine"]
-    assert machine["processor"] == runs.processor() != "" and machine["cores"] == os.cpu_count()
+    machine = provenance.provenance(torch.device("cpu"))["machine"]
+    assert machine["processor"] == provenance.processor() != "" and machine["cores"] == os.cpu_count()
     if not shutil.which("git"):
         pytest.skip("no git")
-    monkeypatch.setattr(runs, "__file__", str(tmp_path / "runs.py"))
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "runs.py"))
     (tmp_path / "runs.py").write_text("1")
     for words in (
         ["init", "-q"],
@@ -789,6 +792,6 @@ def test_what_made_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     ):
         subprocess.run(["git", *words], cwd=tmp_path, check=True)
     (tmp_path / "summary.json").write_text("{}")
-    assert runs.provenance(torch.device("cpu"))["git"]["clean"]
+    assert provenance.provenance(torch.device("cpu"))["git"]["clean"]
     (tmp_path / "runs.py").write_text("2")
-    assert not runs.provenance(torch.device("cpu"))["git"]["clean"]
+    assert not provenance.provenance(torch.device("cpu"))["git"]["clean"]

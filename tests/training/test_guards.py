@@ -171,17 +171,19 @@ def test_processes_leave_out_the_same(tiny_sd: str, monkeypatch) -> None:
         lab.reward.submit(record.images, record.prompts),
     )
     assert guard.score(record, answer) is not None
+
+    def failed(told: str, images: int) -> guards.Failure:
+        return guards.Failure(told=f"process 1: {told}", images=images)
+
     monkeypatch.setattr(
-        guards, "gathered", lambda value: [value, ("process 1: reward brightness is nan for image 3", 2)]
+        guards, "gathered", lambda value: [value, failed("reward brightness is nan for image 3", 2)]
     )
     assert guard.score(record, answer) is None and guard.nonfinite == 2
-    monkeypatch.setattr(
-        guards, "gathered", lambda value: [value, ("process 1: the server does not answer", 0)]
-    )
+    monkeypatch.setattr(guards, "gathered", lambda value: [value, failed("the server does not answer", 0)])
     with pytest.raises(Unscored, match="epoch 1: process 1: the server does not answer"):
         guard.score(record, answer)
     monkeypatch.setattr(
-        guards, "gathered", lambda value: [value, ("the loss is nan for image 3", 0.0, 0.0, 0.0)]
+        guards, "gathered", lambda value: [value, guards.Report(fault="the loss is nan for image 3")]
     )
     assert not guard.passes(1.0) and guard.skipped == 1
 

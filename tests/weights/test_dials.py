@@ -70,7 +70,7 @@ def test_a_run_is_loaded_as_a_pipeline(run: Path) -> None:
     """`alignlab.load`: its UNet answers like the run's policy, which is not the base model."""
     pipe, policy = (
         alignlab.load(run),
-        policy_of({**configured(), **_config(run), "run": str(run), "lora": None, "device": "cpu"}),
+        policy_of(_config(run)["model"], run=str(run), device="cpu"),
     )
     x, t, cond = torch.randn(2, *policy.latent_shape), torch.tensor([10, 700]), policy.encode(["cat", "dog"])
     theirs = pipe.unet(x, t, cond.text["prompt_embeds"]).sample

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from alignlab.config.build import ConfigError
 from alignlab.engine.policy import Policy
 from alignlab.engine.rollout import rollout
+from alignlab.files.safe_folder import RunError
 from alignlab.models.lora import LoRA
 from alignlab.models.sd import StableDiffusion
-from alignlab.runs.folder import RunError
 from alignlab.train import train
 from alignlab.training.setup import Lab
 from tests.conftest import key

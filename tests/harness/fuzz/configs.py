@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from alignlab import evaluate, export, figure, make_pairs, plan, report, sample, train, train_reward
-from alignlab.config.schema import CONF
+from alignlab.config.compose import CONF
 from tests.harness.fuzz.outcome import Outcome, attempt, command_line, refuse_work
 
 COMMANDS: dict[str, tuple[ModuleType, str, tuple[str, ...]]] = {
@@ -117,14 +117,14 @@ TARGETS = (
     "builtins.exec",
     "torch.load",
     "pickle.loads",
-    "alignlab.runs.folder.os.system",
+    "alignlab.files.writing.os.system",
     "alignlab.config.build.importlib",
     "alignlab.config.build.importlib.import_module",
-    "alignlab.runs.folder.subprocess.run",
-    "alignlab.runs.folder.subprocess",
+    "alignlab.runs.provenance.subprocess.run",
+    "alignlab.runs.provenance.subprocess",
     "alignlab.config.build.resolve",
     "alignlab.config.build.build",
-    "alignlab.runs.folder.write_aside",
+    "alignlab.files.writing.write_aside",
     "alignlab.plan.largest",
     "alignlab.export.to_folder",
     "alignlab.runs.folder.shutil",

@@ -1,0 +1,60 @@
+"""From a checked, plain configuration to a record: a value for every key, by its type, which does not change
+any more.
+
+A command's keys are a dataclass that Hydra fills (schema). Hydra hands them on as tables without types. A
+record is an instance of that dataclass: mypy knows its keys, and a key that there is not is a mistake that no
+run meets.
+"""
+
+from collections.abc import Mapping
+from dataclasses import FrozenInstanceError
+from typing import Any, TypeVar, get_type_hints
+
+from alignlab.config.build import ConfigError, nearest
+
+
+class Keys:
+    """Above the dataclass of a command's keys: what is made of it does not change.
+
+    It is not `frozen=True`, for OmegaConf would then refuse every key of the command line.
+    """
+
+    def __post_init__(self) -> None:
+        """From here on the record is whole."""
+        self.__dict__["_whole"] = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets a key while the record is made.
+
+        Raises:
+            FrozenInstanceError: afterwards.
+        """
+        if "_whole" in self.__dict__:
+            raise FrozenInstanceError(f"{name} is set already; dataclasses.replace makes another record")
+        super().__setattr__(name, value)
+
+
+K = TypeVar("K", bound=Keys)
+
+
+def record(keys: type[K], values: Mapping[str, Any]) -> K:
+    """Makes the record of a plain configuration. Groups whose type is a dataclass of keys become records too.
+
+    Args:
+        keys: the command's dataclass.
+        values: a value for each of its fields; one that is missing takes its default.
+
+    Raises:
+        ConfigError: for a value that is no key of the command.
+    """
+    hints = get_type_hints(keys)
+    unknown = [name for name in values if name not in hints]
+    if unknown:
+        raise ConfigError(f"{unknown[0]} is no key of this command; {nearest(unknown[0], hints, '')}")
+    return keys(**{name: _typed(hints[name], value) for name, value in values.items()})
+
+
+def _typed(kind: Any, value: Any) -> Any:
+    if isinstance(kind, type) and issubclass(kind, Keys) and isinstance(value, Mapping):
+        return record(kind, value)
+    return value
