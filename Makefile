@@ -1,5 +1,6 @@
 # make demo   install, run the main job on the embedded model, say where the pictures are
 # make test   install with the test extras, then ruff, mypy and the suite
+# make test-slow   the long proofs that the suite leaves out; docs/testing.md says what proves their claims in the suite
 # make test-lowest   the demo's command, shrunk, and some tests with the lowest versions that pyproject.toml allows
 PYTHON ?= python3
 PYTHON_LOWEST ?= python3.11
@@ -7,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := build/lowest
 
-.PHONY: demo test test-lowest emoji-world reward-hacking comparison gpu-check bench clean house
+.PHONY: demo test test-slow test-lowest emoji-world reward-hacking comparison gpu-check bench clean house
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m alignlab.train algo=draftp kl_coeff=0.25 output_dir=runs/demo
@@ -18,6 +19,9 @@ test: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-slow: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 # In a venv of its own. Python 3.11, for the lowest versions of some packages have no wheels for later ones.
 LOWEST_TESTS := tests/test_lowest.py tests/test_assets.py tests/engine/test_samplers.py tests/engine/test_policy.py tests/test_export.py \

@@ -349,8 +349,8 @@ def test_a_failed_sweep_leaves_what_is_finished(
 def test_a_quick_figure_goes_the_whole_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A sweep and a stamped figure; typed again, nothing is trained again and it is only drawn. Another
-    figure asks the weights of its run."""
+    """A sweep and a stamped figure; typed again, nothing is trained again and it is only drawn. Asked of a
+    run's weights, a question is answered once."""
     monkeypatch.chdir(tmp_path)
     home, words = tmp_path / "runs" / "quick", ("name=overoptimisation", "quick=true")
     assert command_line(monkeypatch, *words, command=figure) == 0
@@ -364,6 +364,19 @@ def test_a_quick_figure_goes_the_whole_way(
     assert all(run.stat().st_mtime_ns == at for run, at in written.items())
     red = np.asarray(Image.open(drawn).convert("RGB")).astype(int)
     assert (red[..., 0] - red[..., 2] > 10).sum() > 2000  # the stamp
+    run = next(iter(written)).parent
+    assert probe(run, "generalisation")
+    answer = run / "probes" / "generalisation" / "answer.json"
+    at = answer.stat().st_mtime_ns
+    assert json.loads(answer.read_text()).keys() >= {*SETS}
+    assert probe(run, "generalisation") and answer.stat().st_mtime_ns == at
+
+
+@pytest.mark.slow
+def test_a_quick_figure_asks_the_weights_of_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A figure that needs answers trains its runs, asks each of them, and draws what they said."""
+    monkeypatch.chdir(tmp_path)
+    home = tmp_path / "runs" / "quick"
     assert command_line(monkeypatch, "name=ddpo_generalisation", "quick=true", command=figure) == 0
     assert len([*home.glob("runs/*/*/probes/generalisation/answer.json")]) == 2
     assert len(list(csv.DictReader((home / "paper" / "ddpo_generalisation" / "table.csv").open()))) == 10

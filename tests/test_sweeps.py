@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,22 +32,38 @@ def jobs(folder: Path) -> dict[int, Path]:
     return {yaml.safe_load((run / "config.yaml").read_text())["seed"]: run for run in found}
 
 
-def test_a_killed_sweep_goes_on(tiny_sd: str, tmp_path) -> None:
+DYING = """
+import os, signal
+from alignlab import train
+real = train.train_epoch
+
+def dying(lab, c, epoch):
+    if epoch == 3 and any("seed-1" in name for name in os.listdir({there!r})):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(lab, c, epoch)
+
+train.train_epoch = dying
+train.main()
+"""
+"""The command, whose process is killed before the third epoch of the second job."""
+
+
+def test_a_killed_sweep_goes_on(
+    tiny_sd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Killed in the middle of its second job, then typed again: the first job is skipped, the second goes on
     from its checkpoint and ends bit for bit like an undisturbed run."""
-    words, there = tiny(tiny_sd, "steps=20", "eval_every=20", "algo=draft"), tmp_path / "sweep"
-    command = [sys.executable, "-m", "alignlab.train", *words, "-m", "seed=0,1", f"output_dir={there}"]
-    sweep = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while 1 not in jobs(there) or not any(jobs(there)[1].glob("checkpoints/step_00000[3-9]")):
-        assert sweep.poll() is None, "the sweep ended before it could be killed"
-        time.sleep(0.1)
-    sweep.send_signal(signal.SIGKILL)
-    sweep.wait()
+    words, there = tiny(tiny_sd, "algo=draft"), tmp_path / "sweep"
+    typed = [*words, "-m", "seed=0,1", f"output_dir={there}"]
+    code = DYING.format(there=str(there))
+    killed = subprocess.run([sys.executable, "-c", code, *typed], cwd=ROOT, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     first, second = jobs(there)[0], jobs(there)[1]
     assert (first / "summary.json").exists() and not (second / "summary.json").exists()
+    assert [path.name for path in sorted(second.glob("checkpoints/step_*"))][-1] == "step_000002"
     finished = (first / "summary.json").stat().st_mtime_ns
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert again.stdout.count("is finished; nothing to do") == 1
+    assert command_line(monkeypatch, *typed) == 0
+    assert capsys.readouterr().out.count("is finished; nothing to do") == 1
     assert (first / "summary.json").stat().st_mtime_ns == finished
     train(configured(*words, "seed=1"), tmp_path / "alone")
     assert lines(second) == lines(tmp_path / "alone") and same_weights(second, tmp_path / "alone")

@@ -1,6 +1,5 @@
 """Two processes are one: the same parameters, files and numbers as one process on the union of their rows."""
 
-import json
 import os
 import shutil
 import signal
@@ -8,7 +7,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Collection
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,8 @@ OBJECTIVES = {
     "draftp": ["algo=draftp", "kl_coeff=0.5"],
 }
 SIZES = [
-    "samples_per_step=8",
-    "micro_batch=2",
+    "samples_per_step=4",
+    "micro_batch=1",
     "steps=2",
     "eval_every=2",
     "evaluation.final_images=1",
@@ -103,6 +103,76 @@ def accelerated(script: str, *words: str, cwd: Path = ROOT) -> subprocess.Comple
     return subprocess.run(launch(script, *words), env=ENVIRONMENT, capture_output=True, text=True, cwd=cwd)
 
 
+def places(port: int) -> list[dict[str, str]]:
+    """The environment of two processes without a launcher."""
+    return [
+        {
+            "RANK": str(r),
+            "LOCAL_RANK": str(r),
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        for r in (0, 1)
+    ]
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def in_two(said: Path, task: Callable[[int], int]) -> list[int]:
+    """The task in two processes, forked without a launcher; their exit codes. What they say goes to 0.txt and
+    1.txt."""
+    children = []
+    for r, place in enumerate(places(free_port())):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                os.environ |= place
+                handle = os.open(said / f"{r}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+                os.dup2(handle, 1)
+                os.dup2(handle, 2)
+                sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+                code = task(r)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        children.append(child)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def forked(
+    said: Path, patch: pytest.MonkeyPatch, *words: str, disturb: Callable[[int], None] = lambda r: None
+) -> list[int]:
+    """The command line in two processes."""
+
+    def task(r: int) -> int:
+        disturb(r)
+        return command_line(patch, *words)
+
+    return in_two(said, task)
+
+
+def train_each(said: Path, asked: dict[Path, dict[str, Any]]) -> None:
+    """Trains each configuration, one after the other, in two processes; process 1 says nothing."""
+
+    def task(r: int) -> int:
+        ranks.join(torch.device("cpu"))
+        for folder, c in asked.items():
+            train(c, folder)
+        return 0
+
+    assert in_two(said, task) == [0, 0], (said / "0.txt").read_text() + (said / "1.txt").read_text()
+    assert "epoch " in (said / "0.txt").read_text() and "epoch " not in (said / "1.txt").read_text()
+
+
 SHARDED = "draft sharded"
 RUNS = {
     f"{name} {kind}": [*OBJECTIVES[name], f"policy.full={kind == 'full'}"]
@@ -119,48 +189,45 @@ RUNS[SHARDED] = [
 SLOW = {"rwr full", "ddpo sf full", "draft full", "dpo full"} | {
     f"{a} {b}" for a in ("dpo online", "kto", "sft") for b in ("lora", "full")
 }
-"""Their LoRA and the other objectives' full fine-tuning are quick enough: pytest -m 'slow or not slow'."""
+"""Their LoRA and the other objectives' full fine-tuning are quick enough. make test-slow runs these too."""
 
 
-@pytest.fixture(scope="session")
-def both(
-    tiny_sd: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> dict[str, tuple[Path, Path]]:
-    """Every objective's run by one process and by two, LoRA and full; and one whose weights are split. The
-    slow ones when asked for."""
-    here, asked, out = tmp_path_factory.mktemp("ranks"), {}, {}
-    table = pairs(here / "pairs")
-    wanted = {
-        item.callspec.params["name"] for item in request.session.items if "of_one_process" in item.nodeid
-    }
-    runs = {name: words for name, words in RUNS.items() if name in wanted or name == SHARDED}
-    for name, words in runs.items():
-        words = [word.format(pairs=table) for word in words]
-        c, one, two = configured(*tiny(tiny_sd, *SIZES, *words)), here / f"one {name}", here / f"two {name}"
+def both(names: Collection[str], model: str, home: Path) -> dict[str, tuple[Path, Path]]:
+    """Each run by one process and by two."""
+    table, asked, out = pairs(home / "pairs"), {}, {}
+    for name in names:
+        words = [word.format(pairs=table) for word in RUNS[name]]
+        c, one, two = configured(*tiny(model, *SIZES, *words)), home / f"one {name}", home / f"two {name}"
         train(c, one)
-        asked[str(two)], out[name] = c, (one, two)
-    (here / "asked.json").write_text(json.dumps(asked))
-    done = accelerated("tests.distributed.train_each", str(here / "asked.json"))
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("epoch    2") == len(runs)  # process 1 says nothing
+        asked[two], out[name] = c, (one, two)
+    train_each(home, asked)
     return out
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in RUNS]
+    "names",
+    [
+        pytest.param([name for name in RUNS if name not in SLOW | {SHARDED}], id="quick"),
+        pytest.param(sorted(SLOW), id="all others", marks=pytest.mark.slow),
+    ],
 )
-def test_the_parameters_of_one_process(name: str, both: dict[str, tuple[Path, Path]]) -> None:
+def test_the_parameters_of_one_process(names: list[str], tiny_sd: str, tmp_path: Path) -> None:
     """To 1e-5, after two epochs that move them by much more. (AdamW's eps is raised to 1e-6: where a gradient
     is all round-off, it would make a step of its sign.) The numbers of metrics.jsonl are those of the whole,
-    and the files are the same."""
-    one, two = both[name]
+    and the files are the same. One test, for all runs share two processes."""
+    for name, (one, two) in both(names, tiny_sd, tmp_path).items():
+        check_the_same(name, one, two)
+
+
+def check_the_same(name: str, one: Path, two: Path) -> None:
+    """Weights, numbers and files of a run by one process and by two."""
     first, a, b = (
         load_file(run / "checkpoints" / f"step_{k:06d}" / "policy.safetensors")
         for run, k in ((one, 1), (one, 2), (two, 2))
     )
     moved = max((a[key] - first[key]).abs().max().item() for key in a)
     apart = max((a[key] - b[key]).abs().max().item() for key in a)
-    assert moved > 5e-4 and apart < 1e-5
+    assert moved > 5e-4 and apart < 1e-5, (name, moved, apart)
     for mine, theirs in zip(lines(one), lines(two), strict=True):
         assert mine.keys() == theirs.keys()
         for key in (
@@ -175,17 +242,18 @@ def test_the_parameters_of_one_process(name: str, both: dict[str, tuple[Path, Pa
             "eval/lpips",
         ):
             if mine.get(key) is not None:
-                assert mine[key] == pytest.approx(theirs[key], rel=1e-3, abs=1e-5), key
+                assert mine[key] == pytest.approx(theirs[key], rel=1e-3, abs=1e-5), (name, key)
     files = [
         {str(p.relative_to(run)) for p in run.rglob("*") if "tensorboard" not in str(p)} for run in (one, two)
     ]
-    assert files[0] == files[1]
+    assert files[0] == files[1], name
 
 
-def test_a_split_model_is_saved_whole(both: dict[str, tuple[Path, Path]]) -> None:
-    """What two processes with half the weights each saved is a pipeline folder that diffusers loads, and a
-    state that one goes on from."""
-    one, two = both[SHARDED]
+def test_a_split_model_is_saved_whole(tiny_sd: str, tmp_path: Path) -> None:
+    """What two processes with half the weights each trained and saved is what one did: a pipeline folder that
+    diffusers loads, and a state that one goes on from."""
+    ((one, two),) = both([SHARDED], tiny_sd, tmp_path).values()
+    check_the_same(SHARDED, one, two)
     mine, theirs = (
         UNet2DConditionModel.from_pretrained(run / "model" / "unet").state_dict() for run in (one, two)
     )
@@ -198,16 +266,14 @@ def test_a_split_model_is_saved_whole(both: dict[str, tuple[Path, Path]]) -> Non
 
 
 @pytest.mark.slow
-def test_a_split_run_goes_on(both: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
+def test_a_split_run_goes_on(tiny_sd: str, tmp_path: Path) -> None:
     """Stopped after its first epoch and resumed, two processes with half the weights each end where the
     undisturbed ones did, bit for bit."""
-    _, two = both[SHARDED]
+    ((_, two),) = both([SHARDED], tiny_sd, tmp_path).values()
     again = shutil.copytree(two, tmp_path / "again")
     (again / "summary.json").unlink()
     shutil.rmtree(again / "checkpoints" / "step_000002")
-    (tmp_path / "asked.json").write_text(json.dumps({str(again): read_config(again)}))
-    done = accelerated("tests.distributed.train_each", str(tmp_path / "asked.json"))
-    assert done.returncode == 0, done.stderr[-3000:]
+    train_each(tmp_path, {again: read_config(again)})
     assert same_weights(two, again) and lines(two) == lines(again)
 
 
@@ -239,7 +305,8 @@ def dealt_out(even: bool, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_sweep_of_two_processes(tiny_sd: str, tmp_path: Path) -> None:
-    """Both processes agree on the folders of a sweep, and only process 0 writes there."""
+    """Under `accelerate launch` both processes agree on the folders of a sweep, and only process 0 writes
+    there. A mistake is told once."""
     sizes = [
         "samples_per_step=4",
         "steps=1",
@@ -260,64 +327,16 @@ def test_a_sweep_of_two_processes(tiny_sd: str, tmp_path: Path) -> None:
         1,
     ]
     refused = accelerated("alignlab.train", "samples_per_step=6", "micro_batch=2", cwd=tmp_path)
-    assert (
-        refused.stderr.count(
-            "error: samples_per_step=6 cannot be dealt out in micro-batches of 2 to 2 processes"
-        )
-        == 1
-    )
+    wrong = "error: samples_per_step=6 cannot be dealt out in micro-batches of 2 to 2 processes"
+    assert refused.stderr.count(wrong) == 1
 
 
 # -- a process that is killed
 
-KILLED = "algo=ddpo optimizer.eps=1e-6 micro_batch=2 evaluation.prompts=1 evaluation.images=2 evaluation.final_images=1".split()
+KILLED = """algo=ddpo optimizer.eps=1e-6 micro_batch=2 evaluation.prompts=1 evaluation.images=2
+    evaluation.final_images=1""".split()
 SHORT = "samples_per_step=4 steps=2 eval_every=2 sampler.steps=2".split()
 LONG = "samples_per_step=4 steps=4 eval_every=4 sampler.steps=2 algo.updates_per_epoch=2".split()
-
-
-def places(port: int) -> list[dict[str, str]]:
-    """The environment of two processes without a launcher."""
-    return [
-        {
-            "RANK": str(r),
-            "LOCAL_RANK": str(r),
-            "WORLD_SIZE": "2",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-        for r in (0, 1)
-    ]
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
-def forked(
-    said: Path, patch: pytest.MonkeyPatch, *words: str, disturb: Callable[[int], None] = lambda r: None
-) -> list[int]:
-    """The command line in two processes, forked without a launcher; their exit codes. What they say goes to
-    0.txt and 1.txt."""
-    children = []
-    for r, place in enumerate(places(free_port())):
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                os.environ |= place
-                handle = os.open(said / f"{r}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-                os.dup2(handle, 1)
-                os.dup2(handle, 2)
-                sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-                disturb(r)
-                code = command_line(patch, *words)
-                sys.stdout.flush()
-            finally:
-                os._exit(code)
-        children.append(child)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
 def check_left(run: Path, said: str, dead: int) -> None:
