@@ -42,6 +42,7 @@ ROOMS = {
         "fast",
         "files",
         "metrics",
+        "models",
         "objectives",
         "rewards",
         "runs",

@@ -31,7 +31,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +70,14 @@ class Paired:
         both kinds have none."""
         won, lost = {pair.winner for pair in self.pairs}, {pair.loser for pair in self.pairs}
         return {row: row in won for row in sorted(won ^ lost)}
+
+
+@runtime_checkable
+class Weighs(Protocol):
+    """A rule with weights of its own, which come before those of the rewards."""
+
+    weights: dict[str, float]
+    """By reward; one that is not named keeps its own."""
 
 
 class Pairing:

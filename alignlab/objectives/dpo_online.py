@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignlab.data.pairing import Paired, Pairing
+from alignlab.data.pairing import Paired, Pairing, Weighs
 from alignlab.distributed.ranks import gathered, rank, whole
 from alignlab.engine.forward_process import ForwardProcess
 from alignlab.engine.noise import NoiseKey
@@ -134,10 +134,8 @@ class OnlineDPO(Objective):
         how = copy.copy(self.pairing)
         if isinstance(how, Pairing) and how.normalise == "none" and how.rule != "pareto" and not how.weights:
             return how(prompts, {"reward": whole(data.reward.double())})
-        how.weights = {
-            **data.weights,
-            **(getattr(how, "weights", None) or {}),
-        }  # a rule of the user's own may have none
+        chosen = how.weights if isinstance(how, Weighs) else None  # a rule of the user's own may have none
+        how.weights = {**data.weights, **(chosen or {})}
         return how(prompts, {name: whole(values.double()) for name, values in data.rewards.items()})
 
     def _resample(self, data: Rollout) -> None:
