@@ -33,7 +33,7 @@ ROOMS = {
     "objectives": {"data", "distributed", "engine"},
     "runs": {"data", "files", "models"},
     "config": {"distributed", "files", "rewards", "runs"},
-    "weights": {"config", "distributed", "engine", "fast", "models", "runs"},
+    "weights": {"config", "distributed", "engine", "fast", "files", "models", "runs"},
     "training": {
         "config",
         "data",
