@@ -6,12 +6,17 @@ are called: `spin_shortly` must run before torch is loaded, and most of the file
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from torch import nn
 
 M = TypeVar("M", bound="nn.Module")
+
+
+def _there(*files: str) -> bool:
+    return all(find_spec(f"alignlab.fast.{file}") is not None for file in files)
 
 
 class Sharing(Protocol):
@@ -30,45 +35,45 @@ class NothingShared:
 
 def spin_shortly() -> bool:
     """Lets threads that wait for each other sleep soon. Returns whether it is set (spinning.py)."""
-    try:
-        from alignlab.fast import spinning
-    except ImportError:
+    if not _there("spinning"):
         return False
+    from alignlab.fast import spinning
+
     return spinning.spin_shortly()
 
 
 def keep_freed_memory() -> bool:
     """Keeps memory that a step gives back for the next one. Returns whether it is set (malloc.py)."""
-    try:
-        from alignlab.fast import malloc
-    except ImportError:
+    if not _there("malloc"):
         return False
+    from alignlab.fast import malloc
+
     return malloc.keep_freed_memory()
 
 
 def freeze(module: M, *, layers: bool = True) -> M:
     """The module itself: no gradients for its weights, no dropout; with `layers` its linear layers and plain
     convolutions are computed faster (frozen_layers.py)."""
-    try:
-        from alignlab.fast import frozen_layers
-    except ImportError:
+    if not _there("frozen_layers"):
         return module.requires_grad_(False).eval()
+    from alignlab.fast import frozen_layers
+
     return frozen_layers.freeze(module, layers=layers)
 
 
 def as_one_product(layers: Sequence[Any]) -> None:
     """Computes peft's layers with fewer products (lora_product.py, which needs frozen_layers.py)."""
-    try:
-        from alignlab.fast import lora_product
-    except ImportError:
+    if not _there("lora_product", "frozen_layers"):
         return
+    from alignlab.fast import lora_product
+
     lora_product.as_one_product(layers)
 
 
 def shared_start(*networks: "nn.Module") -> Sharing:
     """Computes what guidance's two branches have in common once (shared_prefix.py)."""
-    try:
-        from alignlab.fast import shared_prefix
-    except ImportError:
+    if not _there("shared_prefix"):
         return NothingShared()
+    from alignlab.fast import shared_prefix
+
     return shared_prefix.SharedStart(*networks)
