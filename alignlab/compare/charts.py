@@ -188,7 +188,8 @@ def pareto(
             marker={"size": 12, "color": palette[variant.label], "line": {"color": "white", "width": 1}},
             error_x=_bars(x),
             error_y=_bars(y),
-            hovertemplate=f"reward {x.value:.3f} [{x.low:.3f}, {x.high:.3f}]<br>diversity {y.value:.3f} [{y.low:.3f}, {y.high:.3f}]"
+            hovertemplate=f"reward {x.value:.3f} [{x.low:.3f}, {x.high:.3f}]<br>"
+            f"diversity {y.value:.3f} [{y.low:.3f}, {y.high:.3f}]"
             f"<extra>{hovered(variant.label)}</extra>",
         )
     figure.add_scatter(

@@ -1,6 +1,6 @@
 """The engine: one `rollout()` for every objective, model and sampler, and the record it fills.
 
-    for i in 0..N-1:   out_i = policy(x_i, t_i, c);   x_{i+1} = a_i x_i + b_i out_i + s_i z_i      (samplers.py)
+    for i in 0..N-1:   out_i = policy(x_i, t_i, c);   x_{i+1} = a_i x_i + b_i out_i + s_i z_i    (samplers.py)
 
 Policy gradients need the latents and their log-probs; `replay` scores stored (sample, step) pairs again with
 the same kernel. Reward gradients need the graph of some steps; `Gradients` says which, and everything before

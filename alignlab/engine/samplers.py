@@ -76,7 +76,7 @@ class Sampler:
         return -z.square().mean((1, 2, 3)) / 2 - s.log() - 0.5 * math.log(2 * math.pi)
 
     def kl(self, i: Index, out: Tensor, out_ref: Tensor) -> Tensor:
-        """[M] KL(policy || reference) of one step, mean over C, h, w; both share s, so only the means differ."""
+        """[M] KL(policy || reference) of one step, mean over C, h, w. Both share s: only the means differ."""
         return (self.b[i] / self.s[i]).square() * (out - out_ref).square().mean((1, 2, 3)) / 2
 
     def eps_error(self, i: Index, out: Tensor, out_ref: Tensor) -> Tensor:

@@ -252,8 +252,8 @@ def _fused_attention(
 CAST = (torch.float32, torch.float16, torch.bfloat16)
 LOW_PRECISION = frozenset(
     "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d prelu addmm addmv addr matmul "
-    "__matmul__ __rmatmul__ "
-    "einsum mm mv linear addbmm baddbmm bmm chain_matmul scaled_dot_product_attention multi_head_attention_forward".split()
+    "__matmul__ __rmatmul__ einsum mm mv linear addbmm baddbmm bmm chain_matmul "
+    "scaled_dot_product_attention multi_head_attention_forward".split()
 )
 FULL_PRECISION = frozenset(
     "group_norm layer_norm rms_norm softmax log_softmax pow __pow__ __rpow__ rsqrt exp log norm normalize "

@@ -35,10 +35,10 @@ LICENCES: dict[str, tuple[str, str | None]] = {
 HERE = 'learned = "."  # this folder'
 
 READERS = """
-The LoRA's scale, alpha/rank, is multiplied into its weights, and its metadata says alpha = rank. So programs that do not read alpha are
-right too: diffusers 0.22 and later. ComfyUI and other interfaces take the file that
-`python -m alignlab.export run=RUN to=kohya output=lora.safetensors` writes; of the file in this folder ComfyUI leaves out the attention
-layers of a UNet, whose names it does not know.
+The LoRA's scale, alpha/rank, is multiplied into its weights, and its metadata says alpha = rank. So programs
+that do not read alpha are right too: diffusers 0.22 and later. ComfyUI and other interfaces take the file
+that `python -m alignlab.export run=RUN to=kohya output=lora.safetensors` writes; of the file in this folder
+ComfyUI leaves out the attention layers of a UNet, whose names it does not know.
 """
 """Who reads a LoRA of ours, and from which version on: tried with diffusers 0.22, 0.25, 0.31 and 0.42;
 ComfyUI by its source."""
@@ -133,7 +133,8 @@ Means over {len(prompts)} prompts, {c["evaluation"]["final_images"]} images each
 {
         f"`reward` is what was maximised: {trained}. The others were measured only."
         if own is None
-        else f"Trained on {aim} ({Path(c['algo']['data']).name}); all of these were measured only. `reward` is {trained}."
+        else f"Trained on {aim} ({Path(c['algo']['data']).name}); all of these were measured only. "
+        f"`reward` is {trained}."
     }
 
 ## Use

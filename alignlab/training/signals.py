@@ -166,7 +166,8 @@ def _note(number: int, frame: FrameType | None) -> None:
         if os.environ.get("RANK", "0") == "0":  # not print: the signal may have come in the middle of one
             os.write(
                 2,
-                f"\n{_Request.signal}: ending where the run can go on from (Ctrl-C again: at once)\n".encode(),
+                f"\n{_Request.signal}: ending where the run can go on from "
+                "(Ctrl-C again: at once)\n".encode(),
             )
     elif number == signal.SIGINT and (launched() == 1 or now - _Request.at > ECHO):
         raise KeyboardInterrupt
