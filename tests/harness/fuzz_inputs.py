@@ -138,6 +138,20 @@ def fuzzed(
         ]
         for name, damage in folders.run_damages(yaml.safe_load((home / "run" / "config.yaml").read_text())):
             yield from folders.damaged("run folder", home / "run", name, damage, desk, jobs)
+    yield from typed(kinds, lines, whole, pipeline, desk, seed=seed, sample_of=sample_of)
+
+
+def typed(
+    kinds: list[str],
+    lines: list[tuple[str, list[str]]],
+    whole: list[str],
+    pipeline: str,
+    desk: Path,
+    *,
+    seed: int,
+    sample_of: int,
+) -> Iterator[Outcome]:
+    """Some of the command lines, as a user types them: those that are refused, and those that train."""
     draw = random.Random(seed)
     if "processes" in kinds:
         known = {
