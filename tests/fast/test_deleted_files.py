@@ -49,10 +49,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("file", sorted(path.name for path in FAST.glob("[!_]*.py")))
 def test_a_deleted_file_changes_the_time_only(file: str, whole: list[dict[str, Any]], tmp_path: Path) -> None:
+    """Every number of the run is the same to 1e-5."""
     lines = trained(tmp_path, without=file)
     assert len(lines) == len(whole) > 1
     for line, expected in zip(lines, whole, strict=True):
         assert line.keys() == expected.keys()
         for key in line.keys() - TIMES:
-            same = math.isclose(line[key], expected[key], rel_tol=1e-5, abs_tol=1e-5)
+            value, other = line[key], expected[key]
+            numbers = value is not None and other is not None  # without noise there is no trajectory KL
+            same = math.isclose(value, other, rel_tol=1e-5, abs_tol=1e-5) if numbers else value is other
             assert same, f"without {file}: {key} is {line[key]}, not {expected[key]}"
