@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
 from matplotlib.figure import Figure
 
 from alignlab.config.compose import CONF
+from alignlab.files.bounded_yaml import read_yaml
 from alignlab.paper import ddpo, dpo, draft, draftp, fronts
 from alignlab.paper.drawing import SHOWN_KL, Rows, Runs
 
@@ -48,7 +48,7 @@ def texts(name: str) -> dict[str, Any]:
     """The title, source and note of a figure; what several notes say is filled in."""
     folder = CONF / "figure"
     node, shared = (
-        yaml.safe_load((folder / f"{stem}.yaml").read_text(encoding="utf-8")) for stem in (name, "shared")
+        read_yaml((folder / f"{stem}.yaml").read_text(encoding="utf-8")) for stem in (name, "shared")
     )
     return {key: text.format_map(shared) for key, text in node.items()}
 

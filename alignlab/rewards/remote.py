@@ -253,7 +253,8 @@ class Remote:
             raise Trouble(f"no whole answer within timeout={self.timeout:g} s") from None
         except (HTTPError, OSError) as error:
             refused = isinstance(error, NewConnectionError)  # among urllib3's timeouts
-            if isinstance(error, TimeoutError) and not refused:
+            causes = (error, *error.args)  # one that came while the request was sent is wrapped
+            if any(isinstance(cause, TimeoutError) for cause in causes) and not refused:
                 raise Trouble(f"no answer within timeout={self.timeout:g} s") from None
             raise Trouble(_reason(error)) from None
         return self._read(answer)
