@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from alignlab.fast import spin_shortly
+from alignlab.runs import old_imports
 
 __version__ = "0.1.0"
 
 spin_shortly()  # before torch is loaded
+old_imports.allow()
 
 
 def load(run: str | Path) -> Any:

@@ -11,7 +11,6 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from alignlab.rewards.undisturbed import undisturbed
-from alignlab.runs.moved_targets import present
 from alignlab.runs.pasted import list_word
 
 ALLOWED = ("alignlab", "torch.optim")
@@ -87,15 +86,6 @@ def resolve(target: str) -> Any:
     try:
         with undisturbed():
             found = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        now = present(error.name or "")
-        if now == error.name:
-            raise
-        raise ImportError(
-            f"{error.name} is {now} now; write that in {module}"
-            if error.name != module
-            else f"{module} is {now} now; write that"
-        ) from None
     except SystemExit as error:
         mend = 'write what is a script under if __name__ == "__main__":'
         raise ImportError(f"{_ended(module, error)}; {mend}") from None

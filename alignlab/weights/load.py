@@ -108,13 +108,17 @@ def policy_of(
     nothing.
 
     Args:
-        model: the node of the model's group.
+        model: the node of the model's group; or a whole configuration, whose model, run, lora, precision and
+            device are taken.
         run: the folder of a finished run, which says what was trained.
         lora: without a run, a folder or a file.
 
     Raises:
         RunError: if there are no weights, or those of another model.
     """
+    if "model" in model:
+        given = {key: model[key] for key in ("run", "lora", "precision", "device") if key in model}
+        return policy_of(model["model"], **given)
     keep_freed_memory()
     family: Any = build(model)
     stored: dict[str, Any] = read_config(Path(run)).get("policy") or {} if run else {}
