@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -162,18 +162,35 @@ def room_for(path: Path, key: str = "output_dir") -> Iterator[None]:
     Raises:
         RunError: in place of the library's own error.
     """
+
+    def said(reason: str, full: bool) -> str:
+        mend = "make room" if full else f"mend that, or choose another {key}"
+        return (
+            f"{path} cannot be written ({reason}); {mend}, and type the command again: what was written is "
+            "intact"
+        )
+
+    with told(said):
+        yield
+
+
+@contextmanager
+def told(said: Callable[[str, bool], str]) -> Iterator[None]:
+    """Inside, something is written; where the disk does not take it, a sentence says so.
+
+    Args:
+        said: makes the sentence of the reason, and of whether the disk is full.
+
+    Raises:
+        RunError: in place of the library's own error.
+    """
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
         found = unwritten(error)
         if found is None:
             raise
-        reason, full = found
-        mend = "make room" if full else f"mend that, or choose another {key}"
-        raise RunError(
-            f"{path} cannot be written ({reason}); {mend}, and type the command again: what was written is "
-            "intact"
-        ) from None
+        raise RunError(said(*found)) from None
 
 
 def part_from_other_names(path: Path) -> None:

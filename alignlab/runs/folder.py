@@ -29,8 +29,8 @@ from alignlab.files.writing import (
     append,
     aside_of,
     part_from_other_names,
+    told,
     try_to_write,
-    unwritten,
     with_usual_permissions,
     write_aside,
 )
@@ -165,18 +165,16 @@ class Run:
             RunError: in place of the library's own error, and for a link where that is written.
         """
         refuse_links(self.folder, what)
-        try:
-            yield
-        except (OSError, SafetensorError, RuntimeError) as error:
-            found = unwritten(error)
-            if found is None:
-                raise
-            reason, full = found
+
+        def said(reason: str, full: bool) -> str:
             mend = "make room" if full else "mend that"
-            raise RunError(
+            return (
                 f"{self.folder / what} cannot be written ({reason}): what was saved before is intact; {mend} "
                 f"and go on with {resume(self.folder)}"
-            ) from None
+            )
+
+        with told(said):
+            yield
 
     @property
     def summary(self) -> dict[str, Any] | None:
