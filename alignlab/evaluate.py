@@ -97,7 +97,7 @@ def checked(cfg: DictConfig) -> EvaluateConfig:
     found = list(bench_problems(given, allowed))
     least = {"images": 1, "max_prompts": 1, "diversity_prompts": 0, "diversity_images": 2, "batch": 1}
     found += [f"{key}={given[key]} must be at least {low}" for key, low in least.items() if given[key] < low]
-    found += tuned_problems(given)
+    found += tuned_problems(c)
     if c.features is not None:
         try:
             locate(c.features, key="features")
@@ -110,11 +110,11 @@ def checked(cfg: DictConfig) -> EvaluateConfig:
     if not found and c.run is not None:
         for run in run_folders(c.run):  # what a run says of itself is held to the same rules
             try:
-                its = asdict(as_the_run(c, run))
+                its = as_the_run(c, run)
             except RunError as error:
                 found.append(str(error))
             else:
-                wrong = [*bench_problems(its, allowed), *choice_problems(its, ("precision",))]
+                wrong = [*bench_problems(asdict(its), allowed), *choice_problems(its, ("precision",))]
                 found += [f"run={run}: {problem}" for problem in wrong]
     if found:
         raise ConfigError("\n".join(found))
@@ -138,7 +138,7 @@ class Evaluation:
     def __init__(self, c: EvaluateConfig) -> None:
         self.c = c
         self.policy = policy_of(c.model, run=c.run, lora=c.lora, precision=c.precision, device=c.device)
-        bench = Bench.of(asdict(c), self.policy)
+        bench = Bench.of(c, self.policy)
         turned = dialled(self.policy, bench.eval_sampler, lora_scale=c.lora_scale, annealing=c.annealing)
         self.bench = replace(bench, policy=turned)
         self.features = None if c.features is None else _clip(c.features)

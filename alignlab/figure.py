@@ -31,6 +31,7 @@ from alignlab.config.build import ConfigError, nearest
 from alignlab.config.command import command
 from alignlab.config.compose import CONF, plain
 from alignlab.config.job_names import full_name, named, read_words
+from alignlab.config.record import Keys, record
 from alignlab.files.safe_folder import RunError, refuse_links
 from alignlab.files.writing import all_aside, refuse_unwritable, room_for
 from alignlab.metrics.statistics import Interval
@@ -42,7 +43,7 @@ from alignlab.runs.pasted import hydra_value, line
 
 
 @dataclass
-class FigureConfig:
+class FigureConfig(Keys):
     """The keys of conf/figure.yaml."""
 
     name: str = "all"
@@ -64,22 +65,22 @@ UNNAMED = ("output_dir", "device", "tracker")
 ConfigStore.instance().store(name="figure_schema", node=FigureConfig)
 
 
-def checked(cfg: DictConfig) -> dict[str, Any]:
-    """The plain configuration.
+def checked(cfg: DictConfig) -> FigureConfig:
+    """The configuration as a record.
 
     Raises:
         ConfigError: for a name that is no figure's.
     """
-    c: dict[str, Any] = plain(cfg)
-    if c["name"] not in ("all", *FIGURES):
-        raise ConfigError(f"name={c['name']} is no figure; {nearest(c['name'], ['all', *FIGURES], 'name=')}")
-    if c["workers"] < 1:
-        raise ConfigError(f"workers={c['workers']} must be at least 1")
+    c = record(FigureConfig, plain(cfg))
+    if c.name not in ("all", *FIGURES):
+        raise ConfigError(f"name={c.name} is no figure; {nearest(c.name, ['all', *FIGURES], 'name=')}")
+    if c.workers < 1:
+        raise ConfigError(f"workers={c.workers} must be at least 1")
     return c
 
 
-def home(c: dict[str, Any]) -> Path:
-    return Path("runs/quick" if c["quick"] else c["home"])
+def home(c: FigureConfig) -> Path:
+    return Path("runs/quick" if c.quick else c.home)
 
 
 def grid(experiment: str, quick: bool) -> list[str]:
@@ -93,7 +94,7 @@ def grid(experiment: str, quick: bool) -> list[str]:
     return [full_name([f"{key}={point[key]}" for key in sorted(point)]) for point in points]
 
 
-def run_sweeps(experiments: Sequence[str], c: dict[str, Any]) -> list[str]:
+def run_sweeps(experiments: Sequence[str], c: FigureConfig) -> list[str]:
     """Those that are not finished, `workers` runs at a time; what failed, a sentence each.
 
     Results: one sweep after another, its jobs side by side. Quick ones, whose jobs are shorter than a
@@ -101,9 +102,9 @@ def run_sweeps(experiments: Sequence[str], c: dict[str, Any]) -> list[str]:
     """
     there = {experiment: home(c) / "runs" / experiment for experiment in experiments}
     unfinished = [
-        e for e in experiments if not {*grid(e, c["quick"])} <= {job_of(run) for run in summarised(there[e])}
+        e for e in experiments if not {*grid(e, c.quick)} <= {job_of(run) for run in summarised(there[e])}
     ]
-    sweeps, jobs = (c["workers"], 1) if c["quick"] else (1, c["workers"])
+    sweeps, jobs = (c.workers, 1) if c.quick else (1, c.workers)
     with ThreadPoolExecutor(sweeps) as pool:
         codes = pool.map(lambda e: run_sweep(e, there[e], jobs, c), unfinished)
         return [
@@ -114,17 +115,17 @@ def run_sweeps(experiments: Sequence[str], c: dict[str, Any]) -> list[str]:
         ]
 
 
-def run_sweep(experiment: str, folder: Path, jobs: int, c: dict[str, Any]) -> int:
+def run_sweep(experiment: str, folder: Path, jobs: int, c: FigureConfig) -> int:
     """`python -m alignlab.train -m experiment=...`, in processes of its own; its exit status."""
     words = [
         f"experiment={experiment}",
         f"output_dir={hydra_value(str(folder))}",
-        *(["quick=true", "seed=0"] if c["quick"] else []),
+        *(["quick=true", "seed=0"] if c.quick else []),
     ]
     if jobs > 1:
         words += ["hydra/launcher=workers", f"hydra.launcher.n_jobs={jobs}"]
     print(line("train", "-m", *map(shlex.quote, words)), flush=True)
-    threads = {"OMP_NUM_THREADS": "1"} if c["workers"] > 1 else {}
+    threads = {"OMP_NUM_THREADS": "1"} if c.workers > 1 else {}
     return subprocess.run(
         [sys.executable, "-m", "alignlab.train", "-m", *words], env={**os.environ, **threads}, check=False
     ).returncode
@@ -152,14 +153,14 @@ def seedless(name: str) -> str:
     return re.sub(r"seed=\d+", "seed", name)
 
 
-def make(name: str, figure: PaperFigure, c: dict[str, Any]) -> Path:
+def make(name: str, figure: PaperFigure, c: FigureConfig) -> Path:
     """Asks the finished runs and draws; returns the figure's folder.
 
     Raises:
         CompareError: if there is too little to draw, or runs that cannot be compared.
     """
     runs = {
-        experiment: finished(home(c) / "runs" / experiment, grid(experiment, c["quick"]))
+        experiment: finished(home(c) / "runs" / experiment, grid(experiment, c.quick))
         for experiment in figure.experiments
     }
     for ask in figure.probes:
@@ -173,12 +174,12 @@ def make(name: str, figure: PaperFigure, c: dict[str, Any]) -> Path:
             )
     if not any(runs.values()):
         raise CompareError(
-            f"no run of {', '.join(figure.experiments)} is finished{'; leave out draw_only' * c['draw_only']}"
+            f"no run of {', '.join(figure.experiments)} is finished{'; leave out draw_only' * c.draw_only}"
         )
     folder = home(c) / "paper" / name
     with plt.rc_context(STYLE):
         drawn, rows = figure.draw({experiment: there for experiment, there in runs.items() if there})
-        if c["quick"]:
+        if c.quick:
             drawn.text(
                 0.5,
                 0.5,
@@ -195,7 +196,7 @@ def make(name: str, figure: PaperFigure, c: dict[str, Any]) -> Path:
             if not any(axes.images for axes in drawn.axes):
                 drawn.savefig(aside / "figure.svg", metadata={"Date": None})
             write_table(aside / "table.csv", [spread_out(row) for row in rows])
-            (aside / "README.md").write_text(page(name, figure, runs, rows, c["quick"]))
+            (aside / "README.md").write_text(page(name, figure, runs, rows, c.quick))
     plt.close(drawn)
     return folder
 
@@ -262,7 +263,7 @@ def main(cfg: DictConfig) -> None:
     """Hydra's task."""
     c = checked(cfg)
     matplotlib.use("Agg")
-    names = list(FIGURES) if c["name"] == "all" else [c["name"]]
+    names = list(FIGURES) if c.name == "all" else [c.name]
     refuse_links(home(c), *(f"paper/{name}" for name in names))
     refuse_links(home(c), *(f"runs/{e}" for name in names for e in FIGURES[name].experiments), inside=False)
     try:
@@ -272,8 +273,8 @@ def main(cfg: DictConfig) -> None:
         raise ConfigError(str(error)) from None
     failed: list[str] = []
     tried: set[str] = set()
-    for batch in [names] if c["quick"] else [[name] for name in names]:
-        if not c["draw_only"]:
+    for batch in [names] if c.quick else [[name] for name in names]:
+        if not c.draw_only:
             wanted = [
                 e
                 for e in dict.fromkeys(e for name in batch for e in FIGURES[name].experiments)

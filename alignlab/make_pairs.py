@@ -124,7 +124,7 @@ def checked(cfg: DictConfig) -> MakePairsConfig:
         found.append(f"max_prompts={c.max_prompts} must be at least 1; null takes all")
     if c.split not in ("seen", "unseen", "all"):
         found.append(f"split={c.split} is not one of seen, unseen, all")
-    found += tuned_problems(given)
+    found += tuned_problems(c)
     folders = run_folders(c.run) if c.run is not None else []
     if len(folders) > 1:
         found.append(f"run={c.run} names {len(folders)} runs; give one of them")
@@ -134,7 +134,7 @@ def checked(cfg: DictConfig) -> MakePairsConfig:
         except RunError as error:
             raise ConfigError("\n".join([*found, str(error)])) from None
         weighed({"reward": c.reward})
-        found += choice_problems(asdict(c), ("precision",))
+        found += choice_problems(c, ("precision",))
     if not c.reward:
         found.append("reward is empty; choose one with reward=NAME, or several with 'reward=[clip,colour]'")
     wrong = list(bench_problems(asdict(c), allowed, ("model", "prompts", "eval_sampler")))
@@ -146,7 +146,7 @@ def checked(cfg: DictConfig) -> MakePairsConfig:
 
 def _impossible(c: MakePairsConfig) -> list[str]:
     """What is wrong with values that are each right by themselves."""
-    found, pairing = list(sampler_problems(asdict(c), ("eval_sampler",))), c.pairing
+    found, pairing = list(sampler_problems(c.model, {"eval_sampler": c.eval_sampler})), c.pairing
     if c.shared_latent and not np.any(c.eval_sampler.get("eta", 0)):
         found.append(
             "shared_latent=true with eval_sampler.eta=0 draws the same image every time; set "

@@ -8,7 +8,7 @@ no GPU. `measure=true` runs a small real epoch on the device at hand and says ho
 import math
 import platform
 import shlex
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ OWN = tuple(field.name for field in fields(PlanConfig) if field.name not in Trai
 ConfigStore.instance().store(name="plan_schema", node=PlanConfig)
 
 
-def checked(cfg: DictConfig) -> dict[str, Any]:
+def checked(cfg: DictConfig) -> PlanConfig:
     """The checked configuration of the run, with the keys of OWN; `device` is the one that is meant, which
     need not be here.
 
@@ -55,50 +55,49 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
         ConfigError: with every problem that was found.
     """
     meant, found = str(cfg.device), []
-    asked_for = {key: cfg[key] for key in OWN}
     run = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in OWN])
     elsewhere = meant in ("cuda", "mps") and meant != device_of("auto").type
     if elsewhere:
         run.device = "cpu"
+    trained = None
     try:
-        c = compose.checked(run)
+        trained = compose.checked(run)
     except ConfigError as error:
-        found, c = [str(error)], {}
-    if asked_for["memory"] is not None and not asked_for["memory"] > 0:
-        found.append(f"memory={asked_for['memory']} must be positive (GiB)")
-    if elsewhere and asked_for["measure"]:
+        found.append(str(error))
+    if cfg.memory is not None and not cfg.memory > 0:
+        found.append(f"memory={cfg.memory} must be positive (GiB)")
+    if elsewhere and cfg.measure:
         found.append(
             f"measure=true with device={meant}, but this torch sees no such device; leave one of them out"
         )
-    if found:
+    if found or trained is None:
         raise ConfigError("\n".join(found))
-    return c | asked_for | {"device": meant if elsewhere else device_of(c["device"]).type}
+    device = meant if elsewhere else device_of(trained.device).type
+    keys = {field.name: getattr(trained, field.name) for field in fields(trained)} | {"device": device}
+    return PlanConfig(**keys, memory=cfg.memory, measure=cfg.measure)
 
 
-def images_per_second(c: dict[str, Any]) -> float:
+def images_per_second(c: TrainConfig) -> float:
     """Of a real epoch of at least two micro-batches, after one that warms up.
 
     Raises:
         RewardError, NothingToLearn: as the run would.
     """
-    whole, chunk = c["samples_per_step"], min(c["micro_batch"], c["samples_per_step"])
-    unit = math.lcm(chunk, c["prompts"].get("per_prompt", 1))
-    least = max(2 * chunk, c["algo"].get("updates_per_epoch", 1))
+    whole, chunk = c.samples_per_step, min(c.micro_batch, c.samples_per_step)
+    unit = math.lcm(chunk, c.prompts.get("per_prompt", 1))
+    least = max(2 * chunk, c.algo.get("updates_per_epoch", 1))
     few = min(whole, unit * math.ceil(least / unit))
     images = few if whole % unit == 0 else whole
-    small = {
-        **c,
-        "samples_per_step": images,
-        "algo": {**c["algo"], **{key: images for key in COUNTED if key in c["algo"]}},
-    }
+    counted = {key: images for key in COUNTED if key in c.algo}
+    small = replace(c, samples_per_step=images, algo={**c.algo, **counted})
     lab = Lab.from_config(small)
     lab.reward.statistics = dict.fromkeys(lab.reward.normalize, (0.0, 1.0))
     return [float(train_epoch(lab, small, number)["images_per_second"]) for number in (1, 2)][-1]
 
 
-def shown(c: dict[str, Any], now: Footprint) -> Table:
+def shown(c: TrainConfig, now: Footprint) -> Table:
     """The table of one configuration."""
-    title = f"micro_batch={c['micro_batch']}, evaluation.batch={c['evaluation']['batch']}, on {c['device']}"
+    title = f"micro_batch={c.micro_batch}, evaluation.batch={c.evaluation.batch}, on {c.device}"
     table = Table("", "memory", title=title)
     table.add_row("denoiser, with its adapters", size(now.denoiser))
     table.add_row("text encoders, VAE, reference copy", size(now.frozen))
@@ -113,15 +112,16 @@ def shown(c: dict[str, Any], now: Footprint) -> Table:
     return table
 
 
-def words(c: dict[str, Any], found: dict[str, int | None], room: float) -> str:
+def words(c: TrainConfig, found: dict[str, int | None], room: float) -> str:
     """What to type, or what else to try."""
     said = size(room * MARGIN)
     if found["micro_batch"] is None:
         return f"not even micro_batch=1 fits in {said}; try {other_ways(c)}"
     if found["evaluation.batch"] is None:
         return f"not even evaluation.batch=1 fits in {said}; try precision=bf16, or a larger device"
-    its = {"micro_batch": c["micro_batch"], "evaluation.batch": c["evaluation"]["batch"]}
-    changes = {key: value for key, value in found.items() if key == "micro_batch" or value != its[key]}
+    changes = {"micro_batch": found["micro_batch"]}
+    if found["evaluation.batch"] != c.evaluation.batch:
+        changes["evaluation.batch"] = found["evaluation.batch"]
     typed: Any = OmegaConf.to_container(HydraConfig.get().overrides.task)
     kept = [word for word in typed if word.partition("=")[0] not in (*OWN, *changes)]
     changed = [f"{key}={value}" for key, value in changes.items()]
@@ -133,42 +133,40 @@ def words(c: dict[str, Any], found: dict[str, int | None], room: float) -> str:
 def main(cfg: DictConfig) -> None:
     """Hydra's task."""
     c = checked(cfg)
-    free = c["memory"] * GIB if c["memory"] is not None else free_memory(c["device"])
-    run = {key: value for key, value in c.items() if key not in OWN}
+    free = c.memory * GIB if c.memory is not None else free_memory(c.device)
     console = Console(soft_wrap=True)
     try:
-        now = footprint(run, train_epoch, device=c["device"])
-        console.print(shown(run, now))
-        if c["device"] != "cpu":
-            print(f"this prediction was never compared with a {c['device']} device; leave room")
-        if c["policy"].get("shard"):
+        now = footprint(c, train_epoch, device=c.device)
+        console.print(shown(c, now))
+        if c.device != "cpu":
+            print(f"this prediction was never compared with a {c.device} device; leave room")
+        if c.policy.get("shard"):
             print(
                 "policy.shard=true is not taken into account: this is the need of one process that shares "
                 "nothing"
             )
         if free is None:
             print(
-                f"there is no {c['device']} here to ask how much is free; say memory=GiB to be told which "
+                f"there is no {c.device} here to ask how much is free; say memory=GiB to be told which "
                 "micro_batch fits"
             )
         else:
-            print(words(run, proposals(run, now, free / MARGIN, train_epoch), free / MARGIN))
-        if c["measure"]:
+            print(words(c, proposals(c, now, free / MARGIN, train_epoch), free / MARGIN))
+        if c.measure:
             if free is not None and now.training > free:
                 raise ConfigError(
-                    f"micro_batch={c['micro_batch']} does not fit, so it cannot be measured; set the one "
-                    "above"
+                    f"micro_batch={c.micro_batch} does not fit, so it cannot be measured; set the one above"
                 )
-            speed = images_per_second(run)
-            seconds = c["samples_per_step"] / speed
+            speed = images_per_second(c)
+            seconds = c.samples_per_step / speed
             where = (
                 torch.cuda.get_device_name()
-                if c["device"] == "cuda"
+                if c.device == "cuda"
                 else platform.processor() or platform.machine()
             )
             print(
                 f"{speed:.3g} images/s on {where}: {seconds:.3g} s an epoch, "
-                f"{c['steps'] * seconds / 3600:.3g} h for {c['steps']} epochs "
+                f"{c.steps * seconds / 3600:.3g} h for {c.steps} epochs "
                 "and the evaluations beside"
             )
     except (RewardError, NothingToLearn) as error:

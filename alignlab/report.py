@@ -9,7 +9,7 @@ import base64
 import io
 import secrets
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from alignlab.compare.tables import interval_text, write_table
 from alignlab.config.build import ConfigError, not_texts
 from alignlab.config.command import command
 from alignlab.config.compose import plain
+from alignlab.config.record import Keys, record
 from alignlab.files.safe_folder import RunError, refuse_led_away, refuse_links
 from alignlab.files.writing import all_aside, refuse_unwritable, room_for
 from alignlab.metrics.pareto import hypervolume
@@ -57,7 +58,7 @@ PIXELS = 2**27
 
 
 @dataclass
-class ReportConfig:
+class ReportConfig(Keys):
     """The keys of conf/report.yaml."""
 
     runs: Any = None
@@ -70,20 +71,20 @@ class ReportConfig:
 ConfigStore.instance().store(name="report_schema", node=ReportConfig)
 
 
-def checked(cfg: DictConfig) -> dict[str, Any]:
-    """The plain configuration, `runs` a list.
+def checked(cfg: DictConfig) -> ReportConfig:
+    """The configuration as a record, `runs` a list.
 
     Raises:
         ConfigError: if no runs are named.
     """
-    c: dict[str, Any] = plain(cfg)
-    c["runs"] = [c["runs"]] if isinstance(c["runs"], str) else c["runs"]
-    if not c["runs"]:
+    c = record(ReportConfig, plain(cfg))
+    runs = [c.runs] if isinstance(c.runs, str) else c.runs
+    if not runs:
         raise ConfigError("runs has no value; give run folders or a pattern: 'runs=multirun/DIR/*'")
-    if not isinstance(c["runs"], list) or not all(isinstance(run, str) for run in c["runs"]):
-        its = not_texts("runs", c["runs"]) if isinstance(c["runs"], list) else ""
-        raise ConfigError(f"runs={c['runs']} must be a folder or a pattern, or a list of them{its}")
-    return c
+    if not isinstance(runs, list) or not all(isinstance(run, str) for run in runs):
+        of_others = not_texts("runs", runs) if isinstance(runs, list) else ""
+        raise ConfigError(f"runs={runs} must be a folder or a pattern, or a list of them{of_others}")
+    return replace(c, runs=runs)
 
 
 def report(runs: Sequence[Finished], folder: Path, title: str) -> Path:
@@ -237,12 +238,12 @@ def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def main(cfg: DictConfig) -> None:
     """Hydra's task."""
     c = checked(cfg)
-    folder = Path(c["output_dir"])
+    folder = Path(c.output_dir)
     refuse_led_away(folder)
     refuse_links(folder, ".new_*", *FILES)
     try:
         refuse_unwritable(folder, "output_dir", "variants.csv", "runs.csv", PAGE)
-        page = report(read_runs(c["runs"]), folder, c["title"])
+        page = report(read_runs(c.runs), folder, c.title)
     except (CompareError, RunError) as error:
         raise ConfigError(str(error)) from None
     print(f"written: {page}")

@@ -19,6 +19,7 @@ from alignlab.config.build import ConfigError, node_problems, resolve
 from alignlab.config.checks import declared, is_hub_id, without_weighing
 from alignlab.config.command import command
 from alignlab.config.compose import opted_in, plain
+from alignlab.config.record import Keys, record
 from alignlab.files.bounded_yaml import read_yaml
 from alignlab.rewards import Declared
 from alignlab.rewards.clip import open_clip_weights
@@ -47,7 +48,7 @@ OWN_LICENCE = "that of its weights"
 
 
 @dataclass
-class RewardsConfig:
+class RewardsConfig(Keys):
     """The keys of conf/rewards.yaml."""
 
     format: str = "table"
@@ -229,16 +230,16 @@ def show(these: Sequence[Row]) -> None:
             console.print(f"{row.cells[0]}: {row.lacks}", markup=False, highlight=False, soft_wrap=True)
 
 
-def checked(cfg: DictConfig) -> dict[str, Any]:
-    """The plain configuration.
+def checked(cfg: DictConfig) -> RewardsConfig:
+    """The configuration as a record.
 
     Raises:
         ConfigError: for a format that there is not.
     """
-    c: Any = plain(cfg)
-    c["allow_targets"] = opted_in(c)
-    if c["format"] not in FORMATS:
-        raise ConfigError(f"format={c['format']} is not one of {', '.join(FORMATS)}")
+    given = plain(cfg)
+    c = record(RewardsConfig, {**given, "allow_targets": opted_in(given)})
+    if c.format not in FORMATS:
+        raise ConfigError(f"format={c.format} is not one of {', '.join(FORMATS)}")
     return c
 
 
@@ -249,8 +250,8 @@ def main(cfg: DictConfig) -> None:
     sources = [
         Path(source.path) for source in HydraConfig.get().runtime.config_sources if source.schema == "file"
     ]
-    found = rows([folder / "reward" for folder in sources], c["allow_targets"])
-    if c["format"] == "markdown":
+    found = rows([folder / "reward" for folder in sources], c.allow_targets)
+    if c.format == "markdown":
         print(markdown(found))
     else:
         show(found)

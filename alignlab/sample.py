@@ -50,7 +50,7 @@ def checked(cfg: DictConfig) -> SampleConfig:
     given = plain(cfg)
     prompts = [given["prompt"]] if isinstance(given["prompt"], str) else given["prompt"]
     c = record(SampleConfig, {**given, "prompt": prompts, "allow_targets": opted_in(given)})
-    found = [*tuned_problems(asdict(c))]
+    found = [*tuned_problems(c)]
     if c.n < 1:
         found.append(f"n={c.n} must be at least 1")
     if not (isinstance(c.prompt, list) and c.prompt and all(isinstance(prompt, str) for prompt in c.prompt)):
@@ -66,7 +66,7 @@ def checked(cfg: DictConfig) -> SampleConfig:
             c = of_run(c, folders[0], ("model", "eval_sampler"))
         except RunError as error:
             raise ConfigError("\n".join([*found, str(error)])) from None
-        found += choice_problems(asdict(c), ("precision",))
+        found += choice_problems(c, ("precision",))
     found += bench_problems(asdict(c), opted_in(given), ("model", "eval_sampler"))
     if found:
         raise ConfigError("\n".join(found))

@@ -5,6 +5,7 @@ algorithm: an objective consumes a lazy stream of scored rollouts and yields upd
 """
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from omegaconf import DictConfig
 from alignlab.config.command import command
 from alignlab.config.compose import checked
 from alignlab.config.jobs import device_of, notice, run_folder
+from alignlab.config.schema import TrainConfig
 from alignlab.distributed.ranks import clip_gradients, join, rank, sum_gradients, wait
 from alignlab.runs.folder import Onlooker, Run
 from alignlab.runs.provenance import provenance
@@ -31,9 +33,9 @@ from alignlab.training.unfinished_epoch import Collected
 from alignlab.training.watchdog import watched
 
 
-def train(c: dict[str, Any], folder: Path) -> dict[str, Any]:
+def train(c: TrainConfig, folder: Path) -> dict[str, Any]:
     """Runs (or goes on with) one checked configuration in `folder`, and returns its summary."""
-    run = (Onlooker if rank() else Run)(folder, c, ignore=NOT_SCIENCE)
+    run = (Onlooker if rank() else Run)(folder, asdict(c), ignore=NOT_SCIENCE)
     if (done := run.finished()) is not None:
         return done
     look_ahead(c)
@@ -58,9 +60,9 @@ def train(c: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     if saved is None:
         save(0)
-    epochs = range(start + 1, c["steps"] + 1)
+    epochs = range(start + 1, c.steps + 1)
     with Journal(
-        folder, epochs, tracker=c["tracker"], device=lab.policy.device, diversity=lab.diversity.name
+        folder, epochs, tracker=c.tracker, device=lab.policy.device, diversity=lab.diversity.name
     ) as journal:
         if saved is None:
             journal(first)
@@ -68,14 +70,14 @@ def train(c: dict[str, Any], folder: Path) -> dict[str, Any]:
             with lab.collected.epoch(step, lab.policy, lab.objective, save):
                 line = {
                     "step": step,
-                    "samples_seen": step * c["samples_per_step"],
+                    "samples_seen": step * c.samples_per_step,
                     **train_epoch(lab, c, step),
                 }
-            if step % c["eval_every"] == 0 or step == c["steps"]:
+            if step % c.eval_every == 0 or step == c.steps:
                 line |= measure(lab, c, run, step)
             run.log(line)
             journal(line)
-            if asked() or step == c["steps"] or (c["checkpoint_every"] and step % c["checkpoint_every"] == 0):
+            if asked() or step == c.steps or (c.checkpoint_every and step % c.checkpoint_every == 0):
                 save(step)
             leave()  # if asked: what follows an epoch's end is saved
 
@@ -90,10 +92,10 @@ def train(c: dict[str, Any], folder: Path) -> dict[str, Any]:
         "reward_unit": lab.reward.unit,
         "units": lab.units,
         "wall_seconds": spent + time.perf_counter() - began,
-        "samples_seen": c["steps"] * c["samples_per_step"],
+        "samples_seen": c.steps * c.samples_per_step,
         "images_per_second": float(np.median([line["images_per_second"] for line in lines])),
         "peak_memory_mb": max(line["peak_memory_mb"] for line in lines),
-        "seed": c["seed"],
+        "seed": c.seed,
         "selected_step": selected,
         **provenance(lab.policy.device),
     }
@@ -101,21 +103,21 @@ def train(c: dict[str, Any], folder: Path) -> dict[str, Any]:
         write_card(lab, c, run, summary)
     run.finish(summary)
     if rank() == 0:
-        push(folder, c["push_to_hub"])
+        push(folder, c.push_to_hub)
     return summary
 
 
-def train_epoch(lab: Lab, c: dict[str, Any], epoch: int) -> dict[str, Any]:
+def train_epoch(lab: Lab, c: TrainConfig, epoch: int) -> dict[str, Any]:
     """Trains for one epoch and returns its metrics: rollouts, rewards, updates, steps. Every draw is a pure
     function of (seed, epoch)."""
     began, spent = time.perf_counter(), lab.spent()
     reset_peak_memory(lab.policy.device)
-    rng, trained = np.random.default_rng([c["seed"], epoch]), lab.policy.parameters()
-    lr = set_lr(lab.optimizer, lr_factor(c["lr_schedule"], epoch, epochs=c["steps"], warmup=c["lr_warmup"]))
+    rng, trained = np.random.default_rng([c.seed, epoch]), lab.policy.parameters()
+    lr = set_lr(lab.optimizer, lr_factor(c.lr_schedule, epoch, epochs=c.steps, warmup=c.lr_warmup))
     guard = Guard(lab, c, epoch)
     rollouts = ScoredRollouts(lab, c, epoch, rng=rng, guard=guard)
 
-    for update in lab.objective.updates(lab.policy, iter(rollouts), c["micro_batch"], rng):
+    for update in lab.objective.updates(lab.policy, iter(rollouts), c.micro_batch, rng):
         lab.optimizer.zero_grad(set_to_none=True)
         for share, batch in update.batches:
             loss, metrics = lab.objective.loss(lab.policy, batch)
@@ -123,7 +125,7 @@ def train_epoch(lab: Lab, c: dict[str, Any], epoch: int) -> dict[str, Any]:
             guard.saw(share, batch, loss, metrics)
         sum_gradients(trained)
         lab.scaler.unscale_(lab.optimizer)
-        if guard.passes(clip_gradients(trained, c["max_grad_norm"])):
+        if guard.passes(clip_gradients(trained, c.max_grad_norm)):
             lab.scaler.step(lab.optimizer)
             if lab.ema is not None:
                 lab.ema.step(trained)
@@ -136,12 +138,12 @@ def train_epoch(lab: Lab, c: dict[str, Any], epoch: int) -> dict[str, Any]:
         "lr": lr,
         **{kind: count - spent[kind] for kind, count in lab.spent().items()},
         "seconds": seconds,
-        "images_per_second": c["samples_per_step"] / seconds,
+        "images_per_second": c.samples_per_step / seconds,
         "peak_memory_mb": peak_memory_mb(lab.policy.device),
     }
 
 
-def smaller(c: dict[str, Any], key: str) -> str:
+def smaller(c: TrainConfig, key: str) -> str:
     """What to lower after memory ran out, by a dry run of this loop."""
     from alignlab.planning import fit  # the simulator of devices is of use only now
 
@@ -152,7 +154,7 @@ def smaller(c: dict[str, Any], key: str) -> str:
 def main(cfg: DictConfig) -> float:
     """Hydra's task: checks everything, then trains. Returns the final reward, for sweepers that optimise."""
     c = checked(cfg)
-    join(device_of(c["device"]))
+    join(device_of(c.device))
     folder = run_folder(c)
     with watched(folder), stoppable(folder, notice()), explained(c, folder, smaller):
         summary = train(c, folder)

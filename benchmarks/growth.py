@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from alignlab.config.compose import CONF, checked
+from alignlab.config.schema import TrainConfig
 from alignlab.planning.footprint import footprint
 from alignlab.train import train_epoch
 from alignlab.training.setup import Lab
@@ -26,14 +27,14 @@ DECADES = (1, 10, 100)
 PROMPTS = (10_000, 100_000, 1_000_000)
 
 
-def configuration(*words: str) -> dict[str, Any]:
+def configuration(*words: str) -> TrainConfig:
     import hydra
 
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return checked(hydra.compose("train", ["device=cpu", "reward=brightness", *words]))
 
 
-LABS: dict[str, tuple[Lab, dict[str, Any]]] = {}
+LABS: dict[str, tuple[Lab, TrainConfig]] = {}
 """By their words, made and warmed up in the first round."""
 
 

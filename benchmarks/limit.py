@@ -18,6 +18,7 @@ from torch import Tensor
 
 from alignlab import train
 from alignlab.config.compose import CONF, checked
+from alignlab.config.schema import TrainConfig
 from alignlab.engine import rollout as engine
 from alignlab.engine.noise import NoiseKey, noise_key
 from alignlab.engine.samplers import Sampler
@@ -37,7 +38,7 @@ COMMON = (
 )
 
 
-def lab(*words: str) -> tuple[Lab, dict[str, Any]]:
+def lab(*words: str) -> tuple[Lab, TrainConfig]:
     """Everything a run is made of, and its configuration."""
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         c = checked(hydra.compose("train", [*COMMON, *words]))
@@ -117,10 +118,10 @@ class Limit:
 
     def __init__(self, *words: str) -> None:
         self.words = words
-        self._made: tuple[Lab, dict[str, Any], Bare] | None = None
+        self._made: tuple[Lab, TrainConfig, Bare] | None = None
 
     @property
-    def made(self) -> tuple[Lab, dict[str, Any], Bare]:
+    def made(self) -> tuple[Lab, TrainConfig, Bare]:
         if self._made is None:
             its, c = lab(*self.words)
             self._made = its, c, Bare(its, BATCH)

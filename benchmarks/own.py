@@ -23,6 +23,7 @@ import torch
 
 from alignlab import train
 from alignlab.config.compose import CONF, checked
+from alignlab.config.schema import TrainConfig
 from alignlab.training.setup import Lab
 from benchmarks.clock import Timers, seconds
 from benchmarks.limit import Bare
@@ -67,11 +68,11 @@ def main() -> None:
     report(numbers, rss_before_mb=before, reward_mean=rewards, passes=lab.policy.passes)
 
 
-def bare(lab: Lab, c: dict[str, Any], epochs: int) -> dict[str, float]:
+def bare(lab: Lab, c: TrainConfig, epochs: int) -> dict[str, float]:
     """Seconds of the passes alone, in a loop on ready tensors: DDPO's sampling and its updates; DRaFT's
     steps, the last K with their way back."""
-    images, micro, steps = c["samples_per_step"], c["micro_batch"], c["sampler"]["steps"]
-    k = c["algo"].get("k")
+    images, micro, steps = c.samples_per_step, c.micro_batch, c.sampler["steps"]
+    k = c.algo.get("k")
     whole = Bare(lab, images)
     if k is None:
         part = Bare(lab, micro)

@@ -12,7 +12,6 @@ import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 import hydra  # noqa: E402
 
 from alignlab.config.compose import CONF, checked  # noqa: E402
+from alignlab.config.schema import TrainConfig  # noqa: E402
 from alignlab.train import train_epoch  # noqa: E402
 from alignlab.training.setup import Lab  # noqa: E402
 
@@ -46,16 +46,17 @@ KNOBS = {
 }
 
 
-def lab(words: list[str], device: str) -> tuple[Lab, dict[str, Any]]:
+def lab(words: list[str], device: str) -> tuple[Lab, TrainConfig]:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         c = checked(hydra.compose("train", [*COMMON, f"device={device}", *words]))
     return Lab.from_config(c), c
 
 
-def seconds(made: tuple[Lab, dict[str, Any]], epoch: int) -> float:
-    clock = time.perf_counter if made[1]["device"] == "cuda" else time.process_time
+def seconds(made: tuple[Lab, TrainConfig], epoch: int) -> float:
+    lab, c = made
+    clock = time.perf_counter if c.device == "cuda" else time.process_time
     began = clock()
-    train_epoch(*made, epoch)  # it ends with numbers on the CPU, so the device is done
+    train_epoch(lab, c, epoch)  # it ends with numbers on the CPU, so the device is done
     return clock() - began
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from alignlab import train
 from alignlab.config.compose import CONF, checked
+from alignlab.config.schema import TrainConfig
 
 TIMING = {"seconds", "images_per_second", "peak_memory_mb"}
 """What two equal runs may differ in."""
@@ -65,8 +66,8 @@ def pairs(folder: Path, n: int = 6, ties: int = 1) -> str:
     return str(folder / "pairs.jsonl")
 
 
-def configured(*overrides: str) -> dict[str, Any]:
-    """The checked configuration of a command line."""
+def configured(*overrides: str) -> TrainConfig:
+    """The checked configuration of a command line, as a record."""
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return checked(hydra.compose("train", list(overrides)))
 
@@ -95,13 +96,11 @@ def lines(run: Path, leave_out: Sequence[str] = tuple(TIMING)) -> list[dict[str,
     ]
 
 
-def stopped_and_resumed(
-    c: dict[str, Any], run: Path, monkeypatch: pytest.MonkeyPatch, *, before: int
-) -> None:
+def stopped_and_resumed(c: TrainConfig, run: Path, monkeypatch: pytest.MonkeyPatch, *, before: int) -> None:
     """Trains in `run` twice: the first time a signal ends it before epoch `before`."""
     real = train.train_epoch
 
-    def stopping(lab: Any, c: dict[str, Any], epoch: int) -> dict[str, Any]:
+    def stopping(lab: Any, c: TrainConfig, epoch: int) -> dict[str, Any]:
         if epoch == before:
             raise KeyboardInterrupt
         return real(lab, c, epoch)

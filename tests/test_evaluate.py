@@ -99,7 +99,7 @@ def test_other_judges_are_another_base(tiny_sd, monkeypatch):
     not their weight."""
     words = tiny(tiny_sd, "eval_rewards=colour", "prompts.prompts=[dog]")
     run = configured(*words)
-    groups = {key: run[key] for key in (*command.GROUPS, "eval_rewards")}
+    groups = {key: getattr(run, key) for key in (*command.GROUPS, "eval_rewards")}
     c, prompts = replace(_checked(*PROTOCOL), **groups), []
     monkeypatch.setattr(command.Bench, "score", lambda self, images, said, group: prompts.extend(said) or {})
     colour = c.eval_rewards["colour"]

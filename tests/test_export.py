@@ -32,7 +32,7 @@ def runs(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
 
 def policy_on(run: Path, tiny_sd: str, *words: str) -> Policy:
     c = configured(*tiny(tiny_sd, *words))
-    return policy_of(c["model"], run=str(run), precision=c["precision"], device=c["device"])
+    return policy_of(c.model, run=str(run), precision=c.precision, device=c.device)
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ on the embedded model."""
 import csv
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from subprocess import CompletedProcess
 from threading import Barrier
@@ -19,7 +19,7 @@ from PIL import Image
 from alignlab import figure
 from alignlab.compare.finished import CompareError, Finished
 from alignlab.config.build import ConfigError
-from alignlab.config.schema import QUICK
+from alignlab.config.schema import QUICK, TrainConfig
 from alignlab.paper.draftp import draftp_fig3
 from alignlab.paper.fronts import beside_the_penalty, regularisers, stop_at
 from alignlab.paper.probes import ANNEALING, LORA_SCALES, SETS, probe
@@ -29,12 +29,12 @@ from tests.running import command_line, configured
 EVALUATIONS = (0, 10, 20)
 
 
-def write_run(folder: Path, c: dict[str, Any], gain: float) -> None:
+def write_run(folder: Path, c: TrainConfig, gain: float) -> None:
     """A finished run of that configuration: every reward rises linearly by `gain`, diversity falls by a tenth
     of it."""
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(c))
-    names, lines = dict.fromkeys(["reward", *c["reward"], *c["eval_rewards"]]), []
+    (folder / "config.yaml").write_text(yaml.safe_dump(asdict(c)))
+    names, lines = dict.fromkeys(["reward", *c.reward, *c.eval_rewards]), []
     for k, step in enumerate(EVALUATIONS):
         line: dict[str, Any] = {
             "step": step,
@@ -76,7 +76,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
             c = configured(*point.split(","))
             for seed in (0, 2):
                 run = home / "runs" / experiment / f"{point},seed={seed}"
-                write_run(run, {**c, "seed": seed}, gain=1 + k + 0.05 * seed)
+                write_run(run, replace(c, seed=seed), gain=1 + k + 0.05 * seed)
                 answer(run)
     return home
 
@@ -118,9 +118,7 @@ def read(store: Path, *experiments: str) -> dict[str, list[Finished]]:
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_is_drawn(name: str, store: Path) -> None:
     """PNG, table and page; a page names command, runs and seeds; nothing is trained; no `quick` on it."""
-    folder = figure.make(
-        name, FIGURES[name], {"quick": False, "home": str(store), "draw_only": True, "workers": 2}
-    )
+    folder = figure.make(name, FIGURES[name], figure.FigureConfig(home=str(store), draw_only=True))
     picture = np.asarray(Image.open(folder / "figure.png").convert("RGB"))
     assert picture.std() > 5
     page = (folder / "README.md").read_text()
@@ -242,7 +240,7 @@ def test_the_grid_is_the_sweep(store: Path, tmp_path: Path) -> None:
     )
     c = configured("experiment=draft_k", "algo.k=2")
     for name in (names[0], names[0].replace("seed=0", "seed=7"), f"{names[1]},steps=9"):
-        write_run(tmp_path / name, {**c, "seed": int(name.partition("seed=")[2][0])}, gain=1.0)
+        write_run(tmp_path / name, replace(c, seed=int(name.partition("seed=")[2][0])), gain=1.0)
     assert sorted(run.seed for run in figure.finished(tmp_path, names)) == [0, 7]
 
 
@@ -281,7 +279,7 @@ def test_bad_names(
 def test_quick_is_small() -> None:
     """Whatever the algorithm; smaller sizes stay."""
     for algo in ("ddpo", "rwr", "draft"):
-        c = configured(f"algo={algo}", "quick=true", "eval_sampler.steps=2")
+        c = asdict(configured(f"algo={algo}", "quick=true", "eval_sampler.steps=2"))
         for name, most in QUICK.items():
             group, _, last = name.rpartition(".")
             node = c[group] if group else c
@@ -314,9 +312,7 @@ def test_quick_sweeps_run_side_by_side(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(figure.subprocess, "run", process)
     for quick, launcher in ((True, False), (False, True)):
         begun.clear()
-        (failed,) = figure.run_sweeps(
-            ["drtune", "draft_lv"], {"quick": quick, "workers": 2, "home": "results"}
-        )
+        (failed,) = figure.run_sweeps(["drtune", "draft_lv"], figure.FigureConfig(quick=quick))
         assert failed.startswith("experiment=drtune ended with code 3")
         assert len(begun) == 2 and all(("hydra/launcher=workers" in words) == launcher for words in begun)
 

@@ -91,12 +91,8 @@ def test_every_item_of_the_real_sizes_composes(size: str) -> None:
     its = ARCHITECTURES[size]
     for item in items_of(size):
         c = configuration(its, item.overrides, **{"model.path_or_id": "owner/name", "precision": "bf16"})
-        assert (
-            c["sampler"]["steps"] == 50
-            and c["precision"] == "bf16"
-            and c["samples_per_step"] in (1, its.images)
-        )
-        assert (c["sampler"]["guidance_scale"] > 1) == (item.name != "rwr")
+        assert c.sampler["steps"] == 50 and c.precision == "bf16" and c.samples_per_step in (1, its.images)
+        assert (c.sampler["guidance_scale"] > 1) == (item.name != "rwr")
 
 
 class Slow(nn.Module):

@@ -15,6 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from alignlab import plan
 from alignlab.config.compose import CONF
+from alignlab.config.schema import TrainConfig
 from alignlab.planning import fit as memory
 from alignlab.planning.footprint import footprint
 from alignlab.rewards.brightness import Brightness
@@ -101,7 +102,7 @@ def alive() -> dict[int, int]:
     return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
 
 
-def measured(c: dict[str, Any]) -> tuple[int, int]:
+def measured(c: TrainConfig) -> tuple[int, int]:
     """Bytes that a real lab holds, and the most that two real epochs, and an evaluation after them, had
     beside: their two sums."""
     before = alive()
@@ -248,9 +249,9 @@ def test_proposals_hold_whole_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     tried: list[int] = []
 
-    def pretend(c: dict[str, Any], *_: object, **__: object) -> SimpleNamespace:
-        tried.append(c["micro_batch"])
-        return SimpleNamespace(training=c["micro_batch"], evaluation=c["evaluation"]["batch"])
+    def pretend(c: TrainConfig, *_: object, **__: object) -> SimpleNamespace:
+        tried.append(c.micro_batch)
+        return SimpleNamespace(training=c.micro_batch, evaluation=c.evaluation.batch)
 
     monkeypatch.setattr(memory, "footprint", pretend)
     now: Any = pretend(c)

@@ -144,7 +144,7 @@ def test_what_is_said_of_a_shipped_one_is_so(name: str) -> None:
     from alignlab.config.build import build
     from tests.running import configured
 
-    node = configured(f"reward={name}")["reward"][name]
+    node = configured(f"reward={name}").reward[name]
     built = build({k: v for k, v in node.items() if k not in ("weight", "normalize")})
     row = next(row for row in table.rows([CONF / "reward"]) if row.cells[0] == name)
     assert cells(row)["pixels"] == str(built.input_size) and cells(row)["gradient"] == "yes"

@@ -12,6 +12,7 @@ import socket
 import tarfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -268,7 +269,7 @@ def test_a_run_of_somebody_else_builds_nothing(tmp_path: Path, monkeypatch, caps
     """config.yaml of a run folder is held to the same rule by every command that reads it, and cannot let
     itself in."""
     monkeypatch.chdir(tmp_path)
-    c = configured("reward=brightness")
+    c = asdict(configured("reward=brightness"))
     evil = {"_target_": "os.system", "command": f"touch {tmp_path}/ran"}
     run = made_run(tmp_path / "run")
     (run / "model").mkdir()
@@ -363,7 +364,7 @@ def test_nothing_goes_to_an_address_that_only_a_file_names(
     within = {"_target_": "tests.test_security.Within", "weight": 1.0, "normalize": False}
     with Spy() as spy:
         node = far(spy.url)
-        c = configured(*tiny(tiny_sd, "algo=ddpo"))
+        c = asdict(configured(*tiny(tiny_sd, "algo=ddpo")))
         stored = {
             "trained": {**c, "reward": {"far": node}},
             "beside": {**c, "reward": {**c["reward"], "far": node}},

@@ -18,6 +18,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file
 
 import alignlab.train as train_module
+from alignlab.config.schema import TrainConfig
 from alignlab.engine.noise import FIRST, noise_key
 from alignlab.engine.rollout import rollout
 from alignlab.objectives.draft import DRaFT
@@ -77,7 +78,7 @@ def at_epoch(k: int, action: Callable[[], None], patch: pytest.MonkeyPatch) -> N
     """Lets `action` happen when epoch k begins."""
     real = train_module.train_epoch
 
-    def train_epoch(lab: Lab, c: dict[str, Any], epoch: int) -> dict[str, Any]:
+    def train_epoch(lab: Lab, c: TrainConfig, epoch: int) -> dict[str, Any]:
         if epoch == k:
             action()
         return real(lab, c, epoch)

@@ -65,7 +65,7 @@ def test_the_command_makes_a_reward(tmp_path, monkeypatch, capsys) -> None:
         4,
     ]
     c = configured("reward=aesthetic", f"reward.aesthetic.path={made}")
-    node = {k: v for k, v in c["reward"]["aesthetic"].items() if k not in ("weight", "normalize")}
+    node = {k: v for k, v in c.reward["aesthetic"].items() if k not in ("weight", "normalize")}
     assert build(node)(torch.rand(2, 3, 64, 64), ["", ""]).shape == (2,)
 
 

@@ -5,16 +5,18 @@ import importlib.util
 import inspect
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from alignlab.config.build import build, fits, nearest, node_problems, resolve, words
+from alignlab.config.build import ConfigError, build, fits, nearest, node_problems, resolve, words
 from alignlab.config.path_keys import LONGEST_NAME, is_path, too_long
+from alignlab.config.record import record
+from alignlab.config.schema import KEYS, TrainConfig
 from alignlab.config.secrecy import secret_in
 from alignlab.distributed.ranks import launched
 from alignlab.rewards import Declared
@@ -74,24 +76,29 @@ MOST = {
 """Larger ones are slips of the finger, and some would be computed with before a model says no."""
 
 
-def problems(c: dict[str, Any], known: Sequence[str]) -> Iterator[str]:
-    """One sentence each. `known` are the top-level keys."""
-    yield from (f"{key} is not a known key; {nearest(key, known)}" for key in c if key not in known)
-    deleted = [key for key in known if key not in c]
+def problems(values: dict[str, Any]) -> Iterator[str]:
+    """Says what is wrong with the plain values of a training run, a sentence each."""
+    yield from (f"{key} is not a known key; {nearest(key, KEYS)}" for key in values if key not in KEYS)
+    deleted = [key for key in KEYS if key not in values]
     if deleted:
         yield f"{', '.join(deleted)} must not be deleted"
         return
-    unfit = [*leaf_problems(c), *_absent(c)]
+    unfit = [*leaf_problems(values), *_absent(values)]
     if unfit:  # nothing else can be said of it
         yield from unfit
         return
+    try:
+        c = record(TrainConfig, {key: values[key] for key in KEYS})
+    except ConfigError as error:
+        yield str(error)
+        return
     for rule in RULES:
         yield from rule(c)
-    found = list(_node_problems(c, GROUPS, c["allow_targets"]))
+    found = list(_node_problems(values, GROUPS, c.allow_targets, lr=c.lr))
     yield from found
     if all(sentence.startswith(("model", "policy", "optimizer", "eval_rewards")) for sentence in found):
-        watched = {} if any(sentence.startswith("eval_rewards") for sentence in found) else c["eval_rewards"]
-        yield from _impossible_pairs({**c, "eval_rewards": watched})
+        watched = {} if any(sentence.startswith("eval_rewards") for sentence in found) else c.eval_rewards
+        yield from _impossible_pairs(replace(c, eval_rewards=watched))
 
 
 def leaf_problems(node: Any, where: str = "") -> Iterator[str]:
@@ -119,7 +126,7 @@ def leaf_problems(node: Any, where: str = "") -> Iterator[str]:
             yield f"{where}: the name {name[:20]}... is {size}; shorten it"
 
 
-def ignored_problems(c: dict[str, Any], referred: Collection[str]) -> Iterator[str]:
+def ignored_problems(c: TrainConfig, referred: Collection[str]) -> Iterator[str]:
     """Values of the SCIENCE keys that the algorithm does not take, or takes in another value: variants that
     would be one and the same.
 
@@ -127,16 +134,16 @@ def ignored_problems(c: dict[str, Any], referred: Collection[str]) -> Iterator[s
         referred: the top-level keys that the algorithm's part of the configuration refers to, by whatever
             name.
     """
-    name = str(c["algo"]["_target_"]).rpartition(".")[2]
+    name = str(c.algo["_target_"]).rpartition(".")[2]
     for key, idle in SCIENCE.items():
-        taken = dict(_named(c["algo"], key, "algo"))
+        asked, taken = getattr(c, key), dict(_named(c.algo, key, "algo"))
         for where, value in taken.items():
-            if value != c[key]:
-                yield f"{where}={value} is not {key}={c[key]}; set {key}={value}, and leave {where} alone"
-        if not taken and key not in referred and c[key] != idle:
+            if value != asked:
+                yield f"{where}={value} is not {key}={asked}; set {key}={value}, and leave {where} alone"
+        if not taken and key not in referred and asked != idle:
             mend = f"set {key}={idle:g}" if isinstance(idle, float) else f"set {key}={idle}"
             yield (
-                f"{key}={c[key]} has no effect: algo does not hand it on to {name}; {mend}, "
+                f"{key}={asked} has no effect: algo does not hand it on to {name}; {mend}, "
                 f"or add '+algo.{key}=${{{key}}}' if {name} takes it"
             )
 
@@ -163,56 +170,68 @@ def _text_problems(text: str, where: str, shown: str) -> Iterator[str]:
         )
 
 
-def _absent(c: dict[str, Any]) -> Iterator[str]:
+def _absent(values: dict[str, Any]) -> Iterator[str]:
     for group in GROUPS:
-        if not isinstance(c[group], dict):
+        if not isinstance(values[group], dict):
             yield (
-                f"{group}={c[group]} is no {group}; choose a file of conf/ with {group}=NAME (--help lists "
-                "them)"
+                f"{group}={values[group]} is no {group}; "
+                f"choose a file of conf/ with {group}=NAME (--help lists them)"
             )
     for group in ("reward", "eval_rewards"):
-        if not isinstance(c[group], dict | None):
+        if not isinstance(values[group], dict | None):
             yield (
-                f"{group}={c[group]} names no reward; choose one with {group}=NAME, or several with "
+                f"{group}={values[group]} names no reward; choose one with {group}=NAME, or several with "
                 f"'{group}=[clip,colour]'"
             )
-    if not isinstance(c["evaluation"], dict):
-        yield f"evaluation={c['evaluation']} must be a table of keys and values"
+    if not isinstance(values["evaluation"], dict):
+        yield f"evaluation={values['evaluation']} must be a table of keys and values"
 
 
 def bench_problems(
-    c: dict[str, Any],
+    nodes: Mapping[str, Any],
     allowed: Sequence[str],
     chosen: Sequence[str] = ("model", "eval_sampler", "prompts", "diversity"),
 ) -> Iterator[str]:
-    """The same of what an evaluation is made of."""
+    """Says what is wrong with what an evaluation is made of, a sentence each.
+
+    Args:
+        nodes: by group. The groups reward and eval_rewards are looked at if they are there.
+        allowed: modules that _target_ may name beside our own.
+        chosen: the other groups that are looked at.
+    """
     unfit = [
         problem
         for group in (*chosen, "reward", "eval_rewards")
-        for problem in leaf_problems(c.get(group), group)
+        for problem in leaf_problems(nodes.get(group), group)
     ]
     yield from unfit
     if not unfit:
-        yield from _node_problems(c, {group: GROUPS[group] for group in chosen}, allowed)
+        yield from _node_problems(nodes, {group: GROUPS[group] for group in chosen}, allowed)
 
 
 def _node_problems(
-    c: dict[str, Any], groups: dict[str, tuple[str, ...]], allowed: Sequence[str]
+    nodes: Mapping[str, Any],
+    groups: dict[str, tuple[str, ...]],
+    allowed: Sequence[str],
+    *,
+    lr: float | None = None,
 ) -> Iterator[str]:
     for group, runtime in groups.items():
         wrong = list(
-            node_problems(group, c.get(group), allowed=allowed, runtime=runtime, offers=OFFERS.get(group, ()))
+            node_problems(
+                group, nodes.get(group), allowed=allowed, runtime=runtime, offers=OFFERS.get(group, ())
+            )
         )
         yield from wrong or (
-            _optimizer_problems({**c[group], **({"lr": 1.0} if c[group].get("lr") == c.get("lr") else {})})
+            _optimizer_problems({**nodes[group], **({"lr": 1.0} if nodes[group].get("lr") == lr else {})})
             if group == "optimizer"
             else ()
         )
     for group in ("reward", "eval_rewards"):
-        if not isinstance(c.get(group), dict | None):
-            yield f"{group}={c[group]} names no reward; choose one with {group}=NAME"
+        if not isinstance(nodes.get(group), dict | None):
+            yield f"{group}={nodes[group]} names no reward; choose one with {group}=NAME"
             continue
-        for name, node in (c.get(group) or {}).items():
+        for name, node in (nodes.get(group) or {}).items():
             if name in MEASURED or name.endswith("_std"):
                 yield (
                     f"{group}.{name} is also the name of a number that every evaluation reports; call it "
@@ -310,39 +329,40 @@ class Bound:
     must: str
     """What the sentence says after `key=value`."""
 
-    def __call__(self, c: dict[str, Any]) -> Iterator[str]:
+    def __call__(self, c: TrainConfig) -> Iterator[str]:
         """Yields a sentence if the value will not do."""
-        if not self.holds(c[self.key]):
-            yield f"{self.key}={c[self.key]} {self.must}"
+        value = getattr(c, self.key)
+        if not self.holds(value):
+            yield f"{self.key}={value} {self.must}"
 
 
-def _too_large(c: dict[str, Any]) -> Iterator[str]:
+def _too_large(c: TrainConfig) -> Iterator[str]:
     for key, most in MOST.items():
         group, _, name = key.rpartition(".")
-        value = (c[group] if group else c).get(name)
+        value = getattr(c, group).get(name) if group else getattr(c, name)
         if isinstance(value, int) and value > most:
             yield f"{key}={value} must be at most {most}"
 
 
-def _evaluation_sizes(c: dict[str, Any]) -> Iterator[str]:
-    for key, value in c["evaluation"].items():
-        if isinstance(value, int) and value > MOST["samples_per_step"]:
+def _evaluation_sizes(c: TrainConfig) -> Iterator[str]:
+    for key, value in asdict(c.evaluation).items():
+        if value > MOST["samples_per_step"]:
             yield f"evaluation.{key}={value} must be at most {MOST['samples_per_step']}"
         least = 2 if key == "images" else 1  # diversity is measured over pairs
         if value < least:
             yield f"evaluation.{key}={value} must be at least {least}"
 
 
-def _bound_of_no_term(c: dict[str, Any]) -> Iterator[str]:
-    if c["max_kl"] is not None and c["max_kl"] > 0 and not c["kl_coeff"]:
+def _bound_of_no_term(c: TrainConfig) -> Iterator[str]:
+    if c.max_kl is not None and c.max_kl > 0 and not c.kl_coeff:
         yield (
-            f"max_kl={c['max_kl']} bounds the KL term, which kl_coeff=0 leaves out; set kl_coeff above 0, or "
+            f"max_kl={c.max_kl} bounds the KL term, which kl_coeff=0 leaves out; set kl_coeff above 0, or "
             "max_kl=null"
         )
 
 
-def _micro_batches(c: dict[str, Any]) -> Iterator[str]:
-    samples, micro = c["samples_per_step"], min(c["micro_batch"], c["samples_per_step"])
+def _micro_batches(c: TrainConfig) -> Iterator[str]:
+    samples, micro = c.samples_per_step, min(c.micro_batch, c.samples_per_step)
     if 0 < micro <= MOST["micro_batch"] and samples % micro:
         divisor = next(k for k in range(micro, 0, -1) if samples % k == 0)
         yield (
@@ -350,13 +370,13 @@ def _micro_batches(c: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def _long_warm_up(c: dict[str, Any]) -> Iterator[str]:
-    if 0 < c["steps"] <= c["lr_warmup"]:
-        yield f"lr_warmup={c['lr_warmup']} leaves none of steps={c['steps']}; lower it"
+def _long_warm_up(c: TrainConfig) -> Iterator[str]:
+    if 0 < c.steps <= c.lr_warmup:
+        yield f"lr_warmup={c.lr_warmup} leaves none of steps={c.steps}; lower it"
 
 
-def _shares_of_processes(c: dict[str, Any]) -> Iterator[str]:
-    samples, micro = c["samples_per_step"], min(c["micro_batch"], c["samples_per_step"])
+def _shares_of_processes(c: TrainConfig) -> Iterator[str]:
+    samples, micro = c.samples_per_step, min(c.micro_batch, c.samples_per_step)
     if micro > 0 and samples % micro == 0 and samples % (micro * launched()):
         yield (
             f"samples_per_step={samples} cannot be dealt out in micro-batches of {micro} to {launched()} "
@@ -365,16 +385,16 @@ def _shares_of_processes(c: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def _sharding(c: dict[str, Any]) -> Iterator[str]:
-    if not c["policy"].get("shard"):
+def _sharding(c: TrainConfig) -> Iterator[str]:
+    if not c.policy.get("shard"):
         return
     wrong = {
-        "policy.full=false": not c["policy"].get("full"),
-        f"ema={c['ema']}": c["ema"] > 0,
-        "precision=fp16": c["precision"] == "fp16",
-        "policy.channels_last=true": c["policy"].get("channels_last"),
-        "compile=true": c["compile"],
-        "optimizer=adamw8bit": _is_8bit(c["optimizer"]),
+        "policy.full=false": not c.policy.get("full"),
+        f"ema={c.ema}": c.ema > 0,
+        "precision=fp16": c.precision == "fp16",
+        "policy.channels_last=true": c.policy.get("channels_last"),
+        "compile=true": c.compile,
+        "optimizer=adamw8bit": _is_8bit(c.optimizer),
     }
     for key in wrong:
         if wrong[key]:
@@ -388,21 +408,20 @@ def _is_8bit(optimizer: dict[str, Any]) -> bool:
     return str(optimizer.get("_target_")).endswith(".adamw8bit")
 
 
-def _unmeasured(c: dict[str, Any]) -> Iterator[str]:
-    measured = ("last", "reward", *(c["reward"] or {}), *(c["eval_rewards"] or {}))
-    if c["select"] not in measured:
+def _unmeasured(c: TrainConfig) -> Iterator[str]:
+    measured = ("last", "reward", *(c.reward or {}), *(c.eval_rewards or {}))
+    if c.select not in measured:
         yield (
-            f"select={c['select']} is nothing that evaluations measure; "
-            f"{nearest(c['select'], measured, 'select=')}"
+            f"select={c.select} is nothing that evaluations measure; {nearest(c.select, measured, 'select=')}"
         )
 
 
-def _missing_packages(c: dict[str, Any]) -> Iterator[str]:
-    if _is_8bit(c["optimizer"]) and importlib.util.find_spec("bitsandbytes") is None:
+def _missing_packages(c: TrainConfig) -> Iterator[str]:
+    if _is_8bit(c.optimizer) and importlib.util.find_spec("bitsandbytes") is None:
         yield (
             "optimizer=adamw8bit, but the package bitsandbytes is not installed; pip install 'alignlab[bnb]'"
         )
-    tracker = c["tracker"]
+    tracker = c.tracker
     if tracker in ("wandb", "trackio") and importlib.util.find_spec(tracker) is None:
         yield (
             f"tracker={tracker}, but the package {tracker} is not installed; pip install {tracker}, or set "
@@ -410,8 +429,8 @@ def _missing_packages(c: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def _no_reward(c: dict[str, Any]) -> Iterator[str]:
-    if not c["reward"]:
+def _no_reward(c: TrainConfig) -> Iterator[str]:
+    if not c.reward:
         yield (
             "reward is empty; choose one with reward=NAME, or several with "
             "'reward=[clip,jpeg_compressibility]'"
@@ -425,7 +444,11 @@ def is_hub_id(name: Any) -> bool:
     )
 
 
-RULES: tuple[Callable[[dict[str, Any]], Iterator[str]], ...] = (
+def _start(c: TrainConfig) -> Iterator[str]:
+    yield from start_problems(c.init_from, Path(c.resume or c.output_dir or "."), c.policy)
+
+
+RULES: tuple[Callable[[TrainConfig], Iterator[str]], ...] = (
     lambda c: choice_problems(c, list(CHOICES)),
     _too_large,
     *(
@@ -457,7 +480,7 @@ RULES: tuple[Callable[[dict[str, Any]], Iterator[str]], ...] = (
         lambda v: v is None or (Path(v) / "config.yaml").is_file(),
         "is no run folder (it has no config.yaml); give the folder of an earlier run",
     ),
-    start_problems,
+    _start,
     Bound(
         "push_to_hub",
         lambda v: v is None or is_hub_id(v),
@@ -468,17 +491,17 @@ RULES: tuple[Callable[[dict[str, Any]], Iterator[str]], ...] = (
 """What the values must be, one by one or a few together. Their sentences stand in this order."""
 
 
-def _impossible_pairs(c: dict[str, Any]) -> Iterator[str]:
-    objective, samples, sampler = build(c["algo"]), c["samples_per_step"], c["sampler"]
-    if max(sampler["steps"], c["eval_sampler"]["steps"]) > MOST["sampler.steps"]:
+def _impossible_pairs(c: TrainConfig) -> Iterator[str]:
+    objective, samples, sampler = build(c.algo), c.samples_per_step, c.sampler
+    if max(sampler["steps"], c.eval_sampler["steps"]) > MOST["sampler.steps"]:
         return
     if objective.needs_noise and not np.any(sampler.get("eta", 1)):
         yield (
             f"sampler.eta={sampler['eta']} makes the sampler deterministic, but this objective needs "
             "log-probs; set sampler.eta=1"
         )
-    per_prompt, updates = c["prompts"].get("per_prompt", 1), c["algo"].get("updates_per_epoch", 1)
-    for name, node in (c["reward"] or {}).items():
+    per_prompt, updates = c.prompts.get("per_prompt", 1), c.algo.get("updates_per_epoch", 1)
+    for name, node in (c.reward or {}).items():
         if objective.needs_gradient and not declared(node).differentiable:
             needs = f"{type(objective).__name__} needs its gradient"
             yield (
@@ -495,51 +518,54 @@ def _impossible_pairs(c: dict[str, Any]) -> Iterator[str]:
             "have no sample"
         )
     for key in COUNTED:
-        if c["algo"].get(key, samples) != samples:
+        if c.algo.get(key, samples) != samples:
             yield (
-                f"algo.{key}={c['algo'][key]} is not samples_per_step={samples}; set samples_per_step, and "
+                f"algo.{key}={c.algo[key]} is not samples_per_step={samples}; set samples_per_step, and "
                 f"leave algo.{key} alone"
             )
     if per_prompt < objective.least_per_prompt:
         compares = f"{type(objective).__name__} compares the images of a prompt with each other"
         yield f"{compares}, but prompts.per_prompt={per_prompt}; set prompts.per_prompt=4, say"
-    unknown = [
-        name for name in (c["algo"].get("pairing") or {}).get("weights") or {} if name not in c["reward"]
-    ]
+    unknown = [name for name in (c.algo.get("pairing") or {}).get("weights") or {} if name not in c.reward]
     if unknown:
-        yield f"algo.pairing.weights.{unknown[0]} names no reward; they are {', '.join(c['reward'])}"
-    if c["policy"].get("shard") and objective.swaps_weights:
+        yield f"algo.pairing.weights.{unknown[0]} names no reward; they are {', '.join(c.reward)}"
+    if c.policy.get("shard") and objective.swaps_weights:
         yield (
             "policy.shard=true cannot hold a second set of weights for algo.ref_update_every; set it to 0, "
             "or policy.shard=false"
         )
-    yield from sampler_problems(c, ("sampler", "eval_sampler"))
+    yield from sampler_problems(c.model, {"sampler": sampler, "eval_sampler": c.eval_sampler})
     try:
         plans = {objective.plan(max(1, sampler["steps"]), np.random.default_rng(seed)) for seed in range(8)}
     except ValueError as error:
         yield str(error)
         return
-    if c["policy"].get("shard") and len(plans) > 1:
+    if c.policy.get("shard") and len(plans) > 1:
         yield (
             "policy.shard=true runs the same steps on every process, and this objective draws them for each "
             "rollout; set policy.shard=false"
         )
 
 
-def sampler_problems(c: dict[str, Any], groups: Sequence[str]) -> Iterator[str]:
-    """Checked samplers that do not fit the model, or have a number out of range."""
-    for group in groups:
-        flow = c[group]["_target_"] == "alignlab.engine.samplers.flow"
-        if getattr(resolve(c["model"]["_target_"]), "rectified_flow", flow) != flow:
+def sampler_problems(model: dict[str, Any], samplers: Mapping[str, dict[str, Any]]) -> Iterator[str]:
+    """Says which samplers do not fit the model, or have a number out of range, a sentence each.
+
+    Args:
+        model: the model's node.
+        samplers: checked nodes, by group.
+    """
+    for group, sampler in samplers.items():
+        flow = sampler["_target_"] == "alignlab.engine.samplers.flow"
+        if getattr(resolve(model["_target_"]), "rectified_flow", flow) != flow:
             kind, fits_it = ("a diffusion model", "ddim") if flow else ("a rectified flow", "flow")
             yield (
                 f"{group}={'flow' if flow else 'ddim'} does not fit this model, which is {kind}; set "
                 f"{group}={fits_it}"
             )
         for key, least in {"steps": 1, "eta": 0, "guidance_scale": 0}.items():
-            if np.min(c[group].get(key, least), initial=least) < least:  # eta may be a list
-                yield f"{group}.{key}={c[group][key]} must be at least {least}"
-        eta, steps = c[group].get("eta"), c[group].get("steps")
+            if np.min(sampler.get(key, least), initial=least) < least:  # eta may be a list
+                yield f"{group}.{key}={sampler[key]} must be at least {least}"
+        eta, steps = sampler.get("eta"), sampler.get("steps")
         if isinstance(eta, list) and len(eta) != steps:
             yield (
                 f"{group}.eta has {len(eta)} numbers for {group}.steps={steps}; give one number, or one for "
@@ -547,26 +573,26 @@ def sampler_problems(c: dict[str, Any], groups: Sequence[str]) -> Iterator[str]:
             )
 
 
-def _combination_problems(c: dict[str, Any], objective: Any) -> Iterator[str]:
-    if c["combine"] != "sum" and "combine" not in {**c["algo"], **(c["algo"].get("statistics") or {})}:
+def _combination_problems(c: TrainConfig, objective: Any) -> Iterator[str]:
+    if c.combine != "sum" and "combine" not in {**c.algo, **(c.algo.get("statistics") or {})}:
         name = type(objective).__name__
         does = (
             "follows the gradient of the weighted sum itself"
             if objective.needs_gradient
             else "makes no advantages of rewards"
         )
-        yield f"combine={c['combine']}, but {name} {does}; set combine=sum, or use algo=ddpo or algo=rwr"
+        yield f"combine={c.combine}, but {name} {does}; set combine=sum, or use algo=ddpo or algo=rwr"
 
 
-def _group_problems(c: dict[str, Any], per_prompt: int) -> Iterator[str]:
+def _group_problems(c: TrainConfig, per_prompt: int) -> Iterator[str]:
     """A group-wise reward must be given whole groups."""
-    trained, watched = groupwise(c["reward"]), groupwise(c["eval_rewards"])
+    trained, watched = groupwise(c.reward), groupwise(c.eval_rewards)
     for name in trained:
         sees, samples = (
             f"reward={name} compares the images of a prompt with each other",
-            c["samples_per_step"],
+            c.samples_per_step,
         )
-        micro = min(c["micro_batch"], samples)
+        micro = min(c.micro_batch, samples)
         if per_prompt < 2:
             yield f"{sees}, but prompts.per_prompt={per_prompt}; set prompts.per_prompt=4, say"
         elif micro % per_prompt:
@@ -576,7 +602,7 @@ def _group_problems(c: dict[str, Any], per_prompt: int) -> Iterator[str]:
                 f"{sees}, so micro_batch={micro} must be a multiple of prompts.per_prompt={per_prompt}; set "
                 f"micro_batch={mend}"
             )
-    if c["evaluation"]["final_images"] < 2 and not c["quick"]:
+    if c.evaluation.final_images < 2 and not c.quick:
         for name in dict.fromkeys(trained + watched):
             yield (
                 f"{name} compares the images of a prompt, but evaluation.final_images=1; set "
@@ -589,28 +615,39 @@ def groupwise(nodes: dict[str, Any] | None) -> list[str]:
     return [name for name, node in (nodes or {}).items() if declared(node).groupwise]
 
 
-def tuned_problems(c: dict[str, Any]) -> Iterator[str]:
-    """What is wrong with how a command names what was learned, and its dials."""
-    if c["run"] is not None and c["lora"] is not None:
-        yield f"run={c['run']} and lora={c['lora']} exclude each other; give one of them"
-    if c["run"] is not None and not run_folders(c["run"]):
-        yield f"run={c['run']} is no run folder (it has no config.yaml); give the folder of a finished run"
-    if c["lora"] is not None and not Path(c["lora"]).exists():
-        yield f"lora={c['lora']} is no folder and no file; give a LoRA in diffusers' or kohya's format"
-    if c["annealing"] < 0:
-        yield f"annealing={c['annealing']} must not be negative; 0 leaves it out"
+class Tuned(Protocol):
+    """The keys by which a command names what was learned, and turns its dials."""
+
+    run: str | None
+    lora: str | None
+    annealing: float
+    precision: str
+    device: str
+
+
+def tuned_problems(c: Tuned) -> Iterator[str]:
+    """Says what is wrong with how a command names what was learned, a sentence each."""
+    if c.run is not None and c.lora is not None:
+        yield f"run={c.run} and lora={c.lora} exclude each other; give one of them"
+    if c.run is not None and not run_folders(c.run):
+        yield f"run={c.run} is no run folder (it has no config.yaml); give the folder of a finished run"
+    if c.lora is not None and not Path(c.lora).exists():
+        yield f"lora={c.lora} is no folder and no file; give a LoRA in diffusers' or kohya's format"
+    if c.annealing < 0:
+        yield f"annealing={c.annealing} must not be negative; 0 leaves it out"
     yield from choice_problems(c, ("precision", "device"))
 
 
-def choice_problems(c: dict[str, Any], keys: Sequence[str]) -> Iterator[str]:
-    """Values that must be one of a few."""
+def choice_problems(c: Any, keys: Sequence[str]) -> Iterator[str]:
+    """Says which keys of a record have a value that is none of their CHOICES, a sentence each."""
     for key in keys:
-        if not isinstance(c[key], str) or c[key] not in CHOICES[key]:
-            yield f"{key}={c[key]} is not one of {', '.join(CHOICES[key])}"
+        value = getattr(c, key)
+        if not isinstance(value, str) or value not in CHOICES[key]:
+            yield f"{key}={value} is not one of {', '.join(CHOICES[key])}"
     for device, backend in (
         {"cuda": torch.cuda, "mps": torch.backends.mps}.items() if "device" in keys else ()
     ):
-        if c["device"] == device and not backend.is_available():
+        if c.device == device and not backend.is_available():
             yield f"device={device}, but this torch sees no such device; set device=cpu or device=auto"
 
 
@@ -622,9 +659,12 @@ def without_weighing(node: Any) -> Any:
     return {**target, **{k: v for k, v in node.items() if k not in WEIGHING}}
 
 
-def weighed(c: dict[str, Any]) -> None:
+def weighed(values: dict[str, Any]) -> None:
     """Gives rewards without a weight the weight 1, and without a `normalize` none."""
     for group in ("reward", "eval_rewards"):
-        for name, node in (c.get(group) or {}).items():
+        for name, node in (values.get(group) or {}).items():
             if isinstance(node, dict):
-                c[group][name] = {**node, **{key: value for key, value in WEIGHED.items() if key not in node}}
+                values[group][name] = {
+                    **node,
+                    **{key: value for key, value in WEIGHED.items() if key not in node},
+                }

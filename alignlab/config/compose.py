@@ -1,4 +1,4 @@
-"""From what Hydra composed to a plain, checked dictionary, and what the user typed for it.
+"""From what Hydra composed to a checked record, and what the user typed for it.
 
 Nothing below this room knows Hydra or OmegaConf: checks.py says what is wrong with plain values, build.py
 makes objects of them.
@@ -6,9 +6,9 @@ makes objects of them.
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 from alignlab.config.build import ConfigError
 from alignlab.config.checks import groupwise, ignored_problems, leaf_problems, problems, weighed
 from alignlab.config.path_keys import is_path
-from alignlab.config.schema import KEYS, QUICK, Evaluation
+from alignlab.config.record import record
+from alignlab.config.schema import QUICK, Evaluation, TrainConfig
 from alignlab.files.safe_folder import RunError
 from alignlab.runs.moved_targets import with_moved_targets
 from alignlab.runs.stored_config import NOT_SCIENCE, read_config
@@ -36,55 +37,59 @@ OmegaConf.register_new_resolver("or", lambda *values: next(v for v in values if 
 OmegaConf.register_new_resolver("last", lambda path: Path(str(path)).name, replace=True)
 
 
-def checked(cfg: DictConfig) -> dict[str, Any]:
-    """The plain, resolved configuration; that of the earlier run, if resume= is all that was asked for.
+def checked(cfg: DictConfig) -> TrainConfig:
+    """Makes the record of a training run; that of the earlier run, if resume= is all that was asked for.
 
     Raises:
         ConfigError: with every problem that was found.
     """
-    c = plain(cfg)
-    weighed(c)
-    allowed = opted_in(c)  # of this command, not of the earlier one
-    c = _as_begun(c)
-    if c.get("quick"):
-        _make_quick(c)
-    asked_for = {**c, "allow_targets": allowed} if "allow_targets" in c else c
-    found = list(dict.fromkeys(problems(asked_for, KEYS)))
-    upload = c.get("push_to_hub")
-    if upload is not None and c.get("resume") is None and not typed("push_to_hub"):
+    values = plain(cfg)
+    weighed(values)
+    allowed = opted_in(values)  # of this command, not of the earlier one
+    values = _as_begun(values)
+    if values.get("quick"):
+        _make_quick(values)
+    found = list(
+        dict.fromkeys(problems({**values, "allow_targets": allowed} if "allow_targets" in values else values))
+    )
+    upload = values.get("push_to_hub")
+    if upload is not None and values.get("resume") is None and not typed("push_to_hub"):
         found.append(
             f"push_to_hub={upload} stands in a file, and the model would be uploaded there; if you want "
             f"that, type push_to_hub={upload}, "
             "and push_to_hub=null if not"
         )
-    if not found and not (given_folder(c) / "config.yaml").is_file():  # a run that began goes on as it is
+    if found:
+        raise ConfigError("\n".join(found))
+    c = record(TrainConfig, values)
+    if not (given_folder(c) / "config.yaml").is_file():  # a run that began goes on as it is
         found = list(ignored_problems(c, _references(cfg.algo)))
     if found:
         raise ConfigError("\n".join(found))
-    if c["quick"] and groupwise(c["reward"]) + groupwise(c["eval_rewards"]):
-        c["evaluation"]["final_images"] = max(2, c["evaluation"]["final_images"])
+    if c.quick and groupwise(c.reward) + groupwise(c.eval_rewards):
+        c = replace(c, evaluation=replace(c.evaluation, final_images=max(2, c.evaluation.final_images)))
     return c
 
 
-def _as_begun(c: dict[str, Any]) -> dict[str, Any]:
+def _as_begun(values: dict[str, Any]) -> dict[str, Any]:
     """The configuration of the run that resume= names, if nothing else was asked for that its numbers depend
     on; otherwise the one that was given."""
-    keys, earlier = asked(), Path(c.get("resume") or "")
+    keys, earlier = asked(), Path(values.get("resume") or "")
     if not ("resume" in keys <= {*NOT_SCIENCE, "allow_targets"}) or not (earlier / "config.yaml").is_file():
-        return c
+        return values
     try:
         stored = read_config(earlier)
     except RunError as error:
         raise ConfigError(str(error)) from None
-    given = {key: c[key] for key in NOT_SCIENCE}
+    given = {key: values[key] for key in NOT_SCIENCE}
     return given | stored | {key: value for key, value in given.items() if key in keys}
 
 
-def _make_quick(c: dict[str, Any]) -> None:
+def _make_quick(values: dict[str, Any]) -> None:
     """Lowers the sizes of a configuration to those of QUICK."""
     for key, most in QUICK.items():
         group, _, name = key.rpartition(".")
-        node = c.get(group) if group else c
+        node = values.get(group) if group else values
         if isinstance(node, dict) and isinstance(node.get(name), int):
             node[name] = min(node[name], most)
 
@@ -101,7 +106,7 @@ def plain(cfg: DictConfig) -> Any:
         ConfigError: if a reference leads nowhere, or a value is one that no key may have.
     """
     try:
-        c: Any = with_moved_targets(OmegaConf.to_container(cfg, resolve=True))
+        values: Any = with_moved_targets(OmegaConf.to_container(cfg, resolve=True))
     except OmegaConfBaseException as error:
         reason = re.sub(
             r"^TypeError raised .*", "a resolver in it is given the wrong arguments", first_line(error)
@@ -116,11 +121,11 @@ def plain(cfg: DictConfig) -> Any:
         raise ConfigError(
             f"a reference (${{...}}) of the configuration cannot be resolved: {first_line(error)}"
         ) from None
-    c = _at_home(c)
-    unfit = list(leaf_problems(c))
+    values = _at_home(values)
+    unfit = list(leaf_problems(values))
     if unfit:
         raise ConfigError("\n".join(unfit))
-    return c
+    return values
 
 
 def _at_home(node: Any, where: str = "") -> Any:
@@ -164,10 +169,10 @@ def asked() -> set[str]:
     return {word.lstrip("+~").partition("=")[0] for word in words}
 
 
-def opted_in(c: dict[str, Any]) -> list[str]:
+def opted_in(values: Mapping[str, Any]) -> list[str]:
     """allow_targets, if the user typed it: a file, of --config-dir or of a run folder, cannot open the door
     to itself. Outside of a command the configuration is the calling program's own."""
-    given = c.get("allow_targets")
+    given = values.get("allow_targets")
     return list(given) if typed("allow_targets") and isinstance(given, list) else []
 
 
@@ -180,12 +185,12 @@ def typed(key: str) -> bool:
     return words is None or any(word.lstrip("+").startswith(key) for word in words)
 
 
-def given_folder(c: dict[str, Any]) -> Path:
+def given_folder(c: TrainConfig) -> Path:
     """The run's folder if the command line says which: resume=, the job's in a sweep, or output_dir=; else
     `Path()`."""
     at = HydraConfig.get() if HydraConfig.initialized() else None
     sweep = at is not None and at.mode == RunMode.MULTIRUN
-    return Path(c["resume"] or (at.runtime.output_dir if at is not None and sweep else c["output_dir"]) or "")
+    return Path(c.resume or (at.runtime.output_dir if at is not None and sweep else c.output_dir) or "")
 
 
 def first_line(error: BaseException) -> str:

@@ -17,6 +17,7 @@ from alignlab.config.build import ConfigError
 from alignlab.config.compose import asked
 from alignlab.config.diagnosis import say, silent
 from alignlab.config.job_names import WORDS, folder_of, write_words
+from alignlab.config.schema import TrainConfig
 from alignlab.config.typed import swept
 from alignlab.distributed.ranks import launched, rank, shared
 from alignlab.files.safe_folder import RunError, fresh, refuse_links
@@ -38,26 +39,25 @@ def device_of(name: str) -> torch.device:
     return torch.device(name)
 
 
-def run_folder(c: dict[str, Any]) -> Path:
+def run_folder(c: TrainConfig) -> Path:
     """resume=, or the job's folder in a sweep, or output_dir=, or a new one: that of process 0.
 
     Says where the run sends what it makes: a resumed one has that from its folder, which may be somebody
     else's.
     """
     at = HydraConfig.get()
-    given = c["resume"] or (folder_of_job() if at.mode == RunMode.MULTIRUN else c["output_dir"])
+    given = c.resume or (folder_of_job() if at.mode == RunMode.MULTIRUN else c.output_dir)
     if not given and rank() == 0:
         given = fresh(f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}-{at.runtime.choices['algo']}")
     folder = Path(shared(str(given)))
-    whose = f" (as {folder / 'config.yaml'} has it)" if c["resume"] else ""
+    whose = f" (as {folder / 'config.yaml'} has it)" if c.resume else ""
     sent = {"push_to_hub": "uploads its model at the end to", "tracker": "logs to the tracker"}
     for key, what in sent.items() if not silent() else ():
-        if c[key] not in (None, "none"):
+        where = getattr(c, key)
+        if where not in (None, "none"):
             off = "null" if key == "push_to_hub" else "none"
-            print(
-                f"this run {what} {c[key]}{'' if key in asked() else whose}; {key}={off} leaves that out",
-                flush=True,
-            )
+            said_by = "" if key in asked() else whose
+            print(f"this run {what} {where}{said_by}; {key}={off} leaves that out", flush=True)
     return folder
 
 

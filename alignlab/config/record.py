@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import FrozenInstanceError
 from typing import Any, TypeVar, get_type_hints
 
-from alignlab.config.build import ConfigError, nearest
+from alignlab.config.build import ConfigError, fits, nearest, words
 
 
 class Keys:
@@ -37,24 +37,28 @@ class Keys:
 K = TypeVar("K", bound=Keys)
 
 
-def record(keys: type[K], values: Mapping[str, Any]) -> K:
+def record(keys: type[K], values: Mapping[str, Any], where: str = "") -> K:
     """Makes the record of a plain configuration. Groups whose type is a dataclass of keys become records too.
 
     Args:
         keys: the command's dataclass.
         values: a value for each of its fields; one that is missing takes its default.
+        where: in front of a key in a sentence: the group that the values are of, and a dot.
 
     Raises:
-        ConfigError: for a value that is no key of the command.
+        ConfigError: for a value that is no key of the command, or is of another type than its key.
     """
     hints = get_type_hints(keys)
     unknown = [name for name in values if name not in hints]
     if unknown:
-        raise ConfigError(f"{unknown[0]} is no key of this command; {nearest(unknown[0], hints, '')}")
-    return keys(**{name: _typed(hints[name], value) for name, value in values.items()})
+        known = nearest(unknown[0], hints, where)
+        raise ConfigError(f"{where}{unknown[0]} is no key of this command; {known}")
+    return keys(**{name: _typed(hints[name], value, f"{where}{name}") for name, value in values.items()})
 
 
-def _typed(kind: Any, value: Any) -> Any:
+def _typed(kind: Any, value: Any, where: str) -> Any:
     if isinstance(kind, type) and issubclass(kind, Keys) and isinstance(value, Mapping):
-        return record(kind, value)
+        return record(kind, value, f"{where}.")
+    if not fits(value, kind):  # Hydra sees to the types of what is typed, but not to those of a stored run
+        raise ConfigError(f"{where}={value} must be {words(kind)}")
     return value

@@ -4,15 +4,18 @@ The commands that do not train have a dataclass of their own keys, beside their 
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
-from alignlab.runs.stored_config import KEPT_CHECKPOINTS
+from alignlab.config.build import ConfigError
+from alignlab.config.record import Keys, record
+from alignlab.runs.stored_config import KEPT_CHECKPOINTS, read_config
 
 
 @dataclass
-class Evaluation:
+class Evaluation(Keys):
     """The evaluation during training and at its end. Its noise is never the training noise."""
 
     prompts: int = 8
@@ -26,8 +29,9 @@ class Evaluation:
 
 
 @dataclass
-class TrainConfig:
-    """The top-level keys. The groups are typed by the constructors that their _target_ names."""
+class TrainConfig(Keys):
+    """The top-level keys. A group is a node, or several nodes by name. What the node's _target_ names types
+    its arguments."""
 
     kl_coeff: float = 0.0
     """Weight of the distance to the frozen model; each algorithm's page states its unit."""
@@ -108,6 +112,20 @@ class TrainConfig:
 
 
 ConfigStore.instance().store(name="train_schema", node=TrainConfig)
+
+
+def stored_record(run: Path) -> TrainConfig:
+    """Reads the configuration of a run folder as a record.
+
+    Raises:
+        RunError: if RUN/config.yaml cannot be read, or is no configuration.
+        ConfigError: if a key or a value in it is none that a run may have.
+    """
+    try:
+        return record(TrainConfig, read_config(run))
+    except ConfigError as error:
+        raise ConfigError(f"{run / 'config.yaml'}: {error}") from None
+
 
 KEYS = list(TrainConfig.__dataclass_fields__)
 QUICK = {

@@ -6,7 +6,7 @@ kilobytes.
 import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ import yaml
 from alignlab.config.build import build
 from alignlab.config.checks import bench_problems
 from alignlab.config.compose import CONF
+from alignlab.config.schema import TrainConfig, stored_record
 from alignlab.data.prompts import thinned
 from alignlab.files.safe_folder import RunError, refuse_links
 from alignlab.files.writing import all_aside, refuse_unwritable, room_for
 from alignlab.runs.folder import save_grid
-from alignlab.runs.stored_config import read_config
 from alignlab.training.evaluation import evaluate
 from alignlab.training.setup import Bench, weighted_sum
 from alignlab.weights.dials import scale_lora
@@ -43,7 +43,7 @@ VARIED = (
 )
 
 
-def dials(bench: Bench, c: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+def dials(bench: Bench, c: TrainConfig, folder: Path) -> list[dict[str, Any]]:
     """Reward, held-out rewards and diversity at scales of the LoRA and powers of annealed guidance, on the
     prompts and noises of the evaluations during training: scale 0 is their first line, scale 1 their last."""
     whole, out = bench.policy, []
@@ -51,30 +51,30 @@ def dials(bench: Bench, c: dict[str, Any], folder: Path) -> list[dict[str, Any]]
         for value in values:
             turned, prompts = (
                 replace(bench, policy=dialled(whole, bench.eval_sampler, **{name: value})),
-                bench.prompts.prompts[: c["evaluation"]["prompts"]],
+                bench.prompts.prompts[: c.evaluation.prompts],
             )
             seen = evaluate(
                 turned,
                 prompts,
-                images=c["evaluation"]["images"],
+                images=c.evaluation.images,
                 stream="eval",
-                batch=c["evaluation"]["batch"],
+                batch=c.evaluation.batch,
             )
             out.append({"dial": name, "value": value, **seen.numbers(bench.reward.combine)})
         scale_lora(whole, 1.0)
     return out
 
 
-def generalisation(bench: Bench, c: dict[str, Any], folder: Path) -> dict[str, Any]:
+def generalisation(bench: Bench, c: TrainConfig, folder: Path) -> dict[str, Any]:
     """The training reward of the base and of the tuned model, the same noises, on prompts of several sets:
     {set: {prompts, base, tuned}}, rewards [prompts][images]."""
-    bench, images, out = replace(bench, held_out=weighted_sum({})), c["evaluation"]["final_images"], {}
+    bench, images, out = replace(bench, held_out=weighted_sum({})), c.evaluation.final_images, {}
     for name in SETS:
         every = build(yaml.safe_load((CONF / "prompts" / f"{name}.yaml").read_text())).prompts
-        prompts = thinned(every, 2 if c["quick"] else PROMPTS_A_SET)
-        tuned = evaluate(bench, prompts, images=images, stream="probe", batch=c["evaluation"]["batch"])
+        prompts = thinned(every, 2 if c.quick else PROMPTS_A_SET)
+        tuned = evaluate(bench, prompts, images=images, stream="probe", batch=c.evaluation.batch)
         with bench.policy.reference():
-            base = evaluate(bench, prompts, images=images, stream="probe", batch=c["evaluation"]["batch"])
+            base = evaluate(bench, prompts, images=images, stream="probe", batch=c.evaluation.batch)
         rewards = {
             who: bench.reward.combine(seen.rewards).view(len(prompts), images)
             for who, seen in (("base", base), ("tuned", tuned))
@@ -86,10 +86,10 @@ def generalisation(bench: Bench, c: dict[str, Any], folder: Path) -> dict[str, A
     return out
 
 
-def pictures_of(prompts: Sequence[str], n: int) -> Callable[[Bench, dict[str, Any], Path], dict[str, Any]]:
+def pictures_of(prompts: Sequence[str], n: int) -> Callable[[Bench, TrainConfig, Path], dict[str, Any]]:
     """A probe: tuned.png and base.png, a row of `n` noises for each prompt."""
 
-    def look(bench: Bench, c: dict[str, Any], folder: Path) -> dict[str, Any]:
+    def look(bench: Bench, c: TrainConfig, folder: Path) -> dict[str, Any]:
         for who, scope in (("tuned", nullcontext()), ("base", bench.policy.reference())):
             with scope:
                 rows = [pictures(bench.policy, bench.eval_sampler, prompt, n=n) for prompt in prompts]
@@ -99,7 +99,7 @@ def pictures_of(prompts: Sequence[str], n: int) -> Callable[[Bench, dict[str, An
     return look
 
 
-PROBES: dict[str, Callable[[Bench, dict[str, Any], Path], Any]] = {
+PROBES: dict[str, Callable[[Bench, TrainConfig, Path], Any]] = {
     "dials": dials,
     "generalisation": generalisation,
     "lion": pictures_of([LION], 8),
@@ -117,11 +117,11 @@ def probe(run: Path, name: str) -> bool:
     if not any((run / "model").rglob("*.safetensors")):
         return False
     refuse_links(run, f"probes/{name}")
-    c = read_config(run)
-    wrong = list(bench_problems(c, ()))
+    c = stored_record(run)
+    wrong = list(bench_problems(asdict(c), ()))
     if wrong:
         raise RunError(f"run={run}: {wrong[0]}")
-    bench = Bench.of(c, policy_of(c["model"], run=str(run), precision=c.get("precision", "fp32")))
+    bench = Bench.of(c, policy_of(c.model, run=str(run), precision=c.precision))
     refuse_unwritable(folder, "home", ANSWER)
     with room_for(folder, "home"), all_aside(folder, last=ANSWER) as aside:
         (aside / ANSWER).write_text(

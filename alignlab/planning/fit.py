@@ -2,12 +2,13 @@
 room for."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
 
 import psutil
 import torch
 
 from alignlab.config.checks import groupwise
+from alignlab.config.schema import TrainConfig
 from alignlab.distributed.ranks import launched
 from alignlab.planning.footprint import Epoch, Footprint, footprint
 
@@ -40,36 +41,36 @@ def largest(candidates: Sequence[int], fits: Callable[[int], bool]) -> int | Non
     return candidates[low] if low >= 0 else None
 
 
-def at(c: dict[str, Any], epoch: Epoch, micro_batch: int, batch: int) -> Footprint:
+def at(c: TrainConfig, epoch: Epoch, micro_batch: int, batch: int) -> Footprint:
     """Of a configuration with these two sizes."""
-    evaluation = {**c["evaluation"], "batch": batch}
-    return footprint({**c, "micro_batch": micro_batch, "evaluation": evaluation}, epoch, device=c["device"])
+    sized = replace(c, micro_batch=micro_batch, evaluation=replace(c.evaluation, batch=batch))
+    return footprint(sized, epoch, device=c.device)
 
 
-def micro_batches(c: dict[str, Any]) -> list[int]:
+def micro_batches(c: TrainConfig) -> list[int]:
     """Those that divide what each process samples, and hold whole groups where a reward compares a prompt's
     images; ascending."""
-    each = c["samples_per_step"] // launched()
-    group = c["prompts"].get("per_prompt", 1) if groupwise(c["reward"]) else 1
+    each = c.samples_per_step // launched()
+    group = c.prompts.get("per_prompt", 1) if groupwise(c.reward) else 1
     return [k for k in range(group, each + 1, group) if each % k == 0]
 
 
-def batches(c: dict[str, Any]) -> list[int]:
+def batches(c: TrainConfig) -> list[int]:
     """Powers of 2 below evaluation.batch."""
-    batch = c["evaluation"]["batch"]
+    batch = c.evaluation.batch
     return [2**k for k in range(batch.bit_length()) if 2**k < batch]
 
 
-def proposals(c: dict[str, Any], now: Footprint, room: float, epoch: Epoch) -> dict[str, int | None]:
+def proposals(c: TrainConfig, now: Footprint, room: float, epoch: Epoch) -> dict[str, int | None]:
     """For micro_batch and evaluation.batch the largest that fits in `room` bytes, None if not even 1 does.
 
     micro_batch is one that divides samples_per_step. evaluation.batch stays as it is if it fits, and else is
     a power of 2.
     """
-    batch = c["evaluation"]["batch"]
+    batch = c.evaluation.batch
     micro_batch = largest(
         micro_batches(c),
-        lambda k: (now if k == c["micro_batch"] else at(c, epoch, k, batch)).training <= room,
+        lambda k: (now if k == c.micro_batch else at(c, epoch, k, batch)).training <= room,
     )
     if micro_batch is None or now.evaluation <= room:
         return {"micro_batch": micro_batch, "evaluation.batch": batch}
@@ -80,18 +81,18 @@ def proposals(c: dict[str, Any], now: Footprint, room: float, epoch: Epoch) -> d
     }
 
 
-def other_ways(c: dict[str, Any]) -> str:
+def other_ways(c: TrainConfig) -> str:
     """What takes less memory, where a smaller batch is no help."""
     ways = [
-        "policy.checkpointing=true" if not c["policy"].get("checkpointing") else "",
-        "precision=bf16" if c["precision"] == "fp32" else "",
-        "policy.full=false" if c["policy"].get("full") else "",
-        "offload=true" if not c["offload"] else "",
+        "policy.checkpointing=true" if not c.policy.get("checkpointing") else "",
+        "precision=bf16" if c.precision == "fp32" else "",
+        "policy.full=false" if c.policy.get("full") else "",
+        "offload=true" if not c.offload else "",
     ]
     return ", ".join(filter(None, ways)) or "a larger device"
 
 
-def instead(c: dict[str, Any], key: str, room: float | None, epoch: Epoch) -> str:
+def instead(c: TrainConfig, key: str, room: float | None, epoch: Epoch) -> str:
     """What to lower after memory ran out, and by how much.
 
     Args:
@@ -99,20 +100,20 @@ def instead(c: dict[str, Any], key: str, room: float | None, epoch: Epoch) -> st
         key: one of KEYS: what the memory ran out for.
         room: bytes that the device has for the run; None where that is not known.
     """
-    training, batch = key == "micro_batch", c["evaluation"]["batch"]
-    its = c["micro_batch"] if training else batch
+    training, batch = key == "micro_batch", c.evaluation.batch
+    its = c.micro_batch if training else batch
     lower = [k for k in (micro_batches(c) if training else batches(c)) if k < its]
     if not lower:
         return f"{key}={its} cannot be lower; try {other_ways(c)}"
 
     def need(value: int) -> float:
-        found = at(c, epoch, value if training else c["micro_batch"], batch if training else value)
+        found = at(c, epoch, value if training else c.micro_batch, batch if training else value)
         return MARGIN * (found.training if training else found.evaluation)
 
     try:
         # a prediction is that of one process that shares nothing, and to make one of several would call on
         # the others in mid-epoch
-        if room is None or launched() > 1 or c["policy"].get("shard"):
+        if room is None or launched() > 1 or c.policy.get("shard"):
             return f"{key}={its} is too much; set {key}={lower[-1]}"
         now, known = need(its), {}
 
@@ -134,6 +135,6 @@ def instead(c: dict[str, Any], key: str, room: float | None, epoch: Epoch) -> st
         return f"{key}={its} is too much; set {key}={lower[-1]} (no prediction: {type(error).__name__})"
 
 
-def smaller(c: dict[str, Any], key: str, epoch: Epoch) -> str:
+def smaller(c: TrainConfig, key: str, epoch: Epoch) -> str:
     """What `instead` says, for the memory that the device has now."""
-    return instead(c, key, free_memory(c["device"]), epoch)
+    return instead(c, key, free_memory(c.device), epoch)

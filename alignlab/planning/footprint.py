@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from alignlab.config.build import build
+from alignlab.config.schema import TrainConfig
 from alignlab.engine.rollout import Rollout
 from alignlab.models.pipeline import shapes_only
 from alignlab.objectives import Update
@@ -26,7 +27,7 @@ from alignlab.planning.meta_device import Kernels, Ledger
 from alignlab.training.evaluation import distance_to_base, evaluate, measure_all
 from alignlab.training.setup import Lab
 
-Epoch = Callable[[Lab, dict[str, Any], int], dict[str, Any]]
+Epoch = Callable[[Lab, TrainConfig, int], dict[str, Any]]
 """The loop's: lab, configuration and number of the epoch to its line of metrics."""
 TRAINING = ("sampling", "reward", "loss", "backward", "optimizer step")
 ENOUGH = 2
@@ -61,7 +62,7 @@ class Footprint:
         return max(self.training, self.evaluation)
 
 
-def footprint(c: dict[str, Any], epoch: Epoch, *, device: str) -> Footprint:
+def footprint(c: TrainConfig, epoch: Epoch, *, device: str) -> Footprint:
     """Runs a checked configuration dry.
 
     Args:
@@ -69,7 +70,7 @@ def footprint(c: dict[str, Any], epoch: Epoch, *, device: str) -> Footprint:
         device: the type of the one that is meant ("cpu", "cuda", "mps"). Autocast and the optimiser differ
             between them.
     """
-    ledger, kernels, c = Ledger(), Kernels(device), {**c, "device": "meta", "init_from": None}
+    ledger, kernels, c = Ledger(), Kernels(device), replace(c, device="meta", init_from=None)
     with ExitStack() as stack:
         stack.enter_context(
             mock.patch.object(torch, "autocast", kernels.autocast)
@@ -106,10 +107,10 @@ def footprint(c: dict[str, Any], epoch: Epoch, *, device: str) -> Footprint:
         )
 
 
-def _evaluate(lab: Lab, c: dict[str, Any]) -> None:
+def _evaluate(lab: Lab, c: TrainConfig) -> None:
     """What `measure` and `measure_all` do."""
-    chosen, its = lab.prompts.prompts[: c["evaluation"]["prompts"]], c["evaluation"]
-    evaluate(lab, chosen, images=its["images"], stream="eval", batch=its["batch"])
+    chosen = lab.prompts.prompts[: c.evaluation.prompts]
+    evaluate(lab, chosen, images=c.evaluation.images, stream="eval", batch=c.evaluation.batch)
     distance_to_base(lab.policy, lab.sampler, chosen)
     measure_all(lab, c)
 
@@ -141,14 +142,14 @@ def _zeros(images: Tensor, prompts: Sequence[str]) -> "Future[Tensor]":
     return answer
 
 
-def _prepare(lab: Lab, c: dict[str, Any], ledger: Ledger, kernels: Kernels, device: str) -> None:
+def _prepare(lab: Lab, c: TrainConfig, ledger: Ledger, kernels: Kernels, device: str) -> None:
     """Names the phases, and shortens what repeats itself."""
     its: Any = lab  # methods are replaced below, which mypy minds
     policy, family, objective = its.policy, its.policy.family, its.objective
     lab.sampler = build(
-        c["sampler"], scheduler=family.scheduler
+        c.sampler, scheduler=family.scheduler
     )  # tables of numbers that steer the loop: they stay on the host
-    lab.eval_sampler = build(c["eval_sampler"], scheduler=family.scheduler)
+    lab.eval_sampler = build(c.eval_sampler, scheduler=family.scheduler)
     lab.scaler = torch.amp.GradScaler("cpu", enabled=False)  # its numbers steer too, and weigh nothing
     for group in lab.optimizer.param_groups:
         if group.get("foreach", False) is None and not group.get("fused"):

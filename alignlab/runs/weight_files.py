@@ -13,11 +13,14 @@ from alignlab.models.lora import LoRA
 from alignlab.runs.layout import weights
 
 
-def start_problems(c: dict[str, Any]) -> Iterator[str]:
-    """What the names and the headers of the files say before a model is loaded; nothing where a checkpoint
-    takes over."""
-    init_from, policy = c["init_from"], c["policy"]
-    here = Path(c["resume"] or c["output_dir"] or ".")  # of a sweep, the folder of its runs
+def start_problems(init_from: str | None, here: Path, policy: dict[str, Any]) -> Iterator[str]:
+    """Says what is wrong with init_from=, as names and the headers of files tell before a model is loaded.
+    Nothing is wrong where a checkpoint takes over.
+
+    Args:
+        here: the folder of the run, or of a sweep's runs.
+        policy: the policy's node.
+    """
     if init_from is None or any(here.glob("checkpoints/step_*")) or any(here.glob("*/checkpoints/step_*")):
         return
     try:
@@ -30,7 +33,7 @@ def start_problems(c: dict[str, Any]) -> Iterator[str]:
             else f"init_from={init_from} cannot be read ({error.strerror})"
         )
         return
-    if isinstance(policy, dict) and not policy.get("full"):
+    if not policy.get("full"):
         asked = {"rank": LoRA.rank, "alpha": LoRA.alpha} | (policy.get("lora") or {})
         if whole:
             yield a_pipeline(init_from)

@@ -5,11 +5,11 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from alignlab.config.schema import TrainConfig
 from alignlab.distributed.ranks import own, shared, whole, world
 from alignlab.engine.distance_to_base import drift
 from alignlab.engine.noise import noise_key
@@ -47,46 +47,46 @@ class Measured:
         return means | spread | {"lpips": sum(self.lpips) / len(self.lpips) if self.lpips else None}
 
 
-def measure_base(lab: Lab, c: dict[str, Any]) -> dict[str, float | None]:
+def measure_base(lab: Lab, c: TrainConfig) -> dict[str, float | None]:
     """The model as training starts from it. Normalised rewards take their scale from it."""
     seen = measure_all(lab, c)
     lab.reward.calibrate(seen.rewards)
     return seen.numbers(lab.reward.combine)
 
 
-def measure(lab: Lab, c: dict[str, Any], run: Run, step: int) -> dict[str, float | None]:
+def measure(lab: Lab, c: TrainConfig, run: Run, step: int) -> dict[str, float | None]:
     """The evaluation before (step 0) and during training, with its grid of samples and the distance to the
     base model."""
-    chosen, images = lab.prompts.prompts[: c["evaluation"]["prompts"]], c["evaluation"]["images"]
+    chosen, images = lab.prompts.prompts[: c.evaluation.prompts], c.evaluation.images
     with lab.averaged():
-        seen = evaluate(lab, chosen, images=images, stream="eval", batch=c["evaluation"]["batch"])
+        seen = evaluate(lab, chosen, images=images, stream="eval", batch=c.evaluation.batch)
         numbers = seen.numbers(lab.reward.combine) | distance_to_base(lab.policy, lab.sampler, chosen)
-        value: Any = numbers.get(c["select"])  # None where the last is taken
+        value = numbers.get(c.select)  # None where the last is taken
         if shared(
             value is not None
-            and value > max(run.evaluated(c["select"], before=step).values(), default=-math.inf)
+            and value > max(run.evaluated(c.select, before=step).values(), default=-math.inf)
         ):
             run.save_best(step, lab.policy.state_dict())
     run.save_samples(step, seen.images, columns=images)
     return {f"eval/{name}": value for name, value in numbers.items()}
 
 
-def settle(lab: Lab, c: dict[str, Any], run: Run) -> int:
+def settle(lab: Lab, c: TrainConfig, run: Run) -> int:
     """Gives the policy the weights that the run is known by: the best in an evaluation (select), or the last,
     or their average (ema). Returns the epoch that they are from."""
-    if c["select"] != "last":
-        values = run.evaluated(c["select"])
+    if c.select != "last":
+        values = run.evaluated(c.select)
         best = max(values, key=values.__getitem__)
         lab.policy.load_state_dict(run.load_best(best))
         return best
     if lab.ema is not None:
         lab.ema.copy_to(lab.policy.parameters())
-    return int(c["steps"])
+    return c.steps
 
 
-def measure_all(lab: Lab, c: dict[str, Any]) -> Measured:
+def measure_all(lab: Lab, c: TrainConfig) -> Measured:
     """Every training prompt, on noise that nothing else uses: the numbers of the summary."""
-    images, batch = c["evaluation"]["final_images"], c["evaluation"]["batch"]
+    images, batch = c.evaluation.final_images, c.evaluation.batch
     return evaluate(
         lab, lab.prompts.prompts, images=images, stream="final", batch=batch, between=leave_if_asked
     )

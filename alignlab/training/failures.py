@@ -6,13 +6,14 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from alignlab.config.build import ConfigError
 from alignlab.config.jobs import device_of
+from alignlab.config.schema import TrainConfig
 from alignlab.distributed.ranks import signed
 from alignlab.engine.rollout import NothingToLearn
 from alignlab.files.safe_folder import RunError
@@ -32,9 +33,7 @@ OUT_OF_MEMORY = (
 
 
 @contextmanager
-def explained(
-    c: dict[str, Any], folder: Path, smaller: Callable[[dict[str, Any], str], str]
-) -> Iterator[None]:
+def explained(c: TrainConfig, folder: Path, smaller: Callable[[TrainConfig, str], str]) -> Iterator[None]:
     """Around a run.
 
     Args:
@@ -68,10 +67,10 @@ def explained(
             raise
         key, device = (
             "evaluation.batch" if in_evaluation(error) else "micro_batch",
-            device_of(c["device"]).type,
+            device_of(c.device).type,
         )
         _let_go(error, device)
-        mend = smaller({**c, "device": device}, key)
+        mend = smaller(replace(c, device=device), key)
         raise ConfigError(
             signed(
                 f"out of memory: {mend}, in another output_dir, for it is another run ({folder} is as its "

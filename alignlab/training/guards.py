@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from alignlab.config.schema import TrainConfig
 from alignlab.distributed.ranks import gathered, rank, signed, world
 from alignlab.engine.rollout import Rollout
 from alignlab.files.safe_folder import RunError
@@ -90,9 +91,9 @@ class Guard:
         epoch: counted from 1.
     """
 
-    def __init__(self, lab: Lab, c: dict[str, Any], epoch: int) -> None:
+    def __init__(self, lab: Lab, c: TrainConfig, epoch: int) -> None:
         self.lab, self.c, self.epoch, self.trained = lab, c, epoch, lab.policy.parameters()
-        self.left = math.ceil(c["samples_per_step"] / c["micro_batch"] / world())
+        self.left = math.ceil(c.samples_per_step / c.micro_batch / world())
         """Rollouts of this process whose rewards may yet be finite."""
         self.nonfinite = self.skipped = 0
         self.norms: list[float] = []
@@ -123,7 +124,7 @@ class Guard:
         if not failures:
             return scored
         told, images = f"epoch {self.epoch}: {failures[0].told}", [one.images for one in failures]
-        if self.c["on_nonfinite"] == "stop" or not all(images):
+        if self.c.on_nonfinite == "stop" or not all(images):
             raise Unscored(told)
         self.nonfinite, self.left = self.nonfinite + sum(images), self.left - 1
         if self.left == 0:
@@ -158,7 +159,7 @@ class Guard:
         scaler = self.lab.scaler
         # In fp16 an overflow is usual: the update is skipped and the scale falls.
         scaled = bool(fault) and scaler.is_enabled() and scaler.get_scale() >= 1
-        if fault and self.c["on_nonfinite"] == "stop" and not scaled:
+        if fault and self.c.on_nonfinite == "stop" and not scaled:
             mend = (
                 "lower lr or kl_coeff in another output_dir, or resume with on_nonfinite=skip; the last "
                 "checkpoint is intact"
@@ -188,7 +189,7 @@ class Guard:
 
     def _hold(self, at: str, reports: list[Report]) -> None:
         """Stops a run whose update goes farther than max_ratio or max_kl."""
-        most, far = self.c["max_ratio"], self.c["max_kl"]
+        most, far = self.c.max_ratio, self.c.max_kl
         ratio = math.exp(min(max(report.log_ratio for report in reports), 700.0))
         shares = sum(report.kl_share for report in reports)
         kl = sum(report.kl for report in reports) / shares if shares else None
@@ -196,12 +197,12 @@ class Guard:
         if most is not None and ratio > most:
             raise Leap(
                 f"{at}: the importance ratio is {ratio:.3g}-fold away from 1 (max_ratio={most:g}); "
-                f"lower lr={self.c['lr']:g} or algo.updates_per_epoch {mend}"
+                f"lower lr={self.c.lr:g} or algo.updates_per_epoch {mend}"
             )
         if far is not None and kl is not None and kl > far:
             raise Leap(
-                f"{at}: the KL term is {kl:.3g} (max_kl={far:g}); raise kl_coeff={self.c['kl_coeff']:g} or "
-                f"lower lr={self.c['lr']:g} {mend}"
+                f"{at}: the KL term is {kl:.3g} (max_kl={far:g}); raise kl_coeff={self.c.kl_coeff:g} or "
+                f"lower lr={self.c.lr:g} {mend}"
             )
 
     def _say(self, sentence: str) -> None:

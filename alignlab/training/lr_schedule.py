@@ -1,18 +1,18 @@
 """The learning rate over a run, a pure function of the epoch: nothing to save, nothing to resume."""
 
 import math
-from typing import Literal
 
 import torch
 
-Schedule = Literal["constant", "linear", "cosine"]
 
-
-def lr_factor(schedule: Schedule, epoch: int, *, epochs: int, warmup: int = 0) -> float:
+def lr_factor(schedule: str, epoch: int, *, epochs: int, warmup: int = 0) -> float:
     """What the optimiser's lr is multiplied with in `epoch` (counted from 1), in (0, 1].
 
     It rises linearly over `warmup` epochs to 1, then stays (constant) or falls towards 0, which it would
     reach after the last epoch, along a line or half a cosine.
+
+    Args:
+        schedule: constant, linear or cosine.
     """
     if epoch <= warmup:
         return epoch / warmup

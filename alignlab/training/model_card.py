@@ -2,6 +2,7 @@
 
 import re
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 from alignlab.config.build import resolve
 from alignlab.config.checks import COUNTED, is_hub_id
 from alignlab.config.compose import typed
+from alignlab.config.schema import TrainConfig
 from alignlab.distributed.ranks import rank
 from alignlab.files.bounded_yaml import front_matter
 from alignlab.files.safe_folder import RunError, refuse_links
@@ -44,7 +46,7 @@ ComfyUI leaves out the attention layers of a UNet, whose names it does not know.
 ComfyUI by its source."""
 
 
-def look_ahead(c: dict[str, Any]) -> None:
+def look_ahead(c: TrainConfig) -> None:
     """Looks at what the end of a run needs, before it begins: a token for push_to_hub, and the base model's
     licence for the card. A card without a licence is no reason not to train, so a README that cannot be read
     is told in a line.
@@ -54,9 +56,9 @@ def look_ahead(c: dict[str, Any]) -> None:
     """
     from huggingface_hub import get_token
 
-    if c["push_to_hub"] is not None and not get_token():
+    if c.push_to_hub is not None and not get_token():
         raise RunError(
-            f"push_to_hub={c['push_to_hub']} needs a token of the Hugging Face hub, and none is found here; "
+            f"push_to_hub={c.push_to_hub} needs a token of the Hugging Face hub, and none is found here; "
             "type hf auth login or set "
             "HF_TOKEN, or leave push_to_hub out and upload the finished run with python -m alignlab.export "
             "to=hub"
@@ -70,12 +72,12 @@ def look_ahead(c: dict[str, Any]) -> None:
         )
 
 
-def write_card(lab: Lab, c: dict[str, Any], run: Run, summary: dict[str, Any]) -> None:
+def write_card(lab: Lab, c: TrainConfig, run: Run, summary: dict[str, Any]) -> None:
     """Writes RUN/model/README.md: what was trained on what, the numbers before and after, and how to use
     it."""
     from huggingface_hub import ModelCardData
 
-    base, algorithm, full = base_of(c), c["algo"]["_target_"].rpartition(".")[2], lab.policy.full
+    base, algorithm, full = base_of(c), c.algo["_target_"].rpartition(".")[2], lab.policy.full
     licence, name = licence_of(base)
     more: dict[str, Any] = {"license": licence} if licence else {}
     if licence == "other":
@@ -96,16 +98,17 @@ def write_card(lab: Lab, c: dict[str, Any], run: Run, summary: dict[str, Any]) -
         "reward": summary["reward_unit"],
         "lpips": f"{summary['diversity_metric']}, between images of a prompt",
     }
-    trained, own = ", ".join(lab.reward.rewards), next((key for key in COUNTED if key in c["algo"]), None)
+    trained, own = ", ".join(lab.reward.rewards), next((key for key in COUNTED if key in c.algo), None)
     aim, what = lab.objective.learns_from or trained, own or "images"
     table = [
         f"| {key} | {unit} | {summary['base'][key]:.4g} | {summary['final'][key]:.4g} |"
         for key, unit in units.items()
         if summary["final"].get(key) is not None
     ]
-    prompts, start = lab.prompts.prompts, c["init_from"]
+    prompts, start = lab.prompts.prompts, c.init_from
     shown = "; ".join(prompts[:12]) + (f"; and {len(prompts) - 12} more" if len(prompts) > 12 else "")
-    configuration = yaml.safe_dump({k: v for k, v in c.items() if k not in NOT_SCIENCE}, sort_keys=False)
+    science = {key: value for key, value in asdict(c).items() if key not in NOT_SCIENCE}
+    configuration = yaml.safe_dump(science, sort_keys=False)
     text = f"""---
 {data.to_yaml()}
 ---
@@ -117,12 +120,12 @@ def write_card(lab: Lab, c: dict[str, Any], run: Run, summary: dict[str, Any]) -
 
 - base model: {base}{f", trained on from {start}" if start else ""}
 - licence: {(name or licence) if licence else "that of the base model, which its folder does not name"}
-- algorithm: {algorithm}, {c["steps"]} epochs of {c["samples_per_step"]} {what}, seed {c["seed"]}
+- algorithm: {algorithm}, {c.steps} epochs of {c.samples_per_step} {what}, seed {c.seed}
 - prompts: {shown}
 
 ## Before and after
 
-Means over {len(prompts)} prompts, {c["evaluation"]["final_images"]} images each, the same noises {
+Means over {len(prompts)} prompts, {c.evaluation.final_images} images each, the same noises {
         "where training started" if start else "for the base model"
     } and at the end.
 
@@ -133,7 +136,7 @@ Means over {len(prompts)} prompts, {c["evaluation"]["final_images"]} images each
 {
         f"`reward` is what was maximised: {trained}. The others were measured only."
         if own is None
-        else f"Trained on {aim} ({Path(c['algo']['data']).name}); all of these were measured only. "
+        else f"Trained on {aim} ({Path(c.algo['data']).name}); all of these were measured only. "
         f"`reward` is {trained}."
     }
 
@@ -152,14 +155,14 @@ Means over {len(prompts)} prompts, {c["evaluation"]["final_images"]} images each
         write_aside(run.folder / "model" / "README.md", text)
 
 
-def base_of(c: dict[str, Any]) -> str:
+def base_of(c: TrainConfig) -> str:
     """The base model, as the configuration calls it."""
-    return str(c["model"].get("path_or_id") or c["model"]["_target_"])
+    return str(c.model.get("path_or_id") or c.model["_target_"])
 
 
-def usage(c: dict[str, Any], full: bool, prompt: str) -> str:
+def usage(c: TrainConfig, full: bool, prompt: str) -> str:
     """Plain diffusers code that draws a picture with what was learned."""
-    model, sampler, base = c["model"], c["eval_sampler"], base_of(c)
+    model, sampler, base = c.model, c.eval_sampler, base_of(c)
     family = resolve(model["_target_"])
     kind = family.pipeline if isinstance(family, OfPipeline) else "DiffusionPipeline"
     about = {

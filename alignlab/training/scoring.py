@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from alignlab.config.schema import TrainConfig
 from alignlab.distributed.ranks import own
 from alignlab.engine.noise import noise_key
 from alignlab.engine.rollout import Rollout
@@ -51,13 +52,13 @@ class ScoredRollouts:
     """
 
     def __init__(
-        self, lab: Lab, c: dict[str, Any], epoch: int, *, rng: np.random.Generator, guard: Guard
+        self, lab: Lab, c: TrainConfig, epoch: int, *, rng: np.random.Generator, guard: Guard
     ) -> None:
         self.lab, self.guard, self.rng = lab, guard, rng
-        self.samples, self.offload = c["samples_per_step"], c["offload"]
-        self.chunk = min(c["micro_batch"], self.samples)
-        prompts = lab.prompts.draw(self.samples, seed=c["seed"], epoch=epoch)
-        self.noise = noise_key(prompts, seed=c["seed"], stream="train", epoch=epoch)
+        self.samples, self.offload = c.samples_per_step, c.offload
+        self.chunk = min(c.micro_batch, self.samples)
+        prompts = lab.prompts.draw(self.samples, seed=c.seed, epoch=epoch)
+        self.noise = noise_key(prompts, seed=c.seed, stream="train", epoch=epoch)
         self.gradient = lab.objective.needs_gradient
         self.ahead = 0 if self.gradient else lab.reward.ahead
         self.rewards: list[dict[str, Tensor]] = []

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from alignlab.config.build import build
 from alignlab.config.checks import without_weighing
 from alignlab.config.jobs import device_of
+from alignlab.config.schema import TrainConfig
 from alignlab.data.prompts import Prompts
 from alignlab.distributed.ranks import gathered, rank
 from alignlab.distributed.sharding import ShardedOptimizer
@@ -30,6 +31,16 @@ STATEFUL = ("objective", "optimizer", "scaler", "reward", "ema")
 """The parts whose state a checkpoint holds, beside the policy's weights."""
 
 
+class MeasuredBy(Protocol):
+    """The groups of a configuration that say how a policy is measured."""
+
+    eval_sampler: Any
+    prompts: Any
+    reward: Any
+    eval_rewards: Any
+    diversity: Any
+
+
 @dataclass(kw_only=True)
 class Bench:
     """A policy and what measures it."""
@@ -42,15 +53,15 @@ class Bench:
     prompts: Prompts
 
     @classmethod
-    def of(cls, c: dict[str, Any], policy: Policy, **more: Any) -> Self:
-        prompts = build(c["prompts"])
+    def of(cls, c: MeasuredBy, policy: Policy, **more: Any) -> Self:
+        prompts = build(c.prompts)
         warn_of_cut(policy, [*prompts.prompts, *prompts.unseen])
         return cls(
             policy=policy,
-            eval_sampler=build(c["eval_sampler"], scheduler=policy.family.scheduler).to(policy.device),
-            reward=weighted_sum(c["reward"], group=c["prompts"].get("per_prompt", 1)),
-            held_out=weighted_sum({k: node for k, node in c["eval_rewards"].items() if k not in c["reward"]}),
-            diversity=build(c["diversity"]),
+            eval_sampler=build(c.eval_sampler, scheduler=policy.family.scheduler).to(policy.device),
+            reward=weighted_sum(c.reward, group=c.prompts.get("per_prompt", 1)),
+            held_out=weighted_sum({k: node for k, node in c.eval_rewards.items() if k not in c.reward}),
+            diversity=build(c.diversity),
             prompts=prompts,
             **more,
         )
@@ -92,31 +103,29 @@ class Lab(Bench):
     """Keeps the samples of an epoch that is cut short."""
 
     @classmethod
-    def from_config(cls, c: dict[str, Any], *, resumed: bool = False) -> Self:
+    def from_config(cls, c: TrainConfig, *, resumed: bool = False) -> Self:
         """The seed decides the LoRA's initial A; all other draws are keyed (noise.py). `resumed`: a
         checkpoint gives the weights."""
         from diffusers.training_utils import EMAModel  # slow to import
 
-        torch.manual_seed(c["seed"])
+        torch.manual_seed(c.seed)
         keep_freed_memory()
-        device = device_of(c["device"])
-        family = build(c["model"])
-        policy = build(
-            c["policy"], family=family, precision=c["precision"], compile=c["compile"], device=device
-        )
-        begin_from(policy, None if resumed else c["init_from"])
-        optimizer = build(c["optimizer"], params=policy.parameters())
-        objective = build(c["algo"])
+        device = device_of(c.device)
+        family = build(c.model)
+        policy = build(c.policy, family=family, precision=c.precision, compile=c.compile, device=device)
+        begin_from(policy, None if resumed else c.init_from)
+        optimizer = build(c.optimizer, params=policy.parameters())
+        objective = build(c.algo)
         warn_of_cut(policy, objective.own_prompts())
         set_lr(optimizer, 1.0)  # its groups remember their own lr before a checkpoint is read
         return cls.of(
             c,
             policy,
-            sampler=build(c["sampler"], scheduler=family.scheduler).to(device),
+            sampler=build(c.sampler, scheduler=family.scheduler).to(device),
             objective=objective,
             optimizer=optimizer,
-            scaler=torch.amp.GradScaler(device.type, enabled=c["precision"] == "fp16"),
-            ema=EMAModel(policy.parameters(), decay=c["ema"]) if c["ema"] else None,
+            scaler=torch.amp.GradScaler(device.type, enabled=c.precision == "fp16"),
+            ema=EMAModel(policy.parameters(), decay=c.ema) if c.ema else None,
         )
 
     def spent(self) -> dict[str, int]:

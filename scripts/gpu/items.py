@@ -16,6 +16,7 @@ import torch
 
 from alignlab.config.build import build
 from alignlab.config.compose import CONF, checked
+from alignlab.config.schema import TrainConfig
 from alignlab.engine.noise import noise_key
 from alignlab.engine.rollout import rollout
 from alignlab.train import train_epoch
@@ -81,7 +82,7 @@ def items_of(size: str) -> Iterator[Item]:
             yield replace(item, name=f"{item.name}, compiled", compiled=True)
 
 
-def configuration(its: Architecture, words: Sequence[str], **common: str) -> dict[str, Any]:
+def configuration(its: Architecture, words: Sequence[str], **common: str) -> TrainConfig:
     """The checked configuration of an item: its own words over the architecture's sizes."""
     sizes = {
         "model": its.model,
@@ -125,24 +126,22 @@ class Workbench:
             torch.OutOfMemoryError: if it does not fit.
         """
         c, policy = configuration(self.its, item.overrides, **self.common), self.lab.policy
-        policy.checkpointing = c["policy"]["checkpointing"]
+        policy.checkpointing = c.policy["checkpointing"]
         unet: Any = policy.family.denoiser
         unet._compiled_call_impl = None  # as before Module.compile(), which has no way back
         if item.compiled:
             unet.compile()
         lab = replace(
             self.lab,
-            objective=build(c["algo"]),
-            optimizer=build(c["optimizer"], params=policy.parameters()),
-            prompts=build(c["prompts"]),
-            sampler=build(c["sampler"], scheduler=policy.family.scheduler).to(policy.device),
+            objective=build(c.algo),
+            optimizer=build(c.optimizer, params=policy.parameters()),
+            prompts=build(c.prompts),
+            sampler=build(c.sampler, scheduler=policy.family.scheduler).to(policy.device),
         )
-        steps = max(2, c["algo"].get("k") or 0)
+        steps = max(2, c.algo.get("k") or 0)
         few = replace(
             lab,
-            sampler=build(c["sampler"] | {"steps": steps}, scheduler=policy.family.scheduler).to(
-                policy.device
-            ),
+            sampler=build(c.sampler | {"steps": steps}, scheduler=policy.family.scheduler).to(policy.device),
         )
         once(few, c, item, epoch=1)  # the first time of each kernel is not the item's
         before, began = dict(policy.passes), time.perf_counter()
@@ -159,11 +158,11 @@ class Workbench:
             "unet_fraction": None if item.compiled else sum(seconds[k] for k in passes) / seconds["total"],
             "passes": passes,
             "unet_tflop": sum(flops[k] * count for k, count in passes.items()) / 1e12,
-            "images": c["samples_per_step"],
-            "images_per_second": c["samples_per_step"] / seconds["total"],
+            "images": c.samples_per_step,
+            "images_per_second": c.samples_per_step / seconds["total"],
             "updates_per_second": line["updates"] / seconds["total"] if item.train else None,
             "peak_memory_mb": peak_memory_mb(policy.device) if cuda else None,
-            "micro_batch": c["micro_batch"],
+            "micro_batch": c.micro_batch,
             "steps": len(lab.sampler),
             "guidance_scale": lab.sampler.guidance_scale,
             "checkpointing": policy.checkpointing,
@@ -178,14 +177,14 @@ class Workbench:
             torch.cuda.empty_cache()
 
 
-def once(lab: Lab, c: dict[str, Any], item: Item, *, epoch: int) -> dict[str, Any]:
+def once(lab: Lab, c: TrainConfig, item: Item, *, epoch: int) -> dict[str, Any]:
     """An epoch's line of metrics; of a rollout, nothing."""
     if item.train:
         return train_epoch(lab, c, epoch)
     if lab.policy.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     key = noise_key(
-        lab.prompts.draw(c["samples_per_step"], seed=0, epoch=epoch), seed=0, stream="gpu", epoch=epoch
+        lab.prompts.draw(c.samples_per_step, seed=0, epoch=epoch), seed=0, stream="gpu", epoch=epoch
     )
     with torch.no_grad():
         rollout(lab.policy, lab.sampler, key, store="image").images.cpu()

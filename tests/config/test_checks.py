@@ -386,7 +386,7 @@ def test_one_bad_job_does_not_stop_a_sweep(tmp_path, monkeypatch, capsys) -> Non
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
         "alignlab.train.train",
-        lambda c, folder: ran.append(c["algo"]["k"]) or {"final": {"reward": 1.0}, "base": {"reward": 0.0}},
+        lambda c, folder: ran.append(c.algo["k"]) or {"final": {"reward": 1.0}, "base": {"reward": 0.0}},
     )
     assert (
         command_line(monkeypatch, "algo=draft", "-m", "algo.k=1,60,2", "sampler.steps=20", "output_dir=sweep")
@@ -444,7 +444,7 @@ def test_the_real_command(desk: Path) -> None:
 def test_the_shipped_optimiser_needs_no_trial() -> None:
     """What the check takes for granted is conf/optimizer/adamw.yaml, and torch takes it; so a start does not
     import torch's compiler."""
-    shipped = {**configured("algo=ddpo")["optimizer"], "lr": 1.0}
+    shipped = {**configured("algo=ddpo").optimizer, "lr": 1.0}
     assert shipped == SHIPPED_OPTIMIZER
     torch.optim.AdamW(
         [torch.nn.Parameter(torch.zeros(2))], **{k: v for k, v in shipped.items() if k != "_target_"}
@@ -472,9 +472,9 @@ def test_help_lists_groups_and_keys(desk: Path, monkeypatch, capsys) -> None:
 
 def test_the_command_line_wins() -> None:
     """Command line over experiment, experiment over algorithm, algorithm over train.yaml."""
-    assert configured("algo=draftp")["kl_coeff"] == 0.25
-    assert configured("algo=draftp", "kl_coeff=0.5")["algo"]["kl_coeff"] == 0.5
-    assert configured("experiment=ddpo_fig4", "evaluation.final_images=7")["evaluation"]["final_images"] == 7
+    assert configured("algo=draftp").kl_coeff == 0.25
+    assert configured("algo=draftp", "kl_coeff=0.5").algo["kl_coeff"] == 0.5
+    assert configured("experiment=ddpo_fig4", "evaluation.final_images=7").evaluation.final_images == 7
 
 
 def test_types() -> None:

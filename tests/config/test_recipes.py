@@ -2,6 +2,7 @@
 sizes are shrunk."""
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -233,18 +234,15 @@ def test_the_published_numbers(name: str, small: Path) -> None:
     """The composed configuration holds them, with the published reward and number of prompts; nothing is to
     be filled in but the pairs."""
     c = configured(f"experiment=recipe_{name}", *data(name, small))
-    found = {key: value(c, key) for key in PUBLISHED[name]}
+    found = {key: value(asdict(c), key) for key in PUBLISHED[name]}
     assert found == PUBLISHED[name]
-    assert [*c["reward"]] == [REWARDS[name]] and len(build(c["prompts"]).prompts) == PROMPTS.get(name, 45)
-    assert (
-        c["eval_sampler"]["steps"] == 50
-        and c["eval_sampler"]["guidance_scale"] == c["sampler"]["guidance_scale"]
-    )
+    assert [*c.reward] == [REWARDS[name]] and len(build(c.prompts).prompts) == PROMPTS.get(name, 45)
+    assert c.eval_sampler["steps"] == 50 and c.eval_sampler["guidance_scale"] == c.sampler["guidance_scale"]
 
 
 def test_the_clip_is_the_published_one_at_512_px() -> None:
     """D = 16384 is where it was chosen, so that the recipes' scaling changes nothing."""
-    objective = build(configured("experiment=recipe_ddpo_compressibility")["algo"])
+    objective = build(configured("experiment=recipe_ddpo_compressibility").algo)
     assert isinstance(objective, DDPO) and objective.clip_bound(4 * 64 * 64) == 1e-4
 
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 import alignlab.runs.folder as runs_module
 import alignlab.training.unfinished_epoch as collected_module
+from alignlab.config.schema import TrainConfig, stored_record
 from alignlab.distributed import ranks
 from alignlab.runs.folder import Run
 from alignlab.runs.stored_config import read_config
@@ -160,7 +161,7 @@ def forked(
     return in_two(said, task)
 
 
-def train_each(said: Path, asked: dict[Path, dict[str, Any]]) -> None:
+def train_each(said: Path, asked: dict[Path, TrainConfig]) -> None:
     """Trains each configuration, one after the other, in two processes; process 1 says nothing."""
 
     def task(r: int) -> int:
@@ -273,7 +274,7 @@ def test_a_split_run_goes_on(tiny_sd: str, tmp_path: Path) -> None:
     again = shutil.copytree(two, tmp_path / "again")
     (again / "summary.json").unlink()
     shutil.rmtree(again / "checkpoints" / "step_000002")
-    train_each(tmp_path, {again: read_config(again)})
+    train_each(tmp_path, {again: stored_record(again)})
     assert same_weights(two, again) and lines(two) == lines(again)
 
 

@@ -8,6 +8,7 @@ import shlex
 import signal
 import sys
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from alignlab.compare import finished as compare
 from alignlab.config.build import ConfigError
 from alignlab.config.checks import ignored_problems
 from alignlab.config.compose import CONF, checked
+from alignlab.config.schema import TrainConfig
 from alignlab.config.typed import as_meant
 from alignlab.objectives.draft import DRaFT
 from alignlab.runs.layout import run_folders
@@ -250,9 +252,9 @@ def test_home_and_lengths(tmp_path: Path, monkeypatch, capsys) -> None:
     sentence."""
     monkeypatch.setenv("HOME", str(tmp_path))
     c = configured("output_dir='~/zz'", "init_from=null", "algo=draft")
-    assert c["output_dir"] == f"{tmp_path}/zz"
+    assert c.output_dir == f"{tmp_path}/zz"
     (tmp_path / "p.txt").write_text("a cat\n")
-    assert configured("prompts=file", "prompts.file='~/p.txt'")["prompts"]["file"] == f"{tmp_path}/p.txt"
+    assert configured("prompts=file", "prompts.file='~/p.txt'").prompts["file"] == f"{tmp_path}/p.txt"
     long = "x" * 300
     for key in ("output_dir", "resume", "init_from", "model.path_or_id", "reward.clip_blue.path"):
         assert command_line(monkeypatch, f"{key}=runs/{long}") == 2
@@ -282,28 +284,28 @@ def test_advice_works(tmp_path: Path, monkeypatch, capsys) -> None:
 
     sentence = said("output_dir=[1984]")
     assert "is a list, and one name is wanted" in sentence
-    assert configured(as_meant(*pasted_from(sentence, r"write (\S+),"), sweep=False))["output_dir"] == "1984"
-    assert configured(as_meant(*pasted_from(sentence, r"or (\S+) if"), sweep=False))["output_dir"] == "[1984]"
+    assert configured(as_meant(*pasted_from(sentence, r"write (\S+),"), sweep=False)).output_dir == "1984"
+    assert configured(as_meant(*pasted_from(sentence, r"or (\S+) if"), sweep=False)).output_dir == "[1984]"
     sentence = said("prompts.prompts=[1984]")
     assert "must be a list of texts or null, and holds the number 1984" in sentence
-    assert configured(*pasted_from(sentence, r"as texts: (.*)$"))["prompts"]["prompts"] == ["1984"]
+    assert configured(*pasted_from(sentence, r"as texts: (.*)$")).prompts["prompts"] == ["1984"]
     sentence = said("prompt=[1984]", command=sample)
     assert read(*pasted_from(sentence, r"as texts: (.*)$")) == ["1984"]
     sentence = said("prompts.prompts=a lion's den")
-    assert configured(*pasted_from(sentence, r"brackets: (.*)$"))["prompts"]["prompts"] == ["a lion's den"]
+    assert configured(*pasted_from(sentence, r"brackets: (.*)$")).prompts["prompts"] == ["a lion's den"]
     assert said("algo=ddpo,draft").endswith(
         "algo=ddpo,draft names several values; add -m to run each of them"
     )
     assert said("kl_coeff=0,1").endswith("add -m to run each of them")
     sentence = said("reward=clip,colour")
-    assert {*configured(*pasted_from(sentence, r"a list: (.*)$"))["reward"]} == {"clip", "colour"}
+    assert {*configured(*pasted_from(sentence, r"a list: (.*)$")).reward} == {"clip", "colour"}
 
     (tmp_path / "my_module.py").write_text("def score(images, prompts):\n    return images.mean((1, 2, 3))\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     sentence = said("reward=my_reward")
     assert "did you mean reward=image_reward?" in sentence
     words = pasted_from(sentence, r"my_module\.score: (.*)\)$")
-    assert [*configured("algo=ddpo", *words)["reward"]] == ["my_reward"]
+    assert [*configured("algo=ddpo", *words).reward] == ["my_reward"]
     monkeypatch.delitem(sys.modules, "my_module")
 
 
@@ -313,9 +315,7 @@ def test_a_plan_that_can_be_pasted(monkeypatch) -> None:
     overrides = SimpleNamespace(task=typed)
     monkeypatch.setattr(plan.HydraConfig, "get", staticmethod(lambda: SimpleNamespace(overrides=overrides)))
     monkeypatch.setattr(plan.OmegaConf, "to_container", lambda node: [*node])
-    said = plan.words(
-        {"micro_batch": 8, "evaluation": {"batch": 64}}, {"micro_batch": 4, "evaluation.batch": 64}, 2**34
-    )
+    said = plan.words(TrainConfig(micro_batch=8), {"micro_batch": 4, "evaluation.batch": 64}, 2**34)
     assert shlex.split(said.splitlines()[-1]) == [
         "python",
         "-m",
@@ -332,7 +332,7 @@ def test_a_stopped_run_says_what_can_be_pasted(tiny_sd: str, tmp_path: Path, mon
     odd = "runs/my lr=1e-3, [it's] ${seed}"
     real = train.train_epoch
 
-    def asked_in_epoch(lab: Any, c: dict[str, Any], epoch: int) -> Any:
+    def asked_in_epoch(lab: Any, c: TrainConfig, epoch: int) -> Any:
         if epoch == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return real(lab, c, epoch)
@@ -378,7 +378,7 @@ def test_printed_commands_are_made_in_one_place() -> None:
 # -- keys that only an objective can heed
 
 
-def own(*words: str) -> dict[str, Any]:
+def own(*words: str) -> TrainConfig:
     return configured("algo=draft", "allow_targets=[tests]", *words)
 
 
@@ -397,7 +397,7 @@ def test_a_key_that_the_objective_ignores_is_refused() -> None:
 
     assert bare
     ignoring = {"_target_": "tests.faults.test_command_lines.Ignoring"}
-    assert checked(composed(ignoring))["kl_coeff"] == 0
+    assert checked(composed(ignoring)).kl_coeff == 0
     with pytest.raises(
         ConfigError,
         match=r"kl_coeff=0.25 has no effect: algo does not hand it on to Ignoring; set kl_coeff=0, or",
@@ -406,7 +406,7 @@ def test_a_key_that_the_objective_ignores_is_refused() -> None:
     with pytest.raises(ConfigError, match="combine=rank"):
         checked(composed(ignoring, "combine=rank"))
     weighing = {"_target_": "tests.faults.test_command_lines.Weighing", "penalty": "${kl_coeff}"}
-    assert checked(composed(weighing, "kl_coeff=0.25"))["algo"]["penalty"] == 0.25
+    assert checked(composed(weighing, "kl_coeff=0.25")).algo["penalty"] == 0.25
     with pytest.raises(
         ConfigError,
         match=r"algo.kl_coeff=0.5 is not kl_coeff=0.0; set kl_coeff=0.5, and leave algo.kl_coeff alone",
@@ -414,24 +414,24 @@ def test_a_key_that_the_objective_ignores_is_refused() -> None:
         configured("algo=draft", "algo.kl_coeff=0.5")
     with pytest.raises(ConfigError, match=r"algo.statistics.combine=rank is not combine=sum"):
         configured("algo=ddpo", "algo.statistics.combine=rank")
-    assert configured("algo=draft", "kl_coeff=0.5")["algo"]["kl_coeff"] == 0.5
-    assert not [*ignored_problems({**configured("algo=ddpo", "combine=rank")}, ())]
+    assert configured("algo=draft", "kl_coeff=0.5").algo["kl_coeff"] == 0.5
+    assert not [*ignored_problems(configured("algo=ddpo", "combine=rank"), ())]
 
 
 def test_a_run_that_began_before_goes_on(tiny_sd: str, tmp_path: Path, monkeypatch) -> None:
     """A stored run whose objective ignores kl_coeff still resumes, by resume= and by its own command."""
-    stored = configured(*tiny(tiny_sd, "steps=1", "algo=draft")) | {"kl_coeff": 0.25}
+    stored = replace(configured(*tiny(tiny_sd, "steps=1", "algo=draft")), kl_coeff=0.25)
     run = tmp_path / "run"
     run.mkdir()
-    (run / "config.yaml").write_text(yaml.safe_dump(stored))
-    seen: list[dict[str, Any]] = []
+    (run / "config.yaml").write_text(yaml.safe_dump(asdict(stored)))
+    seen: list[TrainConfig] = []
     monkeypatch.setattr(
         "alignlab.train.train",
         lambda c, folder: seen.append(c) or {"final": {"reward": 1.0}, "base": {"reward": 0.0}},
     )
-    assert stored["algo"]["kl_coeff"] == 0
+    assert stored.algo["kl_coeff"] == 0
     assert command_line(monkeypatch, f"resume={run}") == 0
-    assert seen[0]["kl_coeff"] == 0.25
+    assert seen[0].kl_coeff == 0.25
 
 
 # -- what a resumed run keeps
@@ -444,8 +444,10 @@ def test_resume_keeps_where_the_run_reports(tiny_sd: str, tmp_path: Path, monkey
     monkeypatch.setattr("alignlab.config.checks.importlib.util.find_spec", lambda name: object())
     run = tmp_path / "run"
     run.mkdir()
-    (run / "config.yaml").write_text(yaml.safe_dump({**stored, "tracker": "trackio", "checkpoint_every": 7}))
-    seen: list[dict[str, Any]] = []
+    (run / "config.yaml").write_text(
+        yaml.safe_dump({**asdict(stored), "tracker": "trackio", "checkpoint_every": 7})
+    )
+    seen: list[TrainConfig] = []
     monkeypatch.setattr(
         "alignlab.train.train",
         lambda c, folder: seen.append(c) or {"final": {"reward": 1.0}, "base": {"reward": 0.0}},
@@ -453,7 +455,8 @@ def test_resume_keeps_where_the_run_reports(tiny_sd: str, tmp_path: Path, monkey
     assert command_line(monkeypatch, f"resume={run}") == 0
     out = capsys.readouterr().out
     kept = {
-        key: seen[-1][key] for key in ("push_to_hub", "tracker", "device", "output_dir", "checkpoint_every")
+        key: getattr(seen[-1], key)
+        for key in ("push_to_hub", "tracker", "device", "output_dir", "checkpoint_every")
     }
     assert kept == {
         "push_to_hub": "me/mine",
@@ -468,7 +471,7 @@ def test_resume_keeps_where_the_run_reports(tiny_sd: str, tmp_path: Path, monkey
     )
     assert f"this run logs to the tracker trackio {stands}; tracker=none leaves that out" in out
     assert command_line(monkeypatch, f"resume={run}", "push_to_hub=null", "tracker=none", "keep=5") == 0
-    assert (seen[-1]["push_to_hub"], seen[-1]["tracker"], seen[-1]["keep"]) == (None, "none", 5)
+    assert (seen[-1].push_to_hub, seen[-1].tracker, seen[-1].keep) == (None, "none", 5)
     assert "this run" not in capsys.readouterr().out
 
 
@@ -560,7 +563,7 @@ def test_the_device_is_still_checked(monkeypatch, tmp_path: Path, tiny_sd: str, 
     stored = configured(*tiny(tiny_sd, "algo=draft"))
     run = tmp_path / "run"
     run.mkdir()
-    (run / "config.yaml").write_text(yaml.safe_dump({**stored, "device": "cuda"}))
+    (run / "config.yaml").write_text(yaml.safe_dump({**asdict(stored), "device": "cuda"}))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(
         "alignlab.train.train", lambda c, folder: {"final": {"reward": 1.0}, "base": {"reward": 0.0}}

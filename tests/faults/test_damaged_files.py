@@ -10,6 +10,7 @@ import pytest
 
 from alignlab import evaluate, report
 from alignlab.compare.finished import CompareError, read_runs
+from alignlab.config.schema import TrainConfig
 from alignlab.report import report as make_report
 from alignlab.train import train
 from tests.running import command_line, configured, tiny
@@ -162,7 +163,7 @@ def test_an_interrupted_run_with_damaged_metrics_ends_as_an_undisturbed_one(
     assert measured(tmp_path / "half") == measured(tmp_path / "whole")
 
 
-def train_half(c: dict, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def train_half(c: TrainConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two of three epochs."""
     from alignlab import train as command
 

@@ -51,7 +51,7 @@ def before(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     about = {
         "unet.r": 4,
         "unet.lora_alpha": 16,
-        "unet.target_modules": sorted(configured()["model"]["lora_targets"]),
+        "unet.target_modules": sorted(configured().model["lora_targets"]),
     }
     metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(about)}
     save_file({f"unet.{k}": v for k, v in trained(run).items()}, folder / "model" / FILE, metadata=metadata)
@@ -205,7 +205,7 @@ def test_folders_of_before_are_read_and_leave_in_the_new_form(
 ) -> None:
     """Evaluation and alignlab.load draw the same; what is exported or uploaded has the scale in B, and the
     folder itself stays as it was."""
-    model = configured(*tiny(tiny_sd))["model"]
+    model = configured(*tiny(tiny_sd)).model
     states = [policy_of(model, run=str(folder), device="cpu").state_dict() for folder in (before, run)]
     assert all(torch.equal(v, states[1][k]) for k, v in states[0].items())
     _, mine, _ = images(tiny_sd, trained(run), 16)

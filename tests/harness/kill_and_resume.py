@@ -35,6 +35,7 @@ from safetensors.torch import load_file
 
 from alignlab import train as loop
 from alignlab.config.compose import CONF, checked
+from alignlab.config.schema import TrainConfig
 from alignlab.rewards.compose import WeightedSum
 from alignlab.runs.folder import Run
 from alignlab.training import unfinished_epoch
@@ -70,7 +71,7 @@ TIMING = {"seconds", "images_per_second", "peak_memory_mb", "wall_seconds", "git
 """What two equal runs may differ in."""
 
 
-def configuration(name: str, kind: str, home: Path) -> dict[str, Any]:
+def configuration(name: str, kind: str, home: Path) -> TrainConfig:
     """The checked configuration of a case."""
     words = [
         *SIZES,
@@ -146,7 +147,7 @@ class Phase:
             return run()
 
 
-def started(c: dict[str, Any], folder: Path, phase: Phase) -> int:
+def started(c: TrainConfig, folder: Path, phase: Phase) -> int:
     """A child process that trains in `folder`; its output goes beside it. Returns its id."""
     phase.clear()
     child = os.fork()

@@ -386,8 +386,8 @@ def test_plain_weights_load_under_model_sd15(tiny_sd: str, folder: Path) -> None
     """README's own example: model=sd15 asks for fp16, and a plain folder is drawn as it is without
     model.variant=null."""
     c = configured("model=sd15", f"model.path_or_id={folder}")
-    assert c["model"]["variant"] == "fp16"
-    torch.testing.assert_close(images(build(c["model"])), images(StableDiffusion(tiny_sd)), rtol=0, atol=0)
+    assert c.model["variant"] == "fp16"
+    torch.testing.assert_close(images(build(c.model)), images(StableDiffusion(tiny_sd)), rtol=0, atol=0)
 
 
 def test_half_precision_alone_loads_untyped(tiny_sd: str, folder: Path) -> None:
@@ -410,13 +410,13 @@ def test_other_weights_are_never_taken_untyped(folder: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"unet/ holds only weights without a variant; set model.variant=null$"
     ):
-        build(c["model"])
+        build(c.model)
     as_variant(folder, "non_ema")
     c = configured(f"model.path_or_id={folder}")
     with pytest.raises(
         ConfigError, match=r"unet/ holds only weights of variant non_ema; set model.variant=non_ema$"
     ):
-        build(c["model"])
+        build(c.model)
     assert images(StableDiffusion(str(folder), variant="non_ema")).isfinite().all()
 
 

@@ -1,6 +1,7 @@
 """What leaves a run, for every family: a whole pipeline after full fine-tuning, and one with the LoRA
 fused."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def test_a_lora_leaves_as_a_pipeline(
     policy.save(run / "model")
     words = ["model=sd15", "model.variant=null"] if name == "sd" else SAMPLERS[name]
     c = configured(*words, f"model.path_or_id={folders[name]}")
-    (run / "config.yaml").write_text(yaml.safe_dump(c))
+    (run / "config.yaml").write_text(yaml.safe_dump(asdict(c)))
     for to, output in {"pipeline": tmp_path / "whole", "kohya": tmp_path / "lora.safetensors"}.items():
         assert command_line(monkeypatch, f"run={run}", f"to={to}", f"output={output}", command=export) == 0
     pipe = pipe_of(name, tmp_path / "whole")

@@ -109,7 +109,7 @@ def test_what_loading_shows(
     ):
         c = configured(*MODEL[name], f"model.path_or_id={file}", *given)
         with pytest.raises(ConfigError) as refused:
-            build(c["model"])
+            build(c.model)
         assert str(refused.value).startswith(f"model.path_or_id={file} cannot be loaded (") and said in str(
             refused.value
         )
@@ -128,4 +128,4 @@ def test_a_file_that_lacks_a_part(folders: dict[str, Path], tmp_path: Path) -> N
     with pytest.raises(
         ConfigError, match=r"Failed to load CLIPTextModel\. Weights for this component appear to be missing"
     ):
-        build(c["model"])
+        build(c.model)

@@ -347,7 +347,7 @@ def test_the_command(tiny_sd, table, tmp_path, monkeypatch, capsys) -> None:
 def test_a_try_is_small(table) -> None:
     """quick=true lowers the pairs of an epoch with the rest."""
     c = configured("algo=dpo", f"algo.data={table}", "quick=true")
-    assert c["samples_per_step"] == c["algo"]["pairs"] == 8
+    assert c.samples_per_step == c.algo["pairs"] == 8
 
 
 def test_other_data_cannot_go_on(table, tmp_path) -> None:

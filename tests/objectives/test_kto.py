@@ -224,7 +224,7 @@ def test_the_command(tiny_sd, table, tmp_path, monkeypatch, capsys) -> None:
     }.items():
         assert command_line(monkeypatch, *words, word, f"output_dir={tmp_path / 'a'}") == 2
         assert said in capsys.readouterr().err
-    assert configured(*words, "samples_per_step=64", "micro_batch=64", "quick=true")["algo"]["images"] == 8
+    assert configured(*words, "samples_per_step=64", "micro_batch=64", "quick=true").algo["images"] == 8
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,5 @@ def test_a_quick_try_of_it() -> None:
     """quick=true leaves the two images of a prompt that it needs."""
     c = configured("algo=ddpo", "quick=true", "eval_rewards=clip_diversity")
     assert (
-        c["evaluation"]["final_images"] == 2
-        and configured("algo=ddpo", "quick=true")["evaluation"]["final_images"] == 1
+        c.evaluation.final_images == 2 and configured("algo=ddpo", "quick=true").evaluation.final_images == 1
     )

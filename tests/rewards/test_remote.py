@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from alignlab.config.schema import TrainConfig
 from alignlab.engine.rollout import Rollout
 from alignlab.rewards.brightness import Brightness
 from alignlab.rewards.compose import RewardError, WeightedSum
@@ -181,13 +182,7 @@ def scored(
         objective=SimpleNamespace(needs_gradient=gradient, plan=lambda *_: None, store=lambda *_: "image"),
         collected=SimpleNamespace(rollout=lambda *_, **__: next(sampled), release=lambda: None),
     )
-    c = {
-        "seed": 0,
-        "samples_per_step": 2 * n,
-        "micro_batch": 2,
-        "offload": False,
-        "on_nonfinite": "stop",
-    }
+    c = TrainConfig(samples_per_step=2 * n, micro_batch=2)
     return ScoredRollouts(lab, c, 1, rng=np.random.default_rng(0), guard=Guard(lab, c, 1))
 
 

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from alignlab.config.schema import stored_record
 from alignlab.files.checksums import seal
 from alignlab.files.safe_folder import RunError
 from alignlab.runs import provenance
@@ -164,20 +166,20 @@ def test_a_committed_run_is_still_what_its_command_asks_for(sweep: str) -> None:
     experiment skips it."""
     for folder in sorted((STORED / sweep).glob("*/")):
         overrides = [word for word in folder.name.split(",") if word != "quick=True"]
-        assert Run(folder, configured(*overrides), ignore=NOT_SCIENCE).summary is not None
+        assert Run(folder, asdict(configured(*overrides)), ignore=NOT_SCIENCE).summary is not None
 
 
 def test_another_configuration_is_refused(run, monkeypatch, capsys) -> None:
     """The first key that differs is named with both values; device, tracker and the like may differ."""
     _, folder = run
-    c = yaml.safe_load((folder / "config.yaml").read_text())
+    c = stored_record(folder)
     with pytest.raises(
         RunError, match=r"holds a run with seed=0, but seed=3 was asked for; choose another output_dir"
     ):
-        train(c | {"lr": 0.5, "seed": 3}, folder)
+        train(replace(c, lr=0.5, seed=3), folder)
     with pytest.raises(RunError, match=r"with policy.lora.rank=2, but policy.lora.rank=3 was asked for"):
-        train(c | {"policy": c["policy"] | {"lora": c["policy"]["lora"] | {"rank": 3}}}, folder)
-    assert train(c | {"device": "auto", "checkpoint_every": 7}, folder)["seed"] == 0
+        train(replace(c, policy=c.policy | {"lora": c.policy["lora"] | {"rank": 3}}), folder)
+    assert train(replace(c, device="auto", checkpoint_every=7), folder)["seed"] == 0
     assert command_line(monkeypatch, f"resume={folder}", "steps=9") == 2
     assert f"error: {folder} holds a run with" in capsys.readouterr().err
 

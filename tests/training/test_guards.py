@@ -5,6 +5,7 @@ import copy
 import errno
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from alignlab.config.build import ConfigError
+from alignlab.config.schema import TrainConfig
 from alignlab.engine.noise import noise_key
 from alignlab.objectives.ddpo import DDPO
 from alignlab.planning import fit as memory
@@ -30,7 +32,7 @@ from tests.running import command_line, configured, tiny
 DDPO_RUN = ["algo=ddpo", "algo.updates_per_epoch=2", "ema=0.9", "lr=0.01"]
 
 
-def lab_of(tiny_sd: str, *words: str) -> tuple[Lab, dict[str, Any]]:
+def lab_of(tiny_sd: str, *words: str) -> tuple[Lab, TrainConfig]:
     c = configured(*tiny(tiny_sd, *words))
     return Lab.from_config(c), c
 
@@ -100,7 +102,7 @@ def test_a_skipped_update_changes_nothing(how, said: str, tiny_sd: str, monkeypa
     before = state_of(lab)
     spoil(monkeypatch, how, calls=(0,))
     with pytest.raises(Leap, match=said):
-        train_epoch(lab, c | {"on_nonfinite": "stop"}, 2)
+        train_epoch(lab, replace(c, on_nonfinite="stop"), 2)
     assert all(v.equal(before[k]) for k, v in state_of(lab).items())
 
 
@@ -156,7 +158,7 @@ def test_a_rollout_without_a_reward_is_left_out(tiny_sd: str, monkeypatch, capsy
                 with pytest.raises(
                     Unscored, match=rf"epoch 2: reward brightness is (nan|inf) for image .*{more}"
                 ):
-                    train_epoch(lab, c | {"on_nonfinite": policy}, 2)
+                    train_epoch(lab, replace(c, on_nonfinite=policy), 2)
         capsys.readouterr()
         assert all(v.equal(before[k]) for k, v in state_of(lab).items())
 
@@ -167,7 +169,7 @@ def test_processes_leave_out_the_same(tiny_sd: str, monkeypatch) -> None:
     lab, c = lab_of(tiny_sd, *DDPO_RUN, "on_nonfinite=skip")
     record = lab.collected.rollout(0, lab.policy, lab.sampler, _noise(lab, c))
     guard, answer = (
-        guards.Guard(lab, c | {"samples_per_step": 8}, 1),
+        guards.Guard(lab, replace(c, samples_per_step=8), 1),
         lab.reward.submit(record.images, record.prompts),
     )
     assert guard.score(record, answer) is not None
@@ -188,7 +190,7 @@ def test_processes_leave_out_the_same(tiny_sd: str, monkeypatch) -> None:
     assert not guard.passes(1.0) and guard.skipped == 1
 
 
-def _noise(lab: Lab, c: dict[str, Any]) -> Any:
+def _noise(lab: Lab, c: TrainConfig) -> Any:
     return noise_key(["cat", "dog"], seed=0, stream="train", epoch=1)
 
 
@@ -206,7 +208,7 @@ def test_an_update_that_leaps_is_not_made(tiny_sd: str) -> None:
         train_epoch(lab, c, 1)
     for words in ("algo=ddpo", "algo=draftp"):
         lab, c = lab_of(tiny_sd, words, "kl_coeff=0.1", "lr=0.5", "max_kl=1e-6")
-        train_epoch(lab, c | {"max_kl": None}, 1)
+        train_epoch(lab, replace(c, max_kl=None), 1)
         before = state_of(lab)
         with pytest.raises(
             Leap,
@@ -250,8 +252,8 @@ def test_out_of_memory_says_what_to_lower(tiny_sd: str, tmp_path: Path, monkeypa
     """By how much: the proposal fits the room that there is, and the next larger one does not."""
     c = configured(*tiny(tiny_sd, "algo=ddpo", "samples_per_step=8", "micro_batch=8"))
 
-    def predicted(c: dict[str, Any], epoch: Any, *, device: str) -> Footprint:
-        peaks = dict.fromkeys((*TRAINING, "evaluation"), 1000 * c["micro_batch"])
+    def predicted(c: TrainConfig, epoch: Any, *, device: str) -> Footprint:
+        peaks = dict.fromkeys((*TRAINING, "evaluation"), 1000 * c.micro_batch)
         return Footprint(denoiser=0, frozen=0, gradients=0, optimizer=0, peaks=peaks)
 
     monkeypatch.setattr(memory, "footprint", predicted)  # which tests/test_plan.py holds against real runs
@@ -268,10 +270,8 @@ def test_out_of_memory_says_what_to_lower(tiny_sd: str, tmp_path: Path, monkeypa
         f"micro_batch=2 needs {memory.size(needs[2])}: set that" in said
         and f"{tmp_path} is as its last" in said
     )
-    pairs = c | {
-        "reward": {"mine": {"_target_": "alignlab.rewards.diversity.ClipDiversity", "path": "emoji_clip"}}
-    }
-    pairs["prompts"] = {**c["prompts"], "per_prompt": 2}
+    pairwise = {"_target_": "alignlab.rewards.diversity.ClipDiversity", "path": "emoji_clip"}
+    pairs = replace(c, reward={"mine": pairwise}, prompts={**c.prompts, "per_prompt": 2})
     assert f"and micro_batch=2 still {memory.size(needs[2])}; try " in memory.instead(
         pairs, "micro_batch", 1.0, train_epoch
     )
@@ -298,7 +298,7 @@ def test_the_evaluation_has_a_batch_of_its_own(tiny_sd: str, monkeypatch) -> Non
         memory.instead(c, "evaluation.batch", None, train_epoch)
         == "evaluation.batch=16 is too much; set evaluation.batch=8"
     )
-    assert memory.instead(c | {"micro_batch": 1}, "micro_batch", None, train_epoch).startswith(
+    assert memory.instead(replace(c, micro_batch=1), "micro_batch", None, train_epoch).startswith(
         "micro_batch=1 cannot be lower; try "
     )
     lab = Lab.from_config(c)
@@ -323,7 +323,7 @@ def test_errors_without_a_remedy_stay_what_they_are(tmp_path: Path, capfd) -> No
     """A bug keeps its traceback. A full disk is a sentence wherever it strikes, also in TensorBoard's
     thread."""
     for error in (RuntimeError("shapes"), OSError(errno.ENOENT, "no such file"), KeyError("x")):
-        with pytest.raises(type(error)), explained({}, tmp_path, train_epoch):
+        with pytest.raises(type(error)), explained(TrainConfig(), tmp_path, smaller):
             raise error
 
     def full() -> None:
@@ -336,7 +336,7 @@ def test_errors_without_a_remedy_stay_what_they_are(tmp_path: Path, capfd) -> No
             r"make room and go on with python -m alignlab.train resume="
         ),
     ):
-        with explained({}, tmp_path, train_epoch):
+        with explained(TrainConfig(), tmp_path, smaller):
             thread = threading.Thread(target=full)
             thread.start()
             thread.join()

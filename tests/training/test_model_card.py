@@ -4,6 +4,7 @@ losing a run."""
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def test_its_example_works(
         )
         if name == "lora":
             pipe.load_lora_weights(folder)
-        guidance = configured()["eval_sampler"]["guidance_scale"]
+        guidance = configured().eval_sampler["guidance_scale"]
         torch.manual_seed(0)
         expected = pipe("a cat", num_inference_steps=2, guidance_scale=guidance).images[0]
         assert list(drawn.getdata()) == list(expected.getdata())
@@ -120,9 +121,10 @@ def test_examples_of_other_bases(tiny_sd: str, tmp_path: Path) -> None:
     """A hub id, a single file, the shipped model (whose example is run), and FLUX's arguments."""
     (tmp_path / "model.safetensors").write_bytes(b"")
     c = configured("model=sd15", f"model.path_or_id={tiny_sd}", "model.variant=null", "eval_sampler.steps=2")
-    c["model"]["path_or_id"] = "owner/name"
+    c = replace(c, model=c.model | {"path_or_id": "owner/name"})
     assert "StableDiffusionPipeline.from_pretrained('owner/name')" in usage(c, False, "x")
-    c["model"] |= {"path_or_id": f"{tmp_path}/model.safetensors", "config": "owner/name"}
+    single = {"path_or_id": f"{tmp_path}/model.safetensors", "config": "owner/name"}
+    c = replace(c, model=c.model | single)
     assert f"from_single_file('{tmp_path}/model.safetensors', config='owner/name')" in usage(c, False, "x")
     flux = configured(
         "model=flux",

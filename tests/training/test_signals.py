@@ -19,9 +19,10 @@ import torch
 import alignlab.train as train_module
 import alignlab.training.signals as stops
 import alignlab.training.unfinished_epoch as collected_module
+from alignlab.config.schema import TrainConfig
 from alignlab.rewards.brightness import Brightness
 from alignlab.rewards.compose import RewardError
-from alignlab.train import train, train_epoch
+from alignlab.train import smaller, train
 from alignlab.training.failures import explained
 from alignlab.training.signals import STOPPED, Stopped, asked, leave, stoppable
 from alignlab.training.unfinished_epoch import Collected
@@ -254,7 +255,7 @@ def test_a_full_disk_in_the_middle(whole: Path, tiny_sd: str, small_disk: Path, 
 
 
 def one_of_two(
-    r: int, port: int, c: dict[str, Any], folder: Path, said: Path, disturb: Callable[[int], None]
+    r: int, port: int, c: TrainConfig, folder: Path, said: Path, disturb: Callable[[int], None]
 ) -> int:
     """Process r of two, forked: trains, and returns its exit code."""
     os.environ |= {
@@ -273,7 +274,7 @@ def one_of_two(
         from alignlab.distributed.ranks import join
 
         join(torch.device("cpu"))
-        with stoppable(folder), explained(c, folder, train_epoch):
+        with stoppable(folder), explained(c, folder, smaller):
             train(c, folder)
         return 0
     except SystemExit as end:
@@ -287,7 +288,7 @@ def one_of_two(
 
 
 def two(
-    c: dict[str, Any], folder: Path, said: Path, disturb: Callable[[int], None] = lambda r: None
+    c: TrainConfig, folder: Path, said: Path, disturb: Callable[[int], None] = lambda r: None
 ) -> list[int]:
     """Their exit codes."""
     with socket.socket() as free:
