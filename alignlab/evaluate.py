@@ -32,10 +32,11 @@ from torch import Tensor
 
 from alignlab.compare.image_table import TABLES, Images, read_images, six_digits, write_images
 from alignlab.config.build import ConfigError
-from alignlab.config.checks import bench_problems, choice_problems, tuned_problems, weighed, without_weighing
+from alignlab.config.checks import bench_problems, choice_problems
 from alignlab.config.command import command
 from alignlab.config.compose import opted_in, plain
 from alignlab.config.record import record
+from alignlab.config.reward_nodes import weighed, without_weighing
 from alignlab.data.prompts import thinned
 from alignlab.files.checksums import Damaged, check, digest_of_file, digest_of_json, seal
 from alignlab.files.safe_folder import RunError, refuse_links
@@ -49,7 +50,7 @@ from alignlab.runs.provenance import provenance
 from alignlab.runs.stored_config import read_config
 from alignlab.training.evaluation import distance_to_base, evaluate
 from alignlab.training.setup import Bench
-from alignlab.weights.load import TunedConfig, dialled, of_run, policy_of
+from alignlab.weights.load import TunedConfig, dialled, of_run, policy_of, tuned_problems
 
 GROUPS = ("model", "reward", "prompts", "eval_sampler", "diversity")
 RESULT = "evaluation.json"

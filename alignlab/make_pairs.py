@@ -24,11 +24,12 @@ from omegaconf import DictConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from alignlab.config.build import ConfigError, build, node_problems
-from alignlab.config.checks import bench_problems, choice_problems, sampler_problems, tuned_problems, weighed
+from alignlab.config.checks import bench_problems, choice_problems, sampler_problems
 from alignlab.config.command import command
 from alignlab.config.compose import asked, opted_in, plain
 from alignlab.config.jobs import folder_of_job
 from alignlab.config.record import record
+from alignlab.config.reward_nodes import weighed
 from alignlab.data.pairing import Paired
 from alignlab.data.prompts import thinned
 from alignlab.engine.noise import noise_key
@@ -53,7 +54,7 @@ from alignlab.runs.pasted import line, word
 from alignlab.runs.provenance import provenance
 from alignlab.runs.stored_config import read_config
 from alignlab.training.setup import warn_of_cut, weighted_sum
-from alignlab.weights.load import TunedConfig, dialled, of_run, policy_of
+from alignlab.weights.load import TunedConfig, dialled, of_run, policy_of, tuned_problems
 
 GROUPS = ("model", "reward", "prompts", "eval_sampler")
 CHANGEABLE = ("again", "batch", "device", "output_dir", "allow_targets", "allow_servers", "pairing")

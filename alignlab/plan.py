@@ -20,10 +20,10 @@ from rich.table import Table
 
 from alignlab.config import compose
 from alignlab.config.build import ConfigError
-from alignlab.config.checks import COUNTED
 from alignlab.config.command import command
 from alignlab.config.jobs import device_of
 from alignlab.config.schema import TrainConfig
+from alignlab.config.train_rules import COUNTED
 from alignlab.engine.rollout import NothingToLearn
 from alignlab.planning.fit import GIB, MARGIN, free_memory, other_ways, proposals, size
 from alignlab.planning.footprint import TRAINING, Footprint, footprint

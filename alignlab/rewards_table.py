@@ -16,10 +16,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from alignlab.config.build import ConfigError, node_problems, resolve
-from alignlab.config.checks import declared, is_hub_id, without_weighing
+from alignlab.config.checks import is_hub_id
 from alignlab.config.command import command
 from alignlab.config.compose import opted_in, plain
 from alignlab.config.record import Keys, record
+from alignlab.config.reward_nodes import declared, without_weighing
 from alignlab.files.bounded_yaml import read_yaml
 from alignlab.rewards import Declared
 from alignlab.rewards.clip import open_clip_weights

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from alignlab.config.build import ConfigError, build, not_texts
-from alignlab.config.checks import bench_problems, choice_problems, tuned_problems
+from alignlab.config.checks import bench_problems, choice_problems
 from alignlab.config.command import command
 from alignlab.config.compose import opted_in, plain
 from alignlab.config.record import record
@@ -21,7 +21,7 @@ from alignlab.files.safe_folder import RunError, refuse_led_away
 from alignlab.files.writing import aside_of, refuse_unwritable, room_for
 from alignlab.runs.folder import save_grid
 from alignlab.runs.layout import run_folders
-from alignlab.weights.load import TunedConfig, dialled, of_run, pictures, policy_of
+from alignlab.weights.load import TunedConfig, dialled, of_run, pictures, policy_of, tuned_problems
 
 
 @dataclass

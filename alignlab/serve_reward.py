@@ -14,11 +14,12 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from alignlab.config.build import ConfigError, build
-from alignlab.config.checks import bench_problems, declared, weighed, without_weighing
+from alignlab.config.checks import bench_problems
 from alignlab.config.command import command
 from alignlab.config.compose import opted_in, plain
 from alignlab.config.jobs import device_of
 from alignlab.config.record import Keys, record
+from alignlab.config.reward_nodes import declared, weighed, without_weighing
 from alignlab.rewards.server import RewardServer
 from alignlab.rewards.servers import TOKEN, token
 from alignlab.rewards.wire import Limits

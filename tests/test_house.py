@@ -32,7 +32,7 @@ ROOMS = {
     "engine": {"distributed", "fast", "models"},
     "objectives": {"data", "distributed", "engine"},
     "runs": {"data", "files", "models"},
-    "config": {"distributed", "files", "rewards", "runs"},
+    "config": {"distributed", "files", "models", "rewards", "runs"},
     "weights": {"config", "distributed", "engine", "fast", "files", "models", "runs"},
     "training": {
         "config",

@@ -29,7 +29,7 @@ from alignlab import sample as sample_command
 from alignlab.compare.finished import read_runs
 from alignlab.config import secrecy
 from alignlab.config.build import node_problems
-from alignlab.config.checks import leaf_problems
+from alignlab.config.leaves import leaf_problems
 from alignlab.data.captioned import captioned
 from alignlab.data.judgements import PIXELS, image
 from alignlab.files.safe_folder import RunError

@@ -19,10 +19,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from alignlab.config.build import ConfigError
-from alignlab.config.checks import groupwise, ignored_problems, leaf_problems, problems, weighed
+from alignlab.config.leaves import leaf_problems
 from alignlab.config.path_keys import is_path
 from alignlab.config.record import record
+from alignlab.config.reward_nodes import groupwise, weighed
 from alignlab.config.schema import QUICK, Evaluation, TrainConfig
+from alignlab.config.train_rules import ignored_problems, problems
 from alignlab.files.safe_folder import RunError
 from alignlab.runs.moved_targets import with_moved_targets
 from alignlab.runs.stored_config import NOT_SCIENCE, read_config

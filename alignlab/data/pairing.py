@@ -37,6 +37,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from alignlab.data.ranks import ranks
+
 Values = NDArray[np.float64]
 SCOPES = ("prompt", "all")
 ROUNDING = 1e-9
@@ -235,17 +237,6 @@ def _zscore(values: Values) -> Values:
 def _minmax(values: Values) -> Values:
     span = np.ptp(values)
     out: Values = (values - values.min()) / span if span > 0 else np.zeros_like(values)
-    return out
-
-
-def ranks(values: Values) -> Values:
-    """[B] float64 in [0, 1]: (rank - 1)/(B - 1), ranks from 1, equal values share the mean of theirs; all
-    equal, or one: 1/2."""
-    if len(values) < 2:
-        return np.full(len(values), 0.5)
-    ascending = np.sort(values)
-    below, upto = (np.searchsorted(ascending, values, side) for side in ("left", "right"))
-    out: Values = (below + upto - 1) / 2 / (len(values) - 1)
     return out
 
 

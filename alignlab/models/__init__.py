@@ -67,6 +67,15 @@ class CutsPrompts(Protocol):
 
 
 @runtime_checkable
+class OfProcess(Protocol):
+    """A family (its class says so) that knows which process it was trained on; another one may be drawn from
+    by any sampler."""
+
+    rectified_flow: bool
+    """True for a rectified flow, false for a diffusion."""
+
+
+@runtime_checkable
 class OfPipeline(Protocol):
     """A family (its class says so) whose base model is a pipeline of diffusers; of another one the model card
     says `DiffusionPipeline`."""

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from alignlab.data.pairing import ranks
+from alignlab.data.ranks import ranks
 from alignlab.distributed.ranks import whole
 from alignlab.engine.rollout import Rollout
 

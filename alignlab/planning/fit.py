@@ -7,7 +7,7 @@ from dataclasses import replace
 import psutil
 import torch
 
-from alignlab.config.checks import groupwise
+from alignlab.config.reward_nodes import groupwise
 from alignlab.config.schema import TrainConfig
 from alignlab.distributed.ranks import launched
 from alignlab.planning.footprint import Epoch, Footprint, footprint

@@ -9,9 +9,10 @@ from typing import Any
 import yaml
 
 from alignlab.config.build import resolve
-from alignlab.config.checks import COUNTED, is_hub_id
+from alignlab.config.checks import is_hub_id
 from alignlab.config.compose import typed
 from alignlab.config.schema import TrainConfig
+from alignlab.config.train_rules import COUNTED
 from alignlab.distributed.ranks import rank
 from alignlab.files.bounded_yaml import front_matter
 from alignlab.files.safe_folder import RunError, refuse_links

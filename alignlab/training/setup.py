@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from alignlab.config.build import build
-from alignlab.config.checks import without_weighing
 from alignlab.config.jobs import device_of
+from alignlab.config.reward_nodes import without_weighing
 from alignlab.config.schema import TrainConfig
 from alignlab.data.prompts import Prompts
 from alignlab.distributed.ranks import gathered, rank

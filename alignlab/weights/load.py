@@ -1,6 +1,6 @@
 """What a run learned, loaded again: as a policy, as pictures, or as a diffusers pipeline."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from alignlab.config.build import build, node_problems
+from alignlab.config.checks import choice_problems
 from alignlab.config.compose import asked
 from alignlab.config.jobs import device_of
 from alignlab.config.record import Keys
@@ -19,7 +20,7 @@ from alignlab.engine.samplers import Sampler
 from alignlab.fast import keep_freed_memory
 from alignlab.files.safe_folder import RunError
 from alignlab.models.lora import LoRA
-from alignlab.runs.layout import weights
+from alignlab.runs.layout import run_folders, weights
 from alignlab.runs.stored_config import read_config
 from alignlab.weights.dials import Annealed, scale_lora
 from alignlab.weights.init_from import refuse_unlike
@@ -47,6 +48,19 @@ class TunedConfig(Keys):
     """Addresses of reward servers that only a file names, and that images and prompts may be sent to."""
     model: Any = None
     eval_sampler: Any = None
+
+
+def tuned_problems(c: TunedConfig) -> Iterator[str]:
+    """Says what is wrong with how a command names what was learned, a sentence each."""
+    if c.run is not None and c.lora is not None:
+        yield f"run={c.run} and lora={c.lora} exclude each other; give one of them"
+    if c.run is not None and not run_folders(c.run):
+        yield f"run={c.run} is no run folder (it has no config.yaml); give the folder of a finished run"
+    if c.lora is not None and not Path(c.lora).exists():
+        yield f"lora={c.lora} is no folder and no file; give a LoRA in diffusers' or kohya's format"
+    if c.annealing < 0:
+        yield f"annealing={c.annealing} must not be negative; 0 leaves it out"
+    yield from choice_problems(c, ("precision", "device"))
 
 
 T = TypeVar("T", bound=TunedConfig)

@@ -21,9 +21,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from alignlab import evaluate, export, plan, report, sample, train
 from alignlab.compare import finished as compare
 from alignlab.config.build import ConfigError
-from alignlab.config.checks import ignored_problems
 from alignlab.config.compose import CONF, checked
 from alignlab.config.schema import TrainConfig
+from alignlab.config.train_rules import ignored_problems
 from alignlab.config.typed import as_meant
 from alignlab.objectives.draft import DRaFT
 from alignlab.runs.layout import run_folders
@@ -441,7 +441,7 @@ def test_resume_keeps_where_the_run_reports(tiny_sd: str, tmp_path: Path, monkey
     """push_to_hub, tracker, device and output_dir are the stored run's unless they are typed, and a line says
     what is sent where."""
     stored = configured(*tiny(tiny_sd, "algo=draft", "push_to_hub=me/mine", f"output_dir={tmp_path}/run"))
-    monkeypatch.setattr("alignlab.config.checks.importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("alignlab.config.train_rules.importlib.util.find_spec", lambda name: object())
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.yaml").write_text(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.stats import rankdata
 
-from alignlab.data.pairing import ranks
+from alignlab.data.ranks import ranks
 from alignlab.objectives.advantages import COMBINATIONS, PromptStatistics
 
 TRACKER = json.loads((Path(__file__).parents[1] / "stored" / "trl_ddpo.json").read_text())["tracker"]

@@ -141,7 +141,7 @@ def test_summary(run) -> None:
 def test_config_repeats_the_run(run, tmp_path) -> None:
     """config.yaml alone, plain values and no interpolation, is the same run again."""
     _, folder = run
-    c = yaml.safe_load((folder / "config.yaml").read_text())
+    c = stored_record(folder)
     assert "${" not in (folder / "config.yaml").read_text()
     train(c, tmp_path / "again")
     assert lines(tmp_path / "again") == lines(folder)
