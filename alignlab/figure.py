@@ -164,7 +164,9 @@ def make(name: str, figure: PaperFigure, c: dict[str, Any]) -> Path:
     }
     for ask in figure.probes:
         lost = [
-            run for run in runs[ask.experiment] if ask.of(run.config) and not probe(run.folder, ask.question)
+            run
+            for run in runs[ask.experiment]
+            if ask.of(run.settings) and not probe(run.folder, ask.question)
         ]
         if lost:
             print(
@@ -225,7 +227,7 @@ def page(name: str, figure: PaperFigure, runs: dict[str, list[Finished]], rows: 
         "",
     ]
     for experiment, there in runs.items():
-        minutes = sum(run.summary["wall_seconds"] for run in there) / 60
+        minutes = sum(run.summary.wall_seconds for run in there) / 60
         seeds = ", ".join(map(str, sorted({run.seed for run in there}))) or "–"
         lines.append(
             f"- `python -m alignlab.train -m experiment={experiment}{' quick=true seed=0' * quick}`: "
@@ -233,8 +235,8 @@ def page(name: str, figure: PaperFigure, runs: dict[str, list[Finished]], rows: 
             "minutes of runs."
         )
     summaries = [run.summary for there in runs.values() for run in there]
-    machines = {", ".join(f"{k} {v}" for k, v in summary["machine"].items()) for summary in summaries}
-    distances = ", ".join(sorted({summary["diversity_metric"] for summary in summaries}))
+    machines = {", ".join(f"{k} {v}" for k, v in summary.machine.items()) for summary in summaries}
+    distances = ", ".join(sorted({summary.diversity_metric for summary in summaries}))
     measured = any(len(row) > 1 for row in rows)  # pictures have nothing but names
     lines += [
         "",

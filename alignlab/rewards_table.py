@@ -20,7 +20,7 @@ from alignlab.config.checks import declared, is_hub_id, without_weighing
 from alignlab.config.command import command
 from alignlab.config.compose import opted_in, plain
 from alignlab.files.bounded_yaml import read_yaml
-from alignlab.rewards import Declared
+from alignlab.rewards import Declared, SaysWhatIsMissing
 from alignlab.rewards.clip import open_clip_weights
 from alignlab.rewards.servers import MEND
 
@@ -181,8 +181,9 @@ def _missing(own: dict[str, Any], weights: Sequence[str]) -> Iterator[str]:
     given = {k: v for k, v in own.items() if k != "_target_"}
     if given.get("path") == "???":
         return
-    if hasattr(resolve(own["_target_"]), "missing"):
-        yield from resolve(own["_target_"]).missing(**given)
+    made = resolve(own["_target_"])
+    if isinstance(made, SaysWhatIsMissing):
+        yield from made.missing(**given)
         return
     for name in (w.removeprefix("hf-hub:") for w in weights):
         revision = own.get("revision") if name == own.get("path") else None

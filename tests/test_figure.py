@@ -226,7 +226,7 @@ def test_a_front_beside_the_penalty(store: Path, tmp_path: Path) -> None:
     assert "LoRA scale" not in {
         r["regulariser"] for r in beside_the_penalty({**points, "LoRA scale": points["LoRA scale"][:1]})
     }
-    one = next(run for run in runs["draftp_fig3"] if run.config["kl_coeff"] == 0 and run.seed == 2)
+    one = next(run for run in runs["draftp_fig3"] if run.settings.kl_coeff == 0 and run.seed == 2)
     moved = shutil.copytree(one.folder, tmp_path / one.folder.name, ignore=lambda *_: ["dials"])
     fewer = [replace(run, folder=moved) if run is one else run for run in runs["draftp_fig3"]]
     assert {len(p["lpips"]) for _, p in regularisers({**runs, "draftp_fig3": fewer})["LoRA scale"]} == {1}
