@@ -113,7 +113,7 @@ def main() -> None:
                 if args.workers > 1
                 else []
             )
-            python("alignlab.train", "-m", f"experiment={sweep}", *more, *launcher)
+            python("alignlab.train", "-m", f"experiment=figure/{sweep}", *more, *launcher)
         waiting = [run.folder for run in finished() if not run.evaluation]
         with ThreadPoolExecutor(args.workers) as pool:
             list(pool.map(lambda folder: python("alignlab.evaluate", f"run={str(folder)!r}"), waiting))

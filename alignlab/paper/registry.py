@@ -41,7 +41,7 @@ class PaperFigure:
     """How to read it."""
     draw: Callable[[Runs], tuple[Figure, Rows]]
     experiments: tuple[str, ...]
-    """conf/experiment: the sweeps."""
+    """conf/experiment/figure: the sweeps."""
     probes: tuple[Ask, ...] = ()
 
 
