@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := build/lowest
 
-.PHONY: demo test test-slow test-lowest emoji-world reward-hacking comparison gpu-check bench clean house
+.PHONY: demo test test-slow test-lowest emoji-world reward-hacking comparison gpu-check bench clean house snippets
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m alignlab.train algo=draftp kl_coeff=0.25 output_dir=runs/demo
@@ -56,6 +56,10 @@ gpu-check: $(VENV)/.installed
 # Ratios against a peer and against the limit, and growth, into results/benchmarks.md; an hour, goes on where it was stopped.
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks
+
+# The functions that documentation pages show, from the code into the pages.
+snippets: $(VENV)/.installed
+	$(BIN)/python scripts/snippets.py
 
 # How the house reads, beside another commit: make house BESIDE=COMMIT
 house: $(VENV)/.installed

@@ -43,6 +43,7 @@ from alignlab.files.safe_folder import RunError, refuse_links
 from alignlab.files.writing import all_aside, refuse_unwritable, room_for
 from alignlab.metrics.statistics import Interval, bootstrap, win_rate
 from alignlab.metrics.vendi import vendi_score
+from alignlab.rewards import OnServer, Reward
 from alignlab.rewards.clip import Clip, locate
 from alignlab.rewards.compose import RewardError
 from alignlab.runs.layout import run_folders
@@ -250,10 +251,7 @@ class Evaluation:
         """The rewards by name: their arguments, and of one on a server what that holds."""
         nodes = {**(self.c.eval_rewards or {}), **self.c.reward}
         built = {**self.bench.held_out.rewards, **self.bench.reward.rewards}
-        return {
-            k: [without_weighing(nodes[k]), *(getattr(built[k], key, None) for key in ("held", "digest"))]
-            for k in built
-        }
+        return {name: [without_weighing(nodes[name]), *_held(reward)] for name, reward in built.items()}
 
     def drift(self, mine: Images, base: Images) -> dict[str, float | None]:
         """How far the policy is from the base model: perceptually, image by image, and in the model's own
@@ -265,6 +263,11 @@ class Evaluation:
             "lpips_to_base": apart.double().mean().item(),
             **distance_to_base(self.bench.policy, self.bench.eval_sampler, few),
         }
+
+
+def _held(reward: Reward) -> tuple[str | None, str | None]:
+    """Which reward a server holds, by name and digest; None for one that is computed here."""
+    return (reward.held, reward.digest) if isinstance(reward, OnServer) else (None, None)
 
 
 def _clip(path: str) -> Clip:

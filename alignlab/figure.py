@@ -85,13 +85,13 @@ def home(c: FigureConfig) -> Path:
 
 def grid(experiment: str, quick: bool) -> list[str]:
     """The jobs of an experiment by all their words (`job_of`); quick leaves out all seeds but 0."""
-    node = yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_text())
+    node = yaml.safe_load((CONF / "experiment" / "figure" / f"{experiment}.yaml").read_text())
     axes = {key: str(values).split(",") for key, values in node["hydra"]["sweeper"]["params"].items()}
-    fixed = {"experiment": experiment}
+    fixed = {"experiment": f"figure/{experiment}"}
     if quick:
         axes, fixed = {**axes, "seed": ["0"]}, {**fixed, "quick": "True"}
     points = [{**fixed, **dict(zip(axes, point, strict=True))} for point in product(*axes.values())]
-    return [full_name([f"{key}={point[key]}" for key in sorted(point)]) for point in points]
+    return [full_name(named([f"{key}={point[key]}" for key in point], UNNAMED)) for point in points]
 
 
 def run_sweeps(experiments: Sequence[str], c: FigureConfig) -> list[str]:
@@ -108,17 +108,17 @@ def run_sweeps(experiments: Sequence[str], c: FigureConfig) -> list[str]:
     with ThreadPoolExecutor(sweeps) as pool:
         codes = pool.map(lambda e: run_sweep(e, there[e], jobs, c), unfinished)
         return [
-            f"experiment={experiment} ended with code {code}; what it says stands above; type the command "
-            "again to go on"
+            f"experiment=figure/{experiment} ended with code {code}; what it says stands above; type the "
+            "command again to go on"
             for experiment, code in zip(unfinished, codes, strict=True)
             if code
         ]
 
 
 def run_sweep(experiment: str, folder: Path, jobs: int, c: FigureConfig) -> int:
-    """`python -m alignlab.train -m experiment=...`, in processes of its own; its exit status."""
+    """`python -m alignlab.train -m experiment=figure/...`, in processes of its own; its exit status."""
     words = [
-        f"experiment={experiment}",
+        f"experiment=figure/{experiment}",
         f"output_dir={hydra_value(str(folder))}",
         *(["quick=true", "seed=0"] if c.quick else []),
     ]
@@ -165,7 +165,9 @@ def make(name: str, figure: PaperFigure, c: FigureConfig) -> Path:
     }
     for ask in figure.probes:
         lost = [
-            run for run in runs[ask.experiment] if ask.of(run.config) and not probe(run.folder, ask.question)
+            run
+            for run in runs[ask.experiment]
+            if ask.of(run.settings) and not probe(run.folder, ask.question)
         ]
         if lost:
             print(
@@ -226,16 +228,16 @@ def page(name: str, figure: PaperFigure, runs: dict[str, list[Finished]], rows: 
         "",
     ]
     for experiment, there in runs.items():
-        minutes = sum(run.summary["wall_seconds"] for run in there) / 60
+        minutes = sum(run.summary.wall_seconds for run in there) / 60
         seeds = ", ".join(map(str, sorted({run.seed for run in there}))) or "–"
         lines.append(
-            f"- `python -m alignlab.train -m experiment={experiment}{' quick=true seed=0' * quick}`: "
+            f"- `python -m alignlab.train -m experiment=figure/{experiment}{' quick=true seed=0' * quick}`: "
             f"{len(there)} of {len(grid(experiment, quick))} runs finished, seeds {seeds}, {minutes:.0f} "
             "minutes of runs."
         )
     summaries = [run.summary for there in runs.values() for run in there]
-    machines = {", ".join(f"{k} {v}" for k, v in summary["machine"].items()) for summary in summaries}
-    distances = ", ".join(sorted({summary["diversity_metric"] for summary in summaries}))
+    machines = {", ".join(f"{k} {v}" for k, v in summary.machine.items()) for summary in summaries}
+    distances = ", ".join(sorted({summary.diversity_metric for summary in summaries}))
     measured = any(len(row) > 1 for row in rows)  # pictures have nothing but names
     lines += [
         "",

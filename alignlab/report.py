@@ -95,11 +95,7 @@ def report(runs: Sequence[Finished], folder: Path, title: str) -> Path:
     """
     refuse_unlike(runs)
     those = variants(runs)
-    alone = [
-        run.folder
-        for run in runs
-        if run.summary["final"]["lpips"] is None or run.summary["base"]["lpips"] is None
-    ]
+    alone = [run.folder for run in runs if run.summary.final.lpips is None or run.summary.base.lpips is None]
     if alone and not evaluated(those):
         raise CompareError(
             f"{alone[0]} measured no diversity (evaluation.final_images=1); evaluate it first: "
@@ -107,7 +103,7 @@ def report(runs: Sequence[Finished], folder: Path, title: str) -> Path:
         )
     found, first = outcomes(those), runs[0]
     rows, palette = [run_row(v, run) for v in those for run in v.runs], figures.colours(those)
-    unit, diversity = first.summary["reward_unit"], first.summary["diversity_metric"]
+    unit, diversity = first.summary.reward_unit, first.summary.diversity_metric
     base = base_point(those)
     points = {o.label: (o.reward, o.diversity) for o in found}
     level, _ = matched_reward(those)
@@ -156,14 +152,14 @@ def report(runs: Sequence[Finished], folder: Path, title: str) -> Path:
         palette=palette,
         trained=list(found[0].trained),
         held_out=list(found[0].held_out),
-        units=(first.evaluation or first.summary).get("units", {}),
+        units=(first.evaluation or first.summary).units,
         listed=len(those) <= figures.LEGEND,
         legend=figures.LEGEND,
         panels=min(len(those), figures.PANELS),
         paired=PAIRED,
     )
     with room_for(folder), all_aside(folder, last=PAGE) as aside:
-        metric = {"diversity metric": first.summary["diversity_metric"]}
+        metric = {"diversity metric": first.summary.diversity_metric}
         write_table(aside / "variants.csv", [flat(asdict(o)) | metric for o in found])
         write_table(aside / "runs.csv", rows)
         (aside / PAGE).write_text(page, encoding="utf-8")
@@ -178,11 +174,11 @@ def run_row(variant: Variant, run: Finished) -> dict[str, Any]:
         "seed": run.seed,
         "folder": str(run.folder),
         **{name: last.get(key) for name, key in BUDGETS.items()},
-        "reward, base": run.summary["base"]["reward"],
-        "reward, final": run.summary["final"]["reward"],
-        "diversity, base": run.summary["base"]["lpips"],
-        "diversity, final": run.summary["final"]["lpips"],
-        "diversity metric": run.summary["diversity_metric"],
+        "reward, base": run.summary.base.reward,
+        "reward, final": run.summary.final.reward,
+        "diversity, base": run.summary.base.lpips,
+        "diversity, final": run.summary.final.lpips,
+        "diversity metric": run.summary.diversity_metric,
         "flags": len(run.flags),
     }
 

@@ -22,7 +22,7 @@ from alignlab.config.compose import opted_in, plain
 from alignlab.config.record import Keys, record
 from alignlab.config.reward_nodes import declared, without_weighing
 from alignlab.files.bounded_yaml import read_yaml
-from alignlab.rewards import Declared
+from alignlab.rewards import Declared, SaysWhatIsMissing
 from alignlab.rewards.clip import open_clip_weights
 from alignlab.rewards.servers import MEND
 
@@ -183,8 +183,9 @@ def _missing(own: dict[str, Any], weights: Sequence[str]) -> Iterator[str]:
     given = {k: v for k, v in own.items() if k != "_target_"}
     if given.get("path") == "???":
         return
-    if hasattr(resolve(own["_target_"]), "missing"):
-        yield from resolve(own["_target_"]).missing(**given)
+    made = resolve(own["_target_"])
+    if isinstance(made, SaysWhatIsMissing):
+        yield from made.missing(**given)
         return
     for name in (w.removeprefix("hf-hub:") for w in weights):
         revision = own.get("revision") if name == own.get("path") else None

@@ -27,6 +27,7 @@ from alignlab.config.build import ConfigError, nearest
 from alignlab.config.command import command
 from alignlab.config.compose import asked, plain
 from alignlab.config.foreign import DOORS
+from alignlab.config.moved_experiments import present_word
 from alignlab.config.record import Keys, record
 from alignlab.files.bounded_yaml import read_yaml
 from alignlab.files.safe_folder import LOCK, fresh, locked, refuse_links
@@ -190,7 +191,9 @@ def remember(folder: Path, lines: dict[str, list[str]]) -> None:
     try:
         before = read_yaml(path.read_text(encoding="utf-8")) if path.is_file() else lines
         difference = (
-            first_difference(before, lines) if isinstance(before, dict) else ("all", before, "stages")
+            first_difference(_present(before), _present(lines))
+            if isinstance(before, dict)
+            else ("all", before, "stages")
         )
         if difference is None:
             write_aside(path, yaml.safe_dump(lines, sort_keys=False))
@@ -201,6 +204,14 @@ def remember(folder: Path, lines: dict[str, list[str]]) -> None:
     raise ConfigError(
         f"{path} says {name}: {then}, but {name}: {now} was asked for; choose another output_dir"
     )
+
+
+def _present(stages: dict[str, Any]) -> dict[str, Any]:
+    """The stages' words with the present names of experiments."""
+    return {
+        name: [present_word(str(word)) for word in words] if isinstance(words, list) else words
+        for name, words in stages.items()
+    }
 
 
 def go_through(lines: dict[str, list[str]], folder: Path) -> None:

@@ -52,7 +52,7 @@ def finished() -> list[Finished]:
         for sweep in SWEEPS
         for path in sorted(Path("results/runs", sweep).glob("*/summary.json"))
     ]
-    return [run for run in (read_runs(folders) if folders else []) if run.config["kl_coeff"] in KL]
+    return [run for run in (read_runs(folders) if folders else []) if run.settings.kl_coeff in KL]
 
 
 def page(runs: Sequence[Finished]) -> None:
@@ -78,7 +78,7 @@ def page(runs: Sequence[Finished]) -> None:
     ]
     for o, variant in zip(outcomes(those), those, strict=True):
         held = o.held_out
-        minutes = sum(run.summary["wall_seconds"] for run in variant.runs) / len(variant.runs) / 60
+        minutes = sum(run.summary.wall_seconds for run in variant.runs) / len(variant.runs) / 60
         cells = [
             label(variant),
             str(o.seeds),
@@ -113,7 +113,7 @@ def main() -> None:
                 if args.workers > 1
                 else []
             )
-            python("alignlab.train", "-m", f"experiment={sweep}", *more, *launcher)
+            python("alignlab.train", "-m", f"experiment=figure/{sweep}", *more, *launcher)
         waiting = [run.folder for run in finished() if not run.evaluation]
         with ThreadPoolExecutor(args.workers) as pool:
             list(pool.map(lambda folder: python("alignlab.evaluate", f"run={str(folder)!r}"), waiting))

@@ -5,9 +5,9 @@
     python -m tests.golden --write               makes the present numbers the stored ones
 
 A change of the house must leave every number as it is. Between two commits on one machine that holds to the
-bit. The stored file holds the bits of some kinds of processors, told apart by what a few of torch's kernels
-compute there, and the metrics themselves, which other processors must meet to 1 %. This file starts commands
-only: it does not know in which module anything lies.
+bit. The stored file holds the bits of some kinds of processors, told apart by their model and by what a few
+of torch's kernels compute there, and the metrics themselves, which other processors must meet to 1 %. This
+file starts commands only: it does not know in which module anything lies.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -116,8 +117,8 @@ def _pairs(folder: Path) -> Path:
 
 
 def processor() -> str:
-    """What tells kinds of processors and versions of torch apart: the bits that a few kernels compute on
-    them."""
+    """What tells kinds of processors and versions of torch apart: the model, and the bits that a few kernels
+    compute on it. (Two models gave the same bits here, and other ones in larger products.)"""
     import torch
     from torch.nn import functional as F
 
@@ -132,7 +133,16 @@ def processor() -> str:
         x.softmax(1),
     ]
     bits = hashlib.sha256(b"".join(part.contiguous().numpy().tobytes() for part in seen)).hexdigest()[:12]
-    return f"torch {torch.__version__.partition('+')[0]}, kernels {bits}"
+    return f"torch {torch.__version__.partition('+')[0]}, {_model()}, kernels {bits}"
+
+
+def _model() -> str:
+    """The processor's maker, family and model, as Linux names them."""
+    told = Path("/proc/cpuinfo")
+    pairs = [line.partition(":") for line in told.read_text().splitlines()] if told.is_file() else []
+    about = {key.strip(): value.strip() for key, _, value in reversed(pairs)}
+    names = [about.get(key, "") for key in ("vendor_id", "cpu family", "model", "stepping")]
+    return " ".join(filter(None, names)) or platform.processor() or platform.machine()
 
 
 def differences(then: dict[str, Any], now: dict[str, Any], *, bits: bool) -> Iterator[str]:

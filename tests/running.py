@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from alignlab import train
 from alignlab.config.compose import CONF, checked
+from alignlab.config.moved_experiments import present_word
 from alignlab.config.schema import TrainConfig
 
 TIMING = {"seconds", "images_per_second", "peak_memory_mb"}
@@ -69,7 +70,7 @@ def pairs(folder: Path, n: int = 6, ties: int = 1) -> str:
 def configured(*overrides: str) -> TrainConfig:
     """The checked configuration of a command line, as a record."""
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return checked(hydra.compose("train", list(overrides)))
+        return checked(hydra.compose("train", [*map(present_word, overrides)]))
 
 
 def command_line(monkeypatch: pytest.MonkeyPatch, *words: str, command: ModuleType = train) -> int:

@@ -1,7 +1,10 @@
-"""The algorithm pages quote code that exists, and name every key, default and metric."""
+"""The algorithm pages show code as it is, and name functions that exist and every key, default and metric."""
 
 import ast
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +36,6 @@ def section(name: str, title: str) -> str:
     return next(part for part in re.split(r"^## ", page(name), flags=re.MULTILINE) if part.startswith(title))
 
 
-def flat(text: str) -> str:
-    return re.sub(r"\s+", "", text)
-
-
 def function(file: str, name: str) -> ast.AST:
     """A function, or a method as Class.method."""
     found: ast.AST = ast.parse((ROOT / file).read_text())
@@ -66,18 +65,47 @@ def leaves(node: dict[str, Any], prefix: str = "algo.") -> dict[str, Any]:
     return found
 
 
+def snippets(*words: str) -> subprocess.CompletedProcess[str]:
+    script = [sys.executable, str(ROOT / "scripts" / "snippets.py")]
+    return subprocess.run([*script, *words], capture_output=True, text=True, check=False)
+
+
+def test_shown_code_is_the_code(tmp_path):
+    """Writing the snippets again changes no page; a page behind the code is named and written anew."""
+    fresh = snippets("--check")
+    assert (fresh.returncode, fresh.stdout) == (0, ""), fresh.stdout + fresh.stderr
+    for name in PAGES:
+        assert "\n<!-- snippet: alignlab/" in page(name)
+    page_of_old = Path(shutil.copy(DOCS / "sft.md", tmp_path))
+    page_of_old.write_text(page("sft").replace("(e,) = errors(policy, batch)", "e = 0"))
+    behind = snippets("--check", str(page_of_old))
+    assert behind.returncode == 1 and "is behind the code" in behind.stdout
+    assert snippets(str(page_of_old)).returncode == 0 and page_of_old.read_text() == page("sft")
+
+
+@pytest.mark.parametrize(
+    ("mark", "said"),
+    [
+        ("alignlab/objectives/sft.py SFT.lose", "alignlab/objectives/sft.py has no SFT.lose"),
+        ("alignlab/objectives/sft.py SFT", "SFT of alignlab/objectives/sft.py is no function"),
+        ("alignlab/objectives/sft.py SFT.loss until nowhere", "no line of SFT.loss begins with nowhere"),
+    ],
+)
+def test_a_snippet_of_nothing_is_a_sentence(mark, said, tmp_path):
+    (tmp_path / "page.md").write_text(f"<!-- snippet: {mark} -->\n")
+    gone = snippets(str(tmp_path / "page.md"))
+    assert gone.returncode == 1 and gone.stderr == f"{tmp_path / 'page.md'}: {said}\n"
+
+
 @pages
-def test_quoted_code_exists(name):
-    """Every row | equation | `code` | file: function | stands in that function of that file, whitespace
-    aside."""
-    quotes = [row for row in rows(section(name, "Equation and code")) if ".py" in row]
-    assert len(quotes) >= 5
-    for row in quotes:
-        match = re.fullmatch(r"\|.* \| `(.+)` \| (alignlab/\S+\.py): (\S+) \|", row)
+def test_named_functions_exist(name):
+    """Every row | equation | [function](file) | names a function of that file."""
+    named = rows(section(name, "Equation and code").partition("<!-- snippet")[0])
+    assert len(named) >= 5
+    for row in named:
+        match = re.fullmatch(r"\|.* \| \[(\S+)\]\(\.\./\.\./(alignlab/\S+\.py)\) \|", row)
         assert match, row
-        code, file, where = match.groups()
-        text = ast.get_source_segment((ROOT / file).read_text(), function(file, where))
-        assert text and flat(code) in flat(text), row
+        assert isinstance(function(match[2], match[1]), ast.FunctionDef), row
 
 
 @pages

@@ -124,7 +124,8 @@ def test_every_figure_is_drawn(name: str, store: Path) -> None:
     page = (folder / "README.md").read_text()
     assert f"name={name}\n" in page and "seeds 0, 2" in page and "figure.png" in page
     assert all(
-        f"alignlab.train -m experiment={experiment}`" in page for experiment in FIGURES[name].experiments
+        f"alignlab.train -m experiment=figure/{experiment}`" in page
+        for experiment in FIGURES[name].experiments
     )
     assert ("lpips-emoji" in page) == (
         name not in ("draftp_fig4", "draftp_fig5")
@@ -224,7 +225,7 @@ def test_a_front_beside_the_penalty(store: Path, tmp_path: Path) -> None:
     assert "LoRA scale" not in {
         r["regulariser"] for r in beside_the_penalty({**points, "LoRA scale": points["LoRA scale"][:1]})
     }
-    one = next(run for run in runs["draftp_fig3"] if run.config["kl_coeff"] == 0 and run.seed == 2)
+    one = next(run for run in runs["draftp_fig3"] if run.settings.kl_coeff == 0 and run.seed == 2)
     moved = shutil.copytree(one.folder, tmp_path / one.folder.name, ignore=lambda *_: ["dials"])
     fewer = [replace(run, folder=moved) if run is one else run for run in runs["draftp_fig3"]]
     assert {len(p["lpips"]) for _, p in regularisers({**runs, "draftp_fig3": fewer})["LoRA scale"]} == {1}
@@ -238,7 +239,7 @@ def test_the_grid_is_the_sweep(store: Path, tmp_path: Path) -> None:
     assert (
         figure.grid("draftp_fig3", quick=True)[1] == "experiment=draftp_fig3,kl_coeff=0.01,quick=True,seed=0"
     )
-    c = configured("experiment=draft_k", "algo.k=2")
+    c = configured("experiment=figure/draft_k", "algo.k=2")
     for name in (names[0], names[0].replace("seed=0", "seed=7"), f"{names[1]},steps=9"):
         write_run(tmp_path / name, replace(c, seed=int(name.partition("seed=")[2][0])), gain=1.0)
     assert sorted(run.seed for run in figure.finished(tmp_path, names)) == [0, 7]
@@ -255,7 +256,7 @@ def test_where_a_held_out_score_stops_a_run(store: Path) -> None:
 
 def test_without_weights_there_is_no_answer(store: Path, tmp_path: Path) -> None:
     """A question that was never asked of a run whose weights are gone."""
-    write_run(tmp_path / "run", configured("experiment=draftp_fig3"), gain=1.0)
+    write_run(tmp_path / "run", configured("experiment=figure/draftp_fig3"), gain=1.0)
     assert not probe(tmp_path / "run", "dials") and not (tmp_path / "run" / "probes").exists()
 
 
@@ -307,13 +308,13 @@ def test_quick_sweeps_run_side_by_side(tmp_path: Path, monkeypatch: pytest.Monke
         else:
             assert running == [words]
         running.remove(words)
-        return CompletedProcess(words, 3 if "experiment=drtune" in words else 0)
+        return CompletedProcess(words, 3 if "experiment=figure/drtune" in words else 0)
 
     monkeypatch.setattr(figure.subprocess, "run", process)
     for quick, launcher in ((True, False), (False, True)):
         begun.clear()
         (failed,) = figure.run_sweeps(["drtune", "draft_lv"], figure.FigureConfig(quick=quick))
-        assert failed.startswith("experiment=drtune ended with code 3")
+        assert failed.startswith("experiment=figure/drtune ended with code 3")
         assert len(begun) == 2 and all(("hydra/launcher=workers" in words) == launcher for words in begun)
 
 
@@ -337,9 +338,11 @@ def test_a_failed_sweep_leaves_what_is_finished(
         assert command_line(monkeypatch, "name=all", *words, command=figure) == 2
         assert len(begun) == len(set(begun)) == len({e for one in FIGURES.values() for e in one.experiments})
     page = (tmp_path / "runs/quick/paper/overoptimisation/README.md").read_text()
-    assert "experiment=overoptimisation quick=true seed=0`: 1 of 2 runs finished" in page
+    assert "experiment=figure/overoptimisation quick=true seed=0`: 1 of 2 runs finished" in page
     said = capsys.readouterr().err
-    assert "experiment=overoptimisation ended with code 1" in said and "name=k_laws: no run of " in said
+    assert (
+        "experiment=figure/overoptimisation ended with code 1" in said and "name=k_laws: no run of " in said
+    )
 
 
 def test_a_quick_figure_goes_the_whole_way(

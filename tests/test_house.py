@@ -139,7 +139,9 @@ def test_the_rooms_stand_in_order() -> None:
 
 
 def files() -> list[tuple[str, str]]:
-    found = [(p.parent.name, p.stem) for p in sorted(CONF.glob("*/*.yaml"))]
+    """The groups and options; an option may stand in a folder of its group."""
+    paths = [path.relative_to(CONF).with_suffix("") for path in sorted(CONF.glob("*/**/*.yaml"))]
+    found = [(path.parts[0], "/".join(path.parts[1:])) for path in paths]
     return [
         (group, option) for group, option in found if group not in ("recipe", "figure", "hydra")
     ]  # of alignlab.stages and alignlab.figure, and proved in their tests; and what every command takes
@@ -153,7 +155,7 @@ NEEDS = {
     "model=flux": ["sampler=flow", "eval_sampler=flow"],  # what an option must be given to make sense
     "prompts=file": [f"prompts.file={ROOT / 'README.md'}"],
     **{f"algo={name}": ["algo.data={captions}/pairs.jsonl"] for name in ("dpo", "kto", "sft")},
-    "experiment=recipe_diffusion_dpo": ["algo.data={captions}/pairs.jsonl"],
+    "experiment=paper/diffusion_dpo": ["algo.data={captions}/pairs.jsonl"],
     "prompts=dataset": ["prompts.dataset={captions}"],
     "reward=clip_diversity": ["prompts.per_prompt=4"],
     "diversity=alex": [f"diversity.weights={ROOT / 'README.md'}"],

@@ -230,7 +230,7 @@ def test_a_report_of_300_variants(tmp_path: Path) -> None:
     those = many(tmp_path, 300, 0)
     pairs = contrasts(those)
     assert {what: len(rows) for what, rows in pairs.items()} == {"reward": 299, "diversity": 299}
-    best = max(those, key=lambda v: v.runs[0].summary["final"]["reward"]).label
+    best = max(those, key=lambda v: v.runs[0].summary.final.reward).label
     assert {row.first for row in pairs["reward"]} == {best}
     assert sum(len(strip["images"]) for strip in report_command.strips(those)) == 600
     drawn = figures.z_scores(those)

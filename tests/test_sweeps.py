@@ -198,7 +198,10 @@ def test_an_experiments_axes_are_named(tmp_path, monkeypatch) -> None:
         "alignlab.train.train",
         lambda c, folder: trained.append(folder.name) or {"final": {"reward": 1.0}, "base": {"reward": 0.0}},
     )
-    assert command_line(monkeypatch, "-m", "experiment=ddpo_fig4", "seed=0", f"output_dir={tmp_path}/x") == 0
+    assert (
+        command_line(monkeypatch, "-m", "experiment=figure/ddpo_fig4", "seed=0", f"output_dir={tmp_path}/x")
+        == 0
+    )
     assert len(trained) > 1 and all(re.fullmatch(r"reward-\w+", name) for name in trained)
 
 

@@ -239,7 +239,7 @@ def z_scores(those: Sequence[Variant]) -> go.Figure:
     )
     for k, variant in enumerate(those):
         curves = [z_curves(run.evaluations) for run in variant.runs]
-        training = set(variant.runs[0].config["reward"])
+        training = set(variant.runs[0].settings.rewards)
         hidden = training if len(training) == 1 else set()
         if not curves[0]:
             continue

@@ -6,7 +6,7 @@ may differ; that is what is compared.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignlab.compare.image_table import Images, read_images
-from alignlab.files.checksums import digest_of_file, digest_of_json
+from alignlab.compare.run_files import Evaluation, Line, Settings, Strange, Summary, whole_lines
+from alignlab.files.checksums import digest_of_file
 from alignlab.files.safe_folder import RunError
 from alignlab.metrics.hacking import hacking_flags
 from alignlab.metrics.pareto import at_matched_reward
@@ -59,19 +60,21 @@ class Finished:
     """One finished run."""
 
     folder: Path
+    settings: Settings
     config: dict[str, Any]
-    summary: dict[str, Any]
-    lines: list[dict[str, Any]]
+    """All of config.yaml: variants may differ in any key."""
+    summary: Summary
+    lines: list[Line]
     """metrics.jsonl, the base model's evaluation first."""
-    evaluation: dict[str, Any] | None
-    """evaluation.json, if the run was evaluated."""
+    evaluation: Evaluation | None
+    """None if the run was not evaluated."""
 
     @property
     def seed(self) -> int:
-        return int(self.config["seed"])
+        return self.settings.seed
 
     @cached_property
-    def evaluations(self) -> list[dict[str, Any]]:
+    def evaluations(self) -> list[Line]:
         """The lines with an evaluation, each with its budgets so far."""
         spent, out = {key: 0.0 for key in list(BUDGETS.values())[2:] if key in self.lines[-1]}, []
         for line in self.lines:
@@ -86,7 +89,7 @@ class Finished:
     @cached_property
     def flags(self) -> list[str]:
         """Signs of reward hacking."""
-        return hacking_flags(self.evaluations, list(self.config["reward"]))
+        return hacking_flags(self.evaluations, list(self.settings.rewards))
 
     @cached_property
     def images(self) -> Images | None:
@@ -102,12 +105,12 @@ class Finished:
         home, again = self.folder / "evaluation", _again(self.folder)
         try:
             images = read_images(home, name)
-            for file, digest in (self.evaluation.get("tables") or {}).items():
+            for file, digest in self.evaluation.tables.items():
                 if file.startswith(name) and digest_of_file(home / file) != digest:
                     raise ValueError(f"{home / file} is not what the evaluation wrote")
         except ValueError as error:
             raise CompareError(f"{error}; {again}") from None
-        lacks = [unit for unit in self.evaluation["units"] if unit not in images.columns]
+        lacks = [unit for unit in self.evaluation.units if unit not in images.columns]
         if lacks or "train" not in images.sets:
             what = f"the column {lacks[0]}" if lacks else "images of the training prompts"
             raise CompareError(f"{home / name}.csv lacks {what}; {again}")
@@ -160,13 +163,10 @@ def read_runs(patterns: Sequence[str]) -> list[Finished]:
 
 def _read(folder: Path) -> Finished:
     try:
-        run = Finished(
-            folder=folder,
-            config=read_config(folder),
-            summary=json.loads((folder / "summary.json").read_text(encoding="utf-8")),
-            lines=read_metrics(folder),
-            evaluation=_evaluation(folder),
-        )
+        config = read_config(folder)
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        lines = read_metrics(folder)
+        evaluation = _evaluation(folder)
     except CompareError:
         raise
     except RunError as error:
@@ -182,66 +182,35 @@ def _read(folder: Path) -> Finished:
         state = "is not what the run wrote" if (folder / METRICS).is_file() else "was lost"
         mend = f"this puts it back from {changed[0]}: {resume(folder)}"
         raise CompareError(f"{folder / METRICS} {state}; {mend}")
-    strange = next((file for file, holds in _WRITTEN.items() if not holds(run)), None)
-    if strange:
+    file = "config.yaml"
+    try:
+        settings = Settings.of(config)
+        file = "summary.json"
+        told = Summary.of(summary)
+        file = METRICS
+        whole = whole_lines(lines)
+    except Strange:
         raise CompareError(
-            f"{folder} cannot be read: its {strange} holds something else than a run writes; leave it out"
-        )
-    return run
+            f"{folder} cannot be read: its {file} holds something else than a run writes; leave it out"
+        ) from None
+    return Finished(
+        folder=folder, config=config, settings=settings, summary=told, lines=whole, evaluation=evaluation
+    )
 
 
-def _evaluation(folder: Path) -> dict[str, Any] | None:
+def _evaluation(folder: Path) -> Evaluation | None:
     """evaluation.json of a run; None if it was not evaluated."""
     path = folder / "evaluation" / "evaluation.json"
     if not path.is_file():
         return None
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        said = None
-    right = _tables(said, "protocol", "units", "drift") and _numbers(said["drift"], "lpips_to_base")
-    if not right or said.pop("digest", None) not in (None, digest_of_json(said)):
-        raise CompareError(f"{path} was damaged; {_again(folder)}")
-    return dict(said)
+        return Evaluation.of(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError, Strange):
+        raise CompareError(f"{path} was damaged; {_again(folder)}") from None
 
 
 def _again(folder: Path) -> str:
     return f"evaluate the run again: {command_line('evaluate', word('run', folder))}"
-
-
-def _numbers(node: Any, *keys: str) -> bool:
-    return isinstance(node, dict) and all(isinstance(node.get(key), (int, float)) for key in keys)
-
-
-def _tables(node: Any, *keys: str) -> bool:
-    return isinstance(node, dict) and all(isinstance(node.get(key), dict) for key in keys)
-
-
-_WRITTEN: dict[str, Callable[[Finished], bool]] = {
-    "config.yaml": lambda run: (
-        _numbers(run.config, "seed", "kl_coeff")
-        and _tables(run.config, "algo", "model", "prompts", "evaluation", "eval_sampler", "reward")
-        and _numbers(run.config["eval_sampler"], "steps", "guidance_scale")
-        and isinstance(run.config["algo"].get("_target_"), str)
-        and (
-            isinstance(run.config["algo"].get("estimator"), str)
-            or not run.config["algo"]["_target_"].endswith(".DDPO")
-        )
-        and all(_numbers(node, "weight") for node in run.config["reward"].values())
-    ),
-    "summary.json": lambda run: (
-        _tables(run.summary, "base", "final")
-        and all(_numbers(run.summary[when], "reward") for when in ("base", "final"))
-        and all(isinstance(run.summary[when].get("lpips"), float | int | None) for when in ("base", "final"))
-        and all(isinstance(run.summary.get(key), str) for key in ("reward_unit", "diversity_metric"))
-    ),
-    "metrics.jsonl": lambda run: (
-        all(_numbers(line, "step", "samples_seen") for line in run.lines)
-        and sum(_numbers(line, "eval/reward", "eval/reward_std", "eval/lpips") for line in run.lines) > 1
-        and all(_numbers(line, "eval/reward", "eval/lpips") for line in run.lines if "eval/reward" in line)
-    ),
-}
-"""What the page reads of each file: a folder may be somebody else's."""
 
 
 def refuse_unlike(runs: Sequence[Finished]) -> None:
@@ -257,7 +226,7 @@ def refuse_unlike(runs: Sequence[Finished]) -> None:
                         f"{first.folder} and {run.folder} cannot be compared: {key} is {a} in the first and "
                         f"{b} in the second; leave one of them out"
                     )
-        bases = [float(r.summary["base"]["reward"]) for r in (first, run)]
+        bases = [r.summary.base.reward for r in (first, run)]
         deviation = next(line["eval/reward_std"] for line in first.lines if "eval/reward_std" in line)
         if abs(bases[0] - bases[1]) > 0.1 * deviation:  # the same noises: rounding is all that may differ
             raise CompareError(
@@ -273,20 +242,20 @@ def _measured_by(run: Finished) -> dict[str, Any]:
         own[key] = {k: v for k, v in run.config[key].items() if k != free}
     return {
         **own,
-        "reward_unit": run.summary["reward_unit"],
-        "diversity_metric": run.summary["diversity_metric"],
+        "reward_unit": run.summary.reward_unit,
+        "diversity_metric": run.summary.diversity_metric,
     }
 
 
 def _protocol(run: Finished) -> dict[str, Any] | None:
-    return run.evaluation and {"evaluation": run.evaluation["protocol"]}
+    return None if run.evaluation is None else {"evaluation": run.evaluation.protocol}
 
 
 def variants(runs: Sequence[Finished]) -> list[Variant]:
     """Grouped by configuration, labelled by algorithm and by the keys in which variants of one algorithm
     differ, in the order met."""
     plain = [_flat({k: v for k, v in run.config.items() if k not in OWN}) for run in runs]
-    names = [algorithm(run.config) for run in runs]
+    names = [run.settings.method for run in runs]
     groups: dict[str, list[Finished]] = {}
     differences: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in names}
     apart = {
@@ -342,14 +311,6 @@ def _telling(those: Sequence[dict[str, Any]]) -> list[str]:
         if key != "kl_coeff" and len({repr([its.get(k) for k in fewer]) for its in those}) == len(those):
             keys = fewer
     return keys
-
-
-def algorithm(config: dict[str, Any]) -> str:
-    """As the papers call it."""
-    name = config["algo"]["_target_"].rpartition(".")[2]
-    if name == "DRaFT" and config["kl_coeff"]:
-        return "DRaFT+"
-    return f"{name}-{config['algo']['estimator'].upper()}" if name == "DDPO" else name
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:

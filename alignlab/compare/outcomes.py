@@ -70,12 +70,12 @@ def total(images: Images, base: Images, run: Finished, where: str) -> Values:
     """[prompts, images] of the weighted training reward, normalised as the run did by the base model's
     images."""
     out = np.zeros(())
-    for name, node in run.config["reward"].items():
+    for name, reward in run.settings.rewards.items():
         values = images.values(where, name)
-        if node["normalize"]:
+        if reward.normalize:
             scale = base.values("train", name)
             values = (values - scale.mean()) / scale.std()
-        out = out + node["weight"] * values
+        out = out + reward.weight * values
     return out
 
 
@@ -111,7 +111,7 @@ def base_point(those: Sequence[Variant]) -> tuple[float, float]:
         return float(total(run.base, run.base, run, "train").mean()), float(
             np.mean([row["lpips"] for row in run.base.prompts])
         )
-    return run.summary["base"]["reward"], run.summary["base"]["lpips"]
+    return run.summary.base.reward, run.summary.base.diversity
 
 
 def _outcome(variant: Variant, matched: list[float], budget: float, whole: bool) -> Outcome:
@@ -126,15 +126,12 @@ def _outcome(variant: Variant, matched: list[float], budget: float, whole: bool)
     both = totals(variant, "train")
     spread = variant.spread("lpips")
     if not whole or both is None or spread is None:
-        rewards = [run.summary["final"]["reward"] for run in runs]
         return Outcome(
-            reward=over_seeds(rewards),
-            gain=over_seeds([run.summary["final"]["reward"] - run.summary["base"]["reward"] for run in runs]),
-            diversity=over_seeds([run.summary["final"]["lpips"] for run in runs]),
+            reward=over_seeds([run.summary.final.reward for run in runs]),
+            gain=over_seeds([run.summary.gain("reward") for run in runs]),
+            diversity=over_seeds([run.summary.final.diversity for run in runs]),
             trained=_gains_of_summaries(variant, _trained(variant)),
-            held_out=_gains_of_summaries(
-                variant, [n for n in runs[0].config["eval_rewards"] if n not in runs[0].config["reward"]]
-            ),
+            held_out=_gains_of_summaries(variant, runs[0].settings.held_out),
             **common,
         )
     mine, base = both
@@ -151,26 +148,25 @@ def _outcome(variant: Variant, matched: list[float], budget: float, whole: bool)
         trained={name: bootstrap(_gain(variant, name)) for name in _trained(variant)},
         held_out={
             name: bootstrap(_gain(variant, name))
-            for name in first.evaluation["units"]
-            if name not in first.config["reward"]
+            for name in first.evaluation.units
+            if name not in first.settings.rewards
         },
-        lpips_to_base=float(
-            np.mean([run.evaluation["drift"]["lpips_to_base"] for run in runs if run.evaluation])
-        ),
+        lpips_to_base=float(np.mean([run.evaluation.lpips_to_base for run in runs if run.evaluation])),
         **common,
     )
 
 
 def _trained(variant: Variant) -> list[str]:
-    names = list(variant.runs[0].config["reward"])
+    names = list(variant.runs[0].settings.rewards)
     return names if len(names) > 1 else []
 
 
 def _gains_of_summaries(variant: Variant, names: Sequence[str]) -> dict[str, Interval]:
     """What training itself measured at its two ends, over seeds."""
-    ends = [(run.summary["base"], run.summary["final"]) for run in variant.runs]
-    known = [name for name in names if all(name in end for pair in ends for end in pair)]
-    return {name: over_seeds([final[name] - base[name] for base, final in ends]) for name in known}
+    summaries = [run.summary for run in variant.runs]
+    ends = [end for summary in summaries for end in (summary.base, summary.final)]
+    known = [name for name in names if all(name in end.numbers for end in ends)]
+    return {name: over_seeds([summary.gain(name) for summary in summaries]) for name in known}
 
 
 def _gain(variant: Variant, name: str) -> Values:

@@ -8,7 +8,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Protocol, Union, get_args, get_origin, runtime_checkable
 
 from alignlab.rewards.undisturbed import undisturbed
 from alignlab.runs.pasted import list_word
@@ -28,6 +28,15 @@ PARTS = (
     "training.adamw8bit",
 )
 FUNCTIONS = ("alignlab.training.adamw8bit", "alignlab.engine.samplers")
+
+
+@runtime_checkable
+class ChecksArguments(Protocol):
+    """A class (of a model, a reward, a distance) that can refuse its arguments without being built, which
+    would load its weights. Of another one an object is made, and thrown away."""
+
+    def check(self, **arguments: Any) -> None:
+        """Raises a ValueError or an OSError for arguments of the constructor that cannot be."""
 
 
 class ConfigError(Exception):
@@ -209,9 +218,12 @@ def _function_names(made: Any, node: dict[str, Any]) -> list[str]:
 
 
 def _construction_problems(where: str, node: dict[str, Any]) -> Iterator[str]:
-    check = getattr(resolve(node["_target_"]), "check", None)
+    made = resolve(node["_target_"])
     try:
-        check(**{k: v for k, v in node.items() if k != "_target_"}) if check else build(node)
+        if isinstance(made, ChecksArguments):
+            made.check(**{k: v for k, v in node.items() if k != "_target_"})
+        else:
+            build(node)
     except SystemExit as error:
         yield _ended(f"{where}._target_={node['_target_']}", error)
     except (ConfigError, ValueError, TypeError, OSError) as error:

@@ -192,8 +192,14 @@ def _sentence(text: str, error: Exception, cfg: DictConfig, schema: type) -> str
         return f"{text} needs a plugin of Hydra's; pip install '{LAUNCHERS[missing]}'"
     group = CONF / ("reward" if key == "eval_rewards" else key)
     if group.is_dir():
-        options = getattr(error, "options", None) or sorted(p.stem for p in group.glob("*.yaml"))
-        value = (getattr(error, "missing_cfg_file", None) or value).rpartition("/")[2]
+        missing = getattr(error, "missing_cfg_file", None) or f"{key}/{value}"
+        options = set(getattr(error, "options", None) or ())  # without those in folders
+        if missing.startswith(f"{key}/"):
+            value = missing.removeprefix(f"{key}/")
+            files = (path.relative_to(group).with_suffix("") for path in group.rglob("*.yaml"))
+            options.update(path.as_posix() for path in files)
+        else:  # an option of another group, which the chosen file names
+            value = missing.rpartition("/")[2]
         return f"{key}={value} is no option; {nearest(value, options, f'{key}=')}{_own_reward(key, value)}"
     if isinstance(cause, (AttributeError, KeyError)):  # a key that is not there
         parent, _, name = key.rpartition(".")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import yaml
 
+from alignlab.config.moved_experiments import first_word
 from alignlab.files.bounded_yaml import read_yaml
 
 WORDS = "overrides.yaml"
@@ -68,8 +69,9 @@ def read_words(folder: Path) -> list[str]:
 
 
 def named(words: Sequence[str], unnamed: Collection[str]) -> list[str]:
-    """The words that make a job what it is, in order."""
-    return sorted(word for word in words if word.lstrip("+~").partition("=")[0] not in unnamed)
+    """The words that make a job what it is, in order; an experiment has its first name, as in folders of
+    earlier versions."""
+    return sorted(first_word(word) for word in words if word.lstrip("+~").partition("=")[0] not in unnamed)
 
 
 def full_name(words: Sequence[str]) -> str:

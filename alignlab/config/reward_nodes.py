@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from alignlab.config.build import build, fits, node_problems, resolve, words
+from alignlab.config.build import ChecksArguments, build, fits, node_problems, resolve, words
 from alignlab.rewards import Declared
 
 OFFERS = ("__call__",)
@@ -70,7 +70,7 @@ def declared(node: dict[str, Any]) -> Declared:
     try:
         return Declared.by(made)
     except ValueError:
-        if hasattr(made, "check"):
+        if isinstance(made, ChecksArguments):
             raise
         return Declared.by(build(own))  # the instance knows
 

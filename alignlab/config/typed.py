@@ -15,6 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
+from alignlab.config.moved_experiments import present_word
 from alignlab.config.path_keys import LIST, PATH, TEXT
 from alignlab.runs.pasted import literal, quoted
 
@@ -25,12 +26,13 @@ _REFERENCE = re.compile(r"\$\{[^{}]+\}")
 
 
 def as_meant(word: str, *, sweep: bool) -> str:
-    """One word for Hydra; one that needs nothing is returned as it is.
+    """One word for Hydra; one that needs nothing is returned as it is, but for an old name of an experiment.
 
     Args:
         word: `key=value`, as the shell handed it on.
         sweep: whether -m was given, and a comma may mean several values.
     """
+    word = present_word(word)
     key, equals, value = word.partition("=")
     name = key.lstrip("+")
     sweep = sweep and name not in ("output_dir", "output")  # one place for all jobs

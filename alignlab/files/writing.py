@@ -8,6 +8,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -152,6 +153,19 @@ def refuse_unwritable(folder: Path, key: str, *names: str) -> None:
             )
 
 
+def type_again(path: Path, reason: str, full: bool, key: str = "output_dir") -> str:
+    """The sentence for a path that was not written by a command that can be typed again.
+
+    Args:
+        full: whether room on the disk is what is missing.
+        key: the key that chooses another place.
+    """
+    mend = "make room" if full else f"mend that, or choose another {key}"
+    return (
+        f"{path} cannot be written ({reason}); {mend}, and type the command again: what was written is intact"
+    )
+
+
 @contextmanager
 def room_for(path: Path, key: str = "output_dir") -> Iterator[None]:
     """Inside, `path` is written by a command that can be typed again.
@@ -162,15 +176,7 @@ def room_for(path: Path, key: str = "output_dir") -> Iterator[None]:
     Raises:
         RunError: in place of the library's own error.
     """
-
-    def said(reason: str, full: bool) -> str:
-        mend = "make room" if full else f"mend that, or choose another {key}"
-        return (
-            f"{path} cannot be written ({reason}); {mend}, and type the command again: what was written is "
-            "intact"
-        )
-
-    with told(said):
+    with told(partial(type_again, path, key=key)):
         yield
 
 

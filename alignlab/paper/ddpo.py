@@ -36,7 +36,7 @@ def by_reward(runs: Runs) -> dict[str, Runs]:
     parts: dict[str, Runs] = {name: {} for name in REWARD_NAMES}
     for name, finished in runs.items():
         for run in finished:
-            parts.setdefault(" + ".join(run.config["reward"]), {}).setdefault(name, []).append(run)
+            parts.setdefault(" + ".join(run.settings.rewards), {}).setdefault(name, []).append(run)
     return {name: part for name, part in parts.items() if part}
 
 
@@ -65,7 +65,7 @@ def ddpo_fig4(runs: Runs) -> tuple[Figure, Rows]:
         cell.set(
             title=f"{REWARD_NAMES.get(name, name)}\n({name})",
             xlabel="reward queries",
-            ylabel=compared[0].runs[0].summary["reward_unit"],
+            ylabel=compared[0].runs[0].summary.reward_unit,
         )
         rows += [{"reward": name, **row, **cost(v)} for row, v in zip(table(compared), compared, strict=True)]
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
@@ -136,6 +136,6 @@ def ddpo_generalisation(runs: Runs) -> tuple[Figure, Rows]:
                 )
         cell.axhline(0, color=GREY, lw=1)
         cell.set_xticks(range(len(SET_NAMES)), [kind.replace(" ", "\n", 1) for kind in SET_NAMES.values()])
-        cell.set(ylabel=f"gain in {reward}\n({compared[0][0].runs[0].summary['reward_unit']})")
+        cell.set(ylabel=f"gain in {reward}\n({compared[0][0].runs[0].summary.reward_unit})")
         cell.legend()
     return figure, rows

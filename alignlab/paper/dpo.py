@@ -23,7 +23,7 @@ from alignlab.paper.drawing import (
 def preferences(runs: Runs) -> tuple[Figure, Rows]:
     """Preference optimisation beside reward gradients, policy gradients and regression: for each reward
     query, for each pass, in the plane."""
-    compared = [v for v in every(runs) if v.runs[0].config["kl_coeff"] in (0, SHOWN_KL)] or nothing_to_draw()
+    compared = [v for v in every(runs) if v.runs[0].settings.kl_coeff in (0, SHOWN_KL)] or nothing_to_draw()
     figure, axes = plt.subplots(1, 4, figsize=(15, 3.7), layout="constrained")
     for k, variant in enumerate(compared):
         curve(axes[0], variant, "reward_queries", "eval/reward", color=COLOURS[k])

@@ -1,5 +1,7 @@
 """The figures of DRaFT (arXiv 2309.17400): which steps keep their gradient, speed, and over-optimisation."""
 
+import math
+
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
@@ -11,6 +13,7 @@ from alignlab.metrics.statistics import over_seeds
 from alignlab.paper.drawing import (
     Rows,
     Runs,
+    algorithm,
     band,
     base_line,
     base_star,
@@ -30,15 +33,10 @@ from alignlab.paper.drawing import (
 def k_laws(runs: Runs) -> tuple[Figure, Rows]:
     """How many and which steps should keep their gradient? At equal images, at equal passes through the
     denoiser, and in the plane."""
-    compared = [v for v in every(runs) if not v.runs[0].config["kl_coeff"]] or nothing_to_draw()
+    compared = [v for v in every(runs) if not v.runs[0].settings.kl_coeff] or nothing_to_draw()
     fixed = sorted(
-        (
-            v
-            for v in compared
-            if v.runs[0].config["algo"].get("truncation") == "fixed"
-            and not v.runs[0].config["algo"]["lv_samples"]
-        ),
-        key=lambda v: v.runs[0].config["algo"]["k"],
+        (v for v in compared if algorithm(v).truncation == "fixed" and not algorithm(v).lv_samples),
+        key=lambda v: algorithm(v).k or math.inf,  # null is every step
     )
     others = [v for v in compared if v not in fixed]
     figure, axes = plt.subplots(1, 3, figsize=(12.4, 3.7), layout="constrained")
@@ -79,7 +77,7 @@ def k_laws(runs: Runs) -> tuple[Figure, Rows]:
 
 def draft_speed(runs: Runs) -> tuple[Figure, Rows]:
     """Reward gradients against policy gradients and regression: for each image, and for each second."""
-    compared = [v for v in every(runs) if not v.runs[0].config["kl_coeff"]] or nothing_to_draw()
+    compared = [v for v in every(runs) if not v.runs[0].settings.kl_coeff] or nothing_to_draw()
     figure, axes = plt.subplots(1, 2, figsize=(8.6, 3.5), layout="constrained", sharey=True)
     for k, variant in enumerate(compared):
         for cell, key in zip(axes, ("samples_seen", "seconds"), strict=True):

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from alignlab.compare.charts import GREY
 from alignlab.compare.finished import CompareError, Finished, Variant, matched_reward, refuse_unlike, variants
+from alignlab.compare.run_files import Algorithm
 from alignlab.metrics.pareto import at_matched_reward
 from alignlab.metrics.statistics import Interval, over_seeds
 
@@ -48,30 +49,32 @@ MARKERS, LINES = "osD^vP*X", ("-", "--", "-.", ":")
 
 def label(variant: Variant) -> str:
     """Short, for a legend."""
-    config = variant.runs[0].config
-    algo, kl = config["algo"], config["kl_coeff"]
-    name = algo["_target_"].rpartition(".")[2]
-    if name not in ("DDPO", "RWR", "DRaFT", "OnlineDPO"):  # somebody's own
+    settings, algo = variant.runs[0].settings, algorithm(variant)
+    if algo.name not in ("DDPO", "RWR", "DRaFT", "OnlineDPO"):  # somebody's own
         return variant.label
-    if name == "OnlineDPO":
-        return "DPO, offline" if algo["resample_every"] >= config["steps"] else "DPO, online"
-    if name == "DDPO":
-        eta = config["sampler"]["eta"]
-        few = f", noise in {sum(e > 0 for e in eta)} steps" if isinstance(eta, list) else ""
-        return f"DDPO-{algo['estimator'].upper()}{few}"
-    if name == "RWR":
-        return "RWR" if algo["weighting"] == "dense" else "RWR-sparse"
-    if algo["reward_cap"] is not None:
-        return f"DRaFT, cap {algo['reward_cap']:g}"
-    if kl:
-        return f"DRaFT+ {'trajectory KL' if algo['kl'] == 'trajectory' else 'KL'} {kl:g}"
-    if algo["lv_samples"]:
+    if algo.name == "OnlineDPO":
+        return "DPO, offline" if algo.resample_every >= settings.steps else "DPO, online"
+    if algo.name == "DDPO":
+        few = "" if settings.noisy_steps is None else f", noise in {settings.noisy_steps} steps"
+        return f"DDPO-{algo.estimator.upper()}{few}"
+    if algo.name == "RWR":
+        return "RWR" if algo.weighting == "dense" else "RWR-sparse"
+    if algo.reward_cap is not None:
+        return f"DRaFT, cap {algo.reward_cap:g}"
+    if settings.kl_coeff:
+        return f"DRaFT+ {'trajectory KL' if algo.kl == 'trajectory' else 'KL'} {settings.kl_coeff:g}"
+    if algo.lv_samples:
         return "DRaFT-LV"
-    if algo["detach_input"]:
-        return f"DRTune, {algo['k']} steps"
-    if algo["truncation"] != "fixed":
-        return "random K a rollout" if algo["truncation"] == "per_rollout" else "random steps"
-    return f"DRaFT-{algo['k']}"
+    if algo.detach_input:
+        return f"DRTune, {algo.k} steps"
+    if algo.truncation != "fixed":
+        return "random K a rollout" if algo.truncation == "per_rollout" else "random steps"
+    return f"DRaFT-{algo.k}"
+
+
+def algorithm(variant: Variant) -> Algorithm:
+    """With the arguments that its seeds share."""
+    return variant.runs[0].settings.algorithm
 
 
 def every(runs: Runs, *experiments: str) -> list[Variant]:
@@ -94,7 +97,7 @@ def shades(compared: Sequence[Variant]) -> Iterator[Any]:
 
 
 def by_kl(compared: Sequence[Variant]) -> list[Variant]:
-    return sorted(compared, key=lambda v: v.runs[0].config["kl_coeff"])
+    return sorted(compared, key=lambda v: v.runs[0].settings.kl_coeff)
 
 
 def band(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], **style: Any) -> None:
@@ -140,8 +143,8 @@ def base_line(axes: Axes, compared: Sequence[Variant], key: str) -> None:
 def unit(compared: Sequence[Variant]) -> tuple[str, str]:
     """Axis labels: the reward with its unit, the diversity with the distance that measured it."""
     run = compared[0].runs[0]
-    name = " + ".join(run.config["reward"])
-    return f"{name} ({run.summary['reward_unit']})", f"diversity ({run.summary['diversity_metric']})"
+    name = " + ".join(run.settings.rewards)
+    return f"{name} ({run.summary.reward_unit})", f"diversity ({run.summary.diversity_metric})"
 
 
 def table(compared: Sequence[Variant], *levels: float) -> Rows:
@@ -152,19 +155,18 @@ def table(compared: Sequence[Variant], *levels: float) -> Rows:
     reached = level > compared[0].runs[0].curve("eval/reward")[0]
     rows = []
     for v in compared:
-        finals = [run.summary["final"] for run in v.runs]
-        trained = list(v.runs[0].config["reward"])
-        held_out = [name for name in v.runs[0].config["eval_rewards"] if name not in trained]
+        spreads = [run.summary.final.lpips for run in v.runs]
+        trained, held_out = list(v.runs[0].settings.rewards), v.runs[0].settings.held_out
         numbers: dict[str, Interval] = {
             "gain": over_seeds(list(gains(v, "reward").values())),
             **{
                 name: over_seeds(list(gains(v, name).values()))
-                for name in (trained if len(trained) > 1 else []) + held_out
+                for name in (*(trained if len(trained) > 1 else ()), *held_out)
             },
             "diversity": over_seeds([run.curve("eval/lpips")[-1] for run in v.runs]),
         }
-        if all(final["lpips"] is not None for final in finals):
-            numbers["diversity, all prompts"] = over_seeds([final["lpips"] for final in finals])
+        if None not in spreads:
+            numbers["diversity, all prompts"] = over_seeds([x for x in spreads if x is not None])
         if reached and len(matched[v.label]) == len(v.runs):
             numbers["matched"] = over_seeds(matched[v.label])
         for x in levels:
@@ -181,7 +183,7 @@ def table(compared: Sequence[Variant], *levels: float) -> Rows:
                 **numbers,
                 "level": f"{level:.2f}" if reached else None,
                 "reward queries": round(v.runs[0].curve("reward_queries")[-1]),
-                "minutes": float(np.mean([run.summary["wall_seconds"] for run in v.runs])) / 60,
+                "minutes": float(np.mean([run.summary.wall_seconds for run in v.runs])) / 60,
             }
         )
     return rows
@@ -189,7 +191,7 @@ def table(compared: Sequence[Variant], *levels: float) -> Rows:
 
 def gains(variant: Variant, reward: str) -> dict[int, float]:
     """Of each seed, over the base model, on all prompts."""
-    return {run.seed: run.summary["final"][reward] - run.summary["base"][reward] for run in variant.runs}
+    return {run.seed: run.summary.gain(reward) for run in variant.runs}
 
 
 def learns(variant: Variant) -> str:
@@ -200,7 +202,9 @@ def learns(variant: Variant) -> str:
         return "one seed"
     mean, error = np.mean(values), np.std(values, ddof=1) / np.sqrt(len(values))
     return (
-        "yes" if mean >= 3 * error and mean >= 0.5 * variant.runs[0].summary["base"]["reward_std"] else "no"
+        "yes"
+        if mean >= 3 * error and mean >= 0.5 * variant.runs[0].summary.base.numbers["reward_std"]
+        else "no"
     )
 
 

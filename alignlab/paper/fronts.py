@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from alignlab.compare.charts import COLOURS, GREY
 from alignlab.compare.finished import Finished, Variant
 from alignlab.metrics.statistics import over_seeds
-from alignlab.paper.drawing import LINES, MARKERS, SHOWN_KL, Rows, Runs, answer, by_kl, every, unit
+from alignlab.paper.drawing import LINES, MARKERS, SHOWN_KL, Rows, Runs, algorithm, answer, by_kl, every, unit
 
 TOLERANCES = (0.25, 0.5, 1.0, 2.0)
 
@@ -46,16 +46,16 @@ def regularisers(runs: Runs) -> dict[str, list[Spot]]:
     """Each with its points in the order of its dial. Those of training are measured at the end; those after
     it on DRaFT's weights."""
     kl = by_kl(every(runs, "draftp_fig3"))
-    plain = [v for v in kl if v.runs[0].config["kl_coeff"] == 0]
-    caps = sorted(every(runs, "reward_cap"), key=lambda v: v.runs[0].config["algo"]["reward_cap"])
+    plain = [v for v in kl if v.runs[0].settings.kl_coeff == 0]
+    capped = [(cap, v) for v in every(runs, "reward_cap") if (cap := algorithm(v).reward_cap) is not None]
     points = {
-        "eps-MSE KL": [spot(f"{v.runs[0].config['kl_coeff']:g}", last(v)) for v in kl],
+        "eps-MSE KL": [spot(f"{v.runs[0].settings.kl_coeff:g}", last(v)) for v in kl],
         "trajectory KL (eta = 1)": [
-            spot(f"{v.runs[0].config['kl_coeff']:g}", last(v)) for v in by_kl(every(runs, "trajectory_kl"))
+            spot(f"{v.runs[0].settings.kl_coeff:g}", last(v)) for v in by_kl(every(runs, "trajectory_kl"))
         ],
-        "reward cap": [spot(f"{v.runs[0].config['algo']['reward_cap']:g}", last(v)) for v in caps],
+        "reward cap": [spot(f"{cap:g}", last(v)) for cap, v in sorted(capped, key=lambda one: one[0])],
         "K": sorted(
-            (spot(f"{v.runs[0].config['algo']['k']}", last(v)) for v in [*plain, *every(runs, "draft_k")]),
+            (spot(f"{algorithm(v).k}", last(v)) for v in [*plain, *every(runs, "draft_k")]),
             key=lambda p: int(p[0]),
         ),
     }

@@ -10,6 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from alignlab.compare.run_files import Settings
 from alignlab.config.compose import CONF
 from alignlab.files.bounded_yaml import read_yaml
 from alignlab.paper import ddpo, dpo, draft, draftp, fronts
@@ -25,8 +26,8 @@ class Ask:
 
     question: str
     experiment: str
-    of: Callable[[dict[str, Any]], bool]
-    """Which runs, by their configuration."""
+    of: Callable[[Settings], bool]
+    """Which runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ class PaperFigure:
     """How to read it."""
     draw: Callable[[Runs], tuple[Figure, Rows]]
     experiments: tuple[str, ...]
-    """conf/experiment: the sweeps."""
+    """conf/experiment/figure: the sweeps."""
     probes: tuple[Ask, ...] = ()
 
 
@@ -53,8 +54,8 @@ def texts(name: str) -> dict[str, Any]:
     return {key: text.format_map(shared) for key, text in node.items()}
 
 
-def shown(config: dict[str, Any]) -> bool:
-    return config["quick"] or config["seed"] == SHOWN_SEED
+def shown(settings: Settings) -> bool:
+    return settings.quick or settings.seed == SHOWN_SEED
 
 
 PREFERENCE = ("draftp_fig3", "ddpo_preference")
@@ -78,7 +79,7 @@ FIGURES: dict[str, PaperFigure] = {
             Ask(
                 question="varied",
                 experiment="draftp_fig3",
-                of=lambda c: shown(c) and c["kl_coeff"] == SHOWN_KL,
+                of=lambda its: shown(its) and its.kl_coeff == SHOWN_KL,
             ),
         ),
     ),
@@ -92,11 +93,11 @@ FIGURES: dict[str, PaperFigure] = {
         draw=ddpo.ddpo_generalisation,
         experiments=("ddpo_preference", "ddpo_fig4"),
         probes=(
-            Ask(question="generalisation", experiment="ddpo_preference", of=lambda c: True),
+            Ask(question="generalisation", experiment="ddpo_preference", of=lambda _: True),
             Ask(
                 question="generalisation",
                 experiment="ddpo_fig4",
-                of=lambda c: "emoji_aesthetic" in c["reward"],
+                of=lambda its: "emoji_aesthetic" in its.rewards,
             ),
         ),
     ),
@@ -109,7 +110,7 @@ FIGURES: dict[str, PaperFigure] = {
         **texts("fronts"),
         draw=fronts.fronts,
         experiments=("draftp_fig3", "trajectory_kl", "reward_cap", "draft_k"),
-        probes=(Ask(question="dials", experiment="draftp_fig3", of=lambda c: c["kl_coeff"] == 0),),
+        probes=(Ask(question="dials", experiment="draftp_fig3", of=lambda its: its.kl_coeff == 0),),
     ),
     "draft_speed": PaperFigure(
         **texts("draft_speed"),

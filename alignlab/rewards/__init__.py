@@ -1,6 +1,6 @@
 """What a reward is, and what it says of itself. One file a reward; torch and libraries only."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -32,12 +32,34 @@ class Reward(Protocol):
         """[B] float32 from images [B, 3, H, W] float32 in [0, 1] and their prompts."""
 
 
+# -- what a reward may offer too; its class may also have a `check` (config/build.py)
+
+
 @runtime_checkable
 class AnswersLater(Protocol):
     """A reward that may also be asked without waiting for its answer, because it is computed elsewhere."""
 
     def submit(self, images: Tensor, prompts: Sequence[str]) -> "Future[Tensor]":
         """The scores [B], when they are there, or the error."""
+
+
+@runtime_checkable
+class OnServer(Protocol):
+    """A reward that a server computes: its own arguments do not say what is measured."""
+
+    held: str
+    """The name of the reward that the server holds."""
+    digest: str
+    """Of that reward and its arguments; another one is another reward."""
+
+
+@runtime_checkable
+class SaysWhatIsMissing(Protocol):
+    """A class of rewards that knows which of its weights are not on this machine; of another one the hub's
+    cache is looked at."""
+
+    def missing(self, **arguments: Any) -> Iterable[str]:
+        """What is missing with these arguments of the constructor, and how to fetch it."""
 
 
 @dataclass(frozen=True, kw_only=True)

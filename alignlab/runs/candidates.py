@@ -34,7 +34,8 @@ from alignlab.data.pictures import FORMATS, bounded, quiet
 from alignlab.data.preferences import objects
 from alignlab.files.bounded_yaml import read_yaml
 from alignlab.files.safe_folder import LOCK, RunError, is_stray, locked, refuse_devices, refuse_links
-from alignlab.files.writing import append, aside_of, part_from_other_names, room_for, write_aside
+from alignlab.files.writing import aside_of, room_for, type_again, write_aside
+from alignlab.runs.locked_folder import LockedFolder
 from alignlab.runs.moved_targets import with_moved_targets
 from alignlab.runs.stored_config import first_difference
 
@@ -59,7 +60,7 @@ class Candidate:
     """By name, each in its own unit, of the image as it is on the disk."""
 
 
-class Candidates:
+class Candidates(LockedFolder):
     """The folder, while it is filled.
 
     Args:
@@ -73,23 +74,30 @@ class Candidates:
         RunError: if it holds others, or files that are none.
     """
 
+    verb = "filled"
+    parts = PARTS
+    folders = ("images",)
+    grows = CANDIDATES
+    unfinished = ("images/.new_*", ".new_*")
+
     def __init__(self, folder: Path, config: dict[str, Any], prompts: Sequence[str], each: int) -> None:
-        self.folder, self.config, self.prompts, self.each = folder, config, prompts, each
+        self.config, self.prompts, self.each = config, prompts, each
         self.about: dict[str, Any] = {}
         """What make_pairs.yaml says; nothing in a new folder."""
         self.damaged = 0
         """Lines of candidates.jsonl, once `done` has read them."""
         self._scored: dict[str, Candidate] = {}
         """By image."""
-        self._look(folder, config)
+        super().__init__(folder)
 
-    def _look(self, folder: Path, config: dict[str, Any]) -> None:
+    def _look(self) -> dict[str, Any]:
         """Reads make_pairs.yaml. Raises a RunError if the folder holds other candidates, files that are none,
         or links."""
+        folder = self.folder
         refuse_links(folder, *PARTS)
         if (folder / ABOUT).is_file():
             self.about = read_about(folder)
-            difference = first_difference(self.about["config"], config)
+            difference = first_difference(self.about["config"], self.config)
             if difference is not None:
                 key, then, now = difference
                 raise RunError(
@@ -101,6 +109,10 @@ class Candidates:
             raise RunError(
                 f"{folder} is not empty and holds no candidates (no {ABOUT}); choose another output_dir"
             )
+        return self.about
+
+    def _refusal(self, path: Path, reason: str, full: bool) -> str:
+        return type_again(path, reason, full)
 
     def begin(self, about: dict[str, Any]) -> None:
         """Creates the folder, keeps other processes out of it until this one ends, and forgets what a killed
@@ -120,17 +132,8 @@ class Candidates:
                     f"{self.folder} holds candidates of other {key} than those that were given; choose "
                     "another output_dir"
                 )
-        with room_for(self.folder):
-            (self.folder / "images").mkdir(parents=True, exist_ok=True)
-        before, self._lock = self.about, locked(self.folder, "being filled")
-        self._look(self.folder, self.config)  # again: another process may have filled it since
-        if self.about != before:
-            raise RunError(
-                f"{self.folder} was filled by another process while this one began; type the command again"
-            )
-        part_from_other_names(self.folder / CANDIDATES)
-        for left in (*self.folder.glob("images/.new_*"), *self.folder.glob(".new_*")):
-            left.unlink(missing_ok=True)
+        self._enter()
+        self._tidy()
         if self.damaged:
             print(
                 f"warning: {self.damaged} lines of {self.folder / CANDIDATES} were damaged; these images are "
@@ -138,10 +141,7 @@ class Candidates:
             )
         if not self.about:
             self.about = {"config": self.config, **about}
-            with room_for(self.folder / ABOUT):
-                write_aside(
-                    self.folder / ABOUT, yaml.safe_dump(self.about, sort_keys=False, allow_unicode=True)
-                )
+            self._replace(ABOUT, yaml.safe_dump(self.about, sort_keys=False, allow_unicode=True))
 
     def done(self, at_once: int) -> int:
         """How many prompts have all their scores, as a multiple of `at_once` (or all): where sampling begins
@@ -201,11 +201,9 @@ class Candidates:
 
     def cut_back(self, prompts: int) -> None:
         """Leaves the lines of the first prompts."""
-        path = self.folder / CANDIDATES
-        if path.is_file():
+        if (self.folder / CANDIDATES).is_file():
             kept = [self._scored[image] for _, image, _ in self._places(0, prompts)]
-            with room_for(path):
-                write_aside(path, "".join(json.dumps(asdict(row)) + "\n" for row in kept))
+            self._replace(CANDIDATES, "".join(json.dumps(asdict(row)) + "\n" for row in kept))
 
     def missing(self, first: int, n: int) -> bool:
         """Whether one of the images of n prompts is not there."""
@@ -216,8 +214,7 @@ class Candidates:
         n = len(images) // self.each
         pixels = (images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         for picture, (_, name, _) in zip(pixels, self._places(first, n), strict=True):
-            path = self.folder / name
-            with room_for(path), aside_of(path) as aside:
+            with self.room_for(name), aside_of(self.folder / name) as aside:
                 Image.fromarray(picture).save(aside, format="png")
 
     def images(self, first: int, n: int, size: tuple[int, int]) -> Tensor:
@@ -257,9 +254,7 @@ class Candidates:
             )
             for k, (prompt, image, replica) in enumerate(self._places(first, n))
         ]
-        path = self.folder / CANDIDATES
-        with room_for(path):
-            append(path, "".join(json.dumps(asdict(row)) + "\n" for row in rows))
+        self._append("".join(json.dumps(asdict(row)) + "\n" for row in rows))
 
     def _places(self, first: int = 0, n: int | None = None) -> Iterator[tuple[str, str, int]]:
         """Prompt, image and replica of every candidate of n prompts."""

@@ -12,8 +12,7 @@ or lost is put back from there. They are about a kilobyte an epoch, beside the m
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +23,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from alignlab.files.checksums import Damaged, check, digest_of, seal, sync
-from alignlab.files.safe_folder import RunError, is_stray, locked, refuse_links
-from alignlab.files.writing import (
-    append,
-    aside_of,
-    part_from_other_names,
-    told,
-    try_to_write,
-    with_usual_permissions,
-    write_aside,
-)
+from alignlab.files.safe_folder import LOCK, RunError, is_stray, refuse_links
+from alignlab.files.writing import aside_of, try_to_write, with_usual_permissions
 from alignlab.runs.layout import FILES, FOLDERS, METRICS, PARTS, numbered
+from alignlab.runs.locked_folder import LockedFolder
 from alignlab.runs.metrics_lines import changed_metrics, evaluated, finite, is_line, kept_lines, read_metrics
 from alignlab.runs.pasted import resume
 from alignlab.runs.stored_config import KEPT_CHECKPOINTS, first_difference, read_config
 
 
-class Run:
+class Run(LockedFolder):
     """One run folder.
 
     Args:
@@ -52,24 +44,42 @@ class Run:
         RunError: if the folder holds another run, or files that are none.
     """
 
+    verb = "trained"
+    parts = PARTS
+    folders = ("samples", "checkpoints")
+    grows = METRICS
+    unfinished = (
+        "checkpoints/.step_*",
+        "checkpoints/.new_*",
+        "checkpoints/.tmp*",
+        "samples/.new_*",
+        ".new_*",
+        ".model",
+    )
+
     def __init__(self, folder: Path, config: dict[str, Any], *, ignore: tuple[str, ...] = ()) -> None:
-        self.folder, self.config, self.keep = folder, config, config.get("keep", KEPT_CHECKPOINTS)
+        self.config, self.keep = config, config.get("keep", KEPT_CHECKPOINTS)
+        self._ignored = ignore
         self._damaged: list[Path] = []
         """Checkpoints found bad: they stay until there is another one."""
         self._known: list[bytes] | None = None
         """The lines of metrics.jsonl, whatever becomes of the file; None before they were read."""
-        self._ignored, self._seen = ignore, self._progress()
-        self._look(folder, config, ignore)
+        super().__init__(folder)
 
-    def _look(self, folder: Path, config: dict[str, Any], ignore: tuple[str, ...]) -> None:
-        """Raises a RunError if the folder holds another run, files that are none, or links where an
-        unfinished run will write."""
+    def _look(self) -> tuple[bool, list[Path]]:
+        """Whether the run is finished, and the checkpoints that it has.
+
+        Raises:
+            RunError: if the folder holds another run, files that are none, or links where an unfinished run
+                will write.
+        """
+        folder = self.folder
         if not (folder / "summary.json").is_file():
             refuse_links(folder, *PARTS)
         stored = folder / "config.yaml"
         if stored.is_file():
-            old = read_config(folder)
-            before, asked = ({k: v for k, v in c.items() if k not in ignore} for c in (old, config))
+            both = (read_config(folder), self.config)
+            before, asked = ({k: v for k, v in c.items() if k not in self._ignored} for c in both)
             difference = first_difference(before, asked)
             if difference is not None:
                 key, then, now = difference
@@ -88,51 +98,28 @@ class Run:
                     f"{path} is {is_one}, and a run needs {needs} of that name; move it, or choose another "
                     "output_dir"
                 )
+        return (folder / "summary.json").exists(), self._checkpoints()
 
-    def _progress(self) -> tuple[bool, list[Path]]:
-        """Whether the run is finished, and the checkpoints that it has."""
-        return (self.folder / "summary.json").exists(), self._checkpoints()
+    def _refusal(self, path: Path, reason: str, full: bool) -> str:
+        if path == self.folder:
+            return f"{path} cannot be written ({reason}); choose another output_dir"
+        return (
+            f"{path} cannot be written ({reason}): what was saved before is intact; "
+            f"{'make room' if full else 'mend that'} and go on with {resume(self.folder)}"
+        )
 
     def begin(self) -> None:
-        """Creates the folder, and keeps other processes out of it until this one ends.
+        """Creates the folder, keeps other processes out of it until this one ends, and removes what a killed
+        one was writing.
 
         Raises:
             RunError: if it cannot be written, holds links, or another process trains in it, or did so since
                 it was looked at.
         """
-        refuse_links(self.folder, *PARTS)  # before a folder is made or a lock written
-        try:
-            for name in ("samples", "checkpoints"):
-                (self.folder / name).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(
-                f"{self.folder} cannot be written ({error.strerror}); choose another output_dir"
-            ) from None
-        self._lock = locked(self.folder, "being trained")
-        self._look(
-            self.folder, self.config, self._ignored
-        )  # again: another process may have begun another run since
-        if self._progress() != self._seen:
-            raise RunError(
-                f"{self.folder} was trained by another process while this one began; type the command again"
-            )
-        part_from_other_names(self.folder / "metrics.jsonl")
+        self._enter()
         self._try_all()
-        for left in (
-            *(
-                path
-                for name in (".step_*", ".new_*", ".tmp*")
-                for path in self.folder.glob(f"checkpoints/{name}")
-            ),
-            *self.folder.glob("samples/.new_*"),
-            *self.folder.glob(".new_*"),
-            self.folder / ".model",
-        ):
-            shutil.rmtree(left) if left.is_dir() else left.unlink(
-                missing_ok=True
-            )  # what a killed run was writing
-        with self.room_for("config.yaml"):
-            write_aside(self.folder / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
+        self._tidy()
+        self._replace("config.yaml", yaml.safe_dump(self.config, sort_keys=False))
 
     def _try_all(self) -> None:
         """Writes into every folder, and to the end of metrics.jsonl, what is needed hours later too.
@@ -156,25 +143,6 @@ class Run:
             raise RunError(
                 f"{place} cannot be written ({error.strerror}); mend that, or choose another output_dir"
             ) from None
-
-    @contextmanager
-    def room_for(self, what: str) -> Iterator[None]:
-        """Inside, something of the folder is written; where the disk takes no more, a sentence says so.
-
-        Raises:
-            RunError: in place of the library's own error, and for a link where that is written.
-        """
-        refuse_links(self.folder, what)
-
-        def said(reason: str, full: bool) -> str:
-            mend = "make room" if full else "mend that"
-            return (
-                f"{self.folder / what} cannot be written ({reason}): what was saved before is intact; {mend} "
-                f"and go on with {resume(self.folder)}"
-            )
-
-        with told(said):
-            yield
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -209,9 +177,8 @@ class Run:
         return summary
 
     def finish(self, summary: dict[str, Any]) -> None:
-        with self.room_for("summary.json"):
-            write_aside(self.folder / "summary.json", json.dumps(finite(summary), indent=2) + "\n")
-        (self.folder / ".lock").unlink(missing_ok=True)
+        self._replace("summary.json", json.dumps(finite(summary), indent=2) + "\n")
+        (self.folder / LOCK).unlink(missing_ok=True)
 
     # -- metrics
 
@@ -219,8 +186,7 @@ class Run:
         """Appends one JSON object to metrics.jsonl, to the disk; a line that does not fit is taken back."""
         known = self._lines()
         written = json.dumps(finite(line)) + "\n"
-        with self.room_for(METRICS):
-            append(self.folder / METRICS, written)
+        self._append(written)
         known.append(written.encode())
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -330,17 +296,13 @@ class Run:
             raise Damaged(f"{path.name} lacks some of its {count} lines, or has bad ones")
         self._known = lines[:count]
         if path.is_file() and path.read_bytes() != b"".join(self._known):
-            self._replace(path, b"".join(self._known).decode())
+            self._replace(METRICS, b"".join(self._known).decode())
 
     def _put_back(self, kept: Path, lines: list[bytes]) -> None:
         path = self.folder / METRICS
         state = "was damaged" if path.is_file() else "was lost"
-        self._replace(path, b"".join(lines).decode())
+        self._replace(METRICS, b"".join(lines).decode())
         self._tell(f"warning: {path} {state}; it is put back from {kept}")
-
-    def _replace(self, path: Path, text: str) -> None:
-        with self.room_for(path.name):
-            write_aside(path, text)
 
     def _tell(self, sentence: str) -> None:
         print(sentence)
@@ -418,7 +380,7 @@ class Onlooker(Run):
     def save_checkpoint(self, step: int, policy: dict[str, Tensor], state: dict[str, Any]) -> None: ...
     def save_best(self, step: int, policy: dict[str, Tensor]) -> None: ...
     def save_samples(self, step: int, images: Tensor, columns: int) -> None: ...
-    def _replace(self, path: Path, text: str) -> None: ...
+    def _replace(self, part: str, text: str) -> None: ...
     def _tell(self, sentence: str) -> None: ...
 
     def save_model(self, save: Callable[[Path], None]) -> None:

@@ -41,7 +41,7 @@ MISTAKES = {
     "unknown reward": ("reward=clipp", "reward=clipp is no option; did you mean reward=clip?"),
     "unknown reward among two": ("reward=[clip,jpegg]", "reward=jpegg is no option; known are"),
     "no reward": ("reward=none", "reward is empty; choose one with reward=NAME"),
-    "unknown experiment": ("experiment=overoptimization", "did you mean experiment=overoptimisation?"),
+    "unknown experiment": ("experiment=overoptimization", "did you mean experiment=figure/overoptimisation?"),
     "text for a number": ("kl_coeff=abc", "kl_coeff=abc must be a number"),
     "text for a nested number": ("sampler.steps=abc", "sampler.steps=abc must be a whole number"),
     "fraction for a count": ("steps=1.5", "steps=1.5 must be a whole number"),
@@ -474,7 +474,7 @@ def test_the_command_line_wins() -> None:
     """Command line over experiment, experiment over algorithm, algorithm over train.yaml."""
     assert configured("algo=draftp").kl_coeff == 0.25
     assert configured("algo=draftp", "kl_coeff=0.5").algo["kl_coeff"] == 0.5
-    assert configured("experiment=ddpo_fig4", "evaluation.final_images=7").evaluation.final_images == 7
+    assert configured("experiment=figure/ddpo_fig4", "evaluation.final_images=7").evaluation.final_images == 7
 
 
 def test_types() -> None:

@@ -224,16 +224,14 @@ def value(c: dict[str, Any], key: str) -> Any:
 
 
 def test_every_recipe_is_in_the_table() -> None:
-    assert {f"recipe_{name}" for name in PUBLISHED} == {
-        path.stem for path in (CONF / "experiment").glob("recipe_*.yaml")
-    }
+    assert {*PUBLISHED} == {path.stem for path in (CONF / "experiment" / "paper").glob("*.yaml")}
 
 
 @recipes
 def test_the_published_numbers(name: str, small: Path) -> None:
     """The composed configuration holds them, with the published reward and number of prompts; nothing is to
     be filled in but the pairs."""
-    c = configured(f"experiment=recipe_{name}", *data(name, small))
+    c = configured(f"experiment=paper/{name}", *data(name, small))
     found = {key: value(asdict(c), key) for key in PUBLISHED[name]}
     assert found == PUBLISHED[name]
     assert [*c.reward] == [REWARDS[name]] and len(build(c.prompts).prompts) == PROMPTS.get(name, 45)
@@ -242,7 +240,7 @@ def test_the_published_numbers(name: str, small: Path) -> None:
 
 def test_the_clip_is_the_published_one_at_512_px() -> None:
     """D = 16384 is where it was chosen, so that the recipes' scaling changes nothing."""
-    objective = build(configured("experiment=recipe_ddpo_compressibility").algo)
+    objective = build(configured("experiment=paper/ddpo_compressibility").algo)
     assert isinstance(objective, DDPO) and objective.clip_bound(4 * 64 * 64) == 1e-4
 
 
@@ -255,7 +253,7 @@ def test_it_runs(name: str, small: Path, tiny_sd: str, tmp_path: Path) -> None:
     updates = ours.get("algo.updates_per_epoch", 1)
     prompts = "prompts.imagenet_animals=2" if PROMPTS.get(name) == 398 else "prompts.prompts=[cat,dog]"
     variant = "model.variant=null" if ours["model.path_or_id"] == SD15 else ""
-    words = f"""experiment=recipe_{name} model.path_or_id={tiny_sd} {variant} steps={steps}
+    words = f"""experiment=paper/{name} model.path_or_id={tiny_sd} {variant} steps={steps}
         samples_per_step={max(updates, 4)} micro_batch=4 sampler.steps=2 eval_sampler.steps=2
         eval_every={steps} evaluation.prompts=1 evaluation.images=2 evaluation.final_images=1 lr_warmup=0
         device=cpu {prompts} {" ".join(filled(name, small))}""".split()
@@ -281,7 +279,7 @@ def test_the_page_names_it(name: str) -> None:
     page = (ROOT / "docs" / "recipes.md").read_text()
     command = next(
         line
-        for line in (CONF / "experiment" / f"recipe_{name}.yaml").read_text().splitlines()
+        for line in (CONF / "experiment" / "paper" / f"{name}.yaml").read_text().splitlines()
         if line.startswith("# python")
     )
-    assert re.search(rf"^\| `recipe_{name}` \|", page, re.MULTILINE) and command.removeprefix("# ") in page
+    assert re.search(rf"^\| `paper/{name}` \|", page, re.MULTILINE) and command.removeprefix("# ") in page
