@@ -45,7 +45,9 @@ def test_what_is_no_key_is_told() -> None:
     """`+learning=1` on the command line is no key, in a group neither."""
     with pytest.raises(ConfigError, match="lrr is no key of this command; did you mean lr"):
         record(Outer, {"lrr": 1})
-    with pytest.raises(ConfigError, match=r"evaluation\.image is no key of this command; did you mean evaluation\.images"):
+    with pytest.raises(
+        ConfigError, match=r"evaluation\.image is no key of this command; did you mean evaluation\.images"
+    ):
         record(Outer, {"evaluation": {"image": 1}})
 
 
