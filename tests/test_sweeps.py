@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from hydra.types import RunMode
 
 from alignlab.config.job_names import WORDS, folder_of, full_name, short_name, write_words
 from alignlab.config.jobs import device_of
+from alignlab.config.schema import TrainConfig
 from alignlab.train import train
 from tests.running import command_line, configured, lines, same_weights, tiny
 
@@ -163,10 +165,10 @@ def test_a_sweep_names_its_folders(tiny_sd: str, tmp_path, monkeypatch, capsys) 
     leaves nothing."""
     trained: list[Path] = []
 
-    def stand_in(c: dict[str, Any], folder: Path) -> dict[str, Any]:
+    def stand_in(c: TrainConfig, folder: Path) -> dict[str, Any]:
         trained.append(folder)
         folder.mkdir(exist_ok=True)
-        (folder / "config.yaml").write_text(yaml.safe_dump(c))
+        (folder / "config.yaml").write_text(yaml.safe_dump(asdict(c)))
         return {"final": {"reward": 1.0}, "base": {"reward": 0.0}}
 
     monkeypatch.setattr("alignlab.train.train", stand_in)

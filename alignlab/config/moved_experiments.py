@@ -13,6 +13,8 @@ PAPER = """alignprop ddpo_aesthetic ddpo_alignment ddpo_compressibility ddpo_inc
     draft draft_lv draftp trl_ddpo""".split()
 MOVED = {name: f"figure/{name}" for name in FIGURE} | {f"recipe_{name}": f"paper/{name}" for name in PAPER}
 """The present name of each old one."""
+FIRST = {new: old for old, new in MOVED.items()}
+"""The first name of each present one."""
 
 _WORD = re.compile(r"experiment(/\w+)?=(.*)", re.DOTALL)
 _NAME = re.compile(r"[\w./-]+")
@@ -35,6 +37,5 @@ def present_word(word: str) -> str:
 def first_word(word: str) -> str:
     """`experiment=NAME` with the experiment's first name, by which stored jobs are found; any other word
     as it is."""
-    first = {new: old for old, new in MOVED.items()}
     key, _, name = word.partition("=")
-    return f"{key}={first[name]}" if key == "experiment" and name in first else word
+    return f"{key}={FIRST[name]}" if key == "experiment" and name in FIRST else word

@@ -24,6 +24,7 @@ from alignlab.engine.rollout import Rollout
 from alignlab.models.pipeline import shapes_only
 from alignlab.objectives import Update
 from alignlab.planning.meta_device import Kernels, Ledger
+from alignlab.rewards import AnswersLater
 from alignlab.training.evaluation import distance_to_base, evaluate, measure_all
 from alignlab.training.setup import Lab
 
@@ -161,7 +162,7 @@ def _prepare(lab: Lab, c: TrainConfig, ledger: Ledger, kernels: Kernels, device:
     family.denoise = ledger.remembered(kernels.within(family.denoise), lambda: policy._is_reference)
     family.decode = ledger.remembered(kernels.within(family.decode), lambda: None)
     for reward in (*lab.reward.rewards.values(), *its.held_out.rewards.values()):
-        if hasattr(reward, "submit"):
+        if isinstance(reward, AnswersLater):
             reward.submit = _zeros  # those that answer later do it elsewhere: nobody is asked
     its.reward.submit = ledger.within("reward", lab.reward.submit)
     objective.loss = ledger.within("loss", objective.loss)

@@ -51,6 +51,16 @@ def test_what_is_no_key_is_told() -> None:
         record(Outer, {"evaluation": {"image": 1}})
 
 
+def test_a_value_of_another_type_is_told() -> None:
+    """A stored file can hold anything: no value is taken for what it is not, in a group neither."""
+    with pytest.raises(ConfigError, match="lr=fast must be a number"):
+        record(Outer, {"lr": "fast"})
+    with pytest.raises(ConfigError, match=r"evaluation\.images=many must be a whole number"):
+        record(Outer, {"evaluation": {"images": "many"}})
+    with pytest.raises(ConfigError, match=r"evaluation\.images=1\.5 must be a whole number"):
+        record(Outer, {"evaluation": {"images": 1.5}})
+
+
 def test_hydra_fills_the_same_class() -> None:
     """Keys can be set, by their type, before the record is made."""
     schema = OmegaConf.structured(Outer)
