@@ -163,7 +163,7 @@ def _prepare(lab: Lab, c: TrainConfig, ledger: Ledger, kernels: Kernels, device:
     family.decode = ledger.remembered(kernels.within(family.decode), lambda: None)
     for reward in (*lab.reward.rewards.values(), *its.held_out.rewards.values()):
         if isinstance(reward, AnswersLater):
-            reward.submit = _zeros  # those that answer later do it elsewhere: nobody is asked
+            reward.submit = _zeros  # type: ignore[method-assign]  # it would ask somebody elsewhere
     its.reward.submit = ledger.within("reward", lab.reward.submit)
     objective.loss = ledger.within("loss", objective.loss)
     its.optimizer.step = ledger.within("optimizer step", lab.optimizer.step)
