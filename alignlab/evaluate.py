@@ -66,21 +66,27 @@ class EvaluateConfig(TunedConfig):
     name: str = "evaluation"
     """The folder of the results, inside the run's."""
     images: int = 4
-    """Images of each training and each unseen prompt."""
+    """Images of each training and each unseen prompt. [images]"""
     max_prompts: int = 64
-    """Of each set; larger sets are thinned out evenly."""
+    """Of each set; larger sets are thinned out evenly. [prompts]"""
     diversity_prompts: int = 8
+    """Training prompts of which many images are drawn, to measure diversity. [prompts]"""
     diversity_images: int = 100
-    """Images of each of them. 100 are DRaFT+'s."""
+    """Images of each of them. 100 are DRaFT+'s. [images]"""
     features: str | None = "emoji_clip"
     """The CLIP of the Vendi score: a folder in open_clip's format, one shipped, or hf-hub:owner/name."""
     batch: int = 64
+    """Images sampled at once. [images]"""
     cache: str = "~/.cache/alignlab/base"
     """Where the base model's measurements are kept."""
     reward: Any = None
+    """What the model was trained on: the run's own, unless it is named."""
     eval_rewards: Any = None
+    """What else is measured, beside what the run itself measured."""
     prompts: Any = None
+    """The run's own, unless they are named."""
     diversity: Any = None
+    """The distance between images: the run's own, unless it is named."""
 
 
 ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)

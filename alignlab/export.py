@@ -35,10 +35,11 @@ class ExportConfig(Keys):
     """The folder of a finished run."""
     to: str = "kohya"
     """kohya: one LoRA file for ComfyUI and its like; diffusers: the LoRA folder; pipeline: a whole pipeline
-    folder, the LoRA fused; hub: a repository of the Hugging Face hub."""
+    folder, the LoRA fused; hub: a repository of the Hugging Face hub. [kohya | diffusers | pipeline | hub]"""
     output: str | None = None
     """A new .safetensors file, a new folder, or owner/name."""
     allow_targets: list[str] | None = None
+    """Modules of your own that _target_ may name."""
 
 
 ConfigStore.instance().store(name="export_schema", node=ExportConfig)

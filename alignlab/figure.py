@@ -51,7 +51,7 @@ class FigureConfig(Keys):
     quick: bool = False
     """Tiny runs of one seed instead of results."""
     workers: int = 2
-    """Runs at a time."""
+    """Runs at a time. [runs]"""
     draw_only: bool = False
     """Draw what is finished; run nothing."""
     home: str = "results"

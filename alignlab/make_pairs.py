@@ -69,24 +69,27 @@ class MakePairsConfig(TunedConfig):
     """A folder that this command wrote: makes its pairs anew by `pairing`, without sampling or scoring, in
     place or in output_dir."""
     candidates: int = 4
-    """Images of each prompt."""
+    """Images of each prompt. [images]"""
     split: str = "seen"
-    """Which prompts: seen (those that training draws), unseen, or all."""
+    """Which prompts: seen (those that training draws), unseen, or all. [seen | unseen | all]"""
     max_prompts: int | None = None
-    """Of them; more are thinned out evenly. Null takes all."""
+    """Of them; more are thinned out evenly. Null takes all. [prompts]"""
     shared_latent: bool = False
     """All images of a prompt begin at the same x_T, as D3PO's do; the sampler must then draw noise
     (eval_sampler.eta=1)."""
     seed: int = 0
+    """Fixes the noises of the candidates. [any whole number from 0]"""
     batch: int = 64
-    """Images sampled at once."""
+    """Images sampled at once. [images]"""
     output_dir: str | None = None
     """A new folder under runs/ if it is null. The same command goes on in the same folder."""
     pairing: Any = None
     """Which candidate beats which: rule, k, margin, normalise, scope, and weights (null: those of the
     rewards)."""
     reward: Any = None
+    """What decides which candidate is better: the run's own, unless it is named."""
     prompts: Any = None
+    """The run's own, unless they are named."""
 
 
 ConfigStore.instance().store(name="make_pairs_schema", node=MakePairsConfig)

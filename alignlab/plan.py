@@ -38,7 +38,7 @@ class PlanConfig(TrainConfig):
     """The keys of conf/plan.yaml: train.yaml's, and two more."""
 
     memory: float | None = None
-    """GiB that the device has for the run; null takes what is free on the device at hand."""
+    """GiB that the device has for the run; null takes what is free on the device at hand. [GiB]"""
     measure: bool = False
     """Run a real epoch of a few micro-batches, for images/s."""
 

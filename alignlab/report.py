@@ -66,6 +66,7 @@ class ReportConfig(Keys):
     output_dir: str = "report"
     """Where report.html and the tables go."""
     title: str = "Comparison"
+    """The page's heading."""
 
 
 ConfigStore.instance().store(name="report_schema", node=ReportConfig)

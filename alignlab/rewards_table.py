@@ -53,7 +53,7 @@ class RewardsConfig(Keys):
     """The keys of conf/rewards.yaml."""
 
     format: str = "table"
-    """table or markdown, which leaves out what depends on the machine."""
+    """table or markdown, which leaves out what depends on the machine. [table | markdown]"""
     allow_targets: list[str] = field(default_factory=list)
     """Modules of your own that _target_ and function may name."""
 

@@ -31,8 +31,9 @@ class SampleConfig(TunedConfig):
     prompt: Any = "a lion"
     """One, or a list."""
     n: int = 8
-    """Images of each prompt."""
+    """Images of each prompt. [images]"""
     seed: int = 0
+    """Fixes the noises. [any whole number from 0]"""
     output: str | None = None
     """A .png file; null is sample.png in the run's folder, or here."""
 

@@ -33,21 +33,22 @@ class ServeRewardConfig(Keys):
     """127.0.0.1 is this machine only; 0.0.0.0 everyone who can reach it, which needs a secret in
     ALIGNLAB_REWARD_TOKEN."""
     port: int = 8000
-    """0 takes a free one."""
+    """0 takes a free one. [number of a port]"""
     device: str = "auto"
-    """auto, cpu, cuda or mps."""
+    """auto, cpu, cuda or mps. [auto | cpu | cuda | mps]"""
     max_megabytes: float = 64.0
-    """The longest body of a request, in MiB."""
+    """The longest body of a request, in MiB. [MiB]"""
     max_megapixels: float = 64.0
     """The most pixels of a request's images together, in units of 2^20: 64 images of 1024 px. They count as
-    the reward resizes them."""
+    the reward resizes them. [2^20 pixels]"""
     max_images: int = 64
-    """The most images of a request, however small; runs ask for no more at once."""
+    """The most images of a request, however small; runs ask for no more at once. [images]"""
     allow_targets: list[str] | None = None
     """Modules of your own that _target_ may name."""
     allow_servers: list[str] | None = None
     """Addresses of reward servers that only a file names, and that images and prompts may be sent to."""
     reward: Any = None
+    """The reward that is served."""
 
 
 ConfigStore.instance().store(name="serve_reward_schema", node=ServeRewardConfig)

@@ -48,7 +48,7 @@ class StagesConfig(Keys):
     recipe: Any = None
     """The stages in their order, by name: a command, and its words."""
     seed: int = 0
-    """Of every stage."""
+    """Of every stage. [any whole number from 0]"""
     quick: bool = False
     """A try in minutes instead of a result: each stage's words, then its quick ones."""
     given: dict[str, str] = field(default_factory=dict)
@@ -56,6 +56,7 @@ class StagesConfig(Keys):
     more: dict[str, str] = field(default_factory=dict)
     """Further words of a stage: "+more.tuned='steps=100 kl_coeff=0.1'"."""
     output_dir: str | None = None
+    """The folder of all stages; a new one under runs/ if it is null."""
 
 
 ConfigStore.instance().store(name="stages_schema", node=StagesConfig)

@@ -58,29 +58,38 @@ class TrainRewardConfig(Keys):
     """The keys of conf/train_reward.yaml."""
 
     kind: str = "preference"
-    """preference (pairs) or aesthetic (ratings)."""
+    """preference (pairs) or aesthetic (ratings). [preference | aesthetic]"""
     data: str = "???"
     """A table of pairs or ratings, or a folder with some."""
     held_out: str | None = None
     """Another table, for the held-out numbers; null holds out a share of `data`."""
     held_out_share: float = 0.1
+    """Share of the rows, or of the captions, that is held out. [share]"""
     background: str | None = None
     """The colour behind pictures that are transparent in places; null is white."""
     clip: str = "emoji_clip"
     """The CLIP to stand on: a folder in open_clip's format, one shipped, or hf-hub:owner/name."""
     blocks: int = 0
-    """Last transformer blocks of the image tower that are trained too; 0 trains the head only."""
+    """Last transformer blocks of the image tower that are trained too; 0 trains the head only.
+    [transformer blocks]"""
     hidden: list[int] = field(default_factory=list)
     """Hidden layers of the aesthetic head."""
     relu: bool = True
     """Between them; false is LAION's affine head."""
     epochs: int = 10
+    """Passes over the data. [passes]"""
     lr: float = 1e-3
+    """The learning rate of AdamW. [per optimiser step]"""
     batch_size: int = 64
+    """Rows of one optimiser step. [rows]"""
     weight_decay: float = 1e-2
+    """Of AdamW. [per unit of the learning rate]"""
     seed: int = 0
+    """Fixes the split, the order and the first weights. [any whole number from 0]"""
     device: str = "auto"
+    """Where to compute; auto is the best there is. [auto | cpu | cuda | mps]"""
     output_dir: str | None = None
+    """The reward's folder; a new one under runs/ if it is null."""
 
 
 ConfigStore.instance().store(name="train_reward_schema", node=TrainRewardConfig)

@@ -21,10 +21,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from alignlab.config import help
 from alignlab.config.build import ConfigError
 from alignlab.config.compose import CONF, checked, first_line, refuse_deleted, typing_of
 from alignlab.config.diagnosis import diagnosis, foreign_problems, launcher_sentence, say, silent
 from alignlab.config.jobs import SWEEPING, own_folder, subdir_words
+from alignlab.config.newest import named
 from alignlab.config.schema import TrainConfig
 from alignlab.config.typed import as_meant
 from alignlab.distributed.ranks import launched
@@ -75,6 +77,9 @@ class Command:
     def run(self) -> None:
         """Reads the command line, runs its job or jobs, and ends the process where something is wrong."""
         self.started = False
+        if help.wanted(sys.argv[1:]):
+            help.show(help.text(self.name, sys.argv[1:]))
+            return
         try:
             arguments = _arguments(self.name)
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing
@@ -143,6 +148,18 @@ def _quiet_libraries() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
+def _newest(text: str) -> str:
+    """A word with the newest folder in the place of `last`, which is told; ends the process where none
+    fits."""
+    try:
+        meant, said = named(text)
+    except ConfigError as error:
+        sys.exit(say(error))
+    if said is not None and not silent():
+        print(said, flush=True)
+    return meant
+
+
 def _arguments(name: str) -> Namespace:
     """The words of the command line as the user means them. They stand in sys.argv afterwards, where Hydra
     reads them, with those that a sweep needs beside.
@@ -159,7 +176,7 @@ def _arguments(name: str) -> Namespace:
     parser: Any = get_args_parser()
     parser.error = lambda message: sys.exit(say(f"{message}; --help shows how to call this"))
     arguments: Namespace = parser.parse_args()
-    meant = {text: as_meant(text, sweep=arguments.multirun) for text in arguments.overrides}
+    meant = {text: as_meant(_newest(text), sweep=arguments.multirun) for text in arguments.overrides}
     sys.argv[1:] = [meant.get(text, text) for text in sys.argv[1:]]
     arguments.overrides = [meant[text] for text in arguments.overrides]
     if arguments.multirun and name in SWEEPING:

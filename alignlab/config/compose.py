@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from alignlab.config.build import ConfigError
 from alignlab.config.leaves import leaf_problems
+from alignlab.config.outline import CONF as CONF
 from alignlab.config.path_keys import is_path
 from alignlab.config.record import record
 from alignlab.config.reward_nodes import groupwise, weighed
@@ -29,8 +30,6 @@ from alignlab.files.safe_folder import RunError
 from alignlab.runs.moved_targets import with_moved_targets
 from alignlab.runs.stored_config import NOT_SCIENCE, read_config
 
-HERE = Path(__file__).resolve().parents[1]  # alignlab/
-CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"  # in a wheel, or in a checkout
 # eval_rewards=NAME chooses among the same files as reward=NAME.
 for _file in (CONF / "reward").glob("*.yaml"):
     ConfigStore.instance().store(group="eval_rewards", name=_file.stem, node=OmegaConf.load(_file))

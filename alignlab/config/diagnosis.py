@@ -27,6 +27,7 @@ from alignlab.config.foreign import hydra_problems, yaml_problems
 from alignlab.config.path_keys import LIST, is_path
 from alignlab.config.schema import Evaluation
 from alignlab.config.secrecy import masked
+from alignlab.config.synonyms import synonym
 from alignlab.distributed.ranks import launched
 from alignlab.runs.pasted import list_word, word
 
@@ -207,6 +208,9 @@ def _sentence(text: str, error: Exception, cfg: DictConfig, schema: type) -> str
         if target.startswith("alignlab.") and name in inspect.signature(resolve(target)).parameters:
             return f"{key} is not in the chosen file; write +{text} to add it"
         known = list(_dotted(OmegaConf.to_container(cfg)))
+        other = synonym(key, known)
+        if other is not None:
+            return f"{key} is not a known key; {other}"
         inner = [k for k in known if k.endswith(f".{key}")]
         return f"{key} is not a known key; " + (
             f"did you mean {' or '.join(inner)}?" if inner else nearest(key, known)

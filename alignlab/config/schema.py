@@ -19,13 +19,13 @@ class Evaluation(Keys):
     """The evaluation during training and at its end. Its noise is never the training noise."""
 
     prompts: int = 8
-    """Prompts of the evaluations during training."""
+    """Prompts of the evaluations during training. [prompts]"""
     images: int = 8
-    """Images of each of them; diversity is measured within a prompt."""
+    """Images of each of them; diversity is measured within a prompt. [images]"""
     final_images: int = 4
-    """Images of every training prompt, for the base model and at the end (summary.json)."""
+    """Images of every training prompt, for the base model and at the end (summary.json). [images]"""
     batch: int = 64
-    """Images sampled at once; the numbers do not depend on it."""
+    """Images sampled at once; the numbers do not depend on it. [images]"""
 
 
 @dataclass
@@ -34,51 +34,64 @@ class TrainConfig(Keys):
     its arguments."""
 
     kl_coeff: float = 0.0
-    """Weight of the distance to the frozen model; each algorithm's page states its unit."""
+    """Weight of the distance to the frozen model; each algorithm's page states its unit.
+    [per unit of the distance]"""
     combine: str = "sum"
     """What DDPO and RWR make of several rewards: the weighted sum; that of each one's zscore or rank within
     the epoch's batch; or gdpo, the weighted sum of the advantages of each. What is logged as the reward is
-    the weighted sum in any case."""
+    the weighted sum in any case. [sum | zscore | rank | gdpo]"""
     seed: int = 0
+    """Fixes every random draw: the same seed, configuration and machine give the same run. [any whole number
+    from 0]"""
     steps: int = 100
-    """Epochs of the run: each samples, scores and updates once, and writes one line of metrics."""
+    """Epochs of the run: each samples, scores and updates once, and writes one line of metrics. [epochs]"""
     lr: float = 1e-3
+    """The optimiser's learning rate, at the top of its schedule. [per optimiser step]"""
     lr_schedule: str = "constant"
-    """constant, linear or cosine: how lr falls after its warm-up, to 0 at the end of the run."""
+    """constant, linear or cosine: how lr falls after its warm-up, to 0 at the end of the run.
+    [constant | linear | cosine]"""
     lr_warmup: int = 0
-    """Epochs in which lr rises from 0."""
+    """Epochs in which lr rises from 0. [epochs]"""
     ema: float = 0.0
     """Decay of a moving average of the trained weights, at most (1 + n)/(10 + n) after n updates, which is
-    evaluated and saved; 0 keeps none."""
+    evaluated and saved; 0 keeps none. [share that is kept at each update]"""
     select: str = "last"
     """Which weights are saved: the last, or the best in an evaluation during training by reward, or by the
     name of a reward, held out or not."""
     samples_per_step: int = 16
-    """Images sampled in each epoch."""
+    """Images sampled in each epoch. [images]"""
     micro_batch: int = 8
-    """Images sampled at once, and images or (sample, step) pairs of one backward pass: the memory knob."""
+    """Images sampled at once, and images or (sample, step) pairs of one backward pass: the memory knob.
+    [images]"""
     max_grad_norm: float = 1.0
+    """Longest gradient of an optimiser step, over all trained weights; a longer one is scaled down to it.
+    [norm of the gradient]"""
     precision: str = "fp32"
-    """fp32, bf16 or fp16, of the denoiser; trained weights, latents and log-probs stay float32."""
+    """fp32, bf16 or fp16, of the denoiser; trained weights, latents and log-probs stay float32.
+    [fp32 | bf16 | fp16]"""
     compile: bool = False
     """The denoiser by torch.compile: minutes at the start, faster steps on a GPU."""
     device: str = "auto"
-    """auto, cpu, cuda or mps."""
+    """auto, cpu, cuda or mps. [auto | cpu | cuda | mps]"""
     offload: bool = False
     """Keep stored trajectories in host memory."""
     eval_every: int = 20
+    """Epochs from one evaluation to the next; the base model and the end are evaluated in any case.
+    [epochs]"""
     checkpoint_every: int = 20
-    """In epochs; 0 writes none but the first and the last."""
+    """In epochs; 0 writes none but the first and the last. [epochs]"""
     keep: int = KEPT_CHECKPOINTS
-    """Checkpoints that stay on the disk; with 1 there is none to fall back to if it goes bad."""
+    """Checkpoints that stay on the disk; with 1 there is none to fall back to if it goes bad.
+    [checkpoints]"""
     on_nonfinite: str = "stop"
     """stop, or skip: what becomes of a rollout whose reward, and an update whose loss or gradient, is
-    infinite or no number."""
+    infinite or no number. [stop | skip]"""
     max_ratio: float | None = None
     """Stop where an importance ratio (of log-probs that are means over dimensions) leaves [1/max_ratio,
-    max_ratio]; null for any."""
+    max_ratio]; null for any. [ratio of probabilities]"""
     max_kl: float | None = None
-    """Stop where an update's KL term, which kl_coeff weighs, exceeds this; null for any."""
+    """Stop where an update's KL term, which kl_coeff weighs, exceeds this; null for any.
+    [that of the KL term]"""
     output_dir: str | None = None
     """The run's folder, or the sweep's; a new one under runs/ or multirun/ if it is null."""
     init_from: str | None = None
@@ -91,7 +104,7 @@ class TrainConfig(Keys):
     resume: str | None = None
     """A run folder to go on with, in its own configuration."""
     tracker: str = "none"
-    """none, wandb or trackio, beside TensorBoard."""
+    """none, wandb or trackio, beside TensorBoard. [none | wandb | trackio]"""
     quick: bool = False
     """A try in seconds instead of a result: the sizes of QUICK, at most."""
     allow_targets: list[str] = field(default_factory=list)
@@ -99,16 +112,27 @@ class TrainConfig(Keys):
     allow_servers: list[str] = field(default_factory=list)
     """Addresses of reward servers that only a file names, and that images and prompts may be sent to."""
     evaluation: Evaluation = field(default_factory=Evaluation)
+    """How much is measured, and when."""
     algo: Any = None
+    """The algorithm that is trained with, and its own keys."""
     optimizer: Any = None
+    """What makes steps of gradients."""
     model: Any = None
+    """The pretrained model, which is also the frozen reference."""
     policy: Any = None
+    """Which weights are trained, and how much memory that takes."""
     reward: Any = None
+    """What is trained on. Several: 'reward=[NAME,NAME]'."""
     eval_rewards: Any = None
+    """What is measured at evaluations and not trained on. Several: 'eval_rewards=[NAME,NAME]'."""
     prompts: Any = None
+    """The prompts that training draws, and those that it never sees."""
     sampler: Any = None
+    """How training samples."""
     eval_sampler: Any = None
+    """How evaluations sample."""
     diversity: Any = None
+    """The distance between images that diversity is measured with."""
 
 
 ConfigStore.instance().store(name="train_schema", node=TrainConfig)

@@ -87,8 +87,9 @@ class Pairing:
 
     Args:
         rule: best_worst, topk_bottomk, all_pairs, median or pareto.
-        k: pairs of each prompt, at most, for topk_bottomk.
+        k: pairs of each prompt, at most, for topk_bottomk. [pairs]
         margin: by which a winner must beat the loser in s; 0 drops only ties.
+            [that of the normalised reward]
         normalise: each expert's scores: none, zscore, minmax or rank. Equal scores of all say nothing: 0
             (rank: 1/2) for each.
         scope: of the normalisation: prompt, or all.

@@ -23,14 +23,16 @@ class Prompts:
             (None: "prompt"). Other values are kept as metadata. A prompt that stands there twice counts once;
             or
         dataset: a Hugging Face dataset by name or folder, with `split` and `column`; or
-        imagenet_animals: the first that many classes of ImageNet (398 are all of its animals).
+        split: of the dataset.
+        column: of the prompt, in a table or a dataset, or the key of it in objects; None is "prompt".
+        imagenet_animals: the first that many classes of ImageNet (398 are all of its animals). [classes]
         template: "{}" is replaced by each word; "{a}" by the word with its article ("a lion", "an ant");
             "{key}" by each value of `fill`. Braces within a word or a value are left alone.
         fill: values for further places of the template: the set is the product of words and values.
-        per_prompt: images drawn of each chosen prompt, in a row.
+        per_prompt: images drawn of each chosen prompt, in a row. [images]
         unseen: words that training never draws; or
         unseen_share: this share of the prompts, chosen by their own hash, so that a prompt stays on its side
-            when others come.
+            when others come. [share of the prompts]
 
     Raises:
         ValueError: unless exactly one source is given; if it cannot be read, is empty, or the template has no

@@ -38,7 +38,7 @@ class Policy:
         checkpointing: recompute activations of steps and decodes that keep gradients: memory flat in K, one
             more forward.
         decode_batch: images decoded at once; None for all of them. With checkpointing a decoder's memory is
-            that of so many images.
+            that of so many images. [images]
         text_on_host: text encoders leave the device between prompts that are new; cached embeddings stay in
             host memory.
         channels_last: convolution weights in that layout; in fp32 on a CPU, where it is faster, they are so

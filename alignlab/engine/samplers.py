@@ -109,10 +109,10 @@ def ddim(scheduler: Any, *, steps: int, eta: Eta, guidance_scale: float = 1.0) -
     Args:
         scheduler: a `DDIMScheduler`: betas, spacing, offset, `set_alpha_to_one` and prediction type are read
             from it.
-        steps: N.
+        steps: N, how many denoising steps an image takes. [sampling steps]
         eta: 0 is the deterministic ODE; 1 the ancestral (DDPM-like) sampler that DDPO uses. One for all
-            steps, or one for each.
-        guidance_scale: w >= 0.
+            steps, or one for each. [share of the ancestral sampler's noise]
+        guidance_scale: w >= 0 of classifier-free guidance; 1 leaves it out. [factor]
 
     Raises:
         ValueError: if the scheduler clips or thresholds, eta is out of range, or its timesteps are unusable.
@@ -194,9 +194,10 @@ def flow(
 
     Args:
         scheduler: a `FlowMatchEulerDiscreteScheduler`; its sigmas (shift included) are read, once.
-        steps: N.
+        steps: N, how many denoising steps an image takes. [sampling steps]
         eta: noise scale, 0 for the ODE; Flow-GRPO uses 0.7. One for all steps, or one for each.
-        guidance_scale: w >= 0.
+            [scale of the noise]
+        guidance_scale: w >= 0 of classifier-free guidance; 1 leaves it out. [factor]
         last_step: "ode" makes the last step deterministic (and so unscored).
 
     Raises:

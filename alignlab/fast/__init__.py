@@ -33,13 +33,13 @@ class NothingShared:
         return nullcontext()
 
 
-def spin_shortly() -> bool:
+def spin_shortly(*, is_command: bool | None = None) -> bool:
     """Lets threads that wait for each other sleep soon. Returns whether it is set (spinning.py)."""
     if not _there("spinning"):
         return False
     from alignlab.fast import spinning
 
-    return spinning.spin_shortly()
+    return spinning.spin_shortly(is_command=is_command)
 
 
 def keep_freed_memory() -> bool:

@@ -25,13 +25,19 @@ CHOSEN = (*SHORT, "OMP_WAIT_POLICY", "KMP_LIBRARY")
 """Whoever sets one of these in the environment has chosen."""
 
 
-def spin_shortly(environment: MutableMapping[str, str] = os.environ) -> bool:
+def spin_shortly(
+    environment: MutableMapping[str, str] = os.environ, *, is_command: bool | None = None
+) -> bool:
     """Sets the environment of a command, unless its user has set it. Returns whether it did.
+
+    Args:
+        is_command: whether this process is a command; None looks for `python -m alignlab...`.
 
     Nothing is set where alignlab is imported by another program, whose threads are its own business, or where
     torch is loaded already, for then it would only be inherited by other programs.
     """
-    if "torch" in sys.modules or not _is_command() or has_chosen(environment):
+    known = _is_command() if is_command is None else is_command
+    if "torch" in sys.modules or not known or has_chosen(environment):
         return False
     environment.update(SHORT)
     return True

@@ -18,9 +18,10 @@ class Flux(DiffusersPipeline):
 
     Args:
         embedded_guidance: what the network is told (FLUX.1-dev; schnell has no such input).
-        max_sequence_length: tokens of T5.
+            [factor]
+        max_sequence_length: tokens of T5. [tokens]
         size: side of the images in pixels; the shift of the schedule depends on it. The others are those of
-            `DiffusersPipeline`.
+            `DiffusersPipeline`. [pixels]
     """
 
     pipeline, network, rectified_flow = "FluxPipeline", "transformer", True

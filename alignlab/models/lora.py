@@ -13,7 +13,9 @@ class LoRA:
     """W + (alpha/rank) B A, B = 0 at the start."""
 
     rank: int = 8
+    """Rows of A: how many directions each adapted layer can learn. [directions]"""
     alpha: float = 8
+    """The adapters are scaled by alpha / rank. [directions]"""
     targets: tuple[str, ...] | None = None
     """Module name endings; None takes the family's attention projections."""
 

@@ -15,7 +15,7 @@ class StableDiffusion3(DiffusersPipeline):
     """Transformer, three text encoders (the third may be missing), VAE. Sample with sampler=flow.
 
     Args:
-        max_sequence_length: tokens of T5. The others are those of `DiffusersPipeline`.
+        max_sequence_length: tokens of T5; the others are those of `DiffusersPipeline`. [tokens]
     """
 
     pipeline, network, rectified_flow = "StableDiffusion3Pipeline", "transformer", True

@@ -69,7 +69,8 @@ class Objective(ABC):
     needs_gradient: bool = False
     """True if it differentiates the reward."""
     kl_coeff: float = 0.0
-    """Weight of its distance to the frozen model."""
+    """Weight of its distance to the frozen model; 0 for an algorithm that has none.
+    [per unit of the distance]"""
     least_per_prompt: int = 1
     """Images of a prompt without which it has nothing to compare."""
     swaps_weights: bool = False

@@ -36,8 +36,8 @@ class PromptStatistics:
     """A buffer of recent rewards for each prompt. Lives across epochs and in checkpoints.
 
     Args:
-        buffer_size: rewards kept for each prompt.
-        min_count: below this many, the mean and standard deviation of the whole batch are used.
+        buffer_size: rewards kept for each prompt. [rewards]
+        min_count: below this many, the mean and standard deviation of the whole batch are used. [rewards]
         per_prompt: False uses the batch's always.
         combine: how several rewards become one. What is logged as the reward stays their weighted sum.
     """

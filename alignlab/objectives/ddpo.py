@@ -54,15 +54,16 @@ class DDPO(Objective):
     Args:
         estimator: "sf" (score function, exactly one update an epoch) or "is" (importance sampling with a
             clipped ratio).
-        updates_per_epoch: minibatches of samples in each inner epoch (is only).
-        inner_epochs: passes over the samples (is only).
-        clip: bound of the log-ratio (mean over D) at D = 16384.
+        updates_per_epoch: minibatches of samples in each inner epoch (is only). [optimiser steps]
+        inner_epochs: passes over the samples (is only). [passes]
+        clip: bound of the log-ratio (mean over D) at D = 16384. [nats per latent dimension]
         clip_scaling: "1/D" bounds the same true log-ratio at every D, "1/sqrtD" the same change per pixel,
             "none" the mean itself.
         timestep_fraction: share of the scored steps trained on, a fresh random subset for each sample and
-            inner epoch.
-        advantage_clip: bound of |A|.
+            inner epoch. [share of the steps]
+        advantage_clip: bound of |A|. [standard deviations]
         kl_coeff: weight of the per-step KL to the reference (mean over D), 0 for none.
+            [per nat and latent dimension]
         kl_gradient: "direct" differentiates each step's KL at fixed x_i; "exact" also lowers A_i by what
             later steps will pay.
         statistics: the advantages' buffers.

@@ -111,13 +111,14 @@ class DPO(Objective):
         background: the colour behind pictures that are transparent in places (data/pictures.py); None is
             white.
         loss: "sigmoid", "hinge" or "ipo".
-        beta: how strongly to hold on to the reference: large is near.
+        beta: how strongly to hold on to the reference: large is near. [1 / mean squared error]
         mse_reduction: "mean" (published code) or "sum" (the paper's formula) over the D latent dimensions.
         label_smoothing: share of the pairs that are taken to be the wrong way round (sigmoid only).
+            [share of the pairs]
         prompt_dropout: share of the pairs whose prompt is replaced by the empty one, so that guidance goes on
-            working.
-        pairs: of each epoch, from shuffled passes over the data.
-        updates_per_epoch: optimiser steps among which they are divided.
+            working. [share of the pairs]
+        pairs: pairs of each epoch, from shuffled passes over the data. [pairs]
+        updates_per_epoch: optimiser steps among which they are divided. [optimiser steps]
     """
 
     learns_from = "preferred images"

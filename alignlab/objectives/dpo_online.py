@@ -54,10 +54,12 @@ class OnlineDPO(Objective):
 
     Args:
         pairing: which sample of a prompt beats which.
-        resample_every: R, in epochs.
-        ref_update_every: N, in epochs; 0 keeps the pretrained model as the reference.
-        loss, beta, mse_reduction, label_smoothing, prompt_dropout: as DPO's.
+        resample_every: R, the epochs that one set of images serves. [epochs]
+        ref_update_every: N, the epochs after which the policy becomes the reference; 0 keeps the pretrained
+            model. [epochs]
+        loss, beta, mse_reduction, label_smoothing, prompt_dropout: as those of `alignlab.objectives.dpo.DPO`.
         updates_per_epoch: optimiser steps among which the pairs are divided, as far as there are pairs.
+            [optimiser steps]
     """
 
     least_per_prompt = 2

@@ -36,17 +36,18 @@ class DRaFT(Objective):
     """Reward gradients through the sampler.
 
     Args:
-        k: how many last steps keep their graph, 1..N; None is all of them (DRaFT).
+        k: how many last steps keep their graph, 1..N; None is all of them (DRaFT). [sampling steps]
         truncation: "fixed", the last K; "spaced", K equally spaced ones up to the last; "per_rollout" draws K
             ~ U{1..N} once; "per_step" draws for each step (gaps appear). The drawn laws ignore k.
         lv_samples: n of DRaFT-LV (the paper's n is 2); needs k = 1 and fixed truncation. All 1 + n images are
-            predicted x0.
+            predicted x0. [images a sample]
         lv_reduction: "mean" over the 1 + n terms, or their "sum" as in the paper.
         detach_input: the stop-gradient of DRTune.
         refl: stop at a random step of the last k and train on its predicted x0; needs fixed truncation.
         reward_on: the image is x_N, or the last step's predicted x0 (the published DRaFT+).
         reward_cap: c of relu(c - r), in the reward's unit; None maximises without bound.
-        kl_coeff: 0 is DRaFT, and then the reference is never evaluated.
+            [that of the reward]
+        kl_coeff: 0 is DRaFT, and then the reference is never evaluated. [per unit of the distance]
         kl: which distance to the reference the coefficient weighs.
         ref_grad: whether the reference passes gradients to its input x_i.
     """

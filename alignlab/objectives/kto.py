@@ -65,12 +65,13 @@ class KTO(Objective):
         background: the colour behind pictures that are transparent in places (data/pictures.py); None is
             white.
         beta: how strongly to hold on to the reference: large is near. It stands with the mean over D.
-        lambda_d, lambda_u: weights of desirable and undesirable images.
+            [1 / mean squared error]
+        lambda_d, lambda_u: weights of desirable and undesirable images. [factor]
         z0: "balanced" or "clamped".
         prompt_dropout: share of the images whose prompt is replaced by the empty one, so that guidance goes
-            on working.
-        images: of each epoch, from shuffled passes over the data.
-        updates_per_epoch: optimiser steps among which they are divided.
+            on working. [share of the images]
+        images: images of each epoch, from shuffled passes over the data. [images]
+        updates_per_epoch: optimiser steps among which they are divided. [optimiser steps]
     """
 
     learns_from = "labelled images"

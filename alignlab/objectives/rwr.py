@@ -60,13 +60,14 @@ class RWR(Objective):
         weighting: "sparse" (at or above a quantile) or "dense" (softmax).
         scope: whether softmax or quantile are taken over the "batch" or within each "prompt".
         temperature: tau of the softmax, in standard deviations when standardise is true.
-        quantile: of the sparse rule, in [0, 1).
+            [standard deviations]
+        quantile: of the sparse rule, in [0, 1). [share of the samples]
         streaming: take the sparse quantile over a running buffer of the last `streaming` rewards (0: this
             epoch's only); it compares raw rewards of the whole batch, so it needs scope="batch" and
-            standardise=False.
+            standardise=False. [rewards]
         standardise: standardise rewards with `statistics` first.
-        inner_epochs: shuffled passes over the samples, each with fresh timesteps and noise.
-        updates_per_epoch: optimiser steps in each pass.
+        inner_epochs: shuffled passes over the samples, each with fresh timesteps and noise. [passes]
+        updates_per_epoch: optimiser steps in each pass. [optimiser steps]
     """
 
     def __init__(

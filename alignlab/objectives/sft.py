@@ -39,14 +39,14 @@ class SFT(Objective):
         image_column, caption_column: of a table or dataset; None looks for the usual names.
         streaming: read shards or a dataset in order, instead of knowing all examples at once; then no latents
             are kept.
-        shuffle_buffer: examples of a stream that are shuffled among themselves.
+        shuffle_buffer: examples of a stream that are shuffled among themselves. [images]
         background: the colour behind pictures that are transparent in places (data/pictures.py); None is
             white.
-        min_snr: gamma of the min-SNR weighting; None weighs all timesteps alike.
+        min_snr: gamma of the min-SNR weighting; None weighs all timesteps alike. [signal-to-noise ratio]
         prompt_dropout: share of the images whose caption is replaced by the empty one, so that guidance goes
-            on working.
-        images: of each epoch, from shuffled passes over the data.
-        updates_per_epoch: optimiser steps among which they are divided.
+            on working. [share of the images]
+        images: images of each epoch, from shuffled passes over the data. [images]
+        updates_per_epoch: optimiser steps among which they are divided. [optimiser steps]
     """
 
     learns_from = "captioned images"

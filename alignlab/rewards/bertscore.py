@@ -65,9 +65,9 @@ class BertScore:
     Args:
         path: a folder in transformers' format, or owner/name of the hub.
         layer: whose output counts, from 0 (the embeddings); -1 is the last. 40 for
-            microsoft/deberta-xlarge-mnli, 17 for roberta-large.
+            microsoft/deberta-xlarge-mnli, 17 for roberta-large. [number of a layer]
         revision: a commit of the hub.
-        baseline: b of the rescaling (s - b) / (1 - b), by which unrelated texts score about 0.
+        baseline: b of the rescaling (s - b) / (1 - b), by which unrelated texts score about 0. [that of s]
 
     Raises:
         ValueError: if there is no such layer.

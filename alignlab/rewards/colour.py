@@ -9,7 +9,11 @@ CHANNELS = ("red", "green", "blue")
 
 
 class Colour:
-    """One channel's mean minus the mean of the other two, in [-1, 1]. Differentiable."""
+    """One channel's mean minus the mean of the other two, in [-1, 1]. Differentiable.
+
+    Args:
+        channel: which of the three.
+    """
 
     differentiable = True
     unit = "channel difference"

@@ -23,8 +23,8 @@ class JpegSize:
     150 kB at 512 px.
 
     Args:
-        sign: -1 rewards small files (compressibility), 1 large ones.
-        quality: of the encoder, 1..95.
+        sign: -1 rewards small files (compressibility), 1 large ones. [-1 or 1]
+        quality: of the encoder, 1..95. [JPEG quality]
     """
 
     differentiable = False

@@ -32,8 +32,8 @@ class JpegRate:
     sizes do (docs/rewards.md has the rank correlations); it is an estimate without unit of its own, not kB.
 
     Args:
-        sign: -1 rewards small files (compressibility), 1 large ones.
-        quality: of the encoder, 1..95.
+        sign: -1 rewards small files (compressibility), 1 large ones. [-1 or 1]
+        quality: of the encoder, 1..95. [JPEG quality]
     """
 
     differentiable = True

@@ -46,13 +46,13 @@ class Remote:
         name: the reward that it must hold; None takes any. The one that it held at the start it must hold to
             the end.
         form: "png" (8 bits a channel, small) or "safetensors" (float32, exact).
-        batch_size: images of one request.
+        batch_size: images of one request. [images]
         ahead: rollouts that may wait for their scores while the next one is sampled, one more than it are
-            asked for at once; 0 waits for each.
-        retries: attempts after the first one.
+            asked for at once; 0 waits for each. [rollouts]
+        retries: attempts after the first one. [attempts]
         backoff: seconds before the second attempt, twice as many before each further one, up to 30; each is
-            shortened by up to a half at random.
-        timeout: seconds of one attempt, from the connection to the answer's last byte.
+            shortened by up to a half at random. [seconds]
+        timeout: seconds of one attempt, from the connection to the answer's last byte. [seconds]
 
     Raises:
         ValueError: for an url or a number that cannot be.

@@ -53,7 +53,7 @@ class Vlm:
         dtype: of the weights.
         chat: a question's surroundings where the processor has no chat template; "{}" is replaced by the
             question. The default is LLaVA-1.5's.
-        batch_size: images at once.
+        batch_size: images at once. [images]
     """
 
     def __init__(

@@ -36,18 +36,22 @@ class TunedConfig(Keys):
     """Without a run: a LoRA for `model`: a folder in diffusers' format, or a file in diffusers' or kohya's;
     null is the base model."""
     lora_scale: float = 1.0
-    """How much of the LoRA: 0 is the base model, 1 the tuned one; more overshoots."""
+    """How much of the LoRA: 0 is the base model, 1 the tuned one; more overshoots. [share of the LoRA]"""
     annealing: float = 0.0
     """Power of annealed importance guidance: from the base model at the first step to the tuned one at the
-    last. 0 leaves it out."""
+    last. 0 leaves it out. [exponent]"""
     precision: str = "fp32"
-    """Of the denoiser. A run has its own, unless it is named."""
+    """Of the denoiser. A run has its own, unless it is named. [fp32 | bf16 | fp16]"""
     device: str = "auto"
+    """Where to compute; auto is the best there is. [auto | cpu | cuda | mps]"""
     allow_targets: list[str] | None = None
+    """Modules of your own that _target_ may name."""
     allow_servers: list[str] | None = None
     """Addresses of reward servers that only a file names, and that images and prompts may be sent to."""
     model: Any = None
+    """The pretrained model: the run's own, unless it is named."""
     eval_sampler: Any = None
+    """How images are sampled: as the run's evaluations, unless it is named."""
 
 
 def tuned_problems(c: TunedConfig) -> Iterator[str]:
