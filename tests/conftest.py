@@ -2,6 +2,9 @@
 
 import json
 import os
+import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +51,7 @@ def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> str:
     levels."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("tiny_sd")
-    tokenizer, words = _tokenizer(folder)
+    tokenizer, words = byte_tokenizer(folder)
     text = CLIPTextConfig(
         vocab_size=words,
         hidden_size=16,
@@ -106,7 +109,7 @@ def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder / "pipeline")
 
 
-def _tokenizer(folder: Path) -> tuple[CLIPTokenizer, int]:
+def byte_tokenizer(folder: Path) -> tuple[CLIPTokenizer, int]:
     """A byte-level CLIP tokenizer without merges, and its number of entries."""
     plain = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     letters = [chr(b) for b in plain] + [chr(256 + i) for i in range(256 - len(plain))]
@@ -119,6 +122,24 @@ def _tokenizer(folder: Path) -> tuple[CLIPTokenizer, int]:
         json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": 12, "pad_token": "<|endoftext|>"})
     )
     return CLIPTokenizer.from_pretrained(str(home)), len(tokens)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    if (
+        shutil.which("mount") is None
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)], capture_output=True, check=False
+        ).returncode
+    ):
+        pytest.skip("a file system cannot be mounted here")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 PROMPTS = ("a cat", "a dog", "a cat", "a red bird", "a dog", "a cat", "", "two fish")

@@ -17,6 +17,7 @@ from benchmarks.items import Item, Setting, alternated
 from benchmarks.page import LIMIT, PEER, page
 from benchmarks.peer import OWN, PeerError, one_by_one
 from benchmarks.ratios import exponent, median, ratio
+from tests import warm
 
 
 def rounds(*pairs: tuple[float, float], others: float = 0.0) -> list[dict[str, Any]]:
@@ -230,9 +231,7 @@ def test_what_is_timed_of_ours():
     words = ["algo=ddpo", "reward=brightness", *TINY, "algo.updates_per_epoch=1"]
 
     def told(*more: str) -> dict[str, Any]:
-        done = subprocess.run(
-            [sys.executable, str(OWN), "--epochs", "2", *words, *more], capture_output=True, text=True
-        )
+        done = warm.run([sys.executable, OWN, "--epochs", "2", *words, *more], capture_output=True)
         assert done.returncode == 0, done.stderr[-500:]
         return json.loads(
             next(line for line in done.stdout.splitlines() if line.startswith("RESULT ")).removeprefix(

@@ -24,6 +24,7 @@ from alignlab.paper.draftp import draftp_fig3
 from alignlab.paper.fronts import beside_the_penalty, regularisers, stop_at
 from alignlab.paper.probes import ANNEALING, LORA_SCALES, SETS, probe
 from alignlab.paper.registry import FIGURES
+from tests import warm
 from tests.running import command_line, configured
 
 EVALUATIONS = (0, 10, 20)
@@ -351,6 +352,7 @@ def test_a_quick_figure_goes_the_whole_way(
     """A sweep and a stamped figure; typed again, nothing is trained again and it is only drawn. Asked of a
     run's weights, a question is answered once."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(figure.subprocess, "run", warm.run)
     home, words = tmp_path / "runs" / "quick", ("name=overoptimisation", "quick=true")
     assert command_line(monkeypatch, *words, command=figure) == 0
     written = {run: run.stat().st_mtime_ns for run in home.glob("runs/*/*/summary.json")}

@@ -26,8 +26,7 @@ from alignlab.models.sd import StableDiffusion
 from alignlab.train import train
 from alignlab.training.setup import Lab
 from alignlab.weights.load import policy_of
-from tests.models.test_families import images_of_diffusers, key
-from tests.models.test_kohya import sampler
+from tests.models.sampling import images_of_diffusers, key, sampler_of
 from tests.running import command_line, configured, lines, same_weights, tiny
 
 WORDS = ("lr=0.02", "policy.lora.rank=4", "policy.lora.alpha=16")
@@ -100,9 +99,9 @@ def images(tiny_sd: str, lora: State, alpha: float) -> tuple[Policy, Tensor, Ten
     targets = tuple({name.partition(".lora_")[0] for name in lora})
     policy = Policy(StableDiffusion(tiny_sd), lora=LoRA(rank=4, alpha=alpha, targets=targets))
     policy.load_state_dict(lora)
-    mine = rollout(policy, sampler(policy, "sd"), key()).images
+    mine = rollout(policy, sampler_of(policy, "sd"), key()).images
     with policy.reference():
-        return policy, mine, rollout(policy, sampler(policy, "sd"), key()).images
+        return policy, mine, rollout(policy, sampler_of(policy, "sd"), key()).images
 
 
 @torch.no_grad()
