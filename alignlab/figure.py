@@ -3,7 +3,8 @@
 Makes a figure of the papers: runs the sweeps that it needs (finished runs are kept in results/runs and
 skipped, a killed sweep goes on), asks their weights what it must know, draws it, and writes PNG, SVG (but of
 pictures), table and page into results/paper/NAME. `quick=true` does the same with tiny runs of one seed, in
-runs/quick, and stamps the figure.
+runs/quick, and stamps the figure. A file of yours in that folder stays as it is, and the page links to
+verdict.md if you wrote one.
 """
 
 import os
@@ -60,6 +61,8 @@ class FigureConfig(Keys):
     """Addresses of reward servers that only a file names, and that images and prompts may be sent to."""
 
 
+VERDICT = "verdict.md"
+"""What people concluded from a figure; written by hand, beside it."""
 UNNAMED = ("output_dir", "device", "tracker")
 """Words of a job that make it no other one (conf/train.yaml)."""
 ConfigStore.instance().store(name="figure_schema", node=FigureConfig)
@@ -198,7 +201,8 @@ def make(name: str, figure: PaperFigure, c: FigureConfig) -> Path:
             if not any(axes.images for axes in drawn.axes):
                 drawn.savefig(aside / "figure.svg", metadata={"Date": None})
             write_table(aside / "table.csv", [spread_out(row) for row in rows])
-            (aside / "README.md").write_text(page(name, figure, runs, rows, c.quick))
+            text = page(name, figure, runs, rows, c.quick, (folder / VERDICT).is_file())
+            (aside / "README.md").write_text(text)
     plt.close(drawn)
     return folder
 
@@ -217,12 +221,19 @@ def spread_out(row: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def page(name: str, figure: PaperFigure, runs: dict[str, list[Finished]], rows: Rows, quick: bool) -> str:
+def page(
+    name: str,
+    figure: PaperFigure,
+    runs: dict[str, list[Finished]],
+    rows: Rows,
+    quick: bool,
+    verdict: bool,
+) -> str:
     """README.md: the figure, its command, its sweeps and what they cost, and its table."""
     lines = [
         f"# {figure.title}",
         "",
-        f"After {figure.source}.",
+        f"After {figure.source}." + f" What we conclude: [{VERDICT}]({VERDICT})." * verdict,
         "",
         f"    python -m alignlab.figure name={name}{' quick=true' if quick else ''}",
         "",
