@@ -12,6 +12,7 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -252,9 +253,12 @@ def page(
     measured = any(len(row) > 1 for row in rows)  # pictures have nothing but names
     lines += [
         "",
-        f"Made on: {'; '.join(sorted(machines))}. The cores were shared, so minutes and seconds are rough.",
+        wrapped(
+            f"Made on: {'; '.join(sorted(machines))}. The cores were shared, so minutes and seconds are "
+            "rough."
+        ),
         "",
-        figure.note + f" Diversity and lpips: {distances}, pairwise within a prompt." * measured,
+        wrapped(figure.note + f" Diversity and lpips: {distances}, pairwise within a prompt." * measured),
         "",
     ]
     lines += ["![figure](figure.png)", ""]
@@ -263,6 +267,10 @@ def page(
         lines += [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
         lines += [f"| {' | '.join(cell(row.get(head)) for head in heads)} |" for row in rows]
     return "\n".join(lines) + "\n"
+
+
+def wrapped(text: str) -> str:
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def cell(value: Any) -> str:
