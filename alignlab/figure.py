@@ -3,7 +3,8 @@
 Makes a figure of the papers: runs the sweeps that it needs (finished runs are kept in results/runs and
 skipped, a killed sweep goes on), asks their weights what it must know, draws it, and writes PNG, SVG (but of
 pictures), table and page into results/paper/NAME. `quick=true` does the same with tiny runs of one seed, in
-runs/quick, and stamps the figure.
+runs/quick, and stamps the figure. A file of yours in that folder stays as it is, and the page links to
+verdict.md if you wrote one.
 """
 
 import os
@@ -11,6 +12,7 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -60,6 +62,8 @@ class FigureConfig(Keys):
     """Addresses of reward servers that only a file names, and that images and prompts may be sent to."""
 
 
+VERDICT = "verdict.md"
+"""What people concluded from a figure; written by hand, beside it."""
 UNNAMED = ("output_dir", "device", "tracker")
 """Words of a job that make it no other one (conf/train.yaml)."""
 ConfigStore.instance().store(name="figure_schema", node=FigureConfig)
@@ -198,7 +202,8 @@ def make(name: str, figure: PaperFigure, c: FigureConfig) -> Path:
             if not any(axes.images for axes in drawn.axes):
                 drawn.savefig(aside / "figure.svg", metadata={"Date": None})
             write_table(aside / "table.csv", [spread_out(row) for row in rows])
-            (aside / "README.md").write_text(page(name, figure, runs, rows, c.quick))
+            text = page(name, figure, runs, rows, c.quick, (folder / VERDICT).is_file())
+            (aside / "README.md").write_text(text)
     plt.close(drawn)
     return folder
 
@@ -217,12 +222,19 @@ def spread_out(row: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def page(name: str, figure: PaperFigure, runs: dict[str, list[Finished]], rows: Rows, quick: bool) -> str:
+def page(
+    name: str,
+    figure: PaperFigure,
+    runs: dict[str, list[Finished]],
+    rows: Rows,
+    quick: bool,
+    verdict: bool,
+) -> str:
     """README.md: the figure, its command, its sweeps and what they cost, and its table."""
     lines = [
         f"# {figure.title}",
         "",
-        f"After {figure.source}.",
+        f"After {figure.source}." + f" What we conclude: [{VERDICT}]({VERDICT})." * verdict,
         "",
         f"    python -m alignlab.figure name={name}{' quick=true' if quick else ''}",
         "",
@@ -241,9 +253,12 @@ def page(name: str, figure: PaperFigure, runs: dict[str, list[Finished]], rows: 
     measured = any(len(row) > 1 for row in rows)  # pictures have nothing but names
     lines += [
         "",
-        f"Made on: {'; '.join(sorted(machines))}. The cores were shared, so minutes and seconds are rough.",
+        wrapped(
+            f"Made on: {'; '.join(sorted(machines))}. The cores were shared, so minutes and seconds are "
+            "rough."
+        ),
         "",
-        figure.note + f" Diversity and lpips: {distances}, pairwise within a prompt." * measured,
+        wrapped(figure.note + f" Diversity and lpips: {distances}, pairwise within a prompt." * measured),
         "",
     ]
     lines += ["![figure](figure.png)", ""]
@@ -252,6 +267,10 @@ def page(name: str, figure: PaperFigure, runs: dict[str, list[Finished]], rows: 
         lines += [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
         lines += [f"| {' | '.join(cell(row.get(head)) for head in heads)} |" for row in rows]
     return "\n".join(lines) + "\n"
+
+
+def wrapped(text: str) -> str:
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def cell(value: Any) -> str:

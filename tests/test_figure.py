@@ -134,6 +134,18 @@ def test_every_figure_is_drawn(name: str, store: Path) -> None:
     assert list(csv.DictReader((folder / "table.csv").open()))
 
 
+def test_a_verdict_is_kept_and_linked(store: Path) -> None:
+    """What was concluded from a figure is written by hand: drawing again leaves it alone and links to it."""
+    settings = figure.FigureConfig(home=str(store), draw_only=True)
+    folder = figure.make("draft_speed", FIGURES["draft_speed"], settings)
+    assert "verdict.md" not in (folder / "README.md").read_text()
+    (folder / "verdict.md").write_text("It is faster.")
+    figure.make("draft_speed", FIGURES["draft_speed"], settings)
+    assert (folder / "verdict.md").read_text() == "It is faster."
+    assert "[verdict.md](verdict.md)" in (folder / "README.md").read_text()
+    (folder / "verdict.md").unlink()
+
+
 def test_the_numbers_of_a_figure(store: Path) -> None:
     """Figure 3 of DRaFT+: the curves are the means over seeds, the table's gain is that of the summaries, in
     order of kl_coeff."""
