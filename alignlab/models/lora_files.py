@@ -111,8 +111,10 @@ def write(
     noted.
 
     The metadata holds no more than a reader needs: diffusers refuses entries that its own peft does not know.
+    The patterns are empty: diffusers 0.36 with peft 0.17 reads them without asking whether they are there.
     """
-    about = {"r": rank, "lora_alpha": rank, "target_modules": sorted(targets), "peft_type": "LORA"}
+    about: dict[str, Any] = {"r": rank, "lora_alpha": rank, "target_modules": sorted(targets)}
+    about |= {"peft_type": "LORA", "rank_pattern": {}, "alpha_pattern": {}}
     metadata = {"format": "pt", TRAINED_ALPHA: repr(alpha)}
     metadata["lora_adapter_metadata"] = json.dumps(
         {f"{network}.{key}": value for key, value in about.items()}, indent=2, sort_keys=True

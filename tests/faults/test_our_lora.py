@@ -143,12 +143,13 @@ def test_every_reader_finds_the_trained_update(
 
 
 def test_the_metadata_is_what_any_peft_takes(run: Path) -> None:
-    """alpha = rank, and no entry that an older peft would refuse; the alpha of the training is noted
-    outside."""
+    """alpha = rank, the empty patterns that diffusers looks up where peft is old, and no entry that such a
+    peft would refuse; the alpha of the training is noted outside."""
     with safe_open(run / "model" / FILE, "pt") as opened:
         metadata = opened.metadata()
     about = json.loads(metadata["lora_adapter_metadata"])
     assert (about.pop("unet.r"), about.pop("unet.lora_alpha")) == (4, 4)
+    assert (about.pop("unet.rank_pattern"), about.pop("unet.alpha_pattern")) == ({}, {})
     assert (
         about.keys() == {"unet.target_modules", "unet.peft_type"}
         and metadata["alignlab_trained_alpha"] == "16"
