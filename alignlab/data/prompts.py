@@ -80,29 +80,29 @@ class Prompts:
         self.metadata: dict[str, dict[str, Any]] = {}
         """What a file says of a prompt, beside the prompt."""
         if imagenet_animals is not None:
-            words: Sequence[str] = _imagenet(imagenet_animals)
+            texts: Sequence[str] = _imagenet(imagenet_animals)
         elif dataset is not None:
-            words = _dataset(dataset, split, column or "prompt")
+            texts = _dataset(dataset, split, column or "prompt")
         elif file is not None:
-            said = prompt_files.read(file, column or "prompt")
-            self.metadata = {prompt: more for prompt, more in said if more is not None}
-            words = [prompt for prompt, _ in said]
+            rows = prompt_files.read(file, column or "prompt")
+            self.metadata = {prompt: more for prompt, more in rows if more is not None}
+            texts = [prompt for prompt, _ in rows]
         else:
-            words = prompts or []
-        if not words:
+            texts = prompts or []
+        if not texts:
             raise ValueError(f"prompts: {file or dataset or 'prompts.prompts'} holds no prompt")
         where = (
             f"prompts.file={file}" if file else f"prompts.dataset={dataset}" if dataset else "prompts.prompts"
         )
-        for word in words:  # UTF-16 read as UTF-8 has a NUL in every second place
-            if "\0" in word or not _is_text(word):
+        for text in texts:  # UTF-16 read as UTF-8 has a NUL in every second place
+            if "\0" in text or not _is_text(text):
                 raise ValueError(
-                    f"{where}: {word[:40]!r} holds a character that is no text (NUL, or half of a pair); "
+                    f"{where}: {text[:40]!r} holds a character that is no text (NUL, or half of a pair); "
                     "save it as UTF-8"
                 )
         parts = _parts(template, fill or {})
-        every = list(dict.fromkeys(p for w in words for p in _filled(parts, w, fill or {})))
-        self.unseen = tuple(p for w in unseen or () for p in _filled(parts, w, fill or {}))
+        every = list(dict.fromkeys(p for text in texts for p in _filled(parts, text, fill or {})))
+        self.unseen = tuple(p for text in unseen or () for p in _filled(parts, text, fill or {}))
         if unseen_share:
             self.unseen = tuple(p for p in every if _share_of(p) < unseen_share)
         kept = set(self.unseen)

@@ -132,9 +132,8 @@ def ddim(scheduler: Any, *, steps: int, eta: Eta, guidance_scale: float = 1.0) -
     if len(t) != steps or int(t.min()) < 0 or int(t.max()) >= train:
         raise ValueError(
             f"{config.get('timestep_spacing', 'leading')} spacing gives {len(t)} timesteps in "
-            f"[{int(t.min())}, {int(t.max())}] for "
-            f"sampler.steps={steps}; {steps} within [0, {train - 1}] are needed: change sampler.steps or the "
-            "scheduler's spacing"
+            f"[{int(t.min())}, {int(t.max())}] for sampler.steps={steps}; {steps} within [0, {train - 1}] "
+            "are needed: change sampler.steps or the scheduler's spacing"
         )
     abar_all = scheduler.alphas_cumprod.double().cpu()
     abar = abar_all[t]
@@ -150,13 +149,13 @@ def ddim(scheduler: Any, *, steps: int, eta: Eta, guidance_scale: float = 1.0) -
             "v_prediction"
         )
     sqrt_a, sqrt_n = abar.sqrt(), (1 - abar).sqrt()  # alpha, sigma
-    zero, one = torch.zeros_like(abar), torch.ones_like(abar)
+    zeros, ones = torch.zeros_like(abar), torch.ones_like(abar)
     if prediction == "epsilon":
-        p, q, eps_x, eps_out = 1 / sqrt_a, -sqrt_n / sqrt_a, zero, one
+        p, q, eps_x, eps_out = 1 / sqrt_a, -sqrt_n / sqrt_a, zeros, ones
     elif prediction == "v_prediction":
         p, q, eps_x, eps_out = sqrt_a, -sqrt_n, sqrt_n, sqrt_a
     elif prediction == "sample":
-        p, q, eps_x, eps_out = zero, one, 1 / sqrt_n, -sqrt_a / sqrt_n
+        p, q, eps_x, eps_out = zeros, ones, 1 / sqrt_n, -sqrt_a / sqrt_n
     else:
         raise ValueError(f"prediction_type={prediction!r} is not one of epsilon, v_prediction, sample")
 

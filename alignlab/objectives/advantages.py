@@ -101,8 +101,8 @@ class PromptStatistics:
         for prompt in dict.fromkeys(prompts):
             rows = np.array([p == prompt for p in prompts])
             buffer = self.rewards[prompt]
-            known = np.array(buffer) if len(buffer) >= self.min_count else values
-            out[rows] = (values[rows] - known.mean()) / (known.std() + 1e-6)
+            population = np.array(buffer) if len(buffer) >= self.min_count else values
+            out[rows] = (values[rows] - population.mean()) / (population.std() + 1e-6)
         return out
 
     def _part(self) -> "PromptStatistics":
@@ -112,8 +112,8 @@ class PromptStatistics:
 
     def own_share(self, prompts: Sequence[str]) -> float:
         """Share of the prompts that use statistics of their own."""
-        known = next(iter(self.parts.values()), self).rewards
-        ready = [self.per_prompt and len(known.get(p, ())) >= self.min_count for p in prompts]
+        buffers = next(iter(self.parts.values()), self).rewards
+        ready = [self.per_prompt and len(buffers.get(p, ())) >= self.min_count for p in prompts]
         return float(np.mean(ready))
 
     def state_dict(self) -> dict[str, Any]:

@@ -147,14 +147,14 @@ class DDPO(Objective):
 
     def loss(self, policy: Policy, batch: Pairs) -> tuple[Tensor, Metrics]:
         record, rows, steps = batch.rollout, batch.rows, batch.steps
-        now = replay(policy, record, rows, steps)
-        advantage = batch.advantages[rows, steps].to(now.log_prob.device)
+        current = replay(policy, record, rows, steps)
+        advantage = batch.advantages[rows, steps].to(current.log_prob.device)
         old = record.log_probs[rows.to(record.log_probs.device), steps.to(record.log_probs.device)]
-        log_ratio = now.log_prob - old
+        log_ratio = current.log_prob - old
         if self.estimator == "sf":
-            loss = -(advantage * now.log_prob).mean()
+            loss = -(advantage * current.log_prob).mean()
         else:
-            bound = self.clip_bound(now.x[0].numel())
+            bound = self.clip_bound(current.x[0].numel())
             ratio = log_ratio.exp()  # 1 before the first update
             loss = torch.maximum(-advantage * ratio, -advantage * log_ratio.clamp(-bound, bound).exp()).mean()
         with torch.no_grad():
@@ -162,16 +162,16 @@ class DDPO(Objective):
             metrics = {
                 "ddpo/approx_kl": gap.square().mean() / 2,
                 "ddpo/log_ratio_max": gap.abs().max(),
-                "ddpo/true_log_ratio_max": gap.abs().max() * now.x[0].numel(),
+                "ddpo/true_log_ratio_max": gap.abs().max() * current.x[0].numel(),
             }
             if self.estimator == "is":
-                outside = (gap.abs() > self.clip_bound(now.x[0].numel())).float()
+                outside = (gap.abs() > self.clip_bound(current.x[0].numel())).float()
                 metrics["ddpo/clip_fraction"] = outside.mean()
                 third = (3 * steps // len(record.sampler)).to(outside.device)
                 for k, name in enumerate(("early", "middle", "late")):  # thirds of the trajectory
                     metrics[f"ddpo/clip_fraction_{name}"] = outside.masked_fill(third != k, torch.nan)
         if self.kl_coeff > 0:
-            kl = _step_kl(policy, record, rows, steps, now.x, now.out).mean()
+            kl = _step_kl(policy, record, rows, steps, current.x, current.out).mean()
             loss = loss + self.kl_coeff * kl
             metrics["kl"] = kl.detach()
         return loss, metrics
@@ -224,6 +224,6 @@ def _later_kl(policy: Policy, record: Rollout, micro_batch: int) -> Tensor:
     units of D)."""
     kl = torch.zeros(len(record), len(record.sampler))
     for rows, steps in _all_pairs(record, micro_batch):
-        now = replay(policy, record, rows, steps)
-        kl[rows, steps] = _step_kl(policy, record, rows, steps, now.x, now.out).to(kl)
+        current = replay(policy, record, rows, steps)
+        kl[rows, steps] = _step_kl(policy, record, rows, steps, current.x, current.out).to(kl)
     return record.latents[0, 0].numel() * (kl.flip(1).cumsum(1).flip(1) - kl)

@@ -34,17 +34,17 @@ class Snapshot:
                 with policy.reference():
                     yield
                 return
-            trained, mine = policy.parameters(), [parameter.data for parameter in policy.parameters()]
+            trained, current = policy.parameters(), [parameter.data for parameter in policy.parameters()]
             self._weights = [
-                kept.to(now.device) for kept, now in zip(self._weights, mine, strict=True)
+                stored.to(weight.device) for stored, weight in zip(self._weights, current, strict=True)
             ]  # from a checkpoint
             try:
-                for parameter, kept in zip(trained, self._weights, strict=True):
-                    parameter.data = kept
+                for parameter, stored in zip(trained, self._weights, strict=True):
+                    parameter.data = stored
                 yield
             finally:
-                for parameter, now in zip(trained, mine, strict=True):
-                    parameter.data = now
+                for parameter, weight in zip(trained, current, strict=True):
+                    parameter.data = weight
 
     def state_dict(self) -> dict[str, Any]:
         return {"weights": self._weights}

@@ -126,23 +126,23 @@ def evaluate(
     run's seed. `between` is called before each batch."""
     key = noise_key([p for p in prompts for _ in range(images)], seed=0, stream=stream)
     pictures, scores, statistics, n = [], [], [], len(key.prompts)
-    mine = [
+    rows = [
         min(row, n - 1) for row in own(n + -n % world())
     ]  # as many rows on every process: the last is repeated
-    for k in range(0, len(mine), batch):
+    for k in range(0, len(rows), batch):
         between()
-        part = key[mine[k : k + batch]]
+        part = key[rows[k : k + batch]]
         record = rollout(bench.policy, bench.eval_sampler, part, store="image")
         pictures.append(record.images)
         scores.append(bench.pointwise(record.images, record.prompts))
         norm = record.latents[:, -1].square().mean((1, 2, 3)).sqrt()
         statistics.append({**image_statistics(record.images), "latent_norm": norm})
     shown = whole(torch.cat(pictures))[:n]
-    there = shown.to(bench.policy.device)
-    groups = there.split(images)
+    on_device = shown.to(bench.policy.device)
+    groups = on_device.split(images)
     of_groups = {
         name: values.float().cpu()
-        for name, values in bench.within_prompts(there, key.prompts, images).items()
+        for name, values in bench.within_prompts(on_device, key.prompts, images).items()
     }
     return Measured(
         images=shown,

@@ -116,33 +116,33 @@ class Guard:
                 raise NonFinite("in all", total.detach(), record.prompts, wrong)
             scored = total, raw
         except NonFinite as error:
-            told = f"reward {error.name} is {error.value} for {_rows_of(record, error.rows)}"
-            failure = Failure(told=signed(told), images=len(error.rows))
+            message = f"reward {error.name} is {error.value} for {_rows_of(record, error.rows)}"
+            failure = Failure(told=signed(message), images=len(error.rows))
         except RewardError as error:
             failure = Failure(told=signed(str(error)))
-        failures = [one for one in gathered(failure) if one.told is not None]
+        failures = [failed for failed in gathered(failure) if failed.told is not None]
         if not failures:
             return scored
-        told, images = f"epoch {self.epoch}: {failures[0].told}", [one.images for one in failures]
+        message, images = f"epoch {self.epoch}: {failures[0].told}", [failed.images for failed in failures]
         if self.c.on_nonfinite == "stop" or not all(images):
-            raise Unscored(told)
+            raise Unscored(message)
         self.nonfinite, self.left = self.nonfinite + sum(images), self.left - 1
         if self.left == 0:
             raise Unscored(
-                f"{told}; no rollout of this epoch has finite rewards, so there is nothing to learn from"
+                f"{message}; no rollout of this epoch has finite rewards, so there is nothing to learn from"
             )
-        self._say(f"{told}; its rollout is left out")
+        self._say(f"{message}; its rollout is left out")
         return None
 
     def saw(self, share: float, batch: Any, loss: Tensor, metrics: dict[str, Tensor]) -> None:
         """Takes note of one micro-batch, after its backward pass."""
         grads = [p.grad for p in self.trained if p.grad is not None]
-        known = grads and not self.lab.policy.sharded
-        sizes = torch.stack(torch._foreach_norm(grads)).sum() if known else None
+        complete = grads and not self.lab.policy.sharded
+        sizes = torch.stack(torch._foreach_norm(grads)).sum() if complete else None
         if share:
-            told = {"loss": loss.detach(), **{k: v.detach() for k, v in metrics.items()}}
+            logged = {"loss": loss.detach(), **{k: v.detach() for k, v in metrics.items()}}
             images = images_of(batch)
-            self._update.append(MicroBatch(share=share, metrics=told, images=images, sizes=sizes))
+            self._update.append(MicroBatch(share=share, metrics=logged, images=images, sizes=sizes))
 
     def passes(self, norm: float) -> bool:
         """Whether the update, whose gradient has this norm over all processes, may be made.

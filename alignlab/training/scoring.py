@@ -72,12 +72,12 @@ class ScoredRollouts:
             RewardError: if a reward fails; if a rollout was sampled ahead of an update, so by an older
                 policy.
         """
-        objective, steps, mine = self.lab.objective, len(self.lab.sampler), own(self.samples)
+        objective, steps, own_rows = self.lab.objective, len(self.lab.sampler), own(self.samples)
         waiting: deque[Waiting] = deque()
         for row in range(0, self.samples, self.chunk):
             # Of other processes' rows too: all of them draw the same numbers from `rng`.
             how = {"gradients": objective.plan(steps, self.rng), "store": objective.store(steps)}
-            if row in mine:
+            if row in own_rows:
                 waiting.append(self._sampled(row, how))
             if len(waiting) > self.ahead:
                 yield from self._scored(waiting.popleft())

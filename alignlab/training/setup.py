@@ -175,13 +175,13 @@ class Lab(Bench):
 def warn_of_cut(policy: Policy, prompts: Sequence[str]) -> None:
     """Says how many prompts are too long for the model's tokenizers: they are cut, as the pipeline does."""
     family = policy.family
-    found = family.cut(prompts) if isinstance(family, CutsPrompts) else []
-    if found and rank() == 0:
+    too_long = family.cut(prompts) if isinstance(family, CutsPrompts) else []
+    if too_long and rank() == 0:
         which = (
-            f"{len(found)} of {len(prompts)} prompts are longer than the model's tokenizer reads, and are "
+            f"{len(too_long)} of {len(prompts)} prompts are longer than the model's tokenizer reads, and are "
             "cut there"
         )
-        print(f"warning: {which}; the first: {found[0][:60]!r} ...", file=sys.stderr)
+        print(f"warning: {which}; the first: {too_long[0][:60]!r} ...", file=sys.stderr)
 
 
 def weighted_sum(nodes: dict[str, Any], *, group: int = 1) -> WeightedSum:

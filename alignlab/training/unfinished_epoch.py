@@ -133,10 +133,10 @@ class Collected:
                     "on_host": record.latents.device.type == "cpu",
                     "strides": strides,
                 }
-                told = {"weights": weights, "noise": _name(record.noise), "about": json.dumps(about)}
-                told["blake2b"] = digest_of(tensors, told)
+                metadata = {"weights": weights, "noise": _name(record.noise), "about": json.dumps(about)}
+                metadata["blake2b"] = digest_of(tensors, metadata)
                 with aside_of(self._home / f"rows_{row:06d}.safetensors") as aside:
-                    save_file(tensors, aside, metadata=told)
+                    save_file(tensors, aside, metadata=metadata)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(self._home, ignore_errors=True)
             print(
@@ -150,17 +150,17 @@ class Collected:
         """What `_keep` wrote, if it is whole and of these weights and this noise."""
         try:
             with safe_open(path, "pt") as file:
-                told = file.metadata() or {}
+                metadata = file.metadata() or {}
             tensors = load_file(path)
         except (OSError, SafetensorError, ValueError, KeyError):  # of a header with a flipped bit
             return None
-        sealed = told.pop("blake2b", None)
-        if sealed != digest_of(tensors, told) or (told["weights"], told["noise"]) != (
+        sealed = metadata.pop("blake2b", None)
+        if sealed != digest_of(tensors, metadata) or (metadata["weights"], metadata["noise"]) != (
             self._weights(policy),
             _name(noise),
         ):
             return None
-        about = json.loads(told["about"])
+        about = json.loads(metadata["about"])
         latents, log_probs, images = (_laid_out(tensors[name], about["strides"][name]) for name in TENSORS)
         return Rollout(
             prompts=noise.prompts,
