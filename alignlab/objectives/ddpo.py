@@ -112,7 +112,7 @@ class DDPO(Objective):
     def updates(
         self, policy: Policy, rollouts: Iterator[Rollout], micro_batch: int, rng: np.random.Generator
     ) -> Iterator[Update]:
-        data = Rollout.cat(list(rollouts))
+        data = Rollout.cat(list(rollouts))  # sampled whole before the first update, by one policy
         if self.estimator == "is" and policy.dtype != torch.float32:
             data = replace(data, log_probs=_anchor(policy, data, micro_batch))
         prompts = sum(gathered(data.prompts), ())
@@ -192,7 +192,7 @@ class DDPO(Objective):
 
 
 def _step_kl(policy: Policy, record: Rollout, rows: Tensor, steps: Tensor, x: Tensor, out: Tensor) -> Tensor:
-    """[M] KL of the pairs' steps to the reference, mean over D."""
+    """Computes each pair's KL of one step to the reference, [M], mean over D."""
     rows, steps = rows.to(x.device), steps.to(x.device)
     with policy.reference(), torch.no_grad():
         ref = policy.predict(
@@ -202,7 +202,7 @@ def _step_kl(policy: Policy, record: Rollout, rows: Tensor, steps: Tensor, x: Te
 
 
 def _all_pairs(record: Rollout, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every scored (sample, step) pair in slices of at most `size`: rows [M], steps [M]."""
+    """Yields every scored (sample, step) pair in slices of at most `size`: rows [M], steps [M]."""
     scored = record.sampler.scored.cpu().nonzero()[:, 0]
     for _, part in shares(torch.cartesian_prod(torch.arange(len(record)), scored), size):
         yield part[:, 0], part[:, 1]
@@ -210,8 +210,10 @@ def _all_pairs(record: Rollout, size: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 @torch.no_grad()
 def _anchor(policy: Policy, record: Rollout, micro_batch: int) -> Tensor:
-    """[B, N] log-probs scored again at the shape that trains: a 16-bit matrix product depends on its batch
-    size."""
+    """Scores the log-probs [B, N] again in batches of the size that trains.
+
+    A 16-bit matrix product depends on its batch size, so without this the first ratio would not be 1.
+    """
     log_probs = record.log_probs.clone()
     for rows, steps in _all_pairs(record, micro_batch):
         log_probs[rows, steps] = replay(policy, record, rows, steps).log_prob
@@ -220,8 +222,10 @@ def _anchor(policy: Policy, record: Rollout, micro_batch: int) -> Tensor:
 
 @torch.no_grad()
 def _later_kl(policy: Policy, record: Rollout, micro_batch: int) -> Tensor:
-    """[B, N] D times the KL that the steps after each one pay (log p is a mean over D, so the return is in
-    units of D)."""
+    """Sums the KL of all later steps, times D, [B, N].
+
+    log p is a mean over D, so what a step adds to the return counts D times.
+    """
     kl = torch.zeros(len(record), len(record.sampler))
     for rows, steps in _all_pairs(record, micro_batch):
         current = replay(policy, record, rows, steps)
