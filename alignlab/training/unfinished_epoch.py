@@ -1,6 +1,6 @@
 """Saves the samples of an interrupted epoch, so that a resumed run does not draw them again.
 
-If the reward fails or a signal arrives before the first update of the epoch, the checkpoint of the epoch before
+If the reward fails or a signal comes before the first update of an epoch, the checkpoint of the epoch before
 is written, and the rollouts sampled so far go to RUN/collected/epoch_*/. On resume they are reused if weights
 and noise match, which makes the result bit-identical to that of an uninterrupted run. Rollouts that carry a
 graph (DRaFT) cannot be saved; the resumed run samples them again.
