@@ -72,11 +72,8 @@ def train(c: TrainConfig, folder: Path) -> dict[str, Any]:
             journal(first)
         for step in epochs:
             with lab.collected.epoch(step, lab.policy, lab.objective, save):
-                line = {
-                    "step": step,
-                    "samples_seen": step * c.samples_per_step,
-                    **train_epoch(lab, c, step),
-                }
+                line: dict[str, Any] = {"step": step, "samples_seen": step * c.samples_per_step}
+                line |= train_epoch(lab, c, step)
             if step % c.eval_every == 0 or step == c.steps:
                 line |= measure(lab, c, run, step)
             run.log(line)  # before the checkpoint, which keeps a copy of the lines so far

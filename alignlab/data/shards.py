@@ -63,9 +63,8 @@ def members(shard: Path, columns: Sequence[str], left: LeftOut) -> Iterator[Memb
     waiting: dict[str, _Example] = {}
     before, parts = "", _Example()
     try:
-        with tarfile.open(
-            shard, mode="r:"
-        ) as tar:  # ":" takes no compressed one, which could unpack to any size
+        # ":" refuses a compressed shard, which could unpack to any size.
+        with tarfile.open(shard, mode="r:") as tar:
             whole = shard.stat().st_size
             for entry in tar:
                 stem, kind = _named(entry.name)
@@ -104,6 +103,11 @@ def members(shard: Path, columns: Sequence[str], left: LeftOut) -> Iterator[Memb
         raise ValueError(
             f"data: {shard} is no uncompressed .tar ({reason}); copy it again, or unpack its compression"
         ) from None
+    _leave_out_halves(waiting, left)
+
+
+def _leave_out_halves(waiting: dict[str, _Example], left: LeftOut) -> None:
+    """Counts the pictures whose caption never came, and the captions whose picture never came."""
     for stem, example in waiting.items():
         if example.picture is not None:
             left.add("without a caption", example.picture.name)
