@@ -15,13 +15,13 @@ NAMES = {"rewards_table": "rewards"}
 def commands() -> dict[str, str]:
     """What can be typed after `python -m alignlab.`, with the first sentence on it in the file's own
     words."""
-    found = {}
+    sentences = {}
     for path in sorted(HERE.glob("*.py")):
         if not path.stem.startswith("__"):
             _, _, about = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n\n")
             sentence = re.split(r"(?<=[a-z)])[.:;] ", " ".join(about.split()), maxsplit=1)[0].rstrip(".")
-            found[NAMES.get(path.stem, path.stem)] = sentence
-    return found
+            sentences[NAMES.get(path.stem, path.stem)] = sentence
+    return sentences
 
 
 def main() -> None:

@@ -104,13 +104,13 @@ def run_sweeps(experiments: Sequence[str], c: FigureConfig) -> list[str]:
     Results: one sweep after another, its jobs side by side. Quick ones, whose jobs are shorter than a
     process's start: sweeps side by side, a process each.
     """
-    there = {experiment: home(c) / "runs" / experiment for experiment in experiments}
+    folders = {experiment: home(c) / "runs" / experiment for experiment in experiments}
     unfinished = [
-        e for e in experiments if not {*grid(e, c.quick)} <= {job_of(run) for run in summarised(there[e])}
+        e for e in experiments if not {*grid(e, c.quick)} <= {job_of(run) for run in summarised(folders[e])}
     ]
     sweeps, jobs = (c.workers, 1) if c.quick else (1, c.workers)
     with ThreadPoolExecutor(sweeps) as pool:
-        codes = pool.map(lambda e: run_sweep(e, there[e], jobs, c), unfinished)
+        codes = pool.map(lambda e: run_sweep(e, folders[e], jobs, c), unfinished)
         return [
             f"experiment=figure/{experiment} ended with code {code}; what it says stands above; type the "
             "command again to go on"
@@ -121,17 +121,17 @@ def run_sweeps(experiments: Sequence[str], c: FigureConfig) -> list[str]:
 
 def run_sweep(experiment: str, folder: Path, jobs: int, c: FigureConfig) -> int:
     """`python -m alignlab.train -m experiment=figure/...`, in processes of its own; its exit status."""
-    words = [
+    overrides = [
         f"experiment=figure/{experiment}",
         f"output_dir={hydra_value(str(folder))}",
         *(["quick=true", "seed=0"] if c.quick else []),
     ]
     if jobs > 1:
-        words += ["hydra/launcher=workers", f"hydra.launcher.n_jobs={jobs}"]
-    print(line("train", "-m", *map(shlex.quote, words)), flush=True)
+        overrides += ["hydra/launcher=workers", f"hydra.launcher.n_jobs={jobs}"]
+    print(line("train", "-m", *map(shlex.quote, overrides)), flush=True)
     threads = {"OMP_NUM_THREADS": "1"} if c.workers > 1 else {}
     return subprocess.run(
-        [sys.executable, "-m", "alignlab.train", "-m", *words], env={**os.environ, **threads}, check=False
+        [sys.executable, "-m", "alignlab.train", "-m", *overrides], env={**os.environ, **threads}, check=False
     ).returncode
 
 
@@ -149,8 +149,8 @@ def summarised(sweep: Path) -> list[Path]:
 
 def job_of(run: Path) -> str:
     """A job by all its words, which stand in its folder or are the folder's name."""
-    words = named(read_words(run), UNNAMED)
-    return full_name(words) if words else run.name
+    overrides = named(read_words(run), UNNAMED)
+    return full_name(overrides) if overrides else run.name
 
 
 def seedless(name: str) -> str:
@@ -184,7 +184,7 @@ def make(name: str, figure: PaperFigure, c: FigureConfig) -> Path:
         )
     folder = home(c) / "paper" / name
     with plt.rc_context(STYLE):
-        drawn, rows = figure.draw({experiment: there for experiment, there in runs.items() if there})
+        drawn, rows = figure.draw({experiment: done for experiment, done in runs.items() if done})
         if c.quick:
             drawn.text(
                 0.5,
@@ -239,15 +239,15 @@ def page(
         f"    python -m alignlab.figure name={name}{' quick=true' if quick else ''}",
         "",
     ]
-    for experiment, there in runs.items():
-        minutes = sum(run.summary.wall_seconds for run in there) / 60
-        seeds = ", ".join(map(str, sorted({run.seed for run in there}))) or "–"
+    for experiment, done in runs.items():
+        minutes = sum(run.summary.wall_seconds for run in done) / 60
+        seeds = ", ".join(map(str, sorted({run.seed for run in done}))) or "–"
         lines.append(
             f"- `python -m alignlab.train -m experiment=figure/{experiment}{' quick=true seed=0' * quick}`: "
-            f"{len(there)} of {len(grid(experiment, quick))} runs finished, seeds {seeds}, {minutes:.0f} "
+            f"{len(done)} of {len(grid(experiment, quick))} runs finished, seeds {seeds}, {minutes:.0f} "
             "minutes of runs."
         )
-    summaries = [run.summary for there in runs.values() for run in there]
+    summaries = [run.summary for done in runs.values() for run in done]
     machines = {", ".join(f"{k} {v}" for k, v in summary.machine.items()) for summary in summaries}
     distances = ", ".join(sorted({summary.diversity_metric for summary in summaries}))
     measured = any(len(row) > 1 for row in rows)  # pictures have nothing but names

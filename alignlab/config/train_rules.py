@@ -58,10 +58,10 @@ def problems(values: dict[str, Any]) -> Iterator[str]:
         return
     for rule in RULES:
         yield from rule(c)
-    found = list(group_problems(values, GROUPS, c.allow_targets, lr=c.lr))
-    yield from found
-    if all(sentence.startswith(("model", "policy", "optimizer", "eval_rewards")) for sentence in found):
-        watched = {} if any(sentence.startswith("eval_rewards") for sentence in found) else c.eval_rewards
+    faults = list(group_problems(values, GROUPS, c.allow_targets, lr=c.lr))
+    yield from faults
+    if all(sentence.startswith(("model", "policy", "optimizer", "eval_rewards")) for sentence in faults):
+        watched = {} if any(sentence.startswith("eval_rewards") for sentence in faults) else c.eval_rewards
         yield from _impossible_pairs(replace(c, eval_rewards=watched))
 
 
@@ -172,8 +172,7 @@ def _shares_of_processes(c: TrainConfig) -> Iterator[str]:
     if micro > 0 and samples % micro == 0 and samples % (micro * launched()):
         yield (
             f"samples_per_step={samples} cannot be dealt out in micro-batches of {micro} to {launched()} "
-            "processes; "
-            f"set samples_per_step to a multiple of {micro * launched()}"
+            f"processes; set samples_per_step to a multiple of {micro * launched()}"
         )
 
 

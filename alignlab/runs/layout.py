@@ -31,10 +31,10 @@ READ = (*PARTS, "evaluation", "probes")
 
 def run_folders(pattern: str) -> list[Path]:
     """The run folders that a name, or a pattern of names, means. A folder's own name may hold brackets."""
-    found = [pattern] if Path(pattern).is_dir() else sorted(glob.glob(pattern, recursive=True))
+    paths = [pattern] if Path(pattern).is_dir() else sorted(glob.glob(pattern, recursive=True))
     # perhaps the brackets are those of the names themselves
-    found = found or sorted(glob.glob(pattern.replace("[", "[[]"), recursive=True))
-    return [folder for folder in map(Path, found) if (folder / "config.yaml").is_file()]
+    paths = paths or sorted(glob.glob(pattern.replace("[", "[[]"), recursive=True))
+    return [folder for folder in map(Path, paths) if (folder / "config.yaml").is_file()]
 
 
 def numbered(folder: Path, kind: str, ending: str = "") -> list[Path]:

@@ -84,7 +84,7 @@ def first_difference(old: Any, new: Any, prefix: str = "") -> tuple[str, Any, An
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return None if old == new else (prefix.rstrip("."), old, new)
     for key in (*new, *(k for k in old if k not in new)):
-        found = first_difference(old.get(key), new.get(key), f"{prefix}{key}.")
-        if found is not None:
-            return found
+        difference = first_difference(old.get(key), new.get(key), f"{prefix}{key}.")
+        if difference is not None:
+            return difference
     return None

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from alignlab.config.build import fits, words
-from alignlab.config.checks import SHIPPED_OPTIMIZER
+from alignlab.config.checks import SHIPPED_OPTIMIZER, sampler_problems
 from alignlab.models.sd import StableDiffusion
 from tests.running import command_line, configured, tiny
 
@@ -482,3 +482,12 @@ def test_types() -> None:
     assert fits(1, float) and not fits(True, float) and not fits(1.5, int) and not fits(None, int)
     assert fits(None, int | None) and fits(["a"], list[str] | None) and not fits([1], list[str])
     assert words(int | None) == "a whole number or null"
+
+
+def test_a_sampler_of_ones_own_may_fit_any_model() -> None:
+    """Only the package's samplers are known to be of diffusion models or of rectified flows."""
+    flow_model = {"_target_": "alignlab.models.sd3.StableDiffusion3"}
+    ours = {"_target_": "alignlab.engine.samplers.ddim", "steps": 4, "eta": 1.0}
+    assert list(sampler_problems(flow_model, {"sampler": {**ours, "_target_": "my_sampler.mine"}})) == []
+    (sentence,) = sampler_problems(flow_model, {"sampler": ours})
+    assert "which is a rectified flow" in sentence
