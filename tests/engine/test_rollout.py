@@ -48,7 +48,7 @@ def shuffled_pairs(record: Rollout) -> tuple[Tensor, Tensor]:
 def test_ratio_is_1_before_any_update(tiny_sd, kind, eta, guidance):
     """In float32 replay gives the rollout's log-probs exactly at the rollout's batch shape; at micro-batch 3
     of batch 8 with random (sample, step) pairs the ratio is within 2e-6 of 1 (2e-5 where s < 0.05: one ulp of
-    x is then 1e-5 of s). The LoRA moves the images by >= 0.05."""
+    x is then 1e-5 of s). The LoRA moves the images by >= 0.04."""
     policy = tiny_policy(
         tiny_sd, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0) if kind == "flow" else None
     )
@@ -56,7 +56,7 @@ def test_ratio_is_1_before_any_update(tiny_sd, kind, eta, guidance):
     with torch.no_grad():
         record = rollout(policy, sampler, key())
         with policy.reference():
-            assert (rollout(policy, sampler, key()).images - record.images).abs().mean() >= 0.05
+            assert (rollout(policy, sampler, key()).images - record.images).abs().mean() >= 0.04
     assert record.log_probs.isfinite().all() and record.log_probs.dtype == torch.float32
     rows = torch.arange(8)
     for i in range(N):
