@@ -64,7 +64,12 @@ class FigureConfig(Keys):
 
 VERDICT = "verdict.md"
 """What people concluded from a figure; written by hand, beside it."""
-UNNAMED = ("output_dir", "device", "tracker")
+UNNAMED = (
+    "output_dir",
+    "device",
+    "tracker",
+    *(f"tracking.{key}" for key in ("project", "name", "group", "tags")),
+)
 """Words of a job that make it no other one (conf/train.yaml)."""
 ConfigStore.instance().store(name="figure_schema", node=FigureConfig)
 

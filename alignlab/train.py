@@ -30,6 +30,7 @@ from alignlab.training.progress import Journal, peak_memory_mb, reset_peak_memor
 from alignlab.training.scoring import ScoredRollouts
 from alignlab.training.setup import Lab
 from alignlab.training.signals import asked, leave, stoppable
+from alignlab.training.trackers import Trackers, trackers_of
 from alignlab.training.unfinished_epoch import Collected
 from alignlab.training.watchdog import watched
 
@@ -45,6 +46,7 @@ def train(c: TrainConfig, folder: Path) -> dict[str, Any]:
     run.begin()
     wait()  # ... and must see what it wrote before they read checkpoints
     saved, lab.collected = run.load_checkpoint(), Collected(folder / "collected")
+    trackers = Trackers(trackers_of(c, run, first=saved[1]["step"] + 1 if saved else 0), folder)
     if saved is None:
         start, base, spent = 0, measure_base(lab, c), 0.0
         first = {"step": 0, "samples_seen": 0, **measure(lab, c, run, 0)}
@@ -65,9 +67,7 @@ def train(c: TrainConfig, folder: Path) -> dict[str, Any]:
     if saved is None:
         save(0)
     epochs = range(start + 1, c.steps + 1)
-    with Journal(
-        folder, epochs, tracker=c.tracker, device=lab.policy.device, diversity=lab.diversity.name
-    ) as journal:
+    with Journal(epochs, trackers=trackers, diversity=lab.diversity.name) as journal:
         if saved is None:
             journal(first)
         for step in epochs:

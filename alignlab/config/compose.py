@@ -23,7 +23,7 @@ from alignlab.config.leaves import leaf_problems
 from alignlab.config.path_keys import is_path
 from alignlab.config.record import record
 from alignlab.config.reward_nodes import groupwise, weighed
-from alignlab.config.schema import QUICK, Evaluation, TrainConfig
+from alignlab.config.schema import QUICK, TABLES, TrainConfig
 from alignlab.config.train_rules import ignored_problems, problems
 from alignlab.files.safe_folder import RunError
 from alignlab.runs.moved_targets import with_moved_targets
@@ -143,8 +143,10 @@ def refuse_deleted(cfg: DictConfig, schema: type) -> None:
     """Raises a ConfigError if a key of the schema was deleted (~key)."""
     # in cfg itself a key without a value ("???") is not
     deleted = [f.name for f in fields(schema) if f.name not in cfg.keys()]
-    if not deleted and "evaluation" in cfg and isinstance(cfg.evaluation, DictConfig):
-        deleted = [f"evaluation.{f.name}" for f in fields(Evaluation) if f.name not in cfg.evaluation.keys()]
+    for name, keys in TABLES.items() if not deleted else ():
+        table = cfg[name] if name in cfg else None
+        if isinstance(table, DictConfig):
+            deleted += [f"{name}.{f.name}" for f in fields(keys) if f.name not in table.keys()]
     if deleted:
         raise ConfigError(f"{', '.join(deleted)} must not be deleted")
 

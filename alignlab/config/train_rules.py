@@ -2,6 +2,7 @@
 nodes, and pairs that cannot be."""
 
 import importlib.util
+import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from alignlab.config.checks import (
 from alignlab.config.leaves import leaf_problems
 from alignlab.config.record import record
 from alignlab.config.reward_nodes import declared, groupwise
-from alignlab.config.schema import KEYS, TrainConfig
+from alignlab.config.schema import KEYS, TABLES, TrainConfig
 from alignlab.distributed.ranks import launched
 from alignlab.runs.weight_files import start_problems
 
@@ -108,8 +109,9 @@ def _absent(values: dict[str, Any]) -> Iterator[str]:
                 f"{group}={values[group]} names no reward; choose one with {group}=NAME, or several with "
                 f"'{group}=[clip,colour]'"
             )
-    if not isinstance(values["evaluation"], dict):
-        yield f"evaluation={values['evaluation']} must be a table of keys and values"
+    for table in TABLES:
+        if not isinstance(values[table], dict):
+            yield f"{table}={values[table]} must be a table of keys and values"
 
 
 @dataclass(frozen=True)
@@ -220,6 +222,15 @@ def _missing_packages(c: TrainConfig) -> Iterator[str]:
         )
 
 
+def _untrackable(c: TrainConfig) -> Iterator[str]:
+    project = c.tracking.project
+    if not re.fullmatch(r"[^/\\#?%:]{1,128}", project):  # what wandb takes
+        yield (
+            f"tracking.project={project} must have 1 to 128 characters, none of them / \\ # ? % :, which no "
+            "tracker takes"
+        )
+
+
 def _no_reward(c: TrainConfig) -> Iterator[str]:
     if not c.reward:
         yield (
@@ -259,6 +270,7 @@ RULES: tuple[Callable[[TrainConfig], Iterator[str]], ...] = (
     _sharding,
     _unmeasured,
     _missing_packages,
+    _untrackable,
     Bound(
         "resume",
         lambda v: v is None or (Path(v) / "config.yaml").is_file(),

@@ -11,6 +11,8 @@ or lost is put back from there. They are about a kilobyte an epoch, beside the m
 """
 
 import json
+import re
+import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -362,6 +364,15 @@ class Run(LockedFolder):
     def started(self) -> bool:
         """Whether it has a checkpoint to go on from."""
         return bool(self._checkpoints())
+
+    def tracker_id(self) -> str:
+        """Returns the id of this run at a tracker, 16 hexadecimal digits; the first call makes it."""
+        path = self.folder / "tracker_id"
+        stored = path.read_text(errors="replace").strip() if path.is_file() else ""
+        if not re.fullmatch(r"[0-9a-f]{16}", stored):
+            stored = secrets.token_hex(8)
+            self._replace("tracker_id", f"{stored}\n")
+        return stored
 
     # -- pictures
 

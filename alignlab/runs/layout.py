@@ -9,12 +9,13 @@ from alignlab.runs.pasted import resume
 
 METRICS = "metrics.jsonl"
 FOLDERS = ("samples", "checkpoints", "collected", "tensorboard", "model")
-FILES = ("config.yaml", METRICS, "summary.json", ".lock")
+FILES = ("config.yaml", METRICS, "summary.json", "tracker_id", ".lock")
 """What a run makes in its folder."""
 PARTS = (
     "config.yaml",
     "metrics.jsonl",
     "summary.json",
+    "tracker_id",
     LOCK,
     ".new_*",
     "samples",

@@ -18,6 +18,7 @@ NOT_SCIENCE = (
     "resume",
     "device",
     "tracker",
+    "tracking",
     "checkpoint_every",
     "keep",
     *GUARDS,
@@ -42,6 +43,7 @@ LATER_KEYS = {
     "combine": "sum",
     "eval_rewards": {},
     "allow_servers": [],
+    "tracking": {"project": "alignlab", "name": None, "group": None, "tags": []},
 }
 """Keys that earlier versions did not have, with the values that change nothing."""
 LATER_POLICY_KEYS = {"decode_batch": None, "text_on_host": False, "channels_last": False, "shard": False}

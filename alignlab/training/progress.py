@@ -1,4 +1,4 @@
-"""What a run reports while it runs: averaged metrics, a progress bar, TensorBoard and other trackers."""
+"""What a run reports while it runs: averaged metrics and a progress bar."""
 
 import math
 import resource
@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from alignlab.distributed.ranks import gathered, rank, whole
+from alignlab.training.trackers import Trackers
 
 
 class Averages:
@@ -85,25 +86,13 @@ class Journal:
     """Shows a progress bar, a line at each evaluation, and feeds the trackers, on process 0 only.
 
     Args:
-        folder: TensorBoard's event files go to folder/tensorboard.
         epochs: the epochs that are still to run, counted from 1.
-        tracker: "none", or one that accelerate knows ("wandb", "trackio").
+        trackers: get every line too.
         diversity: the name of the perceptual distance.
     """
 
-    def __init__(
-        self, folder: Path, epochs: range, *, tracker: str, device: torch.device, diversity: str
-    ) -> None:
-        self.diversity, self.silent = diversity, rank() > 0
-        from accelerate import Accelerator
-        from accelerate.state import AcceleratorState
-
-        AcceleratorState._reset_state(True)  # a sweep runs its jobs in one process
-        names = ["tensorboard"] if tracker == "none" else ["tensorboard", tracker]
-        self.accelerator = Accelerator(
-            cpu=device.type == "cpu", log_with=None if self.silent else names, project_dir=folder
-        )
-        self.accelerator.init_trackers("tensorboard")
+    def __init__(self, epochs: range, *, trackers: Trackers, diversity: str) -> None:
+        self.trackers, self.diversity, self.silent = trackers, diversity, rank() > 0
         self.bar = Progress(
             TextColumn("epoch"),
             BarColumn(),
@@ -122,7 +111,7 @@ class Journal:
         """Shows one line of metrics; that of step 0 is the base model's evaluation and has nothing else."""
         if self.silent:
             return
-        self.accelerator.log({k: v for k, v in line.items() if v is not None}, step=line["step"])
+        self.trackers(line)
         note = "base model"
         if line["step"]:
             loss = "no update" if line["loss"] is None else f"loss {line['loss']:.4g}"
@@ -144,8 +133,7 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.bar.stop()
-        for tracker in self.accelerator.trackers:  # end_training() would part the processes too
-            tracker.finish()
+        self.trackers.finish()
 
 
 def reset_peak_memory(device: torch.device) -> None:
