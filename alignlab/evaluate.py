@@ -102,30 +102,35 @@ def checked(cfg: DictConfig) -> EvaluateConfig:
     allowed = opted_in(given)
     weighed(given)
     c = record(EvaluateConfig, {**given, "allow_targets": allowed})
-    found = list(bench_problems(given, allowed))
+    problems = list(bench_problems(given, allowed))
     least = {"images": 1, "max_prompts": 1, "diversity_prompts": 0, "diversity_images": 2, "batch": 1}
-    found += [f"{key}={given[key]} must be at least {low}" for key, low in least.items() if given[key] < low]
-    found += tuned_problems(c)
+    problems += [
+        f"{key}={given[key]} must be at least {low}" for key, low in least.items() if given[key] < low
+    ]
+    problems += tuned_problems(c)
     if c.features is not None:
         try:
             locate(c.features, key="features")
         except (OSError, ValueError) as error:
-            found.append(str(error))
+            problems.append(str(error))
     if not isinstance(c.name, str) or c.name in ("", ".", "..") or Path(c.name).name != c.name:
-        found.append(f"name={c.name} must be the name of one folder, which is made in the run's")
+        problems.append(f"name={c.name} must be the name of one folder, which is made in the run's")
     elif c.name in ("samples", "checkpoints", "model", "tensorboard", "probes"):
-        found.append(f"name={c.name} is a folder of the run's own; choose another")
-    if not found and c.run is not None:
+        problems.append(f"name={c.name} is a folder of the run's own; choose another")
+    if not problems and c.run is not None:
         for run in run_folders(c.run):  # what a run says of itself is held to the same rules
             try:
-                its = as_the_run(c, run)
+                as_trained = as_the_run(c, run)
             except RunError as error:
-                found.append(str(error))
+                problems.append(str(error))
             else:
-                wrong = [*bench_problems(asdict(its), allowed), *choice_problems(its, ("precision",))]
-                found += [f"run={run}: {problem}" for problem in wrong]
-    if found:
-        raise ConfigError("\n".join(found))
+                wrong = [
+                    *bench_problems(asdict(as_trained), allowed),
+                    *choice_problems(as_trained, ("precision",)),
+                ]
+                problems += [f"run={run}: {problem}" for problem in wrong]
+    if problems:
+        raise ConfigError("\n".join(problems))
     return c
 
 
@@ -413,8 +418,7 @@ def summary(result: dict[str, Any]) -> str:
             base, gain, wins = row["base"], row["gain"], row["win_rate"]
             out.append(
                 f"{where:>7} {name:>20}  base {base['value']:8.3f}  gain {gain['value']:+8.3f} "
-                f"[{gain['low']:+.3f}, {gain['high']:+.3f}]"
-                f"  wins {wins['value']:.0%}"
+                f"[{gain['low']:+.3f}, {gain['high']:+.3f}]  wins {wins['value']:.0%}"
             )
     for name, row in result["diversity"].items():
         label = result["protocol"]["diversity_metric"] if name == "lpips" else "vendi"

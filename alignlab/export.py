@@ -45,43 +45,43 @@ class ExportConfig(Keys):
 ConfigStore.instance().store(name="export_schema", node=ExportConfig)
 
 
-def to_kohya(its: dict[str, Any], learned: Path, output: Path) -> None:
+def to_kohya(stored: dict[str, Any], learned: Path, output: Path) -> None:
     """A LoRA as one file."""
-    family: Any = build(its["model"])
+    family: Any = build(stored["model"])
     lora, config = family.read_lora(learned)
     with room_for(output, "output"), aside_of(output) as aside:
         family.save_kohya(aside, lora, config["alpha"])
 
 
-def to_folder(its: dict[str, Any], learned: Path, output: Path) -> None:
+def to_folder(stored: dict[str, Any], learned: Path, output: Path) -> None:
     """The folder, a LoRA in the form that every reader gets right (lora_files.py). A link in it would copy a
     file of another place, so it may hold none."""
     refuse_links(learned.parent, learned.name)
     with room_for(output, "output"), folder_aside_of(output) as aside:
         shutil.copytree(learned, aside)
-        if not its.get("policy", {}).get("full"):
+        if not stored.get("policy", {}).get("full"):
             lora_files.renew(aside)
 
 
-def to_pipeline(its: dict[str, Any], learned: Path, output: Path) -> None:
+def to_pipeline(stored: dict[str, Any], learned: Path, output: Path) -> None:
     """A pipeline folder in float32: the base model with the LoRA in its weights, or the tuned model as it
     is."""
-    if its.get("policy", {}).get("full"):
-        return to_folder(its, learned, output)
-    family: Any = build(its["model"])
+    if stored.get("policy", {}).get("full"):
+        return to_folder(stored, learned, output)
+    family: Any = build(stored["model"])
     family.denoiser.load_state_dict(fused(family.denoiser, *family.read_lora(learned)))
     with room_for(output, "output"), folder_aside_of(output) as aside:
         family.save(aside, None, None)
 
 
-def to_hub(its: dict[str, Any], learned: Path, output: Path) -> None:
+def to_hub(stored: dict[str, Any], learned: Path, output: Path) -> None:
     """A private repository, unless it is there."""
-    if its.get("policy", {}).get("full") or not lora_files.outdated(learned):
+    if stored.get("policy", {}).get("full") or not lora_files.outdated(learned):
         upload(learned, str(output))
         return
     with tempfile.TemporaryDirectory() as home:
         copy = Path(home) / learned.name
-        to_folder(its, learned, copy)
+        to_folder(stored, learned, copy)
         try:
             upload(copy, str(output))
         except RunError as error:
@@ -104,36 +104,36 @@ def checked(cfg: DictConfig) -> ExportConfig:
     """
     given = plain(cfg)
     c = record(ExportConfig, given)
-    found, to, output = [], c.to, c.output
+    problems, to, output = [], c.to, c.output
     folders = run_folders(c.run) if c.run is not None else []
     if to not in FORMS:
-        found.append(f"to={to} is no form; {nearest(to, FORMS, 'to=')}")
+        problems.append(f"to={to} is no form; {nearest(to, FORMS, 'to=')}")
     if len(folders) != 1:
         what = f"names {len(folders)} runs" if folders else "is no run folder (it has no config.yaml)"
-        found.append(f"run={c.run} {what}; give the folder of a finished run")
+        problems.append(f"run={c.run} {what}; give the folder of a finished run")
     if output is None:
-        found.append(
+        problems.append(
             "output has no value; set output=FILE.safetensors (to=kohya), output=FOLDER, or "
             "output=owner/name (to=hub)"
         )
     elif to == "hub":
         if not is_hub_id(output):
-            found.append(f"output={output} is no repository of the hub; write owner/name")
+            problems.append(f"output={output} is no repository of the hub; write owner/name")
     elif to == "kohya" and not output.endswith(".safetensors"):
-        found.append(f"output={output} must end in .safetensors")
+        problems.append(f"output={output} must end in .safetensors")
     elif Path(output).exists():
-        found.append(f"output={output} is there already; choose another")
+        problems.append(f"output={output} is there already; choose another")
     if len(folders) == 1 and to in FORMS:
         try:
-            its, c = read_config(folders[0]), replace(c, run=str(folders[0]))
+            stored, c = read_config(folders[0]), replace(c, run=str(folders[0]))
         except RunError as error:
-            raise ConfigError("\n".join([*found, str(error)])) from None
-        if its.get("policy", {}).get("full") and to in ("kohya", "diffusers"):
-            found.append(f"to={to} is a LoRA, but run={c.run} trained every weight; use to=pipeline")
+            raise ConfigError("\n".join([*problems, str(error)])) from None
+        if stored.get("policy", {}).get("full") and to in ("kohya", "diffusers"):
+            problems.append(f"to={to} is a LoRA, but run={c.run} trained every weight; use to=pipeline")
         elif to in ("kohya", "pipeline"):
-            found += bench_problems({"model": its.get("model")}, opted_in(given), ("model",))
-    if found:
-        raise ConfigError("\n".join(found))
+            problems += bench_problems({"model": stored.get("model")}, opted_in(given), ("model",))
+    if problems:
+        raise ConfigError("\n".join(problems))
     return c
 
 

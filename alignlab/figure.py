@@ -3,7 +3,8 @@
 Makes a figure of the papers: runs the sweeps that it needs (finished runs are kept in results/runs and
 skipped, a killed sweep goes on), asks their weights what it must know, draws it, and writes PNG, SVG (but of
 pictures), table and page into results/paper/NAME. `quick=true` does the same with tiny runs of one seed, in
-runs/quick, and stamps the figure.
+runs/quick, and stamps the figure. A file of yours in that folder stays as it is, and the page links to
+verdict.md if you wrote one.
 """
 
 import os
@@ -11,6 +12,7 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -60,7 +62,14 @@ class FigureConfig(Keys):
     """Addresses of reward servers that only a file names, and that images and prompts may be sent to."""
 
 
-UNNAMED = ("output_dir", "device", "tracker")
+VERDICT = "verdict.md"
+"""What people concluded from a figure; written by hand, beside it."""
+UNNAMED = (
+    "output_dir",
+    "device",
+    "tracker",
+    *(f"tracking.{key}" for key in ("project", "name", "group", "tags")),
+)
 """Words of a job that make it no other one (conf/train.yaml)."""
 ConfigStore.instance().store(name="figure_schema", node=FigureConfig)
 
@@ -100,13 +109,13 @@ def run_sweeps(experiments: Sequence[str], c: FigureConfig) -> list[str]:
     Results: one sweep after another, its jobs side by side. Quick ones, whose jobs are shorter than a
     process's start: sweeps side by side, a process each.
     """
-    there = {experiment: home(c) / "runs" / experiment for experiment in experiments}
+    folders = {experiment: home(c) / "runs" / experiment for experiment in experiments}
     unfinished = [
-        e for e in experiments if not {*grid(e, c.quick)} <= {job_of(run) for run in summarised(there[e])}
+        e for e in experiments if not {*grid(e, c.quick)} <= {job_of(run) for run in summarised(folders[e])}
     ]
     sweeps, jobs = (c.workers, 1) if c.quick else (1, c.workers)
     with ThreadPoolExecutor(sweeps) as pool:
-        codes = pool.map(lambda e: run_sweep(e, there[e], jobs, c), unfinished)
+        codes = pool.map(lambda e: run_sweep(e, folders[e], jobs, c), unfinished)
         return [
             f"experiment=figure/{experiment} ended with code {code}; what it says stands above; type the "
             "command again to go on"
@@ -117,17 +126,17 @@ def run_sweeps(experiments: Sequence[str], c: FigureConfig) -> list[str]:
 
 def run_sweep(experiment: str, folder: Path, jobs: int, c: FigureConfig) -> int:
     """`python -m alignlab.train -m experiment=figure/...`, in processes of its own; its exit status."""
-    words = [
+    overrides = [
         f"experiment=figure/{experiment}",
         f"output_dir={hydra_value(str(folder))}",
         *(["quick=true", "seed=0"] if c.quick else []),
     ]
     if jobs > 1:
-        words += ["hydra/launcher=workers", f"hydra.launcher.n_jobs={jobs}"]
-    print(line("train", "-m", *map(shlex.quote, words)), flush=True)
+        overrides += ["hydra/launcher=workers", f"hydra.launcher.n_jobs={jobs}"]
+    print(line("train", "-m", *map(shlex.quote, overrides)), flush=True)
     threads = {"OMP_NUM_THREADS": "1"} if c.workers > 1 else {}
     return subprocess.run(
-        [sys.executable, "-m", "alignlab.train", "-m", *words], env={**os.environ, **threads}, check=False
+        [sys.executable, "-m", "alignlab.train", "-m", *overrides], env={**os.environ, **threads}, check=False
     ).returncode
 
 
@@ -145,8 +154,8 @@ def summarised(sweep: Path) -> list[Path]:
 
 def job_of(run: Path) -> str:
     """A job by all its words, which stand in its folder or are the folder's name."""
-    words = named(read_words(run), UNNAMED)
-    return full_name(words) if words else run.name
+    overrides = named(read_words(run), UNNAMED)
+    return full_name(overrides) if overrides else run.name
 
 
 def seedless(name: str) -> str:
@@ -180,7 +189,7 @@ def make(name: str, figure: PaperFigure, c: FigureConfig) -> Path:
         )
     folder = home(c) / "paper" / name
     with plt.rc_context(STYLE):
-        drawn, rows = figure.draw({experiment: there for experiment, there in runs.items() if there})
+        drawn, rows = figure.draw({experiment: done for experiment, done in runs.items() if done})
         if c.quick:
             drawn.text(
                 0.5,
@@ -198,7 +207,8 @@ def make(name: str, figure: PaperFigure, c: FigureConfig) -> Path:
             if not any(axes.images for axes in drawn.axes):
                 drawn.savefig(aside / "figure.svg", metadata={"Date": None})
             write_table(aside / "table.csv", [spread_out(row) for row in rows])
-            (aside / "README.md").write_text(page(name, figure, runs, rows, c.quick))
+            text = page(name, figure, runs, rows, c.quick, (folder / VERDICT).is_file())
+            (aside / "README.md").write_text(text)
     plt.close(drawn)
     return folder
 
@@ -217,33 +227,43 @@ def spread_out(row: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def page(name: str, figure: PaperFigure, runs: dict[str, list[Finished]], rows: Rows, quick: bool) -> str:
+def page(
+    name: str,
+    figure: PaperFigure,
+    runs: dict[str, list[Finished]],
+    rows: Rows,
+    quick: bool,
+    verdict: bool,
+) -> str:
     """README.md: the figure, its command, its sweeps and what they cost, and its table."""
     lines = [
         f"# {figure.title}",
         "",
-        f"After {figure.source}.",
+        f"After {figure.source}." + f" What we conclude: [{VERDICT}]({VERDICT})." * verdict,
         "",
         f"    python -m alignlab.figure name={name}{' quick=true' if quick else ''}",
         "",
     ]
-    for experiment, there in runs.items():
-        minutes = sum(run.summary.wall_seconds for run in there) / 60
-        seeds = ", ".join(map(str, sorted({run.seed for run in there}))) or "–"
+    for experiment, done in runs.items():
+        minutes = sum(run.summary.wall_seconds for run in done) / 60
+        seeds = ", ".join(map(str, sorted({run.seed for run in done}))) or "–"
         lines.append(
             f"- `python -m alignlab.train -m experiment=figure/{experiment}{' quick=true seed=0' * quick}`: "
-            f"{len(there)} of {len(grid(experiment, quick))} runs finished, seeds {seeds}, {minutes:.0f} "
+            f"{len(done)} of {len(grid(experiment, quick))} runs finished, seeds {seeds}, {minutes:.0f} "
             "minutes of runs."
         )
-    summaries = [run.summary for there in runs.values() for run in there]
+    summaries = [run.summary for done in runs.values() for run in done]
     machines = {", ".join(f"{k} {v}" for k, v in summary.machine.items()) for summary in summaries}
     distances = ", ".join(sorted({summary.diversity_metric for summary in summaries}))
     measured = any(len(row) > 1 for row in rows)  # pictures have nothing but names
     lines += [
         "",
-        f"Made on: {'; '.join(sorted(machines))}. The cores were shared, so minutes and seconds are rough.",
+        wrapped(
+            f"Made on: {'; '.join(sorted(machines))}. The cores were shared, so minutes and seconds are "
+            "rough."
+        ),
         "",
-        figure.note + f" Diversity and lpips: {distances}, pairwise within a prompt." * measured,
+        wrapped(figure.note + f" Diversity and lpips: {distances}, pairwise within a prompt." * measured),
         "",
     ]
     lines += ["![figure](figure.png)", ""]
@@ -252,6 +272,10 @@ def page(name: str, figure: PaperFigure, runs: dict[str, list[Finished]], rows: 
         lines += [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
         lines += [f"| {' | '.join(cell(row.get(head)) for head in heads)} |" for row in rows]
     return "\n".join(lines) + "\n"
+
+
+def wrapped(text: str) -> str:
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def cell(value: Any) -> str:

@@ -46,7 +46,11 @@ def main() -> None:
         return
     wrong = [word for word in words if word != "--all" and (word.startswith("-") or not os.path.isdir(word))]
     if wrong:
-        what = "is no option; there is --all" if wrong[0].startswith("-") else "is no folder; give one that holds runs"
+        what = (
+            "is no option; there is --all"
+            if wrong[0].startswith("-")
+            else "is no folder; give one that holds runs"
+        )
         print(f"error: {visible(wrong[0])} {what}", file=sys.stderr)
         sys.exit(2)
     homes = [Path(word) for word in words if word != "--all"]
@@ -70,7 +74,10 @@ def show(found: Sequence[Sweep]) -> None:
     """Prints the runs of each folder under its heading, the newest last."""
     console = Console(width=WIDE, highlight=False)
     rows = [[cells(run) for run in sweep.runs] for sweep in found]
-    wide = [max(map(len, column)) for column in zip(HEADINGS, *(row for part in rows for row in part), strict=True)]
+    wide = [
+        max(map(len, column))
+        for column in zip(HEADINGS, *(row for part in rows for row in part), strict=True)
+    ]
     console.print(_table([HEADINGS], wide, "bold"))
     for sweep, part in zip(found, rows, strict=True):
         console.print(Text(heading_of(sweep), style="bold"))
@@ -84,7 +91,10 @@ def _table(rows: Sequence[Sequence[str]], wide: Sequence[int], style: str = "") 
         table.add_column(min_width=width, no_wrap=True)
     table.add_column(no_wrap=True)
     for state, *others in rows:
-        table.add_row(Text(state, style=style or COLOURS.get(state, "")), *(Text(other, style=style) for other in others))
+        table.add_row(
+            Text(state, style=style or COLOURS.get(state, "")),
+            *(Text(other, style=style) for other in others),
+        )
     return table
 
 

@@ -105,54 +105,60 @@ def checked(cfg: DictConfig) -> MakePairsConfig:
     allowed = opted_in(given)
     weighed(given)
     c = record(MakePairsConfig, {**given, "allow_targets": allowed})
-    found = list(node_problems("pairing", c.pairing, allowed=allowed, offers=("__call__",)))
+    problems = list(node_problems("pairing", c.pairing, allowed=allowed, offers=("__call__",)))
     if c.again is not None:
         sampling = sorted(key for key in asked() if key.partition(".")[0] not in CHANGEABLE)
         if sampling:
-            found.append(
+            problems.append(
                 f"again={c.again} samples and scores nothing, so {sampling[0]} has no effect; leave it out"
             )
         if not (Path(c.again) / "make_pairs.yaml").is_file():
-            found.append(
+            problems.append(
                 f"again={c.again} is no folder that alignlab.make_pairs wrote (it has no "
                 "make_pairs.yaml); give one"
             )
-        if found:
-            raise ConfigError("\n".join(found))
+        if problems:
+            raise ConfigError("\n".join(problems))
         return c
     least = {"candidates": 2, "batch": 1, "seed": 0}
-    found += [f"{key}={given[key]} must be at least {low}" for key, low in least.items() if given[key] < low]
+    problems += [
+        f"{key}={given[key]} must be at least {low}" for key, low in least.items() if given[key] < low
+    ]
     most = {"candidates": 100, "batch": 10**6, "seed": 2**32 - 1}
-    found += [f"{key}={given[key]} must be at most {high}" for key, high in most.items() if given[key] > high]
+    problems += [
+        f"{key}={given[key]} must be at most {high}" for key, high in most.items() if given[key] > high
+    ]
     if c.max_prompts is not None and c.max_prompts < 1:
-        found.append(f"max_prompts={c.max_prompts} must be at least 1; null takes all")
+        problems.append(f"max_prompts={c.max_prompts} must be at least 1; null takes all")
     if c.split not in ("seen", "unseen", "all"):
-        found.append(f"split={c.split} is not one of seen, unseen, all")
-    found += tuned_problems(c)
+        problems.append(f"split={c.split} is not one of seen, unseen, all")
+    problems += tuned_problems(c)
     folders = run_folders(c.run) if c.run is not None else []
     if len(folders) > 1:
-        found.append(f"run={c.run} names {len(folders)} runs; give one of them")
+        problems.append(f"run={c.run} names {len(folders)} runs; give one of them")
     if len(folders) == 1:
         try:
             c = of_run(c, folders[0], GROUPS)
         except RunError as error:
-            raise ConfigError("\n".join([*found, str(error)])) from None
+            raise ConfigError("\n".join([*problems, str(error)])) from None
         weighed({"reward": c.reward})
-        found += choice_problems(c, ("precision",))
+        problems += choice_problems(c, ("precision",))
     if not c.reward:
-        found.append("reward is empty; choose one with reward=NAME, or several with 'reward=[clip,colour]'")
+        problems.append(
+            "reward is empty; choose one with reward=NAME, or several with 'reward=[clip,colour]'"
+        )
     wrong = list(bench_problems(asdict(c), allowed, ("model", "prompts", "eval_sampler")))
-    found += _impossible(c) if not wrong and not found else wrong
-    if found:
-        raise ConfigError("\n".join(dict.fromkeys(found)))
+    problems += _impossible(c) if not wrong and not problems else wrong
+    if problems:
+        raise ConfigError("\n".join(dict.fromkeys(problems)))
     return c
 
 
 def _impossible(c: MakePairsConfig) -> list[str]:
     """What is wrong with values that are each right by themselves."""
-    found, pairing = list(sampler_problems(c.model, {"eval_sampler": c.eval_sampler})), c.pairing
+    problems, pairing = list(sampler_problems(c.model, {"eval_sampler": c.eval_sampler})), c.pairing
     if c.shared_latent and not np.any(c.eval_sampler.get("eta", 0)):
-        found.append(
+        problems.append(
             "shared_latent=true with eval_sampler.eta=0 draws the same image every time; set "
             "eval_sampler.eta=1"
         )
@@ -161,7 +167,7 @@ def _impossible(c: MakePairsConfig) -> list[str]:
         and isinstance(pairing.get("k"), int)
         and 2 * pairing["k"] > c.candidates
     ):
-        found.append(
+        problems.append(
             f"pairing.k={pairing['k']} best and as many worst are more than candidates={c.candidates}; "
             "lower it"
         )
@@ -171,33 +177,32 @@ def _impossible(c: MakePairsConfig) -> list[str]:
     }
     unknown = [name for name in weights if name not in c.reward]
     if unknown:
-        found.append(f"pairing.weights.{unknown[0]} names no reward; they are {', '.join(c.reward)}")
+        problems.append(f"pairing.weights.{unknown[0]} names no reward; they are {', '.join(c.reward)}")
     elif not any(weights.values()):
-        found.append(
+        problems.append(
             f"every reward has the weight 0 ({', '.join(weights)}), so none would choose; set "
             "reward.NAME.weight=1"
         )
     for name, node in c.reward.items():
         if node.get("normalize") and pairing.get("normalise") == "none":
-            found.append(
+            problems.append(
                 f"reward.{name}.normalize=true counts in standard deviations of a run's base model, which "
-                "are not known here; "
-                "set pairing.normalise=zscore, or normalize=false"
+                "are not known here; set pairing.normalise=zscore, or normalize=false"
             )
     if not chosen(c):
-        found.append(
+        problems.append(
             f"split={c.split}, but these prompts have none; choose another split, or prompts with unseen ones"
         )
-    return found
+    return problems
 
 
 def chosen(c: MakePairsConfig) -> tuple[str, ...]:
     """The prompts."""
-    its = build(c.prompts)
+    source = build(c.prompts)
     prompts: tuple[str, ...] = {
-        "seen": its.prompts,
-        "unseen": its.unseen,
-        "all": (*its.prompts, *its.unseen),
+        "seen": source.prompts,
+        "unseen": source.unseen,
+        "all": (*source.prompts, *source.unseen),
     }.get(c.split, ())
     return prompts if c.max_prompts is None else thinned(prompts, c.max_prompts)
 
@@ -233,7 +238,7 @@ def fill(c: MakePairsConfig, folder: Path) -> None:
     about = {
         "weights": digest_of(policy.state_dict()) if c.run or c.lora else None,
         "prompts": hashlib.blake2b("\0".join(prompts).encode(), digest_size=16).hexdigest(),
-        "units": {name: its.unit for name, its in reward.rewards.items()},
+        "units": {name: scorer.unit for name, scorer in reward.rewards.items()},
     }
     out.begin({**about, **provenance(policy.device)})
     out.cut_back(done)
@@ -298,12 +303,12 @@ def pair(c: MakePairsConfig, folder: Path) -> tuple[Paired, list[str]]:
 def _weights(source: Path, names: Sequence[str]) -> dict[str, float]:
     """Of the rewards, as the folder's make_pairs.yaml has them."""
     nodes = read_about(source)["config"].get("reward")
-    its = {
+    weights = {
         name: nodes[name].get("weight")
         for name in names
         if isinstance(nodes, dict) and isinstance(nodes.get(name), dict)
     }
-    return {name: weight for name, weight in its.items() if isinstance(weight, (int, float))}
+    return {name: weight for name, weight in weights.items() if isinstance(weight, (int, float))}
 
 
 @command("make_pairs", schema=MakePairsConfig, check=checked)

@@ -54,7 +54,7 @@ def checked(cfg: DictConfig) -> PlanConfig:
     Raises:
         ConfigError: with every problem that was found.
     """
-    meant, found = str(cfg.device), []
+    meant, problems = str(cfg.device), []
     run = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in OWN])
     elsewhere = meant in ("cuda", "mps") and meant != device_of("auto").type
     if elsewhere:
@@ -63,15 +63,15 @@ def checked(cfg: DictConfig) -> PlanConfig:
     try:
         trained = compose.checked(run)
     except ConfigError as error:
-        found.append(str(error))
+        problems.append(str(error))
     if cfg.memory is not None and not cfg.memory > 0:
-        found.append(f"memory={cfg.memory} must be positive (GiB)")
+        problems.append(f"memory={cfg.memory} must be positive (GiB)")
     if elsewhere and cfg.measure:
-        found.append(
+        problems.append(
             f"measure=true with device={meant}, but this torch sees no such device; leave one of them out"
         )
-    if found or trained is None:
-        raise ConfigError("\n".join(found))
+    if problems or trained is None:
+        raise ConfigError("\n".join(problems))
     device = meant if elsewhere else device_of(trained.device).type
     keys = {field.name: getattr(trained, field.name) for field in fields(trained)} | {"device": device}
     return PlanConfig(**keys, memory=cfg.memory, measure=cfg.measure)
@@ -95,38 +95,38 @@ def images_per_second(c: TrainConfig) -> float:
     return [float(train_epoch(lab, small, number)["images_per_second"]) for number in (1, 2)][-1]
 
 
-def shown(c: TrainConfig, now: Footprint) -> Table:
+def shown(c: TrainConfig, predicted: Footprint) -> Table:
     """The table of one configuration."""
     title = f"micro_batch={c.micro_batch}, evaluation.batch={c.evaluation.batch}, on {c.device}"
     table = Table("", "memory", title=title)
-    table.add_row("denoiser, with its adapters", size(now.denoiser))
-    table.add_row("text encoders, VAE, reference copy", size(now.frozen))
-    table.add_row("gradients", size(now.gradients))
-    table.add_row("optimizer state", size(now.optimizer))
+    table.add_row("denoiser, with its adapters", size(predicted.denoiser))
+    table.add_row("text encoders, VAE, reference copy", size(predicted.frozen))
+    table.add_row("gradients", size(predicted.gradients))
+    table.add_row("optimizer state", size(predicted.optimizer))
     table.add_section()
     for phase in TRAINING:
-        table.add_row(f"peak of the {phase}", size(now.peaks[phase]))
+        table.add_row(f"peak of the {phase}", size(predicted.peaks[phase]))
     table.add_section()
-    table.add_row("peak of an epoch", size(now.training), style="bold")
-    table.add_row("peak of an evaluation", size(now.evaluation), style="bold")
+    table.add_row("peak of an epoch", size(predicted.training), style="bold")
+    table.add_row("peak of an evaluation", size(predicted.evaluation), style="bold")
     return table
 
 
-def words(c: TrainConfig, found: dict[str, int | None], room: float) -> str:
+def words(c: TrainConfig, proposed: dict[str, int | None], room: float) -> str:
     """What to type, or what else to try."""
     said = size(room * MARGIN)
-    if found["micro_batch"] is None:
+    if proposed["micro_batch"] is None:
         return f"not even micro_batch=1 fits in {said}; try {other_ways(c)}"
-    if found["evaluation.batch"] is None:
+    if proposed["evaluation.batch"] is None:
         return f"not even evaluation.batch=1 fits in {said}; try precision=bf16, or a larger device"
-    changes = {"micro_batch": found["micro_batch"]}
-    if found["evaluation.batch"] != c.evaluation.batch:
-        changes["evaluation.batch"] = found["evaluation.batch"]
+    changes = {"micro_batch": proposed["micro_batch"]}
+    if proposed["evaluation.batch"] != c.evaluation.batch:
+        changes["evaluation.batch"] = proposed["evaluation.batch"]
     typed: Any = OmegaConf.to_container(HydraConfig.get().overrides.task)
     kept = [word for word in typed if word.partition("=")[0] not in (*OWN, *changes)]
     changed = [f"{key}={value}" for key, value in changes.items()]
     typed_now = line("train", *map(shlex.quote, [*kept, *changed]))
-    return f"the largest micro_batch that fits in {said} is {found['micro_batch']}:\n  {typed_now}"
+    return f"the largest micro_batch that fits in {said} is {proposed['micro_batch']}:\n  {typed_now}"
 
 
 @command("plan", schema=PlanConfig, check=checked)
@@ -136,8 +136,8 @@ def main(cfg: DictConfig) -> None:
     free = c.memory * GIB if c.memory is not None else free_memory(c.device)
     console = Console(soft_wrap=True)
     try:
-        now = footprint(c, train_epoch, device=c.device)
-        console.print(shown(c, now))
+        predicted = footprint(c, train_epoch, device=c.device)
+        console.print(shown(c, predicted))
         if c.device != "cpu":
             print(f"this prediction was never compared with a {c.device} device; leave room")
         if c.policy.get("shard"):
@@ -151,9 +151,9 @@ def main(cfg: DictConfig) -> None:
                 "micro_batch fits"
             )
         else:
-            print(words(c, proposals(c, now, free / MARGIN, train_epoch), free / MARGIN))
+            print(words(c, proposals(c, predicted, free / MARGIN, train_epoch), free / MARGIN))
         if c.measure:
-            if free is not None and now.training > free:
+            if free is not None and predicted.training > free:
                 raise ConfigError(
                     f"micro_batch={c.micro_batch} does not fit, so it cannot be measured; set the one above"
                 )
@@ -165,9 +165,8 @@ def main(cfg: DictConfig) -> None:
                 else platform.processor() or platform.machine()
             )
             print(
-                f"{speed:.3g} images/s on {where}: {seconds:.3g} s an epoch, "
-                f"{c.steps * seconds / 3600:.3g} h for {c.steps} epochs "
-                "and the evaluations beside"
+                f"{speed:.3g} images/s on {where}: {seconds:.3g} s an epoch, {c.steps * seconds / 3600:.3g} "
+                f"h for {c.steps} epochs and the evaluations beside"
             )
     except (RewardError, NothingToLearn) as error:
         raise ConfigError(str(error)) from None

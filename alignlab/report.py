@@ -95,24 +95,24 @@ def report(runs: Sequence[Finished], folder: Path, title: str) -> Path:
         CompareError: if the runs cannot be compared.
     """
     refuse_unlike(runs)
-    those = variants(runs)
+    compared = variants(runs)
     alone = [run.folder for run in runs if run.summary.final.lpips is None or run.summary.base.lpips is None]
-    if alone and not evaluated(those):
+    if alone and not evaluated(compared):
         raise CompareError(
             f"{alone[0]} measured no diversity (evaluation.final_images=1); evaluate it first: "
             f"{line('evaluate', word('run', alone[0]))}"
         )
-    found, first = outcomes(those), runs[0]
-    rows, palette = [run_row(v, run) for v in those for run in v.runs], figures.colours(those)
+    results, first = outcomes(compared), runs[0]
+    rows, palette = [run_row(v, run) for v in compared for run in v.runs], figures.colours(compared)
     unit, diversity = first.summary.reward_unit, first.summary.diversity_metric
-    base = base_point(those)
-    points = {o.label: (o.reward, o.diversity) for o in found}
-    level, _ = matched_reward(those)
+    base = base_point(compared)
+    points = {o.label: (o.reward, o.diversity) for o in results}
+    level, _ = matched_reward(compared)
     drawn: dict[str, Figure] = {
-        "learning": figures.learning(those, unit, diversity),
-        "trade_off": figures.trade_off(those, unit, diversity),
-        "pareto": figures.pareto(those, points, base, (f"reward ({unit})", diversity)),
-        "z_scores": figures.z_scores(those),
+        "learning": figures.learning(compared, unit, diversity),
+        "trade_off": figures.trade_off(compared, unit, diversity),
+        "pareto": figures.pareto(compared, points, base, (f"reward ({unit})", diversity)),
+        "z_scores": figures.z_scores(compared),
     }
     nonce = secrets.token_urlsafe(
         16
@@ -127,9 +127,9 @@ def report(runs: Sequence[Finished], folder: Path, title: str) -> Path:
         nonce=nonce,
         plotly=Markup(get_plotlyjs()),
         first=first,
-        those=those,
-        outcomes=found,
-        evaluated=evaluated(those),
+        compared=compared,
+        outcomes=results,
+        evaluated=evaluated(compared),
         unit=unit,
         diversity=diversity,
         figures={
@@ -146,22 +146,22 @@ def report(runs: Sequence[Finished], folder: Path, title: str) -> Path:
         base=base,
         area=hypervolume([(r.value, d.value) for r, d in points.values()], (base[0], 0.0)),
         level=level,
-        budget=equal_budget(those, "samples_seen"),
-        contrasts=contrasts(those),
-        strips=strips(those),
+        budget=equal_budget(compared, "samples_seen"),
+        contrasts=contrasts(compared),
+        strips=strips(compared),
         rows=rows,
         palette=palette,
-        trained=list(found[0].trained),
-        held_out=list(found[0].held_out),
+        trained=list(results[0].trained),
+        held_out=list(results[0].held_out),
         units=(first.evaluation or first.summary).units,
-        listed=len(those) <= figures.LEGEND,
+        listed=len(compared) <= figures.LEGEND,
         legend=figures.LEGEND,
-        panels=min(len(those), figures.PANELS),
+        panels=min(len(compared), figures.PANELS),
         paired=PAIRED,
     )
     with room_for(folder), all_aside(folder, last=PAGE) as aside:
         metric = {"diversity metric": first.summary.diversity_metric}
-        write_table(aside / "variants.csv", [flat(asdict(o)) | metric for o in found])
+        write_table(aside / "variants.csv", [flat(asdict(o)) | metric for o in results])
         write_table(aside / "runs.csv", rows)
         (aside / PAGE).write_text(page, encoding="utf-8")
     return folder / PAGE
@@ -184,10 +184,10 @@ def run_row(variant: Variant, run: Finished) -> dict[str, Any]:
     }
 
 
-def strips(those: Sequence[Variant]) -> list[dict[str, Any]]:
+def strips(compared: Sequence[Variant]) -> list[dict[str, Any]]:
     """For each variant the grids of its first seed over training, as data URIs, the base model's first."""
-    out, most = [], max(2, PICTURES // len(those))
-    for variant in those:
+    out, most = [], max(2, PICTURES // len(compared))
+    for variant in compared:
         pictures = numbered(variant.runs[0].folder / "samples", "step", ".png")
         if len(pictures) > most:
             pictures = [pictures[round(k)] for k in np.linspace(0, len(pictures) - 1, most)]

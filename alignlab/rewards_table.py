@@ -87,37 +87,39 @@ def _rows(path: Path, allowed: Sequence[str]) -> Iterator[Row]:
     what = comment.partition(". ")[0].rstrip(".")
     for name, node in (read_yaml(text) or {}).items():
         own = without_weighing(node)
-        found = [
+        problems = [
             s
             for s in node_problems(f"reward.{name}", own, allowed=allowed)
             if "has no value" not in s and MEND not in s
         ]
         try:
-            said = declared(node) if not any("._target_" in s or ".function" in s for s in found) else None
+            declaration = (
+                declared(node) if not any("._target_" in s or ".function" in s for s in problems) else None
+            )
         except (ValueError, ConfigError) as error:
-            found, said = [*found, str(error)], None
-        if said is None:  # not to be imported, or silent
-            yield Row(cells=(path.stem, what, *["?"] * (len(HEADINGS) - 3), "no"), lacks="; ".join(found))
+            problems, declaration = [*problems, str(error)], None
+        if declaration is None:  # not to be imported, or silent
+            yield Row(cells=(path.stem, what, *["?"] * (len(HEADINGS) - 3), "no"), lacks="; ".join(problems))
             continue
         weights, revision = _weights(own), own.get("revision")
         shipped = [folder for folder in map(_shipped, weights) if folder is not None]
         side = (
-            said.input_size
+            declaration.input_size
             or next((_side(folder) for folder in shipped), None)
             or next(filter(None, map(_listed_side, weights)), None)
         )
-        lacks = "; ".join([*_unset(name, own), *found, *([] if found else _missing(own, weights))])
-        low, high = (f"{x:g}" for x in said.typical_range) if said.typical_range else ("", "")
+        lacks = "; ".join([*_unset(name, own), *problems, *([] if problems else _missing(own, weights))])
+        low, high = (f"{x:g}" for x in declaration.typical_range) if declaration.typical_range else ("", "")
         yield Row(
             cells=(
                 path.stem,
                 what,
-                said.unit,
+                declaration.unit,
                 f"{low} to {high}" if low else "unstated",
-                "yes" if said.differentiable else "no",
-                "yes" if said.needs_prompt else "no",
+                "yes" if declaration.differentiable else "no",
+                "yes" if declaration.needs_prompt else "no",
                 "any" if side is None else str(side),
-                LICENCE if shipped else _licence(said, weights),
+                LICENCE if shipped else _licence(declaration, weights),
                 " + ".join([*(["yours"] if own.get("path") == "???" else []), *weights]) or "none",
                 "" if revision is None else str(revision)[:12],
                 "no" if lacks else "yes",
@@ -252,11 +254,11 @@ def main(cfg: DictConfig) -> None:
     sources = [
         Path(source.path) for source in HydraConfig.get().runtime.config_sources if source.schema == "file"
     ]
-    found = rows([folder / "reward" for folder in sources], c.allow_targets)
+    table = rows([folder / "reward" for folder in sources], c.allow_targets)
     if c.format == "markdown":
-        print(markdown(found))
+        print(markdown(table))
     else:
-        show(found)
+        show(table)
 
 
 if __name__ == "__main__":

@@ -51,26 +51,26 @@ def checked(cfg: DictConfig) -> SampleConfig:
     given = plain(cfg)
     prompts = [given["prompt"]] if isinstance(given["prompt"], str) else given["prompt"]
     c = record(SampleConfig, {**given, "prompt": prompts, "allow_targets": opted_in(given)})
-    found = [*tuned_problems(c)]
+    problems = [*tuned_problems(c)]
     if c.n < 1:
-        found.append(f"n={c.n} must be at least 1")
+        problems.append(f"n={c.n} must be at least 1")
     if not (isinstance(c.prompt, list) and c.prompt and all(isinstance(prompt, str) for prompt in c.prompt)):
-        its = not_texts("prompt", c.prompt) if isinstance(c.prompt, list) and c.prompt else ""
-        found.append(f"prompt={c.prompt} must be a text, or a list of texts{its}")
+        remark = not_texts("prompt", c.prompt) if isinstance(c.prompt, list) and c.prompt else ""
+        problems.append(f"prompt={c.prompt} must be a text, or a list of texts{remark}")
     if c.output is not None and not c.output.endswith(".png"):
-        found.append(f"output={c.output} must end in .png")
+        problems.append(f"output={c.output} must end in .png")
     folders = run_folders(c.run) if c.run is not None else []
     if len(folders) > 1:
-        found.append(f"run={c.run} names {len(folders)} runs; give one of them")
+        problems.append(f"run={c.run} names {len(folders)} runs; give one of them")
     if len(folders) == 1:
         try:
             c = of_run(c, folders[0], ("model", "eval_sampler"))
         except RunError as error:
-            raise ConfigError("\n".join([*found, str(error)])) from None
-        found += choice_problems(c, ("precision",))
-    found += bench_problems(asdict(c), opted_in(given), ("model", "eval_sampler"))
-    if found:
-        raise ConfigError("\n".join(found))
+            raise ConfigError("\n".join([*problems, str(error)])) from None
+        problems += choice_problems(c, ("precision",))
+    problems += bench_problems(asdict(c), opted_in(given), ("model", "eval_sampler"))
+    if problems:
+        raise ConfigError("\n".join(problems))
     return c
 
 

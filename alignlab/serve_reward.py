@@ -63,22 +63,22 @@ def checked(cfg: DictConfig) -> ServeRewardConfig:
     given: Any = plain(cfg)
     weighed(given)
     c = record(ServeRewardConfig, {**given, "allow_targets": opted_in(given)})
-    found, names = [], list(c.reward or {})
+    problems, names = [], list(c.reward or {})
     if len(names) != 1:
         what = f"names {len(names)} rewards" if names else "is empty"
-        found.append(f"reward {what}; choose one with reward=NAME, and start a server for each")
+        problems.append(f"reward {what}; choose one with reward=NAME, and start a server for each")
     elif str(c.reward[names[0]].get("_target_")).endswith(".Remote"):
-        found.append(f"reward={names[0]} is a server's already; give runs its url")
+        problems.append(f"reward={names[0]} is a server's already; give runs its url")
     else:
-        found += bench_problems({"reward": c.reward}, opted_in(given), ())
-        if not found and declared(c.reward[names[0]]).groupwise:
-            found.append(
+        problems += bench_problems({"reward": c.reward}, opted_in(given), ())
+        if not problems and declared(c.reward[names[0]]).groupwise:
+            problems.append(
                 f"reward={names[0]} compares the images of a prompt with each other, which runs do "
                 "themselves; choose another"
             )
     if not 0 <= c.port <= 65535:
-        found.append(f"port={c.port} is outside 0..65535")
-    found += [
+        problems.append(f"port={c.port} is outside 0..65535")
+    problems += [
         f"{key}={value} must be positive"
         for key, value in {
             "max_megabytes": c.max_megabytes,
@@ -88,19 +88,19 @@ def checked(cfg: DictConfig) -> ServeRewardConfig:
         if not value > 0
     ]
     if c.device not in ("auto", "cpu", "cuda", "mps"):
-        found.append(f"device={c.device} is not one of auto, cpu, cuda, mps")
+        problems.append(f"device={c.device} is not one of auto, cpu, cuda, mps")
     try:
         secret = token()
     except ValueError as error:
         secret = ""
-        found.append(str(error))
+        problems.append(str(error))
     if not _is_loopback(c.host) and secret is None:
-        found.append(
+        problems.append(
             f"host={c.host} is open to other machines; set the environment variable {TOKEN} to a secret, "
             "here and there"
         )
-    if found:
-        raise ConfigError("\n".join(found))
+    if problems:
+        raise ConfigError("\n".join(problems))
     return c
 
 

@@ -70,15 +70,15 @@ def checked(cfg: DictConfig) -> StagesConfig:
     """
     c = record(StagesConfig, plain(cfg))
     stages: Any = c.recipe
-    found: list[str] = []
+    problems: list[str] = []
     if not isinstance(stages, dict) or not stages:
         raise ConfigError(
             "recipe has no stages; choose a file of conf/recipe with recipe=NAME (--help lists them)"
         )
     for name, stage in stages.items():
-        found += _stage_problems(name, stage, _typed_words(c.more.get(name, ""), name))
+        problems += _stage_problems(name, stage, _typed_words(c.more.get(name, ""), name))
     for key, named in {"given": c.given, "more": c.more}.items():
-        found += [
+        problems += [
             f"{key}.{name} is no stage of the recipe; {nearest(name, stages, f'{key}.')}"
             for name in named
             if name not in stages
@@ -87,17 +87,17 @@ def checked(cfg: DictConfig) -> StagesConfig:
         try:
             words = shlex.split(more)
         except ValueError as error:
-            found.append(f"more.{name}={more} cannot be split into words ({error}); mend its quotes")
+            problems.append(f"more.{name}={more} cannot be split into words ({error}); mend its quotes")
             continue
         if f"more.{name}" not in asked():  # a file's
-            found += _foreign_problems(name, words)
-    found += [
+            problems += _foreign_problems(name, words)
+    problems += [
         f"given.{name}={path} does not exist; give a folder"
         for name, path in c.given.items()
         if not Path(path).exists()
     ]
-    if found:
-        raise ConfigError("\n".join(found))
+    if problems:
+        raise ConfigError("\n".join(problems))
     return c
 
 
@@ -110,12 +110,12 @@ def _typed_words(more: str, name: str) -> list[str]:
 
 
 def _stage_problems(name: str, stage: Any, typed: Sequence[str]) -> Iterator[str]:
-    its = stage if isinstance(stage, dict) and {*stage} <= {"command", "words", "quick"} else {}
+    keys = stage if isinstance(stage, dict) and {*stage} <= {"command", "words", "quick"} else {}
     if not re.fullmatch(r"\w[\w.-]*", str(name)):  # it becomes the name of a folder
         yield f"recipe.{name} is no name of a stage; write letters, digits, _ and -"
-    lists = [its.get("words"), its.get("quick", [])]
+    lists = [keys.get("words"), keys.get("quick", [])]
     words = [word for some in lists for word in (some if isinstance(some, list) else [None])]
-    if its.get("command") not in COMMANDS or not all(isinstance(word, str) for word in words):
+    if keys.get("command") not in COMMANDS or not all(isinstance(word, str) for word in words):
         yield (
             f"recipe.{name} is no stage; give it command (one of {', '.join(COMMANDS)}), words and, if you "
             "like, quick: lists of texts"
@@ -140,15 +140,15 @@ def command_lines(c: StagesConfig, folder: Path) -> dict[str, list[str]]:
     Raises:
         ConfigError: if one begins from a stage that does not come before it.
     """
-    there: dict[str, str] = {}
+    done: dict[str, str] = {}
     out = {}
 
     def folder_of(named: re.Match[str], user: str) -> str:
-        if named[1] not in there:
+        if named[1] not in done:
             raise ConfigError(
-                f"recipe.{user}: {named[0]} is no earlier stage; known are {', '.join(there) or 'none'}"
+                f"recipe.{user}: {named[0]} is no earlier stage; known are {', '.join(done) or 'none'}"
             )
-        return there[named[1]]
+        return done[named[1]]
 
     for name, stage in c.recipe.items():
         if name not in c.given:
@@ -161,7 +161,7 @@ def command_lines(c: StagesConfig, folder: Path) -> dict[str, list[str]]:
             known = partial(folder_of, user=name)
             words = [re.sub(r"\{(\w+)\}", known, word) for word in words]
             out[name] = [stage["command"], *words, f"output_dir={folder / name}"]
-        there[name] = c.given.get(name, str(folder / name))
+        done[name] = c.given.get(name, str(folder / name))
     return out
 
 
@@ -201,9 +201,9 @@ def remember(folder: Path, lines: dict[str, list[str]]) -> None:
             return
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read or written ({error}); choose another output_dir") from None
-    name, then, now = difference
+    name, old, requested = difference
     raise ConfigError(
-        f"{path} says {name}: {then}, but {name}: {now} was asked for; choose another output_dir"
+        f"{path} says {name}: {old}, but {name}: {requested} was asked for; choose another output_dir"
     )
 
 

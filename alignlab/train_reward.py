@@ -102,37 +102,37 @@ def checked(cfg: DictConfig) -> TrainRewardConfig:
         ConfigError: with every problem that was found.
     """
     given: dict[str, Any] = plain(cfg)
-    found = [f"{key} has no value; set {key}=..." for key, value in given.items() if value == "???"]
-    if found:
-        raise ConfigError("\n".join(found))
+    problems = [f"{key} has no value; set {key}=..." for key, value in given.items() if value == "???"]
+    if problems:
+        raise ConfigError("\n".join(problems))
     c = record(TrainRewardConfig, given)
     if c.kind not in ("preference", "aesthetic"):
-        found.append(f"kind={c.kind} is not one of preference, aesthetic")
+        problems.append(f"kind={c.kind} is not one of preference, aesthetic")
     if not 0 < c.held_out_share < 1:
-        found.append(f"held_out_share={c.held_out_share} is outside (0, 1)")
+        problems.append(f"held_out_share={c.held_out_share} is outside (0, 1)")
     for least, keys in {0: "blocks seed weight_decay", 1: "epochs batch_size"}.items():
-        found += [
+        problems += [
             f"{key}={given[key]} must be at least {least}" for key in keys.split() if given[key] < least
         ]
     if c.lr <= 0:
-        found.append(f"lr={c.lr} must be positive")
+        problems.append(f"lr={c.lr} must be positive")
     if c.device not in ("auto", "cpu", "cuda", "mps"):
-        found.append(f"device={c.device} is not one of auto, cpu, cuda, mps")
+        problems.append(f"device={c.device} is not one of auto, cpu, cuda, mps")
     if any(width < 1 for width in c.hidden):
-        found.append(f"hidden={c.hidden} must hold positive widths")
+        problems.append(f"hidden={c.hidden} must hold positive widths")
     try:
         locate(c.clip, key="clip")
     except (OSError, ValueError) as error:
-        found.append(str(error))
+        problems.append(str(error))
     try:
         colour(c.background)
     except ValueError as error:
-        found.append(str(error))
+        problems.append(str(error))
     for key, table in {"data": c.data, "held_out": c.held_out}.items():
         if table is not None and not Path(table).exists():
-            found.append(f"{key}={table} does not exist; give a table, or a folder with one")
-    if found:
-        raise ConfigError("\n".join(found))
+            problems.append(f"{key}={table} does not exist; give a table, or a folder with one")
+    if problems:
+        raise ConfigError("\n".join(problems))
     return c
 
 
@@ -153,10 +153,10 @@ def _taken(c: TrainRewardConfig, folder: Path) -> Iterator[str]:
     free = {"device": None, "output_dir": None}
     difference = first_difference({**before, **free}, {**asdict(c), **free})
     if difference is not None:
-        key, then, now = difference
+        key, old, requested = difference
         yield (
-            f"output_dir={folder} holds a reward with {key}={then}, but {key}={now} was asked for; choose "
-            "another"
+            f"output_dir={folder} holds a reward with {key}={old}, but {key}={requested} was asked for; "
+            "choose another"
         )
 
 
@@ -248,11 +248,11 @@ def _fitted(
 def _look_again(c: TrainRewardConfig, folder: Path) -> None:
     """Raises a RunError if another process began another reward here, or finished this one, before this
     process had the lock."""
-    found = list(_taken(c, folder))
-    if not found and _finished(folder):
-        found = [f"{folder} was finished by another process while this one began; type the command again"]
-    if found:
-        raise RunError("\n".join(found))
+    problems = list(_taken(c, folder))
+    if not problems and _finished(folder):
+        problems = [f"{folder} was finished by another process while this one began; type the command again"]
+    if problems:
+        raise RunError("\n".join(problems))
 
 
 def _finished(folder: Path) -> dict[str, float]:

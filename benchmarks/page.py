@@ -1,5 +1,6 @@
 """The measurements as a page: every number on it is computed from the rounds."""
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -100,8 +101,15 @@ AXES = {
 
 
 def page(results: Mapping[str, Any]) -> str:
-    """Markdown of what bench.py keeps."""
-    return "\n".join(_lines(results)) + "\n"
+    """Markdown of what bench.py keeps; prose is wrapped, tables and headings are not."""
+    return "\n".join(_wrapped(line) for line in _lines(results)) + "\n"
+
+
+def _wrapped(line: str) -> str:
+    if line.startswith(("|", "#", "    ")):
+        return line
+    indent = "  " if line.startswith("- ") else ""
+    return textwrap.fill(line, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _lines(results: Mapping[str, Any]) -> Iterator[str]:
@@ -111,21 +119,27 @@ def _lines(results: Mapping[str, Any]) -> Iterator[str]:
     busy = sum(its["others"] > BUSY for rounds in items.values() for its in rounds)
     count = sum(map(len, items.values()))
     yield from ("# Benchmarks", "", "    make bench", "")
-    yield (
-        f"{_machines(results['items'])}. Ratios of CPU seconds, the two sides alternating: median of the "
-        "rounds (range). *busy*: rounds during which other "
-        f"processes used more than {BUSY:g} cores; here {busy} of {count}. One thread is judged by CPU "
-        "seconds, two by the wall's (threads that wait for each "
-        "other spin, which counts as CPU). What is measured, and what differs between the sides: "
-        "[docs/benchmarks.md](../docs/benchmarks.md)."
+    yield from (
+        f"{_machines(results['items'])}.",
+        "",
+        "- A cell is a ratio of CPU seconds, the median of the rounds, with their range. The two sides "
+        "alternate.",
+        f"- *busy* counts the rounds during which other processes used more than {BUSY:g} cores; here "
+        f"{busy} of {count}.",
+        "- One thread is judged by CPU seconds. Two threads are judged by the wall's, because threads that "
+        "wait for each other spin, which counts as CPU.",
+        "- [docs/benchmarks.md](../docs/benchmarks.md) says what is measured, and what differs between the "
+        "sides.",
     )
     yield from ("", "## Against TRL 0.23.1", "")
     if any(name.startswith("peer/") for name in items):
-        yield (
-            f"Versions: {results.get('versions', 'unknown')}. Bare passes: our U-Net with its layers alone, "
-            "as often as the work needs, over the peer's time."
+        yield from (
+            f"Versions: {results.get('versions', 'unknown')}.",
+            "",
+            "*Bare passes* are our U-Net with its layers alone, run as often as the work needs, over the "
+            "peer's time.",
+            "",
         )
-        yield ""
         yield from _table(PEER, items)
     else:
         yield "Not measured: the peer was not at hand."
@@ -162,9 +176,9 @@ def _lines(results: Mapping[str, Any]) -> Iterator[str]:
     if "ideas/learning" in items:
         yield from (
             "",
-            "Brightness that DDPO gains, of 8 prompts that it trains on, 4 images each by 20 steps of DDIM; "
-            "at as many passes through the denoiser, "
-            "up to an epoch more. Mean over seeds (range).",
+            "Brightness that DDPO gains on 8 prompts that it trains on. Each prompt has 4 images, drawn by "
+            "20 steps of DDIM. All rows take as many passes through the denoiser, up to an epoch more. A "
+            "cell is the mean over seeds, with their range.",
             "",
             "| | epochs | gain | seeds |",
             "|---|---|---|---|",
@@ -210,9 +224,9 @@ def _learning(items: Mapping[str, Sequence[Any]]) -> Iterator[str]:
         return
     yield from (
         "",
-        "Brightness gained at equal settings: the mean reward of the last quarter of epochs less that of the "
-        "base model (of all first epochs, both sides). Mean over "
-        "seeds (each), and per 100 CPU seconds of sampling and training.",
+        "Brightness gained at equal settings. The gain is the mean reward of the last quarter of epochs less "
+        "that of the base model, which is the mean of the first epochs of both sides. A cell is the mean "
+        "over seeds, with each seed; the rates are for 100 CPU seconds of sampling and training.",
         "",
     )
     yield from (
@@ -258,23 +272,25 @@ PASSES = ("U-Net forward", "backward", "decoder", "reward")
 
 def _parts(items: Mapping[str, Sequence[Any]]) -> Iterator[str]:
     """Where the time of our side goes, over the bare side's."""
-    for name, rounds in items.items():
-        if name.startswith("limit/") and name.endswith("1 thread"):
-            bare = median(rounds, "cpu", "bare") or 1.0
-            parts = {
-                part: (median(rounds, part, "parts") or 0.0) / bare for part in rounds[-1]["sides"]["parts"]
-            }
-            own = sum(parts.pop(part, 0.0) for part in PASSES)
-            beside = [
-                f"{part} {100 * v:.1f} %"
-                for part, v in sorted(parts.items(), key=lambda kv: -kv[1])
-                if v >= 5e-4
-            ]
-            yield from (
-                "",
-                f"{name.removeprefix('limit/')}: the same passes within alignlab take {own:.2f} of the bare "
-                f"ones; beside them {', '.join(beside)}.",
-            )
+    measured = [name for name in items if name.startswith("limit/") and name.endswith("1 thread")]
+    if measured:
+        yield from (
+            "",
+            "Where the time goes: the same passes within alignlab, over the bare ones, and what is beside "
+            "them.",
+            "",
+            "| | passes | beside them |",
+            "|---|---|---|",
+        )
+    for name in measured:
+        rounds = items[name]
+        bare = median(rounds, "cpu", "bare") or 1.0
+        parts = {part: (median(rounds, part, "parts") or 0.0) / bare for part in rounds[-1]["sides"]["parts"]}
+        own = sum(parts.pop(part, 0.0) for part in PASSES)
+        beside = [
+            f"{part} {100 * v:.1f} %" for part, v in sorted(parts.items(), key=lambda kv: -kv[1]) if v >= 5e-4
+        ]
+        yield f"| {name.removeprefix('limit/')} | {own:.2f} | {', '.join(beside)} |"
 
 
 def _growth(items: Mapping[str, Sequence[Any]]) -> Iterator[str]:
@@ -343,10 +359,9 @@ def _beside(rounds: Sequence[Any]) -> Iterator[str]:
         "",
         "## Beside other programs",
         "",
-        "Images a second of draftp on the embedded model, a thread a core, beside busy processes of one "
-        "thread each. The fair share is that of its "
-        "threads among all. *as shipped*: what alignlab sets (`alignlab/fast/spinning.py`); *spinning*: "
-        "OpenMP's own default.",
+        "Images a second of draftp on the embedded model, with one thread for each core, beside busy "
+        "processes of one thread each. The fair share is that of its threads among all. *As shipped* is what "
+        "alignlab sets (`alignlab/fast/spinning.py`), *spinning* is OpenMP's own default.",
         "",
         "| busy processes | fair share | as shipped, over alone | spinning, over alone as shipped | as "
         "shipped over spinning | rounds |",

@@ -113,9 +113,9 @@ def page(attacks: list[Attack]) -> list[str]:
         "",
         "    python scripts/attack.py --write",
         "",
-        "Each test makes an input after a public report and asks for the right value, or for one sentence "
-        "with exit code 2, with nothing lost.",
-        "[attack.md](reliability/attack.md) says of each test what it tried.",
+        "Each test makes an input after a public report. It asks for the right value, or for one sentence "
+        "with exit code 2,",
+        "and that nothing is lost. [attack.md](reliability/attack.md) says what each test tried.",
         *([f"Not tried on the machine that made this table: {skipped} cases."] if skipped else []),
         "",
         *table(attacks),

@@ -23,6 +23,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests import warm
+
 ROOT = Path(__file__).resolve().parents[1]
 STORED = ROOT / "tests" / "stored" / "golden.json"
 COMMON = (
@@ -65,12 +67,11 @@ def trained(tree: Path, folder: Path, names: list[str]) -> dict[str, Any]:
         "\t".join([*COMMON, *RUNS[name], f"output_dir={folder / name}"]).format(data=data) for name in names
     ]
     environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-    done = subprocess.run(
+    done = warm.run(
         [sys.executable, "-c", TRAIN, "\n".join(commands)],
         cwd=folder,
         env=environment,
         capture_output=True,
-        text=True,
     )
     if done.returncode:
         raise RuntimeError(f"the runs ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")

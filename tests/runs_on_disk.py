@@ -2,12 +2,18 @@
 milliseconds."""
 
 import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 from PIL import Image
+
+from alignlab.runs.folder import Run
 
 CONFIG: dict[str, Any] = {
     "kl_coeff": 0.0,
@@ -36,6 +42,25 @@ CONFIG: dict[str, Any] = {
     "diversity": {"_target_": "alignlab.metrics.diversity.EmojiDistance"},
     "evaluation": {"prompts": 2, "images": 2, "final_images": 2, "batch": 64},
 }
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """A run that another process trains, for as long as this lasts."""
+    ready, begun = os.pipe()
+    child = os.fork()
+    if child == 0:
+        Run(folder, {"steps": 2}).begin()
+        os.write(begun, b"!")
+        signal.pause()
+    try:
+        os.read(ready, 1)
+        yield
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(ready)
+        os.close(begun)
 
 
 def made_run(

@@ -24,6 +24,7 @@ from alignlab.paper.draftp import draftp_fig3
 from alignlab.paper.fronts import beside_the_penalty, regularisers, stop_at
 from alignlab.paper.probes import ANNEALING, LORA_SCALES, SETS, probe
 from alignlab.paper.registry import FIGURES
+from tests import warm
 from tests.running import command_line, configured
 
 EVALUATIONS = (0, 10, 20)
@@ -131,6 +132,18 @@ def test_every_figure_is_drawn(name: str, store: Path) -> None:
         name not in ("draftp_fig4", "draftp_fig5")
     )  # which show pictures alone
     assert list(csv.DictReader((folder / "table.csv").open()))
+
+
+def test_a_verdict_is_kept_and_linked(store: Path) -> None:
+    """What was concluded from a figure is written by hand: drawing again leaves it alone and links to it."""
+    settings = figure.FigureConfig(home=str(store), draw_only=True)
+    folder = figure.make("draft_speed", FIGURES["draft_speed"], settings)
+    assert "verdict.md" not in (folder / "README.md").read_text()
+    (folder / "verdict.md").write_text("It is faster.")
+    figure.make("draft_speed", FIGURES["draft_speed"], settings)
+    assert (folder / "verdict.md").read_text() == "It is faster."
+    assert "[verdict.md](verdict.md)" in (folder / "README.md").read_text()
+    (folder / "verdict.md").unlink()
 
 
 def test_the_numbers_of_a_figure(store: Path) -> None:
@@ -351,6 +364,7 @@ def test_a_quick_figure_goes_the_whole_way(
     """A sweep and a stamped figure; typed again, nothing is trained again and it is only drawn. Asked of a
     run's weights, a question is answered once."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(figure.subprocess, "run", warm.run)
     home, words = tmp_path / "runs" / "quick", ("name=overoptimisation", "quick=true")
     assert command_line(monkeypatch, *words, command=figure) == 0
     written = {run: run.stat().st_mtime_ns for run in home.glob("runs/*/*/summary.json")}

@@ -16,6 +16,7 @@ from transformers import CLIPTokenizer
 from alignlab.engine.rollout import Gradients, rollout
 from alignlab.engine.samplers import ddim
 from alignlab.models.sd import StableDiffusion
+from tests import warm
 from tests.conftest import key, tiny_policy
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
@@ -166,6 +167,7 @@ def test_a_list_on_a_cpu(
         "--pipelines",
         str(tmp_path / "pipelines"),
     ]
+    monkeypatch.setattr(gpu_check.subprocess, "run", warm.run)
     check(monkeypatch, *words, "--only", "rollout", "ddpo_sf", "draft", "draftp", "memory/k=4*")
     file = tmp_path / "cpu-fp32.json"
     results = json.loads(file.read_text())

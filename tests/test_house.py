@@ -17,6 +17,7 @@ import yaml
 from PIL import Image
 
 from alignlab.config.build import resolve
+from tests import warm
 from tests.running import configured, lines, tiny
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,7 +49,7 @@ ROOMS = {
         "runs",
         "weights",
     },
-    "planning": {"config", "distributed", "engine", "models", "objectives", "training"},
+    "planning": {"config", "distributed", "engine", "models", "objectives", "rewards", "training"},
     "compare": {"files", "metrics", "runs"},
     "paper": {"compare", "config", "data", "files", "metrics", "runs", "training", "weights"},
 }
@@ -277,9 +278,7 @@ def test_one_class_and_one_file_extend_it(tiny_sd: str, tmp_path: Path) -> None:
         "algo.strength=3",
     ]
     call = [sys.executable, "-m", "alignlab.train", "--config-dir", "conf", *words]
-    done = subprocess.run(
-        call, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, cwd=tmp_path
-    )
+    done = warm.run(call, capture_output=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = lines(tmp_path / "run")
     assert [line["nudge/epochs"] for line in found] == [1.0, 2.0] and found[0]["reward/dark/mean"] < 0
@@ -315,9 +314,7 @@ def test_the_wheel_is_complete(tmp_path: Path) -> None:
     } <= names
     code = "import alignlab.train as t; print(t.__file__); t.main()"
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
-    done = subprocess.run(
-        [sys.executable, "-c", code, "lr=-1"], env=environment, capture_output=True, text=True, cwd=tmp_path
-    )
+    done = warm.run([sys.executable, "-c", code, "lr=-1"], env=environment, capture_output=True, cwd=tmp_path)
     assert done.stdout.strip().startswith(str(tmp_path / "site"))
     assert (done.returncode, done.stderr) == (2, "error: lr=-1.0 must be positive\n")
 

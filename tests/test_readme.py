@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import warm
 from tests.running import lines, tiny
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,6 +64,6 @@ def test_your_own_works_as_it_stands_there(name: str, metric: str, tiny_sd: str,
         "OMP_NUM_THREADS": "1",
     }
     call = [sys.executable, "-m", "alignlab.train", *words, *small, "output_dir=run"]
-    done = subprocess.run(call, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    done = warm.run(call, env=environment, capture_output=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert metric in lines(tmp_path / "run")[0]

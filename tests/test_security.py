@@ -40,11 +40,11 @@ from alignlab.rewards import servers as servers
 from alignlab.rewards.clip import Clip
 from alignlab.rewards.compose import RewardError
 from alignlab.rewards.remote import Remote
+from tests.browser import NASTY, browser, in_browser
 from tests.harness.fuzz.files import bomb
 from tests.harness.fuzz.folders import Bomb
 from tests.running import command_line, configured, tiny
 from tests.runs_on_disk import made_run
-from tests.test_report import NASTY, browser, in_browser
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [path for folder in ("alignlab", "benchmarks", "scripts") for path in (ROOT / folder).rglob("*.py")]

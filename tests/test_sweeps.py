@@ -3,7 +3,6 @@ was killed goes on."""
 
 import re
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -23,6 +22,7 @@ from alignlab.config.job_names import WORDS, folder_of, full_name, short_name, w
 from alignlab.config.jobs import device_of
 from alignlab.config.schema import TrainConfig
 from alignlab.train import train
+from tests import warm
 from tests.running import command_line, configured, lines, same_weights, tiny
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,7 +58,7 @@ def test_a_killed_sweep_goes_on(
     words, there = tiny(tiny_sd, "algo=draft"), tmp_path / "sweep"
     typed = [*words, "-m", "seed=0,1", f"output_dir={there}"]
     code = DYING.format(there=str(there))
-    killed = subprocess.run([sys.executable, "-c", code, *typed], cwd=ROOT, capture_output=True, text=True)
+    killed = warm.run([sys.executable, "-c", code, *typed], cwd=ROOT, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     first, second = jobs(there)[0], jobs(there)[1]
     assert (first / "summary.json").exists() and not (second / "summary.json").exists()

@@ -2,11 +2,9 @@
 number stops it."""
 
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +23,7 @@ from alignlab.objectives.draft import DRaFT
 from alignlab.rewards.brightness import Brightness
 from alignlab.train import train
 from alignlab.training.setup import Lab
+from tests import warm
 from tests.running import command_line, configured, lines, same_weights, tiny
 
 # each with the state a resume must carry: advantage buffers, a running quantile, random truncation, a
@@ -128,9 +127,7 @@ t.train_epoch = dying
 t.main()"""
     run = tmp_path / "run"
     words = tiny(tiny_sd, *ALGORITHMS["ddpo"], f"output_dir={run}")
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True
-    )
+    done = warm.run([sys.executable, "-c", code, *words], capture_output=True)
     assert done.returncode == -signal.SIGKILL
     assert not (run / "summary.json").exists() and len(lines(run)) == 2
     assert command_line(monkeypatch, f"resume={run}") == 0
@@ -274,9 +271,7 @@ def test_a_sweep_by_the_real_command(tiny_sd, tmp_path) -> None:
         "lr=0.1",
         f"output_dir={tmp_path}/sweep",
     ]
-    done = subprocess.run(
-        call, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, cwd=tmp_path
-    )
+    done = warm.run(call, capture_output=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     runs = sorted(p.parent for p in tmp_path.glob("sweep/**/summary.json"))
     assert len(runs) == 2

@@ -38,16 +38,16 @@ PANELS = 90
 DASHES = ("solid", "dot", "dash", "dashdot", "longdash")
 
 
-def colours(those: Sequence[Variant]) -> dict[str, str]:
+def colours(variants: Sequence[Variant]) -> dict[str, str]:
     """One for each variant, by its label."""
-    return {v.label: COLOURS[k % len(COLOURS)] for k, v in enumerate(those)}
+    return {v.label: COLOURS[k % len(COLOURS)] for k, v in enumerate(variants)}
 
 
-def names(those: Sequence[Variant]) -> dict[str, str]:
+def names(variants: Sequence[Variant]) -> dict[str, str]:
     """What each variant is called in a drawing, by its label: a long name is cut, and has the number of its
     line in the table."""
     out = {}
-    for number, variant in enumerate(those, 1):
+    for number, variant in enumerate(variants, 1):
         name = variant.short
         out[variant.label] = (
             name if len(name) <= NAME else f"{number}: {name[: NAME // 2]} … {name[-NAME // 3 :]}"
@@ -60,19 +60,19 @@ def hovered(text: str) -> str:
     return in_lines(text if len(text) <= 400 else f"{text[:300]} … {text[-80:]}", 64)
 
 
-def learning(those: Sequence[Variant], unit: str, diversity: str) -> go.Figure:
+def learning(variants: Sequence[Variant], unit: str, diversity: str) -> go.Figure:
     """Reward and diversity over training, mean over seeds with its standard error; a menu chooses the budget
     on the x axis."""
     unit, diversity = escaped(unit), escaped(diversity)
     figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.09, subplot_titles=("reward", "diversity"))
-    palette, named, listed = colours(those), names(those), len(those) <= LEGEND
+    palette, named, listed = colours(variants), names(variants), len(variants) <= LEGEND
     budgets = {
         name: key
         for name, key in BUDGETS.items()
-        if all(key in run.evaluations[-1] for v in those for run in v.runs)
+        if all(key in run.evaluations[-1] for v in variants for run in v.runs)
     }
     by_budget: dict[str, list[Any]] = {name: [] for name in budgets}
-    for variant in those:
+    for variant in variants:
         colour = palette[variant.label]
         for column, key in enumerate(("eval/reward", "eval/lpips"), 1):
             y = variant.curves(key)
@@ -132,11 +132,11 @@ def learning(those: Sequence[Variant], unit: str, diversity: str) -> go.Figure:
     return styled(figure, 430, top=96, legend=_legend(list(named.values()), 2) if listed else 0)
 
 
-def trade_off(those: Sequence[Variant], unit: str, diversity: str) -> go.Figure:
+def trade_off(variants: Sequence[Variant], unit: str, diversity: str) -> go.Figure:
     """Each seed's way from the base model through reward and diversity."""
     figure = go.Figure()
-    palette, named, listed = colours(those), names(those), len(those) <= LEGEND
-    for variant in those:
+    palette, named, listed = colours(variants), names(variants), len(variants) <= LEGEND
+    for variant in variants:
         for k, run in enumerate(variant.runs):
             figure.add_scatter(
                 x=run.curve("eval/reward"),
@@ -159,15 +159,15 @@ def trade_off(those: Sequence[Variant], unit: str, diversity: str) -> go.Figure:
 
 
 def pareto(
-    those: Sequence[Variant],
+    variants: Sequence[Variant],
     points: dict[str, tuple[Interval, Interval]],
     base: tuple[float, float],
     axes: tuple[str, str],
 ) -> go.Figure:
     """Where each variant ended, with 95 % intervals, the base model, and the front that no variant beats."""
     figure = go.Figure()
-    palette, named, listed = colours(those), names(those), len(those) <= LEGEND
-    spots = [(points[v.label][0].value, points[v.label][1].value) for v in those]
+    palette, named, listed = colours(variants), names(variants), len(variants) <= LEGEND
+    spots = [(points[v.label][0].value, points[v.label][1].value) for v in variants]
     front = [spots[k] for k in pareto_front([*spots, base]) if k < len(spots)]
     figure.add_scatter(
         x=[p[0] for p in front],
@@ -177,7 +177,7 @@ def pareto(
         name="Pareto front",
         hoverinfo="skip",
     )
-    for variant in those:
+    for variant in variants:
         x, y = points[variant.label]
         figure.add_scatter(
             x=[x.value],
@@ -216,17 +216,17 @@ def _bars(interval: Interval) -> dict[str, Any]:
     }
 
 
-def z_scores(those: Sequence[Variant]) -> go.Figure:
+def z_scores(variants: Sequence[Variant]) -> go.Figure:
     """The training reward, its parts if it has several, and all others over training, in standard deviations
     of the base model's images."""
     named, shown_first = (
-        names(those),
-        sorted(range(len(those)), key=lambda k: -sum(len(run.flags) for run in those[k].runs)),
+        names(variants),
+        sorted(range(len(variants)), key=lambda k: -sum(len(run.flags) for run in variants[k].runs)),
     )
-    those = [those[k] for k in sorted(shown_first[:PANELS])]
-    columns = min(3, len(those))
-    rows = -(-len(those) // columns)
-    titles = [in_lines(named[v.label], 36) for v in those]
+    variants = [variants[k] for k in sorted(shown_first[:PANELS])]
+    columns = min(3, len(variants))
+    rows = -(-len(variants) // columns)
+    titles = [in_lines(named[v.label], 36) for v in variants]
     more = max(title.count("<br>") for title in titles)
     height, top = 140 + (230 + 18 * more) * rows, 40 + 18 * more
     figure = make_subplots(
@@ -237,7 +237,7 @@ def z_scores(those: Sequence[Variant]) -> go.Figure:
         vertical_spacing=(70 + 18 * more)
         / (height - top - 56),  # room for a title and an axis, however many rows there are
     )
-    for k, variant in enumerate(those):
+    for k, variant in enumerate(variants):
         curves = [z_curves(run.evaluations) for run in variant.runs]
         training = set(variant.runs[0].settings.rewards)
         hidden = training if len(training) == 1 else set()

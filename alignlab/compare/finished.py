@@ -149,8 +149,7 @@ def read_runs(patterns: Sequence[str]) -> list[Finished]:
     if not folders:
         raise CompareError(
             f"runs={','.join(patterns)} holds no run (a folder with config.yaml); give run folders or a "
-            "pattern like 'multirun/DIR/*', "
-            "and in a list put quotes around names with commas or brackets"
+            "pattern like 'multirun/DIR/*', and in a list put quotes around names with commas or brackets"
         )
     unfinished = [str(f) for f in folders if not (f / "summary.json").is_file()]
     if unfinished:
@@ -217,9 +216,10 @@ def refuse_unlike(runs: Sequence[Finished]) -> None:
     """Raises a CompareError that names the first difference in how two runs were measured."""
     first = runs[0]
     for run in runs[1:]:
-        for one, other in ((_measured_by(first), _measured_by(run)), (_protocol(first), _protocol(run))):
-            if one is not None and other is not None:
-                difference = first_difference(one, other)
+        for keys_of in (_measured_by, _protocol):
+            old, new = keys_of(first), keys_of(run)
+            if old is not None and new is not None:
+                difference = first_difference(old, new)
                 if difference is not None:
                     key, a, b = difference
                     raise CompareError(
@@ -259,7 +259,7 @@ def variants(runs: Sequence[Finished]) -> list[Variant]:
     groups: dict[str, list[Finished]] = {}
     differences: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in names}
     apart = {
-        name: _apart([keys for keys, its in zip(plain, names, strict=True) if its == name])
+        name: _apart([keys for keys, method in zip(plain, names, strict=True) if method == name])
         for name in differences
     }
     for run, keys, name in zip(runs, plain, names, strict=True):
@@ -281,9 +281,10 @@ def variants(runs: Sequence[Finished]) -> list[Variant]:
                 "eval_every"
             )
     short: dict[str, str] = {}
-    for name, those in differences.items():
-        few = _telling(list(those.values()))
-        short |= {label: _label(name, {k: its[k] for k in few if k in its}) for label, its in those.items()}
+    for name, settings in differences.items():
+        few = _telling(list(settings.values()))
+        for label, keys in settings.items():
+            short[label] = _label(name, {k: keys[k] for k in few if k in keys})
     return [
         Variant(label, short[label], sorted(group, key=lambda run: run.seed))
         for label, group in groups.items()
@@ -302,13 +303,16 @@ def _label(name: str, keys: dict[str, Any]) -> str:
     return " ".join([name, *(f"{k.removeprefix('algo.')}={value}" for k, value in keys.items())])
 
 
-def _telling(those: Sequence[dict[str, Any]]) -> list[str]:
-    """The keys without which two of these would look alike, an algorithm's own rather than general ones; the
-    penalty's always stays."""
-    keys = list(dict.fromkeys(k for its in those for k in its))
+def _telling(settings: Sequence[dict[str, Any]]) -> list[str]:
+    """Chooses the keys that tell the variants of one algorithm apart, as few as will do.
+
+    The algorithm's own keys are preferred to general ones, and kl_coeff always stays.
+    """
+    keys = list(dict.fromkeys(k for variant in settings for k in variant))
     for key in sorted(reversed(keys), key=lambda k: k.startswith("algo.")):
         fewer = [k for k in keys if k != key]
-        if key != "kl_coeff" and len({repr([its.get(k) for k in fewer]) for its in those}) == len(those):
+        distinct = {repr([variant.get(k) for k in fewer]) for variant in settings}
+        if key != "kl_coeff" and len(distinct) == len(settings):
             keys = fewer
     return keys
 
@@ -319,9 +323,9 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for key, value in node.items() for k, v in _flat(value, f"{prefix}{key}.").items()}
 
 
-def equal_budget(those: Sequence[Variant], key: str) -> float | None:
+def equal_budget(compared: Sequence[Variant], key: str) -> float | None:
     """The largest budget that every run reached; None if a run did not count it."""
-    ends = [run.evaluations[-1] for variant in those for run in variant.runs]
+    ends = [run.evaluations[-1] for variant in compared for run in variant.runs]
     return float(min(line[key] for line in ends)) if all(key in line for line in ends) else None
 
 
@@ -330,14 +334,14 @@ def at_budget(run: Finished, key: str, budget: float, value: str = "eval/reward"
     return float(np.interp(budget, run.curve(key), run.curve(value)))
 
 
-def matched_reward(those: Sequence[Variant]) -> tuple[float, dict[str, list[float]]]:
+def matched_reward(compared: Sequence[Variant]) -> tuple[float, dict[str, list[float]]]:
     """A reward that every run reached, 90 % of the way from the base model to the least of their maxima, and
     each variant's diversity when it first reached it, one value a seed."""
-    curves = [run.curve("eval/reward") for variant in those for run in variant.runs]
+    curves = [run.curve("eval/reward") for variant in compared for run in variant.runs]
     base = curves[0][0]
     level = base + 0.9 * (min(map(max, curves)) - base)
-    found = {
+    diversities = {
         v.label: [at_matched_reward(r.curve("eval/reward"), r.curve("eval/lpips"), level) for r in v.runs]
-        for v in those
+        for v in compared
     }
-    return level, {label: [x for x in values if x is not None] for label, values in found.items()}
+    return level, {label: [x for x in values if x is not None] for label, values in diversities.items()}

@@ -91,23 +91,23 @@ def totals(variant: Variant, where: str) -> tuple[Values, Values] | None:
     return np.stack([mine for mine, _ in pairs]), np.stack([base for _, base in pairs])
 
 
-def evaluated(those: Sequence[Variant]) -> bool:
+def evaluated(variants: Sequence[Variant]) -> bool:
     """Whether every run has an evaluation; if one lacks it, all are taken by what training itself
     measured."""
-    return all(run.evaluation for variant in those for run in variant.runs)
+    return all(run.evaluation for variant in variants for run in variant.runs)
 
 
-def outcomes(those: Sequence[Variant]) -> list[Outcome]:
+def outcomes(variants: Sequence[Variant]) -> list[Outcome]:
     """Of each variant, in their order."""
-    _, matched = matched_reward(those)
-    budget, whole = equal_budget(those, "samples_seen") or 0.0, evaluated(those)
-    return [_outcome(variant, matched[variant.label], budget, whole) for variant in those]
+    _, matched = matched_reward(variants)
+    budget, whole = equal_budget(variants, "samples_seen") or 0.0, evaluated(variants)
+    return [_outcome(variant, matched[variant.label], budget, whole) for variant in variants]
 
 
-def base_point(those: Sequence[Variant]) -> tuple[float, float]:
+def base_point(variants: Sequence[Variant]) -> tuple[float, float]:
     """The base model's reward and diversity, measured like the outcomes."""
-    run = those[0].runs[0]
-    if evaluated(those) and run.base:
+    run = variants[0].runs[0]
+    if evaluated(variants) and run.base:
         return float(total(run.base, run.base, run, "train").mean()), float(
             np.mean([row["lpips"] for row in run.base.prompts])
         )
@@ -179,19 +179,19 @@ def _gain(variant: Variant, name: str) -> Values:
     )
 
 
-def contrasts(those: Sequence[Variant]) -> dict[str, list[Contrast]]:
+def contrasts(variants: Sequence[Variant]) -> dict[str, list[Contrast]]:
     """Every pair of evaluated variants with equally many seeds, for the training reward and for diversity; of
     more than PAIRED variants, the pairs of the best one."""
     out: dict[str, list[Contrast]] = {}
-    if not evaluated(those):
+    if not evaluated(variants):
         return out
     for what in ("reward", "diversity"):
         values = {}
-        for variant in those:
+        for variant in variants:
             both = totals(variant, "train")
-            found = both and both[0] if what == "reward" else variant.spread("lpips")
-            if found is not None:
-                values[variant.label] = found
+            outcome = both and both[0] if what == "reward" else variant.spread("lpips")
+            if outcome is not None:
+                values[variant.label] = outcome
         best = max(values, key=lambda label: float(values[label].mean()), default="")
         wanted = (
             combinations(values, 2)

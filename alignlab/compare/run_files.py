@@ -239,12 +239,12 @@ def _table(node: Any, key: str) -> dict[str, Any]:
 
 
 def _a(kind: type[T], node: Any, key: str) -> T:
-    found = _if_a(kind, node, key)
-    if found is None:
+    value = _if_a(kind, node, key)
+    if value is None:
         raise Strange
-    return found
+    return value
 
 
 def _if_a(kind: type[T], node: Any, key: str) -> T | None:
-    found = node.get(key) if isinstance(node, dict) else None
-    return found if isinstance(found, kind) else None
+    value = node.get(key) if isinstance(node, dict) else None
+    return value if isinstance(value, kind) else None

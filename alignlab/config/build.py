@@ -64,21 +64,21 @@ def build(node: dict[str, Any], **extra: Any) -> Any:
         raise ConfigError(_ended(node["_target_"], error)) from None
 
 
-def may_build(found: Any, allowed: Iterable[str] = ()) -> bool:
+def may_build(resolved: Any, allowed: Iterable[str] = ()) -> bool:
     """Whether a configuration may call what a `_target_` led to: a class at home in PARTS, in torch.optim or
     in an allowed module, or a function of FUNCTIONS or of an allowed module. So a way through what a module
     imports (alignlab.runs.provenance.subprocess.run) ends here."""
-    home = getattr(found, "__module__", None)
+    home = getattr(resolved, "__module__", None)
     if (
-        not (inspect.isclass(found) or inspect.isfunction(found))
+        not (inspect.isclass(resolved) or inspect.isfunction(resolved))
         or not isinstance(home, str)
-        or found.__name__.startswith("_")
+        or resolved.__name__.startswith("_")
     ):
         return False
     if _within(home, allowed):
         return True
     parts = [f"alignlab.{part}" for part in PARTS]
-    return _within(home, ["torch.optim", *parts]) if inspect.isclass(found) else home in FUNCTIONS
+    return _within(home, ["torch.optim", *parts]) if inspect.isclass(resolved) else home in FUNCTIONS
 
 
 def _within(name: str, modules: Iterable[str]) -> bool:
@@ -94,18 +94,18 @@ def resolve(target: str) -> Any:
     module, _, name = target.rpartition(".")
     try:
         with undisturbed():
-            found = importlib.import_module(module)
+            imported = importlib.import_module(module)
     except SystemExit as error:
         mend = 'write what is a script under if __name__ == "__main__":'
         raise ImportError(f"{_ended(module, error)}; {mend}") from None
-    if not hasattr(found, name):
+    if not hasattr(imported, name):
         made = (
             n
-            for n, value in vars(found).items()
+            for n, value in vars(imported).items()
             if n[0] != "_" and _within(str(getattr(value, "__module__", "")), [module])
         )
         raise ImportError(f"{module} has no {name}; {nearest(name, made)}")
-    return getattr(found, name)
+    return getattr(imported, name)
 
 
 def node_problems(
@@ -124,8 +124,8 @@ def node_problems(
     which a class is of another kind.
     """
     inner = [p for key, value in _inside(where, node) for p in node_problems(key, value, allowed=allowed)]
-    found = inner + list(_binding_problems(where, node, list(allowed), runtime, offers))
-    yield from found if found or runtime else _construction_problems(where, node)
+    problems = inner + list(_binding_problems(where, node, list(allowed), runtime, offers))
+    yield from problems if problems or runtime else _construction_problems(where, node)
 
 
 def _is_node(value: Any) -> bool:
@@ -163,15 +163,15 @@ def _binding_problems(
     if unusable := list(_name_problems(f"{where}._target_", target, allowed)):
         yield from unusable
         return
-    found = resolve(target)
-    parameters = inspect.signature(found).parameters
-    for key in _function_names(found, node):
+    resolved = resolve(target)
+    parameters = inspect.signature(resolved).parameters
+    for key in _function_names(resolved, node):
         yield from _name_problems(f"{where}.{key}", node[key], allowed)
     named = {k: p for k, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     lacks = [key for key in runtime if key not in named and not open_ended]
-    if inspect.isclass(found):
-        lacks += [name for name in offers if not any(name in vars(kind) for kind in found.__mro__)]
+    if inspect.isclass(resolved):
+        lacks += [name for name in offers if not any(name in vars(kind) for kind in resolved.__mro__)]
     if lacks:
         yield (
             f"{where}._target_={target} is of another kind: it has no {lacks[0]}; choose a file of conf/ "
@@ -184,8 +184,8 @@ def _binding_problems(
         elif key not in named and key != "_target_" and not open_ended:
             yield f"{where}.{key} is not an argument of {target}; {nearest(key, named, f'{where}.')}"
         elif key in named and not fits(value, named[key].annotation):
-            its = _what_it_is(f"{where}.{key}", value, named[key].annotation)
-            yield f"{where}.{key}={value} must be {words(named[key].annotation)}{its}"
+            remark = _what_it_is(f"{where}.{key}", value, named[key].annotation)
+            yield f"{where}.{key}={value} must be {words(named[key].annotation)}{remark}"
     for key, p in named.items():
         if p.default is p.empty and key not in node and key not in runtime:
             yield f"{where}.{key} is missing, and {target} needs it; set +{where}.{key}=..."
@@ -198,11 +198,11 @@ def _name_problems(where: str, target: str, allowed: Iterable[str]) -> Iterator[
         yield f"{where}={target} lies outside {' and '.join(ALLOWED)}; {mend}"
         return
     try:
-        found = resolve(target)
+        resolved = resolve(target)
     except ImportError as error:
         yield f"{where}={target} cannot be imported: {error}"
         return
-    if not may_build(found, allowed):
+    if not may_build(resolved, allowed):
         yield (
             f"{where}={target} is nothing that a configuration may build; name a class of "
             f"{' or '.join(ALLOWED)} made for it"

@@ -149,7 +149,8 @@ def sampler_problems(model: dict[str, Any], samplers: Mapping[str, dict[str, Any
     family = resolve(model["_target_"])
     for group, sampler in samplers.items():
         flow = sampler["_target_"] == "alignlab.engine.samplers.flow"
-        if isinstance(family, OfProcess) and family.rectified_flow != flow:
+        shipped = sampler["_target_"].startswith("alignlab.")  # of a user's own nobody knows what it fits
+        if shipped and isinstance(family, OfProcess) and family.rectified_flow != flow:
             kind, fits_it = ("a diffusion model", "ddim") if flow else ("a rectified flow", "flow")
             yield (
                 f"{group}={'flow' if flow else 'ddim'} does not fit this model, which is {kind}; set "

@@ -1,5 +1,5 @@
-"""What a shell may complete a line of `alignlab` to, at once: commands, keys, options of groups, the words that
-a key may be, folders.
+"""What a shell may complete a line of `alignlab` to, at once: commands, keys, options of groups, the words
+that a key may be, folders.
 
 The scripts for bash, zsh and fish hand the words typed so far to `alignlab __complete`, and take what it
 prints: a line for each way to go on, whole words. Names come from the source and conf/ (outline.py). A file

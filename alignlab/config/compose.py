@@ -24,7 +24,7 @@ from alignlab.config.outline import CONF as CONF
 from alignlab.config.path_keys import is_path
 from alignlab.config.record import record
 from alignlab.config.reward_nodes import groupwise, weighed
-from alignlab.config.schema import QUICK, Evaluation, TrainConfig
+from alignlab.config.schema import QUICK, TABLES, TrainConfig
 from alignlab.config.train_rules import ignored_problems, problems
 from alignlab.files.safe_folder import RunError
 from alignlab.runs.moved_targets import with_moved_targets
@@ -50,23 +50,22 @@ def checked(cfg: DictConfig) -> TrainConfig:
     values = _as_begun(values)
     if values.get("quick"):
         _make_quick(values)
-    found = list(
+    mistakes = list(
         dict.fromkeys(problems({**values, "allow_targets": allowed} if "allow_targets" in values else values))
     )
     upload = values.get("push_to_hub")
     if upload is not None and values.get("resume") is None and not typed("push_to_hub"):
-        found.append(
+        mistakes.append(
             f"push_to_hub={upload} stands in a file, and the model would be uploaded there; if you want "
-            f"that, type push_to_hub={upload}, "
-            "and push_to_hub=null if not"
+            f"that, type push_to_hub={upload}, and push_to_hub=null if not"
         )
-    if found:
-        raise ConfigError("\n".join(found))
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
     c = record(TrainConfig, values)
     if not (given_folder(c) / "config.yaml").is_file():  # a run that began goes on as it is
-        found = list(ignored_problems(c, _references(cfg.algo)))
-    if found:
-        raise ConfigError("\n".join(found))
+        mistakes = list(ignored_problems(c, _references(cfg.algo)))
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
     if c.quick and groupwise(c.reward) + groupwise(c.eval_rewards):
         c = replace(c, evaluation=replace(c.evaluation, final_images=max(2, c.evaluation.final_images)))
     return c
@@ -143,8 +142,10 @@ def refuse_deleted(cfg: DictConfig, schema: type) -> None:
     """Raises a ConfigError if a key of the schema was deleted (~key)."""
     # in cfg itself a key without a value ("???") is not
     deleted = [f.name for f in fields(schema) if f.name not in cfg.keys()]
-    if not deleted and "evaluation" in cfg and isinstance(cfg.evaluation, DictConfig):
-        deleted = [f"evaluation.{f.name}" for f in fields(Evaluation) if f.name not in cfg.evaluation.keys()]
+    for name, keys in TABLES.items() if not deleted else ():
+        table = cfg[name] if name in cfg else None
+        if isinstance(table, DictConfig):
+            deleted += [f"{name}.{f.name}" for f in fields(keys) if f.name not in table.keys()]
     if deleted:
         raise ConfigError(f"{', '.join(deleted)} must not be deleted")
 
@@ -154,10 +155,10 @@ _words: list[str] | None = None
 
 
 @contextmanager
-def typing_of(words: Sequence[str]) -> Iterator[None]:
+def typing_of(overrides: Sequence[str]) -> Iterator[None]:
     """Inside, a command runs whose user typed these overrides."""
     global _words
-    before, _words = _words, [*words]
+    before, _words = _words, [*overrides]
     try:
         yield
     finally:
@@ -166,8 +167,10 @@ def typing_of(words: Sequence[str]) -> Iterator[None]:
 
 def asked() -> set[str]:
     """The keys that the command line names; none outside of a command."""
-    words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-    return {word.lstrip("+~").partition("=")[0] for word in words}
+    overrides: Any = (
+        OmegaConf.to_container(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    )
+    return {override.lstrip("+~").partition("=")[0] for override in overrides}
 
 
 def opted_in(values: Mapping[str, Any]) -> list[str]:
@@ -180,10 +183,10 @@ def opted_in(values: Mapping[str, Any]) -> list[str]:
 def typed(key: str) -> bool:
     """Whether the user typed the key for the command that runs. Outside of a command everything is the
     calling program's own."""
-    words = _words
-    if words is None and HydraConfig.initialized():  # a launcher's process
-        words = list(HydraConfig.get().overrides.task)
-    return words is None or any(word.lstrip("+").startswith(key) for word in words)
+    overrides = _words
+    if overrides is None and HydraConfig.initialized():  # a launcher's process
+        overrides = list(HydraConfig.get().overrides.task)
+    return overrides is None or any(override.lstrip("+").startswith(key) for override in overrides)
 
 
 def given_folder(c: TrainConfig) -> Path:

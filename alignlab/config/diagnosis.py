@@ -103,19 +103,19 @@ def foreign_problems(name: str, arguments: Namespace) -> list[str]:
     others = [
         _singles(word) if arguments.multirun else [word] for word in arguments.overrides if word not in paths
     ]
-    found: list[str] = []
+    problems: list[str] = []
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         plain_hydra = _hydra_node(name, [])
         for k in range(max(map(len, others), default=1)):
-            typed = [one[min(k, len(one) - 1)] for one in others]
+            typed = [values[min(k, len(values) - 1)] for values in others]
             try:
                 with_files = _hydra_node(name, [*paths, *typed])
             except Exception:  # it does not compose, which has its own sentence
                 return []
-            found += hydra_problems(
+            problems += hydra_problems(
                 with_files, plain_hydra, [word.lstrip("+~").partition("=")[0] for word in typed]
             )
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(problems))
 
 
 def _folders(searchpaths: list[str], arguments: Namespace) -> list[Path]:
@@ -144,7 +144,7 @@ def diagnosis(name: str, arguments: Namespace, schema: type, check: Callable[[Di
     """Why a command line composes no configuration: each override that is wrong by itself, and what the
     others get wrong."""
     extra = Path(arguments.config_dir or "").resolve()
-    good, found = (
+    good, problems = (
         [f"hydra.searchpath=[file://{extra}]"] if arguments.config_dir and extra.is_dir() else [],
         [],
     )
@@ -152,19 +152,19 @@ def diagnosis(name: str, arguments: Namespace, schema: type, check: Callable[[Di
         for text in sorted(
             arguments.overrides, key=lambda text: "." in text.partition("=")[0]
         ):  # groups decide which keys exist
-            for one in _singles(text) if arguments.multirun else [text]:
+            for override in _singles(text) if arguments.multirun else [text]:
                 try:
-                    hydra.compose(name, [*good, one])
-                    good.append(one)
+                    hydra.compose(name, [*good, override])
+                    good.append(override)
                 except Exception as error:
-                    found.append(_sentence(one, error, hydra.compose(name, good), schema))
+                    problems.append(_sentence(override, error, hydra.compose(name, good), schema))
         try:
             composed = hydra.compose(name, good)
             refuse_deleted(composed, schema)
             check(composed)
         except ConfigError as error:
-            found.append(str(error))
-    return "\n".join(dict.fromkeys(found))
+            problems.append(str(error))
+    return "\n".join(dict.fromkeys(problems))
 
 
 def _singles(text: str) -> list[str]:
@@ -219,10 +219,10 @@ def _sentence(text: str, error: Exception, cfg: DictConfig, schema: type) -> str
         return f"{key} must not be deleted"
     typed = {f.name: f for f in fields(schema)} | {f"evaluation.{f.name}": f for f in fields(Evaluation)}
     if key in typed and value.startswith("[") and is_path(key):
-        one = word(key, value.strip("[]"))
+        single = word(key, value.strip("[]"))
         return (
-            f"{text} is a list, and one name is wanted; write {one}, or {word(key, value)} if the brackets "
-            "are part of the name"
+            f"{text} is a list, and one name is wanted; write {single}, or {word(key, value)} if the "
+            "brackets are part of the name"
         )
     if key in typed:
         return f"{text} must be {words(typed[key].type)}"
@@ -245,11 +245,11 @@ def _own_reward(key: str, value: str) -> str:
         or value in ("null", "none")
     ):
         return ""
-    words = (
+    overrides = (
         f"+{key}.{value}.function=my_module.score +{key}.{value}.differentiable=false "
         f"+{key}.{value}.unit=points"
     )
-    return f" (a function of your own, my_module.score: {key}=none {words} 'allow_targets=[my_module]')"
+    return f" (a function of your own, my_module.score: {key}=none {overrides} 'allow_targets=[my_module]')"
 
 
 def _as_text(text: str, cfg: DictConfig) -> str:
@@ -258,10 +258,10 @@ def _as_text(text: str, cfg: DictConfig) -> str:
     if not value or not re.fullmatch(r"\+{0,2}[A-Za-z_][\w.]*", key, re.ASCII):
         return ""
     name = key.lstrip("+")
-    now = OmegaConf.select(cfg, name, throw_on_missing=False)
-    if isinstance(now, ListConfig) or LIST.fullmatch(name):
+    present = OmegaConf.select(cfg, name, throw_on_missing=False)
+    if isinstance(present, ListConfig) or LIST.fullmatch(name):
         return "" if value.startswith("[") else f": {list_word(key, [value])}"
-    return "" if isinstance(now, (bool, int, float, DictConfig)) else f": {word(key, value)}"
+    return "" if isinstance(present, (bool, int, float, DictConfig)) else f": {word(key, value)}"
 
 
 def _as_list(key: str, value: str, cfg: DictConfig) -> str:

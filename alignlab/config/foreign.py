@@ -28,22 +28,22 @@ DOORS = ("allow_targets", "allow_servers", "push_to_hub")
 SWEEPERS = ("hydra._internal.core_plugins.", "hydra_plugins.")
 
 
-def hydra_problems(found: dict[str, Any], plain: dict[str, Any], typed: Collection[str]) -> Iterator[str]:
+def hydra_problems(composed: dict[str, Any], plain: dict[str, Any], typed: Collection[str]) -> Iterator[str]:
     """One sentence for each key of Hydra's configuration that a file changed.
 
     Args:
-        found: Hydra's node as composed with those files, and
+        composed: Hydra's node as composed with those files, and
         plain: without them.
         typed: the keys that the command line names.
     """
     for key in KEPT:
         own = any(word.replace("/", ".").startswith(f"hydra.{key.partition('.')[0]}") for word in typed)
-        if not own and _at(found, key) != _at(plain, key):
+        if not own and _at(composed, key) != _at(plain, key):
             yield (
                 f"hydra.{key} is set by a file of --config-dir, which may not; type it on the command line "
                 "if you want it"
             )
-    sweeper = found.get("sweeper") or {}
+    sweeper = composed.get("sweeper") or {}
     if not str(sweeper.get("_target_")).startswith(SWEEPERS):
         yield f"hydra.sweeper._target_={sweeper.get('_target_')} is no sweeper of Hydra's or of its plugins"
     for key, value in _leaves(sweeper):

@@ -143,7 +143,7 @@ def _sections(whole: Outline, places: Sequence[Any]) -> Iterator[Iterator[str]]:
 
 
 def _section(heading: str, about: str, keys: Sequence[Key], leave_out: set[str]) -> Iterator[str]:
-    yield heading
+    yield from textwrap.wrap(heading, WIDTH, subsequent_indent="    ", break_long_words=False)
     yield from textwrap.wrap(about, WIDTH, initial_indent="    ", subsequent_indent="    ")
     for key in keys:
         if key.name not in leave_out:

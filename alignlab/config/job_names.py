@@ -1,9 +1,9 @@
 """Names of a sweep's folders: short, of letters that every shell and file system takes, and the same when the
 sweep is typed again.
 
-Only the keys that have several values are named: `kl_coeff-0.25_seed-1`. All words of the job stand in its
-folder, in overrides.yaml, and tell whose folder it is. Folders of earlier versions have all words as their
-name, `algo=ddpo,kl_coeff=0.25,seed=1`, and are used.
+Only the keys that have several values are named: `kl_coeff-0.25_seed-1`. All overrides of the job stand in
+its folder, in overrides.yaml, and tell whose folder it is. Folders of earlier versions have all overrides as
+their name, `algo=ddpo,kl_coeff=0.25,seed=1`, and are used.
 """
 
 import hashlib
@@ -25,42 +25,44 @@ LONGEST_VALUE = 40
 """Characters of one value in it."""
 
 
-def folder_of(sweep: Path, words: Sequence[str], several: Collection[str], unnamed: Collection[str]) -> str:
+def folder_of(
+    sweep: Path, overrides: Sequence[str], several: Collection[str], unnamed: Collection[str]
+) -> str:
     """The name of a job's folder in its sweep's.
 
     Args:
-        words: `key=value`, all of the job's.
+        overrides: `key=value`, all of the job's.
         several: the keys in which the sweep's jobs differ.
         unnamed: keys that make no job another one, as output_dir.
     """
-    mine = named(words, unnamed)
-    old = full_name(mine)
+    naming = named(overrides, unnamed)
+    old = full_name(naming)
     if not old or os.path.isdir(sweep / old):  # Path.is_dir raises where a name is too long
         return old
     kept = [
         path.parent.name
         for path in sorted(sweep.glob(f"*/{WORDS}"))
-        if named(read_words(path.parent), unnamed) == mine
+        if named(read_words(path.parent), unnamed) == naming
     ]
     if kept:
         return kept[0]
-    values = dict(word.split("=", 1) for word in mine if "=" in word)
+    values = dict(override.split("=", 1) for override in naming if "=" in override)
     short = short_name({key: values[key] for key in sorted(values) if key in several} or values)
     if read_words(sweep / short):  # of an earlier sweep, which fixed another value
         return f"{short[: LONGEST - 10]}-{_digest(old)}"
     return short
 
 
-def write_words(folder: Path, words: Sequence[str]) -> None:
-    """Writes a job's words into its folder, unless the folder's name holds them."""
+def write_words(folder: Path, overrides: Sequence[str]) -> None:
+    """Writes a job's overrides into its folder, unless the folder's name holds them."""
     if "=" in folder.name:
         return
     with suppress(FileExistsError), (folder / WORDS).open("x", encoding="utf-8") as file:
-        file.write(yaml.safe_dump([*words], allow_unicode=True))
+        file.write(yaml.safe_dump([*overrides], allow_unicode=True))
 
 
 def read_words(folder: Path) -> list[str]:
-    """The words of a job that has its folder there; none where they are not to be read."""
+    """Reads the overrides of the job whose folder this is; an empty list if they cannot be read."""
     try:
         read = read_yaml((folder / WORDS).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
@@ -68,15 +70,19 @@ def read_words(folder: Path) -> list[str]:
     return read if isinstance(read, list) and all(isinstance(word, str) for word in read) else []
 
 
-def named(words: Sequence[str], unnamed: Collection[str]) -> list[str]:
-    """The words that make a job what it is, in order; an experiment has its first name, as in folders of
+def named(overrides: Sequence[str], unnamed: Collection[str]) -> list[str]:
+    """Sorts the overrides that make a job what it is. An experiment has its first name, as in folders of
     earlier versions."""
-    return sorted(first_word(word) for word in words if word.lstrip("+~").partition("=")[0] not in unnamed)
+    return sorted(
+        first_word(override)
+        for override in overrides
+        if override.lstrip("+~").partition("=")[0] not in unnamed
+    )
 
 
-def full_name(words: Sequence[str]) -> str:
-    """The name that earlier versions gave to a job's folder: its words, cut where they are too long."""
-    name = ",".join(words).replace("/", "_")
+def full_name(overrides: Sequence[str]) -> str:
+    """The name that earlier versions gave to a job's folder: its overrides, cut where they are too long."""
+    name = ",".join(overrides).replace("/", "_")
     return name if len(name) <= LONGEST else f"{name[:160]}-{_digest(name, 6)}"
 
 

@@ -122,11 +122,11 @@ def job_folder(sweep: str, several: str = "", single: str = "") -> str:
         single: the typed keys that have one.
     """
     at = HydraConfig.get()
-    words: Any = OmegaConf.to_container(at.overrides.task)
+    overrides: Any = OmegaConf.to_container(at.overrides.task)
     sweeper: Any = OmegaConf.to_container(at.sweeper)
     of_file = swept([f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()])[0]
     keys = {*several.split(), *(key for key in of_file if key not in single.split())}
-    return folder_of(Path(sweep), words, keys, list(at.job.config.override_dirname.exclude_keys))
+    return folder_of(Path(sweep), overrides, keys, list(at.job.config.override_dirname.exclude_keys))
 
 
 def sweep_folder(given: str | None, name: str) -> str:

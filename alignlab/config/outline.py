@@ -62,14 +62,6 @@ class Command:
 
 
 @dataclass
-class Choice:
-    """A group of a command: the option that is chosen, by its own word or another one's."""
-
-    name: str
-    options: list[str]
-
-
-@dataclass
 class Outline:
     """What a command takes, with the options that its words choose."""
 

@@ -39,17 +39,17 @@ def reward_problems(group: str, nodes: Any, allowed: Sequence[str]) -> Iterator[
 
 def _reward_problems(where: str, node: Any, allowed: Sequence[str]) -> Iterator[str]:
     """Says what is wrong with one reward."""
-    found = list(node_problems(where, without_weighing(node), allowed=allowed, offers=OFFERS))
-    if any(sentence.startswith(f"{where}.images is missing") for sentence in found):
+    problems = list(node_problems(where, without_weighing(node), allowed=allowed, offers=OFFERS))
+    if any(sentence.startswith(f"{where}.images is missing") for sentence in problems):
         target = node["_target_"]
-        found = [
+        problems = [
             f"{where}._target_={target} is a function; write +{where}.function={target} in its place, and "
             "its differentiable and unit"
         ]
-    yield from found
+    yield from problems
     if not isinstance(node, dict):
         return
-    if not found:
+    if not problems:
         try:
             declared(node)
         except ValueError as error:

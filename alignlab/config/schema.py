@@ -29,6 +29,20 @@ class Evaluation(Keys):
 
 
 @dataclass
+class Tracking(Keys):
+    """How wandb or trackio shows the run, with tracker=."""
+
+    project: str = "alignlab"
+    """The project that the run belongs to."""
+    name: str | None = None
+    """Of the run; null takes its folder's name, with the sweep's in front: SWEEP/JOB."""
+    group: str | None = None
+    """What the run belongs to; null takes the sweep's folder's name, or none."""
+    tags: list[str] = field(default_factory=list)
+    """Words to find the run by; trackio shows them in its configuration."""
+
+
+@dataclass
 class TrainConfig(Keys):
     """The top-level keys. A group is a node, or several nodes by name. What the node's _target_ names types
     its arguments."""
@@ -113,6 +127,8 @@ class TrainConfig(Keys):
     """Addresses of reward servers that only a file names, and that images and prompts may be sent to."""
     evaluation: Evaluation = field(default_factory=Evaluation)
     """How much is measured, and when."""
+    tracking: Tracking = field(default_factory=Tracking)
+    """How a tracker shows the run."""
     algo: Any = None
     """The algorithm that is trained with, and its own keys."""
     optimizer: Any = None
@@ -135,6 +151,8 @@ class TrainConfig(Keys):
     """The distance between images that diversity is measured with."""
 
 
+TABLES: dict[str, Any] = {"evaluation": Evaluation, "tracking": Tracking}
+"""The keys of TrainConfig that are tables of keys, and the dataclass of each."""
 ConfigStore.instance().store(name="train_schema", node=TrainConfig)
 
 

@@ -26,7 +26,7 @@ def _table() -> dict[str, Ours]:
         ),
         "max_train_steps num_train_steps max_steps total_steps train_steps num_iterations": (
             "steps",
-            "it counts epochs; each has algo.updates_per_epoch optimiser steps, where the algorithm has that key",
+            "it counts epochs; each has algo.updates_per_epoch optimiser steps, where that key is",
         ),
         "batch_size train_batch_size sample_batch_size per_device_train_batch_size": (
             "micro_batch samples_per_step",
@@ -46,7 +46,10 @@ def _table() -> dict[str, Ours]:
         # the optimiser
         "lr_scheduler lr_scheduler_type scheduler_type": ("lr_schedule", "constant, linear or cosine"),
         "lr_warmup_steps warmup_steps num_warmup_steps": ("lr_warmup", "it counts epochs"),
-        "max_gradient_norm clip_grad_norm grad_clip gradient_clip_val train_max_grad_norm": ("max_grad_norm", ""),
+        "max_gradient_norm clip_grad_norm grad_clip gradient_clip_val train_max_grad_norm": (
+            "max_grad_norm",
+            "",
+        ),
         "adam_beta1 adam_beta2 train_adam_beta1 train_adam_beta2 betas": (
             "optimizer.betas",
             "both stand in one list: 'optimizer.betas=[0.9,0.999]'",
@@ -59,7 +62,10 @@ def _table() -> dict[str, Ours]:
         "rank lora_rank lora_r r network_dim lora_dim": ("policy.lora.rank", ""),
         "lora_alpha network_alpha": ("policy.lora.alpha", "the LoRA is scaled by alpha / rank"),
         "lora_target_modules target_modules": ("policy.lora.targets", ""),
-        "use_lora train_use_lora peft": ("policy.full", "LoRA is the default; policy.full=true trains every weight"),
+        "use_lora train_use_lora peft": (
+            "policy.full",
+            "LoRA is the default; policy.full=true trains every weight",
+        ),
         "gradient_checkpointing activation_checkpointing enable_gradient_checkpointing": (
             "policy.checkpointing",
             "",
@@ -69,9 +75,15 @@ def _table() -> dict[str, Ours]:
         "fsdp deepspeed zero_stage": ("policy.shard", "it splits full fine-tuning; docs/devices.md"),
         "allow_tf32": ("precision", "bf16 is what saves time on a GPU"),
         # the model
-        "model_name_or_path pretrained_model_name_or_path pretrained_model pretrained_model_path model_name model_id "
-        "model_path pretrained.model base_model checkpoint ckpt_path": ("model.path_or_id model=NAME", "the family is chosen with model=NAME"),
-        "revision pretrained_revision variant": ("model.variant", "a commit of the hub is +model.revision=COMMIT"),
+        "model_name_or_path pretrained_model_name_or_path pretrained_model pretrained_model_path "
+        "model_name model_id model_path pretrained.model base_model checkpoint ckpt_path": (
+            "model.path_or_id model=NAME",
+            "the family is chosen with model=NAME",
+        ),
+        "revision pretrained_revision variant": (
+            "model.variant",
+            "a commit of the hub is +model.revision=COMMIT",
+        ),
         "resolution image_size height width size": (
             "model.size",
             "with model=flux; other models draw at the size that they were trained at",
@@ -86,7 +98,10 @@ def _table() -> dict[str, Ours]:
             "the first is of training, the second of evaluations",
         ),
         "eval_num_steps": ("eval_sampler.steps", ""),
-        "eta sample_eta noise_level": ("sampler.eta", "0 is deterministic; DDPO needs more"),
+        "eta sample_eta noise_level": (
+            "sampler.eta eval_sampler.eta",
+            "0 is deterministic; DDPO needs more in training",
+        ),
         "num_images_per_prompt num_image_per_prompt num_generations group_size": ("prompts.per_prompt", ""),
         "num_validation_images": ("evaluation.images", ""),
         # algorithms
@@ -95,7 +110,10 @@ def _table() -> dict[str, Ours]:
             "DPO and KTO have a beta of their own, algo.beta",
         ),
         "beta_dpo dpo_beta": ("algo.beta", ""),
-        "clip_range train_clip_range cliprange eps_clip": ("algo.clip", "it bounds the logarithm of the ratio"),
+        "clip_range train_clip_range cliprange eps_clip": (
+            "algo.clip",
+            "it bounds the logarithm of the ratio",
+        ),
         "adv_clip_max train_adv_clip_max adv_clip": ("algo.advantage_clip", ""),
         "timestep_fraction train_timestep_fraction": ("algo.timestep_fraction", ""),
         "per_prompt_stat_tracking": ("algo.statistics.per_prompt", ""),
@@ -124,10 +142,23 @@ def _table() -> dict[str, Ours]:
         "caption_column": ("algo.caption_column", "of algo=sft"),
         # what is kept, and where
         "output output_path logdir log_dir logging_dir save_dir run_dir work_dir": ("output_dir", ""),
-        "run_name experiment_name exp_name name wandb_run_name": ("output_dir", "a run is called after its folder"),
-        "save_steps save_freq checkpointing_steps save_every save_interval": ("checkpoint_every", "it counts epochs"),
+        "run_name experiment_name exp_name name wandb_run_name": (
+            "tracking.name output_dir",
+            "a run is called after its folder",
+        ),
+        "project project_name wandb_project tracker_project_name": ("tracking.project", ""),
+        "entity wandb_entity": ("tracking.project", "the entity is WANDB_ENTITY in the environment"),
+        "group_name wandb_group": ("tracking.group", ""),
+        "wandb_tags": ("tracking.tags", ""),
+        "save_steps save_freq checkpointing_steps save_every save_interval": (
+            "checkpoint_every",
+            "it counts epochs",
+        ),
         "checkpoints_total_limit num_checkpoint_limit save_total_limit": ("keep", ""),
-        "eval_steps eval_freq validation_steps validation_epochs eval_interval": ("eval_every", "it counts epochs"),
+        "eval_steps eval_freq validation_steps validation_epochs eval_interval": (
+            "eval_every",
+            "it counts epochs",
+        ),
         "resume_from_checkpoint resume_from resume_path": (
             "resume",
             "it is a run's folder, and resume=last the newest that is not finished",
@@ -157,7 +188,9 @@ def synonym(key: str, known: Collection[str]) -> str | None:
         known: the keys of the command, with dots.
     """
     plain = key.lstrip("+-~").lower().replace("-", "_")
-    ours = SYNONYMS.get(plain) or SYNONYMS.get(plain.replace(".", "_")) or SYNONYMS.get(plain.rpartition(".")[2])
+    ours = (
+        SYNONYMS.get(plain) or SYNONYMS.get(plain.replace(".", "_")) or SYNONYMS.get(plain.rpartition(".")[2])
+    )
     if ours is None:
         return None
     groups = {one.partition(".")[0] for one in known}

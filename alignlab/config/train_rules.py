@@ -2,6 +2,7 @@
 nodes, and pairs that cannot be."""
 
 import importlib.util
+import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from alignlab.config.checks import (
 from alignlab.config.leaves import leaf_problems
 from alignlab.config.record import record
 from alignlab.config.reward_nodes import declared, groupwise
-from alignlab.config.schema import KEYS, TrainConfig
+from alignlab.config.schema import KEYS, TABLES, TrainConfig
 from alignlab.distributed.ranks import launched
 from alignlab.runs.weight_files import start_problems
 
@@ -58,10 +59,10 @@ def problems(values: dict[str, Any]) -> Iterator[str]:
         return
     for rule in RULES:
         yield from rule(c)
-    found = list(group_problems(values, GROUPS, c.allow_targets, lr=c.lr))
-    yield from found
-    if all(sentence.startswith(("model", "policy", "optimizer", "eval_rewards")) for sentence in found):
-        watched = {} if any(sentence.startswith("eval_rewards") for sentence in found) else c.eval_rewards
+    faults = list(group_problems(values, GROUPS, c.allow_targets, lr=c.lr))
+    yield from faults
+    if all(sentence.startswith(("model", "policy", "optimizer", "eval_rewards")) for sentence in faults):
+        watched = {} if any(sentence.startswith("eval_rewards") for sentence in faults) else c.eval_rewards
         yield from _impossible_pairs(replace(c, eval_rewards=watched))
 
 
@@ -108,8 +109,9 @@ def _absent(values: dict[str, Any]) -> Iterator[str]:
                 f"{group}={values[group]} names no reward; choose one with {group}=NAME, or several with "
                 f"'{group}=[clip,colour]'"
             )
-    if not isinstance(values["evaluation"], dict):
-        yield f"evaluation={values['evaluation']} must be a table of keys and values"
+    for table in TABLES:
+        if not isinstance(values[table], dict):
+            yield f"{table}={values[table]} must be a table of keys and values"
 
 
 @dataclass(frozen=True)
@@ -172,8 +174,7 @@ def _shares_of_processes(c: TrainConfig) -> Iterator[str]:
     if micro > 0 and samples % micro == 0 and samples % (micro * launched()):
         yield (
             f"samples_per_step={samples} cannot be dealt out in micro-batches of {micro} to {launched()} "
-            "processes; "
-            f"set samples_per_step to a multiple of {micro * launched()}"
+            f"processes; set samples_per_step to a multiple of {micro * launched()}"
         )
 
 
@@ -221,6 +222,15 @@ def _missing_packages(c: TrainConfig) -> Iterator[str]:
         )
 
 
+def _untrackable(c: TrainConfig) -> Iterator[str]:
+    project = c.tracking.project
+    if not re.fullmatch(r"[^/\\#?%:]{1,128}", project):  # what wandb takes
+        yield (
+            f"tracking.project={project} must have 1 to 128 characters, none of them / \\ # ? % :, which no "
+            "tracker takes"
+        )
+
+
 def _no_reward(c: TrainConfig) -> Iterator[str]:
     if not c.reward:
         yield (
@@ -260,6 +270,7 @@ RULES: tuple[Callable[[TrainConfig], Iterator[str]], ...] = (
     _sharding,
     _unmeasured,
     _missing_packages,
+    _untrackable,
     Bound(
         "resume",
         lambda v: v is None or (Path(v) / "config.yaml").is_file(),

@@ -70,11 +70,11 @@ def parse(word: str) -> Override | None:
         return None
 
 
-def swept(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The keys to which the words of a sweep give several values, and those to which they give one."""
+def swept(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The keys to which the overrides of a sweep give several values, and the keys to which they give one."""
     several: list[str] = []
     single: list[str] = []
-    for override in filter(None, map(parse, words)):
+    for override in filter(None, map(parse, overrides)):
         (several if has_several(override) else single).append(override.get_key_element())
     return several, single
 

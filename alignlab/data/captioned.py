@@ -146,14 +146,14 @@ class CaptionedImages:
         Raises:
             ValueError: if a stream ends, or holds what is no example.
         """
-        rng, found = np.random.default_rng(seed), list[Captioned]()
-        while len(found) < n:
+        rng, examples = np.random.default_rng(seed), list[Captioned]()
+        while len(examples) < n:
             if not len(self._left):
                 self._left = rng.permutation(self._next())
-            chosen, self._left = self._left[: n - len(found)], self._left[n - len(found) :]
+            chosen, self._left = self._left[: n - len(examples)], self._left[n - len(examples) :]
             source = self._source if isinstance(self._source, Known) else self._window
-            found += [source[int(k)] for k in chosen]
-        return [replace(example, background=self.background) for example in found]
+            examples += [source[int(k)] for k in chosen]
+        return [replace(example, background=self.background) for example in examples]
 
     def _next(self) -> int:
         """How many examples the next pass, or the next window of a stream, has."""
@@ -246,8 +246,8 @@ def _known(
         ValueError: if there is none, it cannot be read, or a picture is broken.
     """
     columns, left = _columns(image_column, caption_column), LeftOut()
-    found = _examples(data, split, columns, left)
-    count = len(found.captions)
+    known = _examples(data, split, columns, left)
+    count = len(known.captions)
     if not count:
         others = f" (left out: {left})" if len(left) else ""
         raise ValueError(
@@ -255,13 +255,13 @@ def _known(
             "(file_name, text) or with NAME.png "
             "beside NAME.txt, uncompressed shards (.tar), a table of pairs, or owner/name of a dataset"
         )
-    empty = sum(not caption.strip() for caption in found.captions)
+    empty = sum(not caption.strip() for caption in known.captions)
     if empty:
         left.note(f"{empty} of {count} captions are empty, and train the model without a prompt")
     left.say(data, count, "pictures")
-    if not found.looked:
-        are_whole(data, count, lambda k: (found.row(k), "image"))
-    return found
+    if not known.looked:
+        are_whole(data, count, lambda k: (known.row(k), "image"))
+    return known
 
 
 def _columns(image_column: str | None, caption_column: str | None) -> Columns:
@@ -331,8 +331,7 @@ def _stream(data: str, split: str, image_column: str | None, caption_column: str
     else:
         raise ValueError(
             "streaming=true is for shards (.tar), and for .parquet files and datasets with the pictures "
-            "inside, and "
-            f"data={data} is none; set it to false"
+            f"inside, and data={data} is none; set it to false"
         )
     first = next(examples(0), None)
     if first is None:
@@ -417,8 +416,8 @@ def _winners(path: Path) -> Known:
     pairs = Preferences(str(path))
 
     def row(k: int) -> dict[str, Any]:
-        its, winner, _ = pairs.rows[k]
-        return {"image": its[winner], "_table": its["_table"]}
+        pair, winner, _ = pairs.rows[k]
+        return {"image": pair[winner], "_table": pair["_table"]}
 
     return Known(
         captions=pairs.prompts,
@@ -436,8 +435,8 @@ def _of_rows(rows: list[dict[str, Any]]) -> Known:
     return Known(captions=[row["caption"] for row in rows], keys=keys, row=lambda k: rows[k])
 
 
-def _of_members(found: list[Member]) -> Known:
-    examples = [_example(member) for member in found]
+def _of_members(read: list[Member]) -> Known:
+    examples = [_example(member) for member in read]
     return Known(
         captions=[e.caption for e in examples],
         keys=[e.key for e in examples],

@@ -97,18 +97,18 @@ def rows_of(table: Path, columns: Columns, left: LeftOut, *, split: str | None =
         every: list[tuple[int, Any]] = list(objects(table))
     else:
         every = list(enumerate(read_table(str(table), needs="captioned pictures", columns=())))
-    for k, one in every:
+    for k, entry in every:
         names = [
-            next((name for name in wanted if isinstance(one, dict) and name in one), None)
+            next((name for name in wanted if isinstance(entry, dict) and name in entry), None)
             for wanted in columns
         ]
         if None in names:
             missing = " or ".join(columns[names.index(None)])
-            known = [name for name in one if name != "_table"] if isinstance(one, dict) else []
+            known = [name for name in entry if name != "_table"] if isinstance(entry, dict) else []
             has = f" (it has {', '.join(map(str, known))})" if known else ""
             mend = "mend or remove it, or name its column"
             raise ValueError(f"data: row {k + 1} of {table} has no {missing}{has}; {mend}")
-        row = {"image": one[names[0]], "caption": one[names[1]], "_table": table}
+        row = {"image": entry[names[0]], "caption": entry[names[1]], "_table": table}
         if not isinstance(row["image"], str):
             said = f"{names[0]}={row['image']!r} in row {k + 1} of {table}"
             raise ValueError(f"data: {said} is no path; mend or remove it")
@@ -172,14 +172,14 @@ def texts_beside(folder: Path, columns: Columns, left: LeftOut) -> list[Row]:
     within = list(_within(folder, {folder.resolve()}))
     if rows:
         for path in (
-            picture for one in within for picture in sorted(one.iterdir()) if _kind(picture) in PICTURES
+            picture for inner in within for picture in sorted(inner.iterdir()) if _kind(picture) in PICTURES
         ):
             if not of_the_system(path.name):
                 left.add("in folders within", path.relative_to(folder))
         return rows
-    for one in within:
-        rows += _level(one, folder, columns, left)
-    repeated = next((one.name for one in within if re.match(r"\d+_", one.name)), None)
+    for inner in within:
+        rows += _level(inner, folder, columns, left)
+    repeated = next((inner.name for inner in within if re.match(r"\d+_", inner.name)), None)
     if rows and repeated:
         left.note(
             f"the number in the folder's name {repeated} repeats nothing: every picture comes once a pass"
@@ -209,7 +209,7 @@ def _level(folder: Path, root: Path, columns: Columns, left: LeftOut) -> Iterato
         elif kind in UNREAD:
             left.add("of a kind that is not read", path.name)
         elif kind in PICTURES:
-            beside_it = [texts[path.stem, one] for one in TEXTS if (path.stem, one) in texts]
+            beside_it = [texts[path.stem, ending] for ending in TEXTS if (path.stem, ending) in texts]
             said = next(
                 ((text, caption) for text in beside_it if (caption := _caption(text, columns)) is not None),
                 None,
@@ -237,12 +237,12 @@ def _caption(text: Path, columns: Columns) -> str | None:
         ValueError: for a text that cannot be read.
     """
     try:
-        found = caption_in(text.read_bytes(), _kind(text), columns[1])
+        caption = caption_in(text.read_bytes(), _kind(text), columns[1])
     except OSError as error:
         raise ValueError(f"data: {text} cannot be read: {error.strerror}; mend or remove it") from None
-    if found is None and _kind(text) != "json":
+    if caption is None and _kind(text) != "json":
         raise ValueError(f"data: {text} cannot be read as UTF-8 text; save it as UTF-8, or remove it")
-    return found
+    return caption
 
 
 def _kind(path: Path) -> str:

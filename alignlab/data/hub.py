@@ -49,8 +49,8 @@ class Table:
         usual = [name for name in images if name in self.columns]
         pictures = usual or (by_type if len(images) > 1 else [])
         texts = [name for name in captions if name in self.columns]
-        for found, wanted, key in ((pictures, images, "image_column"), (texts, captions, "caption_column")):
-            if not found:
+        for usable, wanted, key in ((pictures, images, "image_column"), (texts, captions, "caption_column")):
+            if not usable:
                 columns = f"its columns are {', '.join(self.columns)}"
                 raise ValueError(
                     f"data={self.name} has no column {' or '.join(wanted)}; set {key}=NAME ({columns})"

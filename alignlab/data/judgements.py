@@ -158,15 +158,15 @@ def read_table(data: str, *, needs: str, columns: Sequence[str]) -> list[dict[st
         )
     rows: list[dict[str, Any]] = []
     for table in tables:
-        found = _parquet(table) if table.suffix.lower() == ".parquet" else _csv(table)
-        missing = [c for c in columns if found and c not in found[0]]
+        lines = _parquet(table) if table.suffix.lower() == ".parquet" else _csv(table)
+        missing = [c for c in columns if lines and c not in lines[0]]
         if missing:
-            known = ", ".join(str(name) for name in found[0])
+            known = ", ".join(str(name) for name in lines[0])
             raise ValueError(
                 f"data: {table} has no column {', '.join(missing)}; {needs} need {', '.join(columns)} (its "
                 f"columns are {known})"
             )
-        rows += [{**row, "_table": table} for row in found]
+        rows += [{**row, "_table": table} for row in lines]
     if not rows:
         raise ValueError(f"data={data} holds no rows; give a table of {needs}")
     return rows
@@ -293,8 +293,7 @@ def are_whole(data: str, count: int, at: Callable[[int], tuple[dict[str, Any], s
     if looked.count < count:
         print(
             f"data={data}: {looked.count} of {count} pictures were looked at in {SECONDS:.0f} seconds, and "
-            "none is broken; "
-            "a broken one among the others ends the run when it is drawn",
+            "none is broken; a broken one among the others ends the run when it is drawn",
             flush=True,
         )
 

@@ -64,8 +64,7 @@ class LabelledImages:
         if not 0 < good < len(self):
             raise ValueError(
                 f"data={data} holds {good} desirable and {len(self) - good} undesirable images, and some of "
-                "each are needed; add some "
-                "(algo=sft learns from good images alone)"
+                "each are needed; add some (algo=sft learns from good images alone)"
             )
         left.add("tied", count=self.ties)
         left.say(data, len(self.rows), "images and pairs")
@@ -115,8 +114,7 @@ def _lines(file: Path) -> Iterator[Labels]:
         ):
             raise ValueError(
                 f"data: line {k + 1} of {file} is no object with the texts prompt and image, or prompt, "
-                "winner and loser; "
-                "mend or remove it"
+                "winner and loser; mend or remove it"
             )
         row = {"image": said["image"], "caption": said["prompt"], "label": said.get("label"), "_table": file}
         yield caption_of(k, row), row, {"image": _label(k, row)}

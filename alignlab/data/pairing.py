@@ -189,8 +189,7 @@ class Pairing:
             for row in np.flatnonzero(~np.isfinite(values))[:1]:
                 raise ValueError(
                     f"reward {name} is {values[row]} for candidate {row}, of prompt {prompts[row]!r}, and no "
-                    "pair can be made of that; "
-                    "score it again, or leave it out"
+                    "pair can be made of that; score it again, or leave it out"
                 )
         return raw
 

@@ -62,12 +62,12 @@ class Span:
         try:
             with self.file.open("rb") as file:
                 file.seek(self.offset)
-                found = file.read(self.size)
+                content = file.read(self.size)
         except OSError as error:
             raise ValueError(f"{self.file} cannot be read ({error.strerror}); mend or remove it") from None
-        if len(found) < self.size:
+        if len(content) < self.size:
             raise ValueError(f"{self.file} ends within {self.name}; copy it again, or remove it")
-        return found
+        return content
 
 
 Source = Path | bytes | Span
@@ -220,12 +220,12 @@ def _profiled(shown: Image.Image, profile: bytes | None) -> Image.Image:
 def _transform(profile: bytes, bands: str) -> ImageCms.ImageCmsTransform | None:
     """From the profile's space to sRGB; None if it is sRGB, broken, or not for these bands (L, RGB, CMYK)."""
     try:
-        its = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        space = its.profile.xcolor_space.strip()
-        if space != {"L": "GRAY"}.get(bands, bands) or "sRGB" in (its.profile.profile_description or ""):
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        space = source.profile.xcolor_space.strip()
+        if space != {"L": "GRAY"}.get(bands, bands) or "sRGB" in (source.profile.profile_description or ""):
             return None
         return ImageCms.ImageCmsTransform(
-            its, ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")), bands, "RGB"
+            source, ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")), bands, "RGB"
         )
     except (ImportError, OSError, ValueError, TypeError):
         return None
@@ -259,7 +259,7 @@ def look(pictures: Iterable[Callable[[], Source]]) -> Looked:
     Pictures are decoded until DECODED pixels are spent. Of every further one, the header and the end of the
     file are read; it is decoded only if those look wrong, so that what is odd and whole is not refused.
     """
-    found, left, lock, began = Looked(), [DECODED], Lock(), time.monotonic()
+    looked, left, lock, began = Looked(), [DECODED], Lock(), time.monotonic()
 
     def trouble(read: Callable[[], Source]) -> str | None:
         try:
@@ -278,12 +278,12 @@ def look(pictures: Iterable[Callable[[], Source]]) -> Looked:
     coming = iter(pictures)
     with quiet(), ThreadPoolExecutor(THREADS) as pool:
         while some := list(islice(coming, 16 * THREADS)):
-            for number, said in enumerate(pool.map(trouble, some), found.count):
-                found.broken += [] if said is None else [(number, said)]
-            found.count += len(some)
+            for number, said in enumerate(pool.map(trouble, some), looked.count):
+                looked.broken += [] if said is None else [(number, said)]
+            looked.count += len(some)
             if time.monotonic() - began > SECONDS:
                 break
-    return found
+    return looked
 
 
 def reason(error: Exception) -> str:

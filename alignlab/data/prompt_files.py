@@ -103,11 +103,11 @@ def _is_no_json(text: str, lines: list[str]) -> None:
         return
     for said, kind in ((text, ".json"), (lines[0], ".jsonl")):
         try:
-            found = json.loads(said)
+            value = json.loads(said)
         except (ValueError, RecursionError):
             continue
-        first = found[0] if isinstance(found, list) and found else None
-        if (isinstance(found, dict) and found) or isinstance(first, (str, dict)):
+        first = value[0] if isinstance(value, list) and value else None
+        if (isinstance(value, dict) and value) or isinstance(first, (str, dict)):
             raise ValueError(f"it holds JSON, not a prompt a line; give it a name that ends in {kind}")
 
 
@@ -146,27 +146,31 @@ def _yaml(text: str, column: str) -> list[Prompt]:
         raise ValueError(f"it is no YAML: {' '.join(str(error).split())[:200]}; mend that") from None
 
 
-def _list(found: Any, column: str) -> list[Prompt]:
+def _list(value: Any, column: str) -> list[Prompt]:
     """Of a list of texts, or of objects."""
-    if not isinstance(found, list):
+    if not isinstance(value, list):
         raise ValueError(
-            f"it holds no list but {_kind(found)}; write a list of texts, or of objects with a text "
+            f"it holds no list but {_kind(value)}; write a list of texts, or of objects with a text "
             f"{column!r}"
         )
-    objects = [{column: one} if isinstance(one, str) else one for one in found]
-    return _objects([(f"entry {k}", one) for k, one in enumerate(objects, 1) if one != {column: ""}], column)
+    objects = [{column: entry} if isinstance(entry, str) else entry for entry in value]
+    return _objects(
+        [(f"entry {k}", entry) for k, entry in enumerate(objects, 1) if entry != {column: ""}], column
+    )
 
 
 def _objects(rows: list[tuple[str, Any]], column: str) -> list[Prompt]:
     """Of objects, each with its place for a sentence."""
     out: list[Prompt] = []
-    for place, one in rows:
-        if isinstance(one, (int, float)):
-            raise ValueError(f"{place} is {one!r}, which is no text; put it in quotes")
-        prompt = one.get(column) if isinstance(one, dict) else None
+    for place, entry in rows:
+        if isinstance(entry, (int, float)):
+            raise ValueError(f"{place} is {entry!r}, which is no text; put it in quotes")
+        prompt = entry.get(column) if isinstance(entry, dict) else None
         if not isinstance(prompt, str) or not prompt.strip():
-            raise ValueError(f'{place}: not an object with a text "{column}"{_keys(one)}; {_example(column)}')
-        out.append((prompt.strip(), {key: value for key, value in one.items() if key != column}))
+            raise ValueError(
+                f'{place}: not an object with a text "{column}"{_keys(entry)}; {_example(column)}'
+            )
+        out.append((prompt.strip(), {key: value for key, value in entry.items() if key != column}))
     return out
 
 
@@ -181,8 +185,7 @@ def _table(text: str, column: str, delimiter: str = ",") -> list[Prompt]:
             if len(fields) != len(names):
                 raise ValueError(
                     f"line {reader.line_num} has {len(fields)} fields, but the first line names "
-                    f"{len(names)}; "
-                    "put a prompt that holds the separator in quotes"
+                    f"{len(names)}; put a prompt that holds the separator in quotes"
                 )
             rows.append(dict(zip(names, fields, strict=True)))
         return _column(rows, column)
@@ -209,8 +212,7 @@ def _has(names: list[str], column: str) -> None:
     if column not in names:
         raise ValueError(
             f"it has no column {column!r}, but {', '.join(map(repr, names)) or 'none'} (a table begins with "
-            "a line of names); "
-            "set prompts.column=NAME to the one with the prompts"
+            "a line of names); set prompts.column=NAME to the one with the prompts"
         )
 
 
@@ -225,10 +227,10 @@ def _column(rows: list[dict[str, Any]], column: str) -> list[Prompt]:
     return out
 
 
-def _keys(one: Any) -> str:
-    if not isinstance(one, dict):
+def _keys(entry: Any) -> str:
+    if not isinstance(entry, dict):
         return ""
-    return f" (its keys are {', '.join(map(str, one))}; prompts.column=NAME names another)"
+    return f" (its keys are {', '.join(map(str, entry))}; prompts.column=NAME names another)"
 
 
 def _example(column: str) -> str:

@@ -17,7 +17,7 @@ class Prompts:
     """A prompt set, split into those that training draws and those that it never sees.
 
     Args:
-        prompts: the words themselves; or
+        prompts: the prompts themselves; or
         file: a file that prompt_files.py reads by its kind: one prompt a line (.txt), a list (.json, .yaml),
             objects or a table (.jsonl, .json, .yaml, .csv, .tsv, .parquet) with the prompt under `column`
             (None: "prompt"). Other values are kept as metadata. A prompt that stands there twice counts once;
@@ -30,7 +30,7 @@ class Prompts:
             "{key}" by each value of `fill`. Braces within a word or a value are left alone.
         fill: values for further places of the template: the set is the product of words and values.
         per_prompt: images drawn of each chosen prompt, in a row. [images]
-        unseen: words that training never draws; or
+        unseen: prompts that training never draws; or
         unseen_share: this share of the prompts, chosen by their own hash, so that a prompt stays on its side
             when others come. [share of the prompts]
 
@@ -60,19 +60,8 @@ class Prompts:
                 "prompts: give exactly one of prompts.prompts (a list), prompts=file prompts.file=NAME and "
                 "prompts=dataset prompts.dataset=NAME"
             )
-        if "{}" not in template and "{a}" not in template:
-            raise ValueError(
-                f"prompts.template={template!r} has no place for the prompt; write {{}} or {{a}}"
-            )
-        absent = [key for key in fill or {} if f"{{{key}}}" not in template]
-        if absent:
-            raise ValueError(
-                f"prompts.fill.{absent[0]} has no place in prompts.template={template!r}; write "
-                f"{{{absent[0]}}}"
-            )
-        for key, values in (fill or {}).items():
-            if not values or not all(isinstance(value, str) for value in values):
-                raise ValueError(f"prompts.fill.{key}={values} must be a list of texts, one at least")
+        fill = fill or {}
+        _refuse_unfit_template(template, fill)
         if per_prompt < 1:
             raise ValueError(f"prompts.per_prompt={per_prompt} must be at least 1")
         if not 0 <= unseen_share < 1 or (unseen and unseen_share):
@@ -80,31 +69,26 @@ class Prompts:
                 f"prompts.unseen_share={unseen_share} must be in [0, 1), and 0 beside a list prompts.unseen"
             )
         self.metadata: dict[str, dict[str, Any]] = {}
-        """What a file says of a prompt, beside the prompt."""
+        """The other values that a file has for a prompt, by prompt."""
         if imagenet_animals is not None:
-            words: Sequence[str] = _imagenet(imagenet_animals)
+            texts: Sequence[str] = _imagenet(imagenet_animals)
         elif dataset is not None:
-            words = _dataset(dataset, split, column or "prompt")
+            texts = _dataset(dataset, split, column or "prompt")
         elif file is not None:
-            said = prompt_files.read(file, column or "prompt")
-            self.metadata = {prompt: more for prompt, more in said if more is not None}
-            words = [prompt for prompt, _ in said]
+            rows = prompt_files.read(file, column or "prompt")
+            self.metadata = {prompt: more for prompt, more in rows if more is not None}
+            texts = [prompt for prompt, _ in rows]
         else:
-            words = prompts or []
-        if not words:
+            texts = prompts or []
+        if not texts:
             raise ValueError(f"prompts: {file or dataset or 'prompts.prompts'} holds no prompt")
         where = (
             f"prompts.file={file}" if file else f"prompts.dataset={dataset}" if dataset else "prompts.prompts"
         )
-        for word in words:  # UTF-16 read as UTF-8 has a NUL in every second place
-            if "\0" in word or not _is_text(word):
-                raise ValueError(
-                    f"{where}: {word[:40]!r} holds a character that is no text (NUL, or half of a pair); "
-                    "save it as UTF-8"
-                )
-        parts = _parts(template, fill or {})
-        every = list(dict.fromkeys(p for w in words for p in _filled(parts, w, fill or {})))
-        self.unseen = tuple(p for w in unseen or () for p in _filled(parts, w, fill or {}))
+        _refuse_no_text(texts, where)
+        parts = _parts(template, fill)
+        every = list(dict.fromkeys(p for text in texts for p in _filled(parts, text, fill)))
+        self.unseen = tuple(p for text in unseen or () for p in _filled(parts, text, fill))
         if unseen_share:
             self.unseen = tuple(p for p in every if _share_of(p) < unseen_share)
         kept = set(self.unseen)
@@ -136,9 +120,33 @@ def _shuffled(seed: int, lap: int, n: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, lap]).permutation(n)
 
 
-def _is_text(word: str) -> bool:
+def _refuse_unfit_template(template: str, fill: Mapping[str, list[str]]) -> None:
+    """Raises a ValueError unless the template has a place for the prompt and for each key of `fill`."""
+    if "{}" not in template and "{a}" not in template:
+        raise ValueError(f"prompts.template={template!r} has no place for the prompt; write {{}} or {{a}}")
+    absent = [key for key in fill if f"{{{key}}}" not in template]
+    if absent:
+        raise ValueError(
+            f"prompts.fill.{absent[0]} has no place in prompts.template={template!r}; write {{{absent[0]}}}"
+        )
+    for key, values in fill.items():
+        if not values or not all(isinstance(value, str) for value in values):
+            raise ValueError(f"prompts.fill.{key}={values} must be a list of texts, one at least")
+
+
+def _refuse_no_text(texts: Sequence[str], where: str) -> None:
+    """Raises a ValueError if a prompt cannot be UTF-8, or has a NUL, as UTF-16 read as UTF-8 has."""
+    for text in texts:
+        if "\0" in text or not _is_text(text):
+            raise ValueError(
+                f"{where}: {text[:40]!r} holds a character that is no text (NUL, or half of a pair); "
+                "save it as UTF-8"
+            )
+
+
+def _is_text(text: str) -> bool:
     try:
-        word.encode()
+        text.encode()
     except UnicodeEncodeError:
         return False
     return True

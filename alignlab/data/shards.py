@@ -63,9 +63,8 @@ def members(shard: Path, columns: Sequence[str], left: LeftOut) -> Iterator[Memb
     waiting: dict[str, _Example] = {}
     before, parts = "", _Example()
     try:
-        with tarfile.open(
-            shard, mode="r:"
-        ) as tar:  # ":" takes no compressed one, which could unpack to any size
+        # ":" refuses a compressed shard, which could unpack to any size.
+        with tarfile.open(shard, mode="r:") as tar:
             whole = shard.stat().st_size
             for entry in tar:
                 stem, kind = _named(entry.name)
@@ -104,10 +103,15 @@ def members(shard: Path, columns: Sequence[str], left: LeftOut) -> Iterator[Memb
         raise ValueError(
             f"data: {shard} is no uncompressed .tar ({reason}); copy it again, or unpack its compression"
         ) from None
-    for stem, one in waiting.items():
-        if one.picture is not None:
-            left.add("without a caption", one.picture.name)
-        elif one.texts:
+    _leave_out_halves(waiting, left)
+
+
+def _leave_out_halves(waiting: dict[str, _Example], left: LeftOut) -> None:
+    """Counts the pictures whose caption never came, and the captions whose picture never came."""
+    for stem, example in waiting.items():
+        if example.picture is not None:
+            left.add("without a caption", example.picture.name)
+        elif example.texts:
             left.add("without a picture", stem)
 
 
@@ -125,8 +129,8 @@ def _text(
 ) -> dict[str, str]:
     """The caption of a member under its kind; nothing of a .json without one."""
     kind = _named(entry.name)[1]
-    found = tar.extractfile(entry) if entry.size <= CAPTION else None
-    text = None if found is None else caption_in(found.read(), kind, columns)
+    stream = tar.extractfile(entry) if entry.size <= CAPTION else None
+    text = None if stream is None else caption_in(stream.read(), kind, columns)
     if text is None and kind != "json":
         raise ValueError(
             f"data: {entry.name} in {shard} is no caption (UTF-8, at most {CAPTION} bytes); mend or remove it"
@@ -143,11 +147,13 @@ def _named(name: str) -> tuple[str, str]:
 def caption_in(text: bytes, kind: str, columns: Sequence[str]) -> str | None:
     """The caption that a file of TEXTS holds; None if it is no UTF-8, or a .json without one."""
     try:
-        said = text.decode("utf-8-sig")
+        content = text.decode("utf-8-sig")
         if kind != "json":
-            return said.strip()
-        its = json.loads(said)
+            return content.strip()
+        data = json.loads(content)
     except (ValueError, RecursionError):
         return None
-    found = [its[name] for name in columns if isinstance(its.get(name), str)] if isinstance(its, dict) else []
-    return found[0] if found else None
+    captions = (
+        [data[name] for name in columns if isinstance(data.get(name), str)] if isinstance(data, dict) else []
+    )
+    return captions[0] if captions else None

@@ -82,5 +82,8 @@ class ShardedOptimizer:
             groups = [
                 {**group, "params": [names[k] for k in group["params"]]} for group in state["param_groups"]
             ]
-            state = {"state": {names[k]: its for k, its in state["state"].items()}, "param_groups": groups}
+            state = {
+                "state": {names[k]: moments for k, moments in state["state"].items()},
+                "param_groups": groups,
+            }
         set_optimizer_state_dict(self.module, self.optimizer, state, options=_options())

@@ -43,10 +43,10 @@ def drift(policy: Policy, record: Rollout, *, through_input: bool = True) -> Dri
             ref = policy.branches(
                 x if moves else x.detach(), sampler.timesteps[i].expand(len(x)), record.cond, w
             )
-        mine = record.outputs[:, k].transpose(0, 1)  # [R, B, C, h, w]
-        out, out_ref = guide(mine, w), guide(ref, w)
+        outputs = record.outputs[:, k].transpose(0, 1)  # [R, B, C, h, w]
+        out, out_ref = guide(outputs, w), guide(ref, w)
         guided.append(sampler.eps_error(i, out, out_ref))
-        conditional.append(sampler.eps_error(i, mine[0], ref[0]))
+        conditional.append(sampler.eps_error(i, outputs[0], ref[0]))
         if bool(sampler.scored[i]):
             trajectory.append(sampler.kl(i, out, out_ref))
     mean = [torch.stack(v).mean() if v else None for v in (guided, conditional, trajectory)]

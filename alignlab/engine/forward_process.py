@@ -1,5 +1,7 @@
-"""How the model was trained: x_t = alpha_t x0 + sigma_t eps, and what it regresses. RWR, SFT, KTO and DPO
-train with it."""
+"""The forward process that the model was trained on: x_t = alpha_t x0 + sigma_t eps, and its target.
+
+RWR, SFT, KTO and DPO train on it; the sampler (samplers.py) runs the other way.
+"""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,14 +14,16 @@ from alignlab.engine.samplers import Prediction, rows_of
 
 @dataclass(frozen=True, kw_only=True)
 class ForwardProcess:
-    """Noise levels over T training timesteps."""
+    """Holds the table of noise levels of T training timesteps."""
 
     timesteps: Tensor
-    """[T] what the network is told."""
+    """[T] the time that the network is given."""
     alpha: Tensor
+    """[T] float32, the signal in x_t."""
     sigma: Tensor
-    """[T] float32."""
+    """[T] float32, the noise in x_t."""
     prediction: Prediction
+    """What the network predicts."""
 
     @classmethod
     def of(cls, scheduler: Any) -> "ForwardProcess":
@@ -40,6 +44,7 @@ class ForwardProcess:
         return cls(timesteps=sigma * train, alpha=1 - sigma, sigma=sigma, prediction="flow")
 
     def to(self, device: torch.device | str) -> "ForwardProcess":
+        """Returns the same table on a device."""
         return replace(
             self,
             timesteps=self.timesteps.to(device),
@@ -51,11 +56,14 @@ class ForwardProcess:
         return len(self.alpha)
 
     def noised(self, t: Tensor, x0: Tensor, noise: Tensor) -> Tensor:
-        """x_t [M, C, h, w] for table rows t [M]."""
+        """Adds noise to x0: x_t [M, C, h, w] at table rows t [M] long."""
         return rows_of(self.alpha, t, x0) * x0 + rows_of(self.sigma, t, x0) * noise
 
     def target(self, t: Tensor, x0: Tensor, noise: Tensor) -> Tensor:
-        """What the model was trained to predict from x_t: eps, v, x0, or the flow's velocity eps - x0."""
+        """Computes what the model was trained to predict from x_t, [M, C, h, w].
+
+        It is eps, v = alpha eps - sigma x0, x0, or the flow's velocity eps - x0.
+        """
         if self.prediction == "epsilon":
             return noise
         if self.prediction == "sample":
@@ -65,9 +73,12 @@ class ForwardProcess:
         return rows_of(self.alpha, t, x0) * noise - rows_of(self.sigma, t, x0) * x0
 
     def min_snr(self, t: Tensor, gamma: float) -> Tensor:
-        """[M] the weight of the target's squared error at table rows t that makes of it min(SNR, gamma) times
-        that of x0 (Hang et al. 2023, arXiv 2303.09556): x0's error is sigma/alpha times that of eps, and
-        sigma times that of v and of the velocity."""
+        """Computes the min-SNR weight of the squared error of each target, [M] at table rows t [M] long.
+
+        With it the loss is min(SNR, gamma) times the squared error of x0 (Hang et al. 2023, arXiv
+        2303.09556). The error of x0 is sigma/alpha times that of eps, and sigma times that of v and of the
+        velocity.
+        """
         alpha, sigma = self.alpha[t], self.sigma[t]
         snr = (alpha / sigma).square()
         scale = {"epsilon": 1 / snr, "sample": torch.ones_like(snr)}.get(self.prediction, sigma.square())

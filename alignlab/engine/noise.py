@@ -1,7 +1,8 @@
 """Every normal draw is a pure function of (seed, stream, epoch, prompt, replica, step).
 
-So an image does not depend on the batch it was drawn in, on the number of processes, or on whether the run
-was resumed; keys never collide between ranks or prompts; and noise need not be stored.
+There is no generator with a state that a checkpoint would have to keep. An image therefore does not depend on
+the batch it was drawn in, on the number of processes, or on whether the run was resumed. Noise need not be
+stored, because the key gives it again.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ FIRST = -1  # the `step` of x_T; steps 0..N-1 are the sampler's, later ones DRaF
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseKey:
-    """The identity of B images."""
+    """Identifies B images, and with them all noise that they are drawn from."""
 
     seed: int
     stream: str
@@ -26,12 +27,15 @@ class NoiseKey:
     epoch: int
     prompts: tuple[str, ...]
     replicas: tuple[int, ...]
-    """Which of the images of the same prompt and epoch each one is, [B]."""
+    """[B] counts the images of the same prompt and epoch, from 0."""
     shared_first: bool = False
-    """All images of a prompt and epoch begin at the same x_T, that of replica 0."""
+    """True if all images of a prompt and epoch begin at the same x_T, that of replica 0."""
 
     def normal(self, step: int, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
-        """[B, *shape] float32, standard normal."""
+        """Draws standard normal noise, [B, *shape] float32.
+
+        numpy draws it on the CPU, so that it is the same on every device and under every version of torch.
+        """
         shared = self.shared_first and step == FIRST
         rows = [
             _generator(self.seed, self.stream, self.epoch, p, 0 if shared else r, step).standard_normal(
@@ -42,11 +46,14 @@ class NoiseKey:
         return torch.from_numpy(np.stack(rows)).to(device, non_blocking=True)
 
     def uniform(self, step: int) -> Tensor:
-        """[B] float64 on the CPU, uniform in [0, 1): the quantile of a normal draw, which has a `step` of its
-        own."""
+        """Draws numbers uniform in [0, 1), [B] float64 on the CPU: the quantiles of a normal draw.
+
+        The draw takes a `step` that no other draw of this key may use.
+        """
         return torch.special.ndtr(self.normal(step, ()).double())
 
     def __getitem__(self, rows: Iterable[int]) -> "NoiseKey":
+        """Takes the key of some of the images; their noise stays the same."""
         rows = list(rows)
         return replace(
             self, prompts=tuple(self.prompts[r] for r in rows), replicas=tuple(self.replicas[r] for r in rows)
@@ -56,7 +63,7 @@ class NoiseKey:
 def noise_key(
     prompts: Sequence[str], *, seed: int, stream: str, epoch: int = 0, shared_first: bool = False
 ) -> NoiseKey:
-    """The key of one epoch's whole list of prompts; equal prompts are numbered in order."""
+    """Makes the key of one epoch's whole list of prompts. Equal prompts are numbered in order."""
     seen: Counter[str] = Counter()
     replicas = []
     for prompt in prompts:
@@ -73,5 +80,6 @@ def noise_key(
 
 
 def _generator(*key: int | str) -> np.random.Generator:
+    # A digest of the key seeds a counter-based generator: other keys give independent streams.
     digest = hashlib.blake2b("\x1f".join(map(str, key)).encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))

@@ -28,7 +28,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Policy:
-    """A model family with something to train.
+    """Holds a model family and trains a part of it: LoRA adapters, or all weights of the denoiser.
 
     Args:
         family: the pretrained model.
@@ -86,7 +86,7 @@ class Policy:
         self.shared_start = shared_start(*networks)
         self._is_reference = False
         self.passes = {"forward": 0, "backward": 0}
-        """Of single latents through the denoiser, so far."""
+        """Counts the latents that passed the denoiser so far; a guided prediction counts twice."""
         self._encode = lru_cache(maxsize=4096)(self._encode_one)
 
     @property
@@ -100,7 +100,7 @@ class Policy:
     # -- what the engine calls
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Cached prompt embeddings, encoded one by one, so that they do not depend on the batch."""
+        """Encodes prompts, with a cache. One by one, so that no embedding depends on a batch."""
         parts = [self._encode(p) for p in (*prompts, "")]
         self._place_text(torch.device("cpu") if self.text_on_host else self.device)
         *text, null = [{k: v.to(self.device) for k, v in part.items()} for part in parts]
@@ -117,11 +117,15 @@ class Policy:
             nn.Module.to(encoder, device)
 
     def branches(self, x: Tensor, t: Tensor, cond: Conditioning, guidance_scale: float) -> Tensor:
-        """The model's outputs [R, M, C, h, w] float32: conditional, and unconditional when guidance needs it
-        (R = 2).
+        """Runs the denoiser without mixing its branches.
 
         Args:
-            x: latents [M, C, h, w]; t: timesteps [M]; guidance_scale: 1 runs one branch only.
+            x: latents [M, C, h, w].
+            t: timesteps [M].
+            guidance_scale: 1 runs the conditional branch only.
+
+        Returns:
+            [R, M, C, h, w] float32: the conditional branch, and the unconditional one if guidance needs it.
         """
         text, m = cond.text, len(x)
         guided = guidance_scale != 1
@@ -134,19 +138,22 @@ class Policy:
         return out.view(-1, m, *out.shape[1:])
 
     def predict(self, x: Tensor, t: Tensor, cond: Conditioning, guidance_scale: float) -> Tensor:
-        """The guided output [M, C, h, w]."""
+        """Predicts with guidance, [M, C, h, w] float32."""
         return guide(self.branches(x, t, cond, guidance_scale), guidance_scale)
 
     def decode(self, x0: Tensor) -> Tensor:
-        """Images [M, 3, H, W] in [0, 1], float32, differentiable in the latents."""
+        """Decodes latents [M, C, h, w] to images [M, 3, H, W] in [0, 1], float32, differentiably."""
         again = self.checkpointing and torch.is_grad_enabled() and x0.requires_grad
         run = partial(checkpoint, self.family.decode, use_reentrant=False) if again else self.family.decode
         return torch.cat([run(part) for part in x0.split(self.decode_batch or len(x0))])
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """Inside, the policy is the frozen pretrained model: adapters off, or the copy kept for full
-        fine-tuning."""
+        """Makes the policy the frozen pretrained model inside of a `with`.
+
+        A LoRA's adapters are switched off; after full fine-tuning the copy that was kept takes the denoiser's
+        place.
+        """
         outside, trained = self._is_reference, self.family.denoiser
         self._is_reference = True
         try:
@@ -159,13 +166,14 @@ class Policy:
             switch(self._adapters, off=outside)
 
     def _denoise_frozen(self, x: Tensor, t: Tensor, text: dict[str, Tensor], guided: bool) -> Tensor:
-        with self.reference():  # a checkpoint recomputes it during backward, when the adapters are on again
+        # Checkpointing runs this again during the backward pass, when the adapters are switched on again.
+        with self.reference():
             return self._denoise(x, t, text, guided)
 
     def _denoise(self, x: Tensor, t: Tensor, text: dict[str, Tensor], guided: bool) -> Tensor:
-        self.passes["forward"] += len(x)  # a checkpoint's second one too
-        # No weight cache: one filled under no_grad would cut the gradient of float32 weights in the last K
-        # steps.
+        self.passes["forward"] += len(x)  # counted again where checkpointing recomputes
+        # Autocast's weight cache is off: filled under no_grad, it would cut the gradient of float32 weights
+        # in the last K steps.
         cast = torch.autocast(
             self.device.type, self.dtype, enabled=self.dtype != torch.float32, cache_enabled=False
         )

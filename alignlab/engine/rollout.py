@@ -27,7 +27,7 @@ class NothingToLearn(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Gradients:
-    """Which model outputs of a rollout keep their graph."""
+    """Says which model outputs of a rollout keep their graph."""
 
     steps: tuple[int, ...]
     """Ascending; the graph begins at the first, where x is a constant. Gaps are allowed: a gap's prediction
@@ -50,8 +50,10 @@ class Gradients:
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
-    """B images and how they came about. B counts the renoised images too: they follow the B/(1 + renoise)
-    samples."""
+    """Records B images with their prompts, latents, log-probs and rewards.
+
+    B counts the renoised images of DRaFT-LV too: they follow the B/(1 + renoise) samples.
+    """
 
     prompts: tuple[str, ...]
     cond: Conditioning
@@ -74,22 +76,26 @@ class Rollout:
     share: float = 1.0
     """This rollout's share of the epoch's samples."""
     rewards: dict[str, Tensor] = field(default_factory=dict)
-    """[B] by name, each in its own unit."""
+    """[B] float32 by name, each in its own unit; empty until the rollout is scored (training/scoring.py)."""
     weights: dict[str, float] = field(default_factory=dict)
-    """Of these in the sum."""
+    """The weight of each reward in the sum."""
     reward: Tensor | None = None
-    """[B] the (weighted) reward to be maximised."""
+    """[B] float32, the weighted sum of the rewards, which is maximised; None until the rollout is scored."""
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     @property
     def samples(self) -> int:
-        """How many rows are samples of the policy (not renoised copies)."""
+        """Counts the rows that are samples of the policy, not renoised copies."""
         return len(self) // (1 + self.renoised)
 
     def latent(self, rows: Tensor, steps: Tensor) -> Tensor:
-        """x_i of each (row, i) pair, [M, C, h, w]."""
+        """Looks up x_i of each (row, i) pair, [M, C, h, w].
+
+        Raises:
+            IndexError: if one of them was not stored.
+        """
         slot = torch.full((len(self.sampler) + 1,), -1, dtype=torch.long)
         slot[list(self.slots)] = torch.arange(len(self.slots))
         if bool((slot[steps] < 0).any()):
@@ -102,7 +108,7 @@ class Rollout:
 
     @staticmethod
     def cat(parts: Sequence["Rollout"]) -> "Rollout":
-        """One rollout of all samples, without graphs."""
+        """Joins rollouts of one sampler into one, in their order and without graphs."""
         first = parts[0]
         prompts = tuple(p for part in parts for p in part.prompts)
         replicas = tuple(r for part in parts for r in part.noise.replicas)
@@ -205,13 +211,14 @@ def rollout(
     x = noise.normal(FIRST, shape, policy.device)
     latents = x.new_empty(b, len(plan.slots), *shape, device="cpu" if offload else None)
     if 0 in plan.slots:
-        latents[:, 0] = x  # one stack, filled as the latents come
+        latents[:, 0] = x
     log_probs = torch.full((b, len(sampler)), float("nan"), device=policy.device)
     outputs, predicted = [], x
 
     for i in range(plan.end):
         with torch.set_grad_enabled(plan.graph and i >= plan.first):
             seen = x.detach() if plan.detach_input else x
+            # In a gap between kept steps the output is a constant; a_i x_i still carries the gradient.
             with torch.set_grad_enabled(torch.is_grad_enabled() and i in plan.kept):
                 branches = policy.branches(seen, sampler.timesteps[i].expand(b), cond, w)
             out = guide(branches, w)
@@ -243,8 +250,10 @@ def rollout(
 
 
 def _with_renoised(policy: Policy, record: Rollout, copies: int) -> Rollout:
-    """DRaFT-LV (arXiv 2309.17400, section 3): x_1^j = alpha sg(x_0) + sigma noise_j, and its predicted
-    x_0."""
+    """Adds DRaFT-LV's images to a rollout of B samples, `copies` for each (arXiv 2309.17400, section 3).
+
+    In the paper's indices x_1^j = alpha sg(x_0) + sigma noise_j, and the image is the x_0 predicted from it.
+    """
     sampler, n, b = record.sampler, len(record.sampler), len(record)
     if record.kept != (n - 1,):
         raise ValueError(
@@ -274,19 +283,21 @@ def _with_renoised(policy: Policy, record: Rollout, copies: int) -> Rollout:
 
 @dataclass(frozen=True, kw_only=True)
 class Replay:
-    """The current policy's view of stored (sample, step) pairs."""
+    """Holds what the current policy predicts at M stored (sample, step) pairs."""
 
     x: Tensor
     """[M, C, h, w] the stored latents x_i."""
     out: Tensor
     """[M, C, h, w] guided output, with its graph."""
     log_prob: Tensor
-    """[M] of the stored x_{i+1}."""
+    """[M] float32, of the stored x_{i+1}, with its graph."""
 
 
 def replay(policy: Policy, record: Rollout, rows: Tensor, steps: Tensor) -> Replay:
-    """Predicts and scores the pairs (rows[m], steps[m]) again: same prediction, same guidance, same kernel as
-    the rollout."""
+    """Predicts and scores the pairs (rows[m], steps[m]) again, rows and steps [M] long.
+
+    Prediction, guidance and kernel are those of the rollout, so with unchanged weights the log-probs are too.
+    """
     sampler = record.sampler
     x, x_next = (record.latent(rows, i).to(policy.device) for i in (steps, steps + 1))
     rows, steps = rows.to(policy.device), steps.to(policy.device)

@@ -40,7 +40,7 @@ def check(folder: Path, *, spare: str = "") -> None:
         return
     try:
         sums = json.loads((folder / MANIFEST).read_text())
-        expected = {name: (its["bytes"], its["blake2b"]) for name, its in sums.items()}
+        expected = {name: (entry["bytes"], entry["blake2b"]) for name, entry in sums.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise Damaged(f"{MANIFEST} cannot be read") from None
     for name, (size, digest) in expected.items():

@@ -180,7 +180,7 @@ def _matching(home: Path, name: str) -> list[Path]:
         return [home / name]
     if not home.is_dir():
         return []
-    return [home / found for found in sorted(os.listdir(home)) if fnmatch(found, name)]
+    return [home / entry for entry in sorted(os.listdir(home)) if fnmatch(entry, name)]
 
 
 def _below(top: Path) -> Iterator[os.DirEntry[str]]:
@@ -194,13 +194,13 @@ def _below(top: Path) -> Iterator[os.DirEntry[str]]:
         home = waiting.pop()
         try:
             with os.scandir(home) as entries:
-                found = list(entries)
+                children = list(entries)
         except OSError as error:
             raise RunError(
                 f"{home} cannot be read ({error.strerror}); mend that, or choose another folder"
             ) from None
-        yield from found
-        waiting += [entry.path for entry in found if entry.is_dir(follow_symlinks=False)]
+        yield from children
+        waiting += [entry.path for entry in children if entry.is_dir(follow_symlinks=False)]
 
 
 def _is_ours(folder: Path) -> bool:
@@ -216,10 +216,10 @@ def _is_ours(folder: Path) -> bool:
 def _is_still(path: Path, file: BinaryIO) -> bool:
     """Whether an open file is the one of that name."""
     try:
-        there, here = path.lstat(), os.fstat(file.fileno())
+        on_disk, opened = path.lstat(), os.fstat(file.fileno())
     except OSError:
         return False
-    return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+    return (on_disk.st_dev, on_disk.st_ino) == (opened.st_dev, opened.st_ino)
 
 
 def is_stray(path: Path) -> bool:

@@ -193,10 +193,10 @@ def told(said: Callable[[str, bool], str]) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        found = unwritten(error)
-        if found is None:
+        reason = unwritten(error)
+        if reason is None:
             raise
-        raise RunError(said(*found)) from None
+        raise RunError(said(*reason)) from None
 
 
 def part_from_other_names(path: Path) -> None:

@@ -41,11 +41,11 @@ def hacking_flags(lines: Sequence[Mapping[str, Any]], training: Sequence[str]) -
         lines: as above.
         training: names of the rewards that are trained on; the others are held out.
     """
-    z, epochs, found = z_curves(lines), [line["step"] for line in lines], []
+    z, epochs, flags = z_curves(lines), [line["step"] for line in lines], []
     for name, curve in z.items():
         if name.startswith("image/"):
             if abs(curve[-1]) >= SHIFT:
-                found.append(
+                flags.append(
                     f"{name.removeprefix('image/')} of the images moved by {curve[-1]:+.1f} sd of the base "
                     "model's"
                 )
@@ -59,8 +59,8 @@ def hacking_flags(lines: Sequence[Mapping[str, Any]], training: Sequence[str]) -
             if falls:
                 fall, j, k = max(falls)
                 rise = z["reward"][k] - z["reward"][j]
-                found.append(
+                flags.append(
                     f"{name} fell by {fall:.2f} sd from epoch {epochs[j]} to {epochs[k]} while the training "
                     f"reward rose by {rise:.2f} sd"
                 )
-    return found
+    return flags

@@ -103,8 +103,10 @@ class Stated:
 
         if self.modules.target_modules in (None, [], "all-linear"):
             return None
-        found = {name: check_target_module_exists(self.modules, name) for name in network}
-        return {name for name, match in found.items() if match and type(match).__name__ != "_ExcludedModule"}
+        matches = {name: check_target_module_exists(self.modules, name) for name in network}
+        return {
+            name for name, match in matches.items() if match and type(match).__name__ != "_ExcludedModule"
+        }
 
 
 def stated(file: Path, network: Iterable[str]) -> tuple[Stated | None, float | None]:
@@ -165,8 +167,7 @@ def _checked(about: Mapping[str, Any], file: Path) -> Stated:
     if start.lower() not in _PLAIN_STARTS:
         raise ValueError(
             f"{file} was trained with init_lora_weights={start}, which changes the base model's weights too, "
-            "so that it does not fit "
-            "the base model; convert it with peft's "
+            "so that it does not fit the base model; convert it with peft's "
             f"save_pretrained(path_initial_model_for_weight_conversion=...), or {MERGE}"
         )
     defaults = _defaults()
@@ -233,14 +234,14 @@ def _defaults() -> dict[str, Any]:
 
 def _object(text: str, file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
+        value = None
+    if not isinstance(value, dict):
         raise ValueError(
             f"{file} holds no LoRA that can be read: what it says of its configuration is no JSON object"
         )
-    return found
+    return value
 
 
 def _number(text: str, key: str, file: Path) -> float:

@@ -111,8 +111,10 @@ def write(
     noted.
 
     The metadata holds no more than a reader needs: diffusers refuses entries that its own peft does not know.
+    The patterns are empty: diffusers 0.36 with peft 0.17 reads them without asking whether they are there.
     """
-    about = {"r": rank, "lora_alpha": rank, "target_modules": sorted(targets), "peft_type": "LORA"}
+    about: dict[str, Any] = {"r": rank, "lora_alpha": rank, "target_modules": sorted(targets)}
+    about |= {"peft_type": "LORA", "rank_pattern": {}, "alpha_pattern": {}}
     metadata = {"format": "pt", TRAINED_ALPHA: repr(alpha)}
     metadata["lora_adapter_metadata"] = json.dumps(
         {f"{network}.{key}": value for key, value in about.items()}, indent=2, sort_keys=True
@@ -195,7 +197,7 @@ def _sides(
     stored: Mapping[str, Tensor], file: Path, layers: Mapping[tuple[str, bool], Layer]
 ) -> dict[Layer, dict[str, Tensor]]:
     """Every tensor at its place in a layer of the network, float32."""
-    found: dict[Layer, dict[str, Tensor]] = defaultdict(dict)
+    sides: dict[Layer, dict[str, Tensor]] = defaultdict(dict)
     for key, tensor in stored.items():
         place = side(key)
         if place is None:
@@ -211,7 +213,7 @@ def _sides(
                 f"{file} is no LoRA of this model's network: it holds {key}, which the network has no place "
                 "for"
             )
-        if place.side in found[layer]:
+        if place.side in sides[layer]:
             raise ValueError(
                 f"{file} holds two LoRAs of one layer, the second with {key}; give a file with one of them"
             )
@@ -223,8 +225,8 @@ def _sides(
         value = tensor.float()
         if not value.isfinite().all():
             raise ValueError(f"the LoRA in {file} holds numbers that are not finite ({key}); it is damaged")
-        found[layer][place.side] = value
-    return found
+        sides[layer][place.side] = value
+    return sides
 
 
 def _updates(
@@ -339,14 +341,14 @@ def _refuse_other_modules(
     adapted = said.adapted(shapes)
     odd = sorted(adapted ^ updates.keys()) if adapted is not None else []
     if odd:
-        there, not_there = (
+        named_by, unnamed_by = (
             ("its weights", "its target_modules")
             if odd[0] in updates
             else ("its target_modules", "its weights")
         )
         raise ValueError(
-            f"the LoRA in {file} is damaged or of another model: {odd[0]} is among {there} and not among "
-            f"{not_there}"
+            f"the LoRA in {file} is damaged or of another model: {odd[0]} is among {named_by} and not among "
+            f"{unnamed_by}"
         )
 
 
@@ -366,9 +368,8 @@ def _uniform(
         filled = f", and ranks below {rank} are filled up with zeros" if len(ranks) > 1 else ""
         _note(
             f"{file} scales its modules by "
-            f"{' to '.join(f'{scale:.4g}' for scale in dict.fromkeys((scales[0], scales[-1])))}; "
-            f"the scale is multiplied into B{filled}, so that rank={rank} and alpha={rank} have the same "
-            "effect"
+            f"{' to '.join(f'{scale:.4g}' for scale in dict.fromkeys((scales[0], scales[-1])))}; the scale "
+            f"is multiplied into B{filled}, so that rank={rank} and alpha={rank} have the same effect"
         )
     if len(ranks) > 1 and len(updates) * rank > 0:
         taken = sum(rank * (shapes[name][0] + math.prod(shapes[name][1:])) for name in updates)

@@ -77,10 +77,10 @@ def side(key: str) -> Side | None:
     if elsewhere(name):
         return None
     name = name[flat.end() :] if flat else name
-    found = _WEIGHT.fullmatch(name)
-    if found:
-        letter = found["peft"] or {"down": "A", "up": "B"}[found["arrow"]]
-        return Side(found["layer"].replace(".processor", ""), bool(flat), letter)
+    match = _WEIGHT.fullmatch(name)
+    if match:
+        letter = match["peft"] or {"down": "A", "up": "B"}[match["arrow"]]
+        return Side(match["layer"].replace(".processor", ""), bool(flat), letter)
     alpha = _ALPHA.fullmatch(name)
     return Side(alpha["layer"].replace(".processor", ""), bool(flat), "alpha") if alpha else None
 

@@ -255,17 +255,17 @@ class DiffusersPipeline:
             if t is not None
         ]
         longest = max(limit for _, limit in readers)
-        found = [
+        too_long = [
             prompt for prompt in prompts if len(prompt.encode()) > longest - 3
         ]  # a token is a byte at least, and ends are marked
         for tokenizer, limit in readers:
             lengths = [
                 len(ids)
-                for k in range(0, len(found), 1000)
-                for ids in tokenizer(found[k : k + 1000], truncation=False).input_ids
+                for k in range(0, len(too_long), 1000)
+                for ids in tokenizer(too_long[k : k + 1000], truncation=False).input_ids
             ]
-            found = [prompt for prompt, length in zip(found, lengths, strict=True) if length > limit]
-        return found
+            too_long = [prompt for prompt, length in zip(too_long, lengths, strict=True) if length > limit]
+        return too_long
 
     def decode(self, x0: Tensor) -> Tensor:
         """Latents [M, C, h, w] to images [M, 3, H, W] in [0, 1]."""
@@ -462,8 +462,8 @@ def read_index(folder: Path, key: str, given: str) -> dict[str, Any]:
         ValueError: if it is broken, or names other libraries.
     """
     where, path = f"{key}={given}", folder / "model_index.json"
-    its = read_json(path, where)
-    for name, part in its.items():
+    index = read_json(path, where)
+    for name, part in index.items():
         if name.startswith("_") or not isinstance(part, list):
             continue
         library = (
@@ -474,13 +474,13 @@ def read_index(folder: Path, key: str, given: str) -> dict[str, Any]:
                 f"{where}: {path} takes {name} from {library}, and only {', '.join(filter(None, LIBRARIES))} "
                 "are loaded"
             )
-    broken = [name for name in (*WEIGHED, "scheduler") if name in its and not isinstance(its[name], list)]
-    if broken or not isinstance(its.get("_class_name"), str | None):
+    broken = [name for name in (*WEIGHED, "scheduler") if name in index and not isinstance(index[name], list)]
+    if broken or not isinstance(index.get("_class_name"), str | None):
         raise ValueError(
             f"{where}: {path} says of {broken[0] if broken else '_class_name'} what no pipeline does; fetch "
             "it again"
         )
-    return its
+    return index
 
 
 def _unused(kind: Any) -> dict[str, Any]:
@@ -518,14 +518,18 @@ def _with_weights(folder: Path, variant: str | None) -> dict[str, nn.Module]:
         if library not in ("diffusers", "transformers"):
             continue
         try:
-            found, files = weight_files.chosen(folder / name, variant)
+            read_variant, files = weight_files.chosen(folder / name, variant)
         except ValueError as error:
             raise Unfit(str(error)) from None
         for problem in weight_files.broken(folder / name, files):
             raise Unfit(problem)
         safe = files[0].suffix == ".safetensors"
         loader: Any = getattr(importlib.import_module(library), kind)
-        options: dict[str, Any] = {"variant": found, "use_safetensors": safe, "output_loading_info": True}
+        options: dict[str, Any] = {
+            "variant": read_variant,
+            "use_safetensors": safe,
+            "output_loading_info": True,
+        }
         parts[name], about = loader.from_pretrained(folder / name, **options)
         if any(
             key.startswith(PREFIX) and key.removeprefix(PREFIX) in about["unexpected_keys"]
@@ -549,8 +553,7 @@ def _refuse_larger(name: str, module: nn.Module, left_over: list[str]) -> None:
     if inside:
         raise Unfit(
             f"the weights in {name} have {len(inside)} tensors more than its config.json describes, "
-            f"{inside[0]} first; "
-            "give the config.json that they were saved with"
+            f"{inside[0]} first; give the config.json that they were saved with"
         )
     if left_over:
         which = f"{len(left_over)} tensors in {name} are no part of the network, and are left out"
@@ -609,13 +612,13 @@ def read_json(path: Path, where: str) -> dict[str, Any]:
         ValueError: if the file holds none.
     """
     try:
-        its = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no JSON"
         raise ValueError(f"{where}: {path} cannot be read ({reason}); fetch it again") from None
-    if not isinstance(its, dict):
+    if not isinstance(value, dict):
         raise ValueError(f"{where}: {path} holds no JSON object; fetch it again")
-    return its
+    return value
 
 
 def _configurations(where: str, revision: str | None, config: str | None) -> str:
@@ -640,12 +643,12 @@ def _without_weights(folder: Path) -> dict[str, nn.Module]:
         library, kind = index.get(name) or ("", "")
         if library not in ("diffusers", "transformers"):
             continue
-        its: Any = getattr(importlib.import_module(library), kind)
+        part_class: Any = getattr(importlib.import_module(library), kind)
         with torch.device("meta"):
             if library == "diffusers":
-                parts[name] = its.from_config(its.load_config(folder / name))
+                parts[name] = part_class.from_config(part_class.load_config(folder / name))
             else:
-                parts[name] = its(its.config_class.from_pretrained(folder / name))
+                parts[name] = part_class(part_class.config_class.from_pretrained(folder / name))
     return parts
 
 

@@ -40,11 +40,11 @@ class StableDiffusion3(DiffusersPipeline):
     @classmethod
     def network_problems(cls, configs: unfit.Configs) -> Iterator[str]:
         parts = ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
-        network, one, two, t5 = (configs.get(part, {}) for part in parts)
+        network, clip_l, clip_g, t5 = (configs.get(part, {}) for part in parts)
         yield from unfit.channel_problems("transformer", network)
         if "sample_size" in network:
             yield from unfit.size_problems("transformer", network, square=True)
-        pooled = unfit.total(one.get("projection_dim"), two.get("projection_dim"))
+        pooled = unfit.total(clip_l.get("projection_dim"), clip_g.get("projection_dim"))
         for key, width in {"pooled_projection_dim": pooled, "joint_attention_dim": t5.get("d_model")}.items():
             yield from unfit.width_problems("transformer", key, network.get(key), width)
 

@@ -23,11 +23,11 @@ class StableDiffusionXL(StableDiffusion):
 
     @classmethod
     def network_problems(cls, configs: unfit.Configs) -> Iterator[str]:
-        unet, one, two = (configs.get(part, {}) for part in ("unet", "text_encoder", "text_encoder_2"))
+        unet, clip_l, clip_g = (configs.get(part, {}) for part in ("unet", "text_encoder", "text_encoder_2"))
         yield from unfit.size_problems("unet", unet, square=False)
-        width = unfit.total(one.get("hidden_size"), two.get("hidden_size"))
+        width = unfit.total(clip_l.get("hidden_size"), clip_g.get("hidden_size"))
         yield from unfit.unet_problems(unet, width, added="text_time")
-        numbers, pooled = unet.get("addition_time_embed_dim"), two.get("projection_dim")
+        numbers, pooled = unet.get("addition_time_embed_dim"), clip_g.get("projection_dim")
         if unfit.is_count(numbers):
             told = unfit.total(6 * numbers, pooled)  # six numbers tell size and crop
             key = "projection_class_embeddings_input_dim"

@@ -132,8 +132,7 @@ def _process_problems(config: Config) -> Iterator[str]:
     if config.get("beta_schedule", SCHEDULES[0]) not in SCHEDULES:
         yield (
             f"scheduler has beta_schedule={config['beta_schedule']}, which is not one of "
-            f"{', '.join(SCHEDULES)}; "
-            "write trained_betas"
+            f"{', '.join(SCHEDULES)}; write trained_betas"
         )
     for key in ("beta_start", "beta_end"):
         if key in config and not _is_beta(config[key]):
@@ -246,9 +245,8 @@ def unet_problems(unet: Config, text_width: int | None, *, added: str | None) ->
     yield from channel_problems("unet", unet)
     if unet.get("time_cond_proj_dim") is not None:
         yield (
-            "unet has time_cond_proj_dim, so guidance is distilled into it, "
-            "as in a latent consistency model; "
-            "give the model before that"
+            "unet has time_cond_proj_dim, so guidance is distilled into it, as in a latent consistency "
+            "model; give the model before that"
         )
     for key in ("class_embed_type", "num_class_embeds"):
         if unet.get(key) is not None:
@@ -258,9 +256,8 @@ def unet_problems(unet: Config, text_width: int | None, *, added: str | None) ->
             )
     if unet.get("addition_embed_type", added) != added:
         yield (
-            f"unet has addition_embed_type={unet['addition_embed_type']}, "
-            f"and this family's has {added or 'none'}; "
-            "choose its model="
+            f"unet has addition_embed_type={unet['addition_embed_type']}, and this family's has "
+            f"{added or 'none'}; choose its model="
         )
     if unet.get("encoder_hid_dim_type") not in (None, "text_proj"):
         yield (
@@ -279,7 +276,7 @@ def unet_problems(unet: Config, text_width: int | None, *, added: str | None) ->
 def width_problems(part: str, key: str, width: Any, text_width: int | None) -> Iterator[str]:
     """Whether the network reads embeddings as wide as the text encoders write them."""
     widths = width if isinstance(width, list | tuple) else [width]
-    if text_width is None or all(one in (None, text_width) for one in widths):
+    if text_width is None or all(read in (None, text_width) for read in widths):
         return
     yield (
         f"{part} has {key}={width}, and the text encoders give {text_width}; give the text encoders that it "
@@ -295,7 +292,11 @@ def total(*widths: Any) -> int | None:
 def quantised_problems(configs: Configs) -> Iterator[str]:
     """Parts whose stored weights are codes, which float32 does not bring back."""
     for part, config in configs.items():
-        found = config.get("quantization_config")
-        if found:
-            kind = found.get("quant_method", "some method") if isinstance(found, Mapping) else found
+        quantization = config.get("quantization_config")
+        if quantization:
+            kind = (
+                quantization.get("quant_method", "some method")
+                if isinstance(quantization, Mapping)
+                else quantization
+            )
             yield f"{part} is quantised ({kind}); give the model whose weights are not"

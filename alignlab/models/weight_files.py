@@ -21,12 +21,12 @@ SCALES = re.compile(r"(^|\.)(scaled_fp8|scale_weight|weight_scale|weight_scale_i
 
 def variants(folder: Path) -> dict[str | None, list[Path]]:
     """The files by variant; None is the plain one. Where one has both forms, the .safetensors."""
-    found: dict[str | None, dict[str, list[Path]]] = {}
+    by_variant: dict[str | None, dict[str, list[Path]]] = {}
     for file in sorted(folder.iterdir()) if folder.is_dir() else ():
         match = FILE.fullmatch(file.name)
         if match:
-            found.setdefault(match["new"] or match["old"], {}).setdefault(match["kind"], []).append(file)
-    return {variant: kinds.get("safetensors") or kinds["bin"] for variant, kinds in found.items()}
+            by_variant.setdefault(match["new"] or match["old"], {}).setdefault(match["kind"], []).append(file)
+    return {variant: kinds.get("safetensors") or kinds["bin"] for variant, kinds in by_variant.items()}
 
 
 def chosen(folder: Path, variant: str | None) -> tuple[str | None, list[Path]]:
@@ -35,16 +35,16 @@ def chosen(folder: Path, variant: str | None) -> tuple[str | None, list[Path]]:
     Raises:
         ValueError: if there are only other weights (non_ema), or none.
     """
-    found = variants(folder)
+    available = variants(folder)
     alike = (variant, None, *reversed(PRECISIONS)) if variant is None or variant in PRECISIONS else (variant,)
-    for one in alike:
-        if one in found:
-            return one, found[one]
-    if not found:
+    for candidate in alike:
+        if candidate in available:
+            return candidate, available[candidate]
+    if not available:
         raise ValueError(f"there are no weights in {folder.name}/")
-    there = sorted(str(one) for one in found if one)
-    mend = f"set model.variant={there[0]}" if there else "set model.variant=null"
-    kind = f"of variant {', '.join(there)}" if there else "without a variant"
+    others = sorted(str(candidate) for candidate in available if candidate)
+    mend = f"set model.variant={others[0]}" if others else "set model.variant=null"
+    kind = f"of variant {', '.join(others)}" if others else "without a variant"
     raise ValueError(f"{folder.name}/ holds only weights {kind}; {mend}")
 
 

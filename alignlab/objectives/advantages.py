@@ -1,8 +1,9 @@
-"""Rewards relative to what the same prompt earned before: (r - mean_p) / (std_p + 1e-6), Black et al. 2023,
-section 4.
+"""Advantages: rewards relative to what the same prompt earned before (Black et al. 2023, section 4).
 
-Several rewards r_k with weights w_k are one before that, or after it. f is taken over the epoch's whole
-batch:
+    A = (r - mean_p) / (std_p + 1e-6)
+
+Several rewards r_k with weights w_k are combined before this standardisation, or after it (gdpo). mean, std
+and rank below are taken over the epoch's whole batch:
 
     sum      A = standardised R,  R = sum_k w_k r_k, where a r_k may be in standard deviations of the base
              model (rewards/compose.py)
@@ -33,7 +34,7 @@ COMBINATIONS = ("sum", "zscore", "rank", "gdpo")
 
 
 class PromptStatistics:
-    """A buffer of recent rewards for each prompt. Lives across epochs and in checkpoints.
+    """Keeps a buffer of recent rewards for each prompt, across epochs and in checkpoints.
 
     Args:
         buffer_size: rewards kept for each prompt. [rewards]
@@ -61,16 +62,21 @@ class PromptStatistics:
         self.combine = combine
         self.rewards: dict[str, deque[float]] = {}
         self.parts: dict[str, PromptStatistics] = {}
-        """Of each reward, for gdpo."""
+        """The buffers of each reward, for gdpo."""
 
     def advantages(self, prompts: Sequence[str], data: Rollout) -> Values:
-        """[B] float64 of the samples of all processes, whose prompts these are; `data` are this process's."""
+        """Computes the advantages of the samples of all processes, [B] float64.
+
+        Args:
+            prompts: [B] of all processes, in their order.
+            data: the samples of this process.
+        """
         if self.combine != "gdpo" or len(data.rewards) == 1:
             return self.standardise(prompts, self.combined(data))
         return self.decoupled(prompts, _by_name(data), data.weights)
 
     def combined(self, data: Rollout) -> Values:
-        """[B] float64: several rewards as one, by sum, zscore or rank."""
+        """Combines several rewards into one by sum, zscore or rank, [B] float64."""
         assert data.reward is not None
         if self.combine in ("sum", "gdpo"):
             total: Values = whole(data.reward.double()).numpy()
@@ -81,8 +87,7 @@ class PromptStatistics:
     def decoupled(
         self, prompts: Sequence[str], rewards: Mapping[str, Values], weights: Mapping[str, float]
     ) -> Values:
-        """GDPO's advantages [B] from each reward [B]: standardised one by one, summed, and standardised over
-        the batch."""
+        """Computes GDPO's advantages [B] from rewards [B]: each is standardised by itself, then their sum."""
         for name in rewards:
             self.parts.setdefault(name, self._part())
         return _about_the_mean(
@@ -90,8 +95,10 @@ class PromptStatistics:
         )
 
     def standardise(self, prompts: Sequence[str], rewards: Sequence[float] | np.ndarray) -> np.ndarray:
-        """[B] float64: standardised rewards of the whole batch (never of a micro-batch). The buffers take
-        these rewards in first."""
+        """Standardises the rewards of the whole batch (never of a micro-batch), [B] float64.
+
+        The rewards enter the buffers first, so a prompt's statistics include them.
+        """
         values = np.asarray(rewards, dtype=np.float64)
         if not self.per_prompt:
             return _about_the_mean(values)
@@ -101,8 +108,8 @@ class PromptStatistics:
         for prompt in dict.fromkeys(prompts):
             rows = np.array([p == prompt for p in prompts])
             buffer = self.rewards[prompt]
-            known = np.array(buffer) if len(buffer) >= self.min_count else values
-            out[rows] = (values[rows] - known.mean()) / (known.std() + 1e-6)
+            population = np.array(buffer) if len(buffer) >= self.min_count else values
+            out[rows] = (values[rows] - population.mean()) / (population.std() + 1e-6)
         return out
 
     def _part(self) -> "PromptStatistics":
@@ -111,9 +118,9 @@ class PromptStatistics:
         )
 
     def own_share(self, prompts: Sequence[str]) -> float:
-        """Share of the prompts that use statistics of their own."""
-        known = next(iter(self.parts.values()), self).rewards
-        ready = [self.per_prompt and len(known.get(p, ())) >= self.min_count for p in prompts]
+        """Computes the share of the prompts whose buffers are full enough to be used."""
+        buffers = next(iter(self.parts.values()), self).rewards
+        ready = [self.per_prompt and len(buffers.get(p, ())) >= self.min_count for p in prompts]
         return float(np.mean(ready))
 
     def state_dict(self) -> dict[str, Any]:

@@ -113,7 +113,7 @@ class DDPO(Objective):
     def updates(
         self, policy: Policy, rollouts: Iterator[Rollout], micro_batch: int, rng: np.random.Generator
     ) -> Iterator[Update]:
-        data = Rollout.cat(list(rollouts))
+        data = Rollout.cat(list(rollouts))  # sampled whole before the first update, by one policy
         if self.estimator == "is" and policy.dtype != torch.float32:
             data = replace(data, log_probs=_anchor(policy, data, micro_batch))
         prompts = sum(gathered(data.prompts), ())
@@ -148,14 +148,14 @@ class DDPO(Objective):
 
     def loss(self, policy: Policy, batch: Pairs) -> tuple[Tensor, Metrics]:
         record, rows, steps = batch.rollout, batch.rows, batch.steps
-        now = replay(policy, record, rows, steps)
-        advantage = batch.advantages[rows, steps].to(now.log_prob.device)
+        current = replay(policy, record, rows, steps)
+        advantage = batch.advantages[rows, steps].to(current.log_prob.device)
         old = record.log_probs[rows.to(record.log_probs.device), steps.to(record.log_probs.device)]
-        log_ratio = now.log_prob - old
+        log_ratio = current.log_prob - old
         if self.estimator == "sf":
-            loss = -(advantage * now.log_prob).mean()
+            loss = -(advantage * current.log_prob).mean()
         else:
-            bound = self.clip_bound(now.x[0].numel())
+            bound = self.clip_bound(current.x[0].numel())
             ratio = log_ratio.exp()  # 1 before the first update
             loss = torch.maximum(-advantage * ratio, -advantage * log_ratio.clamp(-bound, bound).exp()).mean()
         with torch.no_grad():
@@ -163,16 +163,16 @@ class DDPO(Objective):
             metrics = {
                 "ddpo/approx_kl": gap.square().mean() / 2,
                 "ddpo/log_ratio_max": gap.abs().max(),
-                "ddpo/true_log_ratio_max": gap.abs().max() * now.x[0].numel(),
+                "ddpo/true_log_ratio_max": gap.abs().max() * current.x[0].numel(),
             }
             if self.estimator == "is":
-                outside = (gap.abs() > self.clip_bound(now.x[0].numel())).float()
+                outside = (gap.abs() > self.clip_bound(current.x[0].numel())).float()
                 metrics["ddpo/clip_fraction"] = outside.mean()
                 third = (3 * steps // len(record.sampler)).to(outside.device)
                 for k, name in enumerate(("early", "middle", "late")):  # thirds of the trajectory
                     metrics[f"ddpo/clip_fraction_{name}"] = outside.masked_fill(third != k, torch.nan)
         if self.kl_coeff > 0:
-            kl = _step_kl(policy, record, rows, steps, now.x, now.out).mean()
+            kl = _step_kl(policy, record, rows, steps, current.x, current.out).mean()
             loss = loss + self.kl_coeff * kl
             metrics["kl"] = kl.detach()
         return loss, metrics
@@ -193,7 +193,7 @@ class DDPO(Objective):
 
 
 def _step_kl(policy: Policy, record: Rollout, rows: Tensor, steps: Tensor, x: Tensor, out: Tensor) -> Tensor:
-    """[M] KL of the pairs' steps to the reference, mean over D."""
+    """Computes each pair's KL of one step to the reference, [M], mean over D."""
     rows, steps = rows.to(x.device), steps.to(x.device)
     with policy.reference(), torch.no_grad():
         ref = policy.predict(
@@ -203,7 +203,7 @@ def _step_kl(policy: Policy, record: Rollout, rows: Tensor, steps: Tensor, x: Te
 
 
 def _all_pairs(record: Rollout, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every scored (sample, step) pair in slices of at most `size`: rows [M], steps [M]."""
+    """Yields every scored (sample, step) pair in slices of at most `size`: rows [M], steps [M]."""
     scored = record.sampler.scored.cpu().nonzero()[:, 0]
     for _, part in shares(torch.cartesian_prod(torch.arange(len(record)), scored), size):
         yield part[:, 0], part[:, 1]
@@ -211,8 +211,10 @@ def _all_pairs(record: Rollout, size: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 @torch.no_grad()
 def _anchor(policy: Policy, record: Rollout, micro_batch: int) -> Tensor:
-    """[B, N] log-probs scored again at the shape that trains: a 16-bit matrix product depends on its batch
-    size."""
+    """Scores the log-probs [B, N] again in batches of the size that trains.
+
+    A 16-bit matrix product depends on its batch size, so without this the first ratio would not be 1.
+    """
     log_probs = record.log_probs.clone()
     for rows, steps in _all_pairs(record, micro_batch):
         log_probs[rows, steps] = replay(policy, record, rows, steps).log_prob
@@ -221,10 +223,12 @@ def _anchor(policy: Policy, record: Rollout, micro_batch: int) -> Tensor:
 
 @torch.no_grad()
 def _later_kl(policy: Policy, record: Rollout, micro_batch: int) -> Tensor:
-    """[B, N] D times the KL that the steps after each one pay (log p is a mean over D, so the return is in
-    units of D)."""
+    """Sums the KL of all later steps, times D, [B, N].
+
+    log p is a mean over D, so what a step adds to the return counts D times.
+    """
     kl = torch.zeros(len(record), len(record.sampler))
     for rows, steps in _all_pairs(record, micro_batch):
-        now = replay(policy, record, rows, steps)
-        kl[rows, steps] = _step_kl(policy, record, rows, steps, now.x, now.out).to(kl)
+        current = replay(policy, record, rows, steps)
+        kl[rows, steps] = _step_kl(policy, record, rows, steps, current.x, current.out).to(kl)
     return record.latents[0, 0].numel() * (kl.flip(1).cumsum(1).flip(1) - kl)

@@ -80,9 +80,9 @@ class PairLoss:
     ) -> tuple[Tensor, Metrics]:
         """The mean loss of the pairs, and what to log. Inside of `reference` the policy is the reference."""
         with reference, torch.no_grad():
-            before = errors(policy, batch)
-        now = errors(policy, batch)
-        winner, loser = now - before
+            reference_errors = errors(policy, batch)
+        policy_errors = errors(policy, batch)
+        winner, loser = policy_errors - reference_errors
         h = -(winner - loser) / 2 * (batch.latents[0, 0].numel() if self.mse_reduction == "sum" else 1)
         if self.kind == "sigmoid":
             s = self.label_smoothing
@@ -91,7 +91,7 @@ class PairLoss:
             loss = F.relu(1 - self.beta * h)
         else:
             loss = (h - 1 / (2 * self.beta)).square()
-        h, (winner_error, loser_error) = h.detach(), now.detach()
+        h, (winner_error, loser_error) = h.detach(), policy_errors.detach()
         metrics = {
             "dpo/implicit_accuracy": ((h > 0) + (h == 0) / 2).mean(),
             "dpo/margin": self.beta * h.mean(),

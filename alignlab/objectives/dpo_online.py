@@ -144,34 +144,35 @@ class OnlineDPO(Objective):
         """Pairs of the epoch's samples take the place of those at hand; if there are none, these stay."""
         prompts = sum(gathered(data.prompts), ())
         try:
-            found = self.paired(prompts, data)
+            paired = self.paired(prompts, data)
         except ValueError as error:
             raise NothingToLearn(f"algo.pairing.{error}") from None
-        self.ties = found.ties
-        if not found.pairs:
-            said = (
+        self.ties = paired.ties
+        if not paired.pairs:
+            sentence = (
                 f"{len(prompts)} images of {len(set(prompts))} prompts make no pair by algo.pairing "
-                f"({found.ties} ties)"
+                f"({paired.ties} ties)"
             )
             if self.pool is None:
                 raise NothingToLearn(
-                    f"{said}; lower algo.pairing.margin, raise prompts.per_prompt, or choose another reward"
+                    f"{sentence}; lower algo.pairing.margin, raise prompts.per_prompt, or choose another "
+                    "reward"
                 )
             if rank() == 0:
                 print(
-                    f"warning: epoch {self.epochs + 1}: {said}; the pairs of before are trained on",
+                    f"warning: epoch {self.epochs + 1}: {sentence}; the pairs of before are trained on",
                     file=sys.stderr,
                 )
             return
         rows = torch.arange(len(data))
         x0 = whole(data.latent(rows, torch.full_like(rows, len(data.sampler))))
-        pairs = torch.tensor([(pair.winner, pair.loser) for pair in found.pairs])
+        pairs = torch.tensor([(pair.winner, pair.loser) for pair in paired.pairs])
         used, places = pairs.unique(return_inverse=True)
         self.pool = Pool(
             latents=x0[used],
             pairs=places,
-            prompts=tuple(prompts[pair.winner] for pair in found.pairs),
-            margin=float(np.mean([pair.margin for pair in found.pairs])),
+            prompts=tuple(prompts[pair.winner] for pair in paired.pairs),
+            margin=float(np.mean([pair.margin for pair in paired.pairs])),
         )
 
     def epoch_metrics(self) -> dict[str, float]:

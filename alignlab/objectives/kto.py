@@ -140,18 +140,18 @@ class KTO(Objective):
     @torch.no_grad()
     def _measured(self, policy: Policy, batches: list[tuple[float, Judged]]) -> list[tuple[float, Judged]]:
         """The micro-batches of one update, with what the reference makes of them, and their common z0."""
-        out, mine = [], list[tuple[float, bool]]()
+        measured, own_gains = [], list[tuple[float, bool]]()
         for share, batch in batches:
             with policy.reference():
                 reference = errors(policy, batch)[0]
             g = reference - errors(policy, batch)[0]
             if share:  # a process of a split model that has fewer repeats one
-                mine += zip(g.cpu().tolist(), batch.desirable.tolist(), strict=True)
-            out.append((share, replace(batch, reference=reference)))
-        gains, desirable = zip(*(one for part in gathered(mine) for one in part), strict=True)
+                own_gains += zip(g.cpu().tolist(), batch.desirable.tolist(), strict=True)
+            measured.append((share, replace(batch, reference=reference)))
+        gains, desirable = zip(*(gain for part in gathered(own_gains) for gain in part), strict=True)
         z0 = self.z0_of(np.array(gains), np.array(desirable))
         self._z0.append(z0)
-        return [(share, replace(batch, z0=z0)) for share, batch in out]
+        return [(share, replace(batch, z0=z0)) for share, batch in measured]
 
     def z0_of(self, gains: np.ndarray, desirable: np.ndarray) -> float:
         """z0 from g [n] and labels [n] of a whole update. Sums are rounded once, so their order does not

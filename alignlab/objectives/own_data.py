@@ -89,10 +89,10 @@ class Latents:
         if key in self._kept:
             return self._kept[key]
         try:
-            found = read(policy.family.image_size)
+            pictures = read(policy.family.image_size)
         except ValueError as error:
             raise NothingToLearn(f"algo.{error}") from None
-        images = found[None] if isinstance(found, Tensor) else torch.stack(found)
+        images = pictures[None] if isinstance(pictures, Tensor) else torch.stack(pictures)
         with torch.no_grad():
             latents: Tensor = policy.family.encode_images(images.to(policy.device)).cpu()
         if self.keep:

@@ -170,8 +170,8 @@ class RWR(Objective):
                 z = np.exp((values - values.max()) / self.temperature)
                 out[rows] = len(values) * z / z.sum()
             else:
-                known = np.array(self.recent) if self.streaming else values
-                out[rows] = values >= np.quantile(known, self.quantile)
+                population = np.array(self.recent) if self.streaming else values
+                out[rows] = values >= np.quantile(population, self.quantile)
         if not out.any():
             out[np.argmax(rewards)] = (
                 1.0  # a streaming quantile that nothing reaches: the best sample stands for the epoch

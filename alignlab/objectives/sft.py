@@ -88,12 +88,12 @@ class SFT(Objective):
             raise NothingToLearn(f"algo.{error}") from None
 
         def batch(places: list[int], key: NoiseKey) -> Examples:
-            its = [chosen[place] for place in places]
-            latents = [self._latents(policy, one.key, one.image) for one in its]
-            prompts = with_dropout([one.caption for one in its], key, self.prompt_dropout)
+            examples = [chosen[place] for place in places]
+            latents = [self._latents(policy, example.key, example.image) for example in examples]
+            prompts = with_dropout([example.caption for example in examples], key, self.prompt_dropout)
             return Examples(process=process, latents=torch.stack(latents, 1), prompts=prompts, noise=key)
 
-        names, updates = [one.key for one in chosen], self.updates_per_epoch
+        names, updates = [example.key for example in chosen], self.updates_per_epoch
         yield from dealt(
             policy, names, batch, stream="train/sft", updates=updates, micro_batch=micro_batch, rng=rng
         )

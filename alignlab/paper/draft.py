@@ -60,15 +60,15 @@ def k_laws(runs: Runs) -> tuple[Figure, Rows]:
         cell.set_ylim(bottom=start + 0.4 * (top - start))
     axes[2].set(xlabel=reward, ylabel=diversity)
     axes[2].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    one = next((v for v in fixed if label(v) == "DRaFT-1"), None)
+    draft_1 = next((v for v in fixed if label(v) == "DRaFT-1"), None)
     budget, rows = min(passes(run)[-1] for v in compared for run in v.runs), table([*fixed, *others], 7.7)
     for row, v in zip(rows, [*fixed, *others], strict=True):
         for name in ("reward", "lpips"):
             row[f"{name} at equal passes"] = over_seeds(
                 [float(np.interp(budget, passes(run), run.curve(f"eval/{name}"))) for run in v.runs]
             )
-        if one and v is not one and {run.seed for run in v.runs} & {run.seed for run in one.runs}:
-            mine, reference = gains(v, "true_preference"), gains(one, "true_preference")
+        if draft_1 and v is not draft_1 and {run.seed for run in v.runs} & {run.seed for run in draft_1.runs}:
+            mine, reference = gains(v, "true_preference"), gains(draft_1, "true_preference")
             row["true_preference less DRaFT-1's"] = over_seeds(
                 [mine[seed] - reference[seed] for seed in mine if seed in reference]
             )

@@ -53,7 +53,7 @@ def regularisers(runs: Runs) -> dict[str, list[Spot]]:
         "trajectory KL (eta = 1)": [
             spot(f"{v.runs[0].settings.kl_coeff:g}", last(v)) for v in by_kl(every(runs, "trajectory_kl"))
         ],
-        "reward cap": [spot(f"{cap:g}", last(v)) for cap, v in sorted(capped, key=lambda one: one[0])],
+        "reward cap": [spot(f"{cap:g}", last(v)) for cap, v in sorted(capped, key=lambda pair: pair[0])],
         "K": sorted(
             (spot(f"{algorithm(v).k}", last(v)) for v in [*plain, *every(runs, "draft_k")]),
             key=lambda p: int(p[0]),

@@ -61,7 +61,7 @@ def batches(c: TrainConfig) -> list[int]:
     return [2**k for k in range(batch.bit_length()) if 2**k < batch]
 
 
-def proposals(c: TrainConfig, now: Footprint, room: float, epoch: Epoch) -> dict[str, int | None]:
+def proposals(c: TrainConfig, predicted: Footprint, room: float, epoch: Epoch) -> dict[str, int | None]:
     """For micro_batch and evaluation.batch the largest that fits in `room` bytes, None if not even 1 does.
 
     micro_batch is one that divides samples_per_step. evaluation.batch stays as it is if it fits, and else is
@@ -70,9 +70,9 @@ def proposals(c: TrainConfig, now: Footprint, room: float, epoch: Epoch) -> dict
     batch = c.evaluation.batch
     micro_batch = largest(
         micro_batches(c),
-        lambda k: (now if k == c.micro_batch else at(c, epoch, k, batch)).training <= room,
+        lambda k: (predicted if k == c.micro_batch else at(c, epoch, k, batch)).training <= room,
     )
-    if micro_batch is None or now.evaluation <= room:
+    if micro_batch is None or predicted.evaluation <= room:
         return {"micro_batch": micro_batch, "evaluation.batch": batch}
     least = micro_batches(c)[0]
     return {
@@ -101,38 +101,38 @@ def instead(c: TrainConfig, key: str, room: float | None, epoch: Epoch) -> str:
         room: bytes that the device has for the run; None where that is not known.
     """
     training, batch = key == "micro_batch", c.evaluation.batch
-    its = c.micro_batch if training else batch
-    lower = [k for k in (micro_batches(c) if training else batches(c)) if k < its]
+    present = c.micro_batch if training else batch
+    lower = [k for k in (micro_batches(c) if training else batches(c)) if k < present]
     if not lower:
-        return f"{key}={its} cannot be lower; try {other_ways(c)}"
+        return f"{key}={present} cannot be lower; try {other_ways(c)}"
 
     def need(value: int) -> float:
-        found = at(c, epoch, value if training else c.micro_batch, batch if training else value)
-        return MARGIN * (found.training if training else found.evaluation)
+        predicted = at(c, epoch, value if training else c.micro_batch, batch if training else value)
+        return MARGIN * (predicted.training if training else predicted.evaluation)
 
     try:
         # a prediction is that of one process that shares nothing, and to make one of several would call on
         # the others in mid-epoch
         if room is None or launched() > 1 or c.policy.get("shard"):
-            return f"{key}={its} is too much; set {key}={lower[-1]}"
-        now, known = need(its), {}
+            return f"{key}={present} is too much; set {key}={lower[-1]}"
+        needed, needs = need(present), {}
 
         def fits(value: int) -> bool:
-            known[value] = need(value)
-            return known[value] <= room
+            needs[value] = need(value)
+            return needs[value] <= room
 
         chosen = largest(lower, fits)
         if chosen is None:
             return (
-                f"{key}={its} needs about {size(now)} of {size(room)}, and {key}={lower[0]} still "
-                f"{size(known[lower[0]])}; try {other_ways(c)}"
+                f"{key}={present} needs about {size(needed)} of {size(room)}, and {key}={lower[0]} still "
+                f"{size(needs[lower[0]])}; try {other_ways(c)}"
             )
         return (
-            f"{key}={its} needs about {size(now)} of {size(room)}; {key}={chosen} needs "
-            f"{size(known[chosen])}: set that"
+            f"{key}={present} needs about {size(needed)} of {size(room)}; {key}={chosen} needs "
+            f"{size(needs[chosen])}: set that"
         )
     except Exception as error:  # a part that cannot be run dry: a reward of the user's own, say
-        return f"{key}={its} is too much; set {key}={lower[-1]} (no prediction: {type(error).__name__})"
+        return f"{key}={present} is too much; set {key}={lower[-1]} (no prediction: {type(error).__name__})"
 
 
 def smaller(c: TrainConfig, key: str, epoch: Epoch) -> str:

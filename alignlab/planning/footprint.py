@@ -145,11 +145,10 @@ def _zeros(images: Tensor, prompts: Sequence[str]) -> "Future[Tensor]":
 
 def _prepare(lab: Lab, c: TrainConfig, ledger: Ledger, kernels: Kernels, device: str) -> None:
     """Names the phases, and shortens what repeats itself."""
-    its: Any = lab  # methods are replaced below, which mypy minds
-    policy, family, objective = its.policy, its.policy.family, its.objective
-    lab.sampler = build(
-        c.sampler, scheduler=family.scheduler
-    )  # tables of numbers that steer the loop: they stay on the host
+    patched: Any = lab  # methods are replaced below, which mypy minds
+    policy, family, objective = patched.policy, patched.policy.family, patched.objective
+    # Samplers are tables of numbers that steer the loop, so they stay on the host.
+    lab.sampler = build(c.sampler, scheduler=family.scheduler)
     lab.eval_sampler = build(c.eval_sampler, scheduler=family.scheduler)
     lab.scaler = torch.amp.GradScaler("cpu", enabled=False)  # its numbers steer too, and weigh nothing
     for group in lab.optimizer.param_groups:
@@ -161,13 +160,14 @@ def _prepare(lab: Lab, c: TrainConfig, ledger: Ledger, kernels: Kernels, device:
 
     family.denoise = ledger.remembered(kernels.within(family.denoise), lambda: policy._is_reference)
     family.decode = ledger.remembered(kernels.within(family.decode), lambda: None)
-    for reward in (*lab.reward.rewards.values(), *its.held_out.rewards.values()):
+    for reward in (*lab.reward.rewards.values(), *patched.held_out.rewards.values()):
         if isinstance(reward, AnswersLater):
-            reward.submit = _zeros  # type: ignore[method-assign]  # it would ask somebody elsewhere
-    its.reward.submit = ledger.within("reward", lab.reward.submit)
+            elsewhere: Any = reward  # its scores come from another machine, which a dry run must not ask
+            elsewhere.submit = _zeros
+    patched.reward.submit = ledger.within("reward", lab.reward.submit)
     objective.loss = ledger.within("loss", objective.loss)
-    its.optimizer.step = ledger.within("optimizer step", lab.optimizer.step)
-    its.diversity.mean_pairwise = _once_for_each(lab.diversity.mean_pairwise)
+    patched.optimizer.step = ledger.within("optimizer step", lab.optimizer.step)
+    patched.diversity.mean_pairwise = _once_for_each(lab.diversity.mean_pairwise)
     updates = objective.updates
 
     def sampled(rollouts: Iterator[Rollout]) -> Iterator[Rollout]:

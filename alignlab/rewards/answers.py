@@ -51,20 +51,20 @@ def numbers(values: Any) -> Tensor:
     try:
         if isinstance(values, list | tuple) and any(isinstance(value, Tensor) for value in values):
             device = next(value.device for value in values if isinstance(value, Tensor))
-            found = torch.stack([torch.as_tensor(value, device=device) for value in values])
+            scores = torch.stack([torch.as_tensor(value, device=device) for value in values])
         elif isinstance(values, Tensor):
-            found = values.to_dense() if values.layout is not torch.strided else values
+            scores = values.to_dense() if values.layout is not torch.strided else values
         else:
-            found = torch.from_numpy(_array(values))
+            scores = torch.from_numpy(_array(values))
     except NoNumbers:
         raise
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise NoNumbers(
             f"a {kind} that is no row of numbers ({' '.join(str(error).split())[:200]})"
         ) from None
-    if found.is_complex():
+    if scores.is_complex():
         raise NoNumbers("complex numbers, which have no order")
-    return found
+    return scores
 
 
 def _has_metadata(values: Any) -> bool:

@@ -93,8 +93,8 @@ class BertScore:
     ) -> Alignment:
         """Of each candidate and its reference, on `device`; without a graph."""
         self.model.to(device)
-        found = align(self._embedded(candidates, device), self._embedded(references, device))
-        return Alignment(*((score - self.baseline) / (1 - self.baseline) for score in found))
+        alignment = align(self._embedded(candidates, device), self._embedded(references, device))
+        return Alignment(*((score - self.baseline) / (1 - self.baseline) for score in alignment))
 
     @torch.no_grad()
     def _embedded(self, texts: Sequence[str], device: torch.device | str) -> Tokens:

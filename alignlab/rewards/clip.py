@@ -206,16 +206,16 @@ def to_fetch(path: str, revision: str | None = None) -> list[str]:
         return absent(
             name.removeprefix("hf-hub:"), "open_clip_config.json", weights, revision=revision, whole=True
         )
-    its = {} if name.startswith("local-dir:") else open_clip_weights(name)
-    repository, _, file = its.get("hf_hub", "").rpartition("/")
+    pretrained = {} if name.startswith("local-dir:") else open_clip_weights(name)
+    repository, _, file = pretrained.get("hf_hub", "").rpartition("/")
     if repository:
         return absent(repository, (file,) if file else weights)
     cached = (
-        Path("~/.cache/clip").expanduser() / Path(its.get("url", "")).name
+        Path("~/.cache/clip").expanduser() / Path(pretrained.get("url", "")).name
     )  # open_clip's place for what is on no hub
     return (
         [f"{path} is not at hand; it is fetched at first use"]
-        if its.get("url") and not cached.is_file()
+        if pretrained.get("url") and not cached.is_file()
         else []
     )
 
@@ -268,11 +268,11 @@ def _config(folder: Path, key: str) -> dict[str, Any]:
     """What open_clip_config.json says of the model."""
     path = folder / "open_clip_config.json"
     try:
-        its = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
-        if not all(isinstance(its[key], dict) for key in ("text_cfg", "vision_cfg")):
+        model_config = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
+        if not all(isinstance(model_config[key], dict) for key in ("text_cfg", "vision_cfg")):
             raise TypeError
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise ValueError(
             f"{key}={folder}: {path} is no configuration of open_clip's; fetch it again"
         ) from None
-    return dict(its)
+    return dict(model_config)

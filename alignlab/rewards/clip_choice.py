@@ -84,9 +84,9 @@ class PickScore:
         )
         key, home = ("processor", processor) if processor else ("path", path)
         pinned = None if processor else revision
-        words = fetched_any(home, BPE_WORDS, pinned, key)
+        vocabulary = fetched_any(home, BPE_WORDS, pinned, key)
         reader = (
-            CLIPTokenizer if words.name == "vocab.json" else CLIPTokenizerFast
+            CLIPTokenizer if vocabulary.name == "vocab.json" else CLIPTokenizerFast
         )  # one class since transformers 5
         self.tokenizer = _loaded(reader, key, home, revision=pinned)
         self.preprocess = preprocessing_of(image_processor(home, pinned, key))
@@ -173,7 +173,7 @@ def _loaded(kind: Any, key: str, path: str, **options: Any) -> Any:
     from safetensors import SafetensorError
 
     try:
-        found = kind.from_pretrained(path, **options)
+        loaded = kind.from_pretrained(path, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         if on_hub(path):
             raise FileNotFoundError(unreachable(key, path, kind.__name__, error)) from None
@@ -181,9 +181,9 @@ def _loaded(kind: Any, key: str, path: str, **options: Any) -> Any:
             f"{key}={path}: {kind.__name__} cannot be read from there "
             f"({str(error).strip().partition(chr(10))[0]})"
         ) from None
-    if not isinstance(found, tuple):
-        return found
-    model, info = found
+    if not isinstance(loaded, tuple):
+        return loaded
+    model, info = loaded
     if info["missing_keys"]:
         raise ValueError(
             f"{key}={path}: these are no weights of a {kind.__name__}, for they lack "

@@ -135,13 +135,13 @@ class WeightedSum:
             if isinstance(reward, AnswersLater):
                 with _named(name, reward):
                     later[name] = reward.submit(*given(reward, images, prompts))
-        now = {name: self._asked(name, images, prompts) for name in alone if name not in later}
+        immediate = {name: self._asked(name, images, prompts) for name in alone if name not in later}
 
         def answer(name: str) -> Tensor:
             with _named(name, alone[name]):
                 return self._checked(name, later[name].result(), images, prompts)
 
-        return lambda: now | {name: answer(name) for name in later}
+        return lambda: immediate | {name: answer(name) for name in later}
 
     def within_prompts(self, images: Tensor, prompts: Sequence[str], group: int) -> dict[str, Tensor]:
         """[B] of each group-wise reward, one call for each `group` images in a row."""
@@ -181,9 +181,8 @@ class WeightedSum:
         if not reaches:
             raise RewardError(
                 f"reward {name} ({_called(reward)}) says that it is differentiable, but no gradient reaches "
-                "the images; compute in torch, "
-                "without detach(), item() or numpy, or declare differentiable=false and use algo=ddpo or "
-                "algo=rwr"
+                "the images; compute in torch, without detach(), item() or numpy, or declare "
+                "differentiable=false and use algo=ddpo or algo=rwr"
             )
         self._reached |= {name} if asked else set()
         return values
@@ -196,18 +195,18 @@ class WeightedSum:
         """
         must = f"for {len(prompts)} images; it must return a tensor of shape ({len(prompts)},)"
         try:
-            found = numbers(values)
+            scores = numbers(values)
         except NoNumbers as error:
             raise RewardError(f"reward {name} returned {error} {must}") from None
-        if found.shape != (len(prompts),):
-            raise RewardError(f"reward {name} returned {tuple(found.shape)} {must}")
+        if scores.shape != (len(prompts),):
+            raise RewardError(f"reward {name} returned {tuple(scores.shape)} {must}")
         if not (torch.is_grad_enabled() and self.rewards[name].differentiable):
-            found = found.detach()
-        found = found.to(device=images.device, dtype=torch.float32, copy=True)
-        bad = (~found.isfinite()).nonzero()[:, 0].tolist()
+            scores = scores.detach()
+        scores = scores.to(device=images.device, dtype=torch.float32, copy=True)
+        bad = (~scores.isfinite()).nonzero()[:, 0].tolist()
         if bad:
-            raise NonFinite(name, found, prompts, bad)
-        return found
+            raise NonFinite(name, scores, prompts, bad)
+        return scores
 
     def combine(self, raw: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum [B] of raw rewards."""
@@ -270,15 +269,15 @@ def _named(name: str, reward: Any) -> Iterator[None]:
 
 def _called(reward: Any) -> str:
     """The user's name of it."""
-    its = reward.function if isinstance(reward, Function) else type(reward)
-    return f"{its.__module__}.{getattr(its, '__qualname__', type(its).__qualname__)}"
+    scorer = reward.function if isinstance(reward, Function) else type(reward)
+    return f"{scorer.__module__}.{getattr(scorer, '__qualname__', type(scorer).__qualname__)}"
 
 
 def _where(error: BaseException, reward: Any) -> str:
     """The last line of the user's own file that was running, in brackets."""
-    its = reward.function if isinstance(reward, Function) else type(reward)
+    scorer = reward.function if isinstance(reward, Function) else type(reward)
     try:
-        file = inspect.getfile(its)
+        file = inspect.getfile(scorer)
     except (TypeError, OSError):
         return ""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]

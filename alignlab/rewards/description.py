@@ -93,8 +93,8 @@ class Description:
         self.unit = f"BERTScore {score}"
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        said = self.vlm.reply(images, [self.question] * len(prompts), tokens=self.tokens)
-        found = self.bertscore(
-            said, [self.reference.replace("{}", prompt) for prompt in prompts], images.device
+        descriptions = self.vlm.reply(images, [self.question] * len(prompts), tokens=self.tokens)
+        agreement = self.bertscore(
+            descriptions, [self.reference.replace("{}", prompt) for prompt in prompts], images.device
         )
-        return getattr(found, self.score)
+        return getattr(agreement, self.score)

@@ -91,11 +91,11 @@ class TruePreference:
     @torch.no_grad()
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         scenes = _scenes(images)
-        found = subject(scenes)
+        main = subject(scenes)
         self.judge.to(images.device)
         chances = self.judge(scenes)[0].softmax(-1)
         right = torch.stack([chances[row, self._named(prompt)] for row, prompt in enumerate(prompts)])
-        return 2 * right + found.large + found.centred + found.contrast
+        return 2 * right + main.large + main.centred + main.contrast
 
     def _named(self, prompt: str) -> int:
         words = prompt.lower().replace(",", " ").split()

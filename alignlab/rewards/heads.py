@@ -100,8 +100,10 @@ def load(folder: Path) -> tuple[Clip, dict[str, Tensor], dict[str, Any]]:
     clip, own = Clip(about["clip"]), {}
     if (folder / "clip.safetensors").is_file():
         own = _tensors(folder / "clip.safetensors")
-        its = clip.model.state_dict()
-        unknown = [name for name, tensor in own.items() if name not in its or its[name].shape != tensor.shape]
+        weights = clip.model.state_dict()
+        unknown = [
+            name for name, tensor in own.items() if name not in weights or weights[name].shape != tensor.shape
+        ]
         if unknown:
             raise ValueError(
                 f"{folder}/clip.safetensors does not fit {about['clip']}: it has {unknown[0]} "
@@ -122,18 +124,18 @@ def fill(head: nn.Module, state: dict[str, Tensor], folder: Path) -> nn.Module:
     Raises:
         ValueError: if one is missing, of another shape, or too many.
     """
-    its = head.state_dict()
+    needed = head.state_dict()
     wrong = sorted(
         name
-        for name in its.keys() | state.keys()
-        if name not in its or name not in state or its[name].shape != state[name].shape
+        for name in needed.keys() | state.keys()
+        if name not in needed or name not in state or needed[name].shape != state[name].shape
     )
     if wrong:
-        there = list(state[wrong[0]].shape) if wrong[0] in state else "missing"
-        needed = list(its[wrong[0]].shape) if wrong[0] in its else "none"
+        stored_shape = list(state[wrong[0]].shape) if wrong[0] in state else "missing"
+        needed_shape = list(needed[wrong[0]].shape) if wrong[0] in needed else "none"
         raise ValueError(
-            f"{folder}/head.safetensors is no head of this kind: {wrong[0]} is {there} there, and {needed} "
-            "is needed; train the reward again"
+            f"{folder}/head.safetensors is no head of this kind: {wrong[0]} is {stored_shape} there, "
+            f"and {needed_shape} is needed; train the reward again"
         )
     head.load_state_dict(state)
     return head.eval().requires_grad_(False)
@@ -194,7 +196,9 @@ def mlp_of(state: dict[str, Tensor], *, relu: bool) -> Mlp:
     ]
     names.sort(key=_number)
     shapes = [tuple(state[f"{n}weight"].shape) for n in names]
-    chained = shapes and shapes[-1][0] == 1 and all(one[0] == after[1] for one, after in pairwise(shapes))
+    chained = (
+        shapes and shapes[-1][0] == 1 and all(before[0] == after[1] for before, after in pairwise(shapes))
+    )
     biased = all(
         state.get(f"{n}bias", torch.zeros(0)).shape == (shape[0],)
         for n, shape in zip(names, shapes, strict=True)

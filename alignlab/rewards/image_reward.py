@@ -88,9 +88,9 @@ class ImageReward:
             raise ValueError(
                 f"path={path}: {FILE} and {CONFIG} are not ImageReward's ({why}); fetch them again"
             ) from None
-        words = fetched_any(tokenizer, BERT_WORDS, key="tokenizer")
+        vocabulary = fetched_any(tokenizer, BERT_WORDS, key="tokenizer")
         reader = (
-            BertTokenizer if words.name == "vocab.txt" else BertTokenizerFast
+            BertTokenizer if vocabulary.name == "vocab.txt" else BertTokenizerFast
         )  # one class since transformers 5
         try:
             self.tokenizer = reader.from_pretrained(tokenizer)

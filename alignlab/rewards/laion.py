@@ -80,14 +80,14 @@ class LaionAesthetic:
         interpolation: Literal["bicubic", "bilinear"] = "bicubic",
         revision: str | None = None,
     ) -> None:
-        found = fetched(path, file, revision)
-        self.head = _head(path, found, relu).eval().requires_grad_(False)
+        weights = fetched(path, file, revision)
+        self.head = _head(path, weights, relu).eval().requires_grad_(False)
         self.clip = Clip(clip, interpolation=interpolation, key="clip")
         self.input_size = self.clip.size[0]
         width = self.head.layers[0].in_features
         if width != self.clip.width:
             raise ValueError(
-                f"path={path}: {found.name} rates embeddings of length {width}, and those of clip={clip} "
+                f"path={path}: {weights.name} rates embeddings of length {width}, and those of clip={clip} "
                 f"have {self.clip.width}"
             )
 
@@ -117,9 +117,7 @@ def _head(path: str, file: Path, relu: bool | None) -> Mlp:
     if relu is None and silent and len(numbers) > 1:
         raise ValueError(
             f"path={path}: {file.name} does not say whether ReLU stands between its layers (their numbers "
-            "are "
-            f"{', '.join(map(str, numbers))}; those of LAION's v2, which has none, are "
-            f"{', '.join(map(str, AFFINE))}); "
-            "set relu=true, as LAION's reluMSE file needs it, or relu=false"
+            f"are {', '.join(map(str, numbers))}; those of LAION's v2, which has none, are "
+            f"{', '.join(map(str, AFFINE))}); set relu=true, as LAION's reluMSE file needs it, or relu=false"
         )
     return head

@@ -123,7 +123,7 @@ class Questions:
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         pairs = [self.asked(prompt) for prompt in prompts]
-        asked = [(row, *pair) for row, its in enumerate(pairs) for pair in its]
+        asked = [(row, *pair) for row, questions in enumerate(pairs) for pair in questions]
         rows = torch.tensor([row for row, *_ in asked], device=images.device)
         if self.score == "strict":
             replies = self.vlm.reply(images[rows], [question for _, question, _ in asked], tokens=self.tokens)
@@ -134,7 +134,7 @@ class Questions:
         else:
             values = self._probabilities(images, asked)
         total = torch.zeros(len(prompts), device=images.device).index_add(0, rows, values)
-        return total / torch.tensor([float(len(its)) for its in pairs], device=images.device)
+        return total / torch.tensor([float(len(questions)) for questions in pairs], device=images.device)
 
     def asked(self, prompt: str) -> list[tuple[str, str]]:
         """The questions of a prompt, with their answers.
@@ -176,7 +176,7 @@ class Questions:
 
 def _read(file: str) -> dict[str, list[tuple[str, str]]]:
     """The questions with their answers, by prompt."""
-    found: dict[str, list[tuple[str, str]]] = {}
+    questions: dict[str, list[tuple[str, str]]] = {}
     try:
         lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -190,10 +190,10 @@ def _read(file: str) -> dict[str, list[tuple[str, str]]]:
                 pairs = list(zip(entry["questions"], entry["answers"], strict=True))
                 if not pairs or not all(isinstance(text, str) and text for pair in pairs for text in pair):
                     raise TypeError
-                found[entry["prompt"].strip()] = pairs
+                questions[entry["prompt"].strip()] = pairs
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ValueError(
                 f'file={file}, line {number}: write {{"prompt": "two cats", "questions": ["How many cats are '
                 f'there?"], "answers": ["two"]}}'
             ) from None
-    return found
+    return questions

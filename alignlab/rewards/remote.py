@@ -88,8 +88,7 @@ class Remote:
         if batch_size < 1 or ahead < 0 or retries < 0 or backoff < 0 or not timeout > 0:
             raise ValueError(
                 f"batch_size={batch_size} must be at least 1, ahead={ahead}, retries={retries} and "
-                f"backoff={backoff} at least 0, "
-                f"timeout={timeout} positive"
+                f"backoff={backoff} at least 0, timeout={timeout} positive"
             )
 
     def __init__(
@@ -170,9 +169,8 @@ class Remote:
         if (answer.get("reward"), answer.get("digest")) != (self.held, self.digest):
             raise RewardError(
                 f"the reward server {self.url} holds {plain(answer.get('reward'))} "
-                f"({plain(answer.get('digest'))}) now, and held "
-                f"{plain(self.held)} ({plain(self.digest)}) when this run asked first; start it as it was, "
-                f"and go on with {self._resume}"
+                f"({plain(answer.get('digest'))}) now, and held {plain(self.held)} ({plain(self.digest)}) "
+                f"when this run asked first; start it as it was, and go on with {self._resume}"
             )
         scores = answer["scores"]
         if len(scores) != n:
@@ -220,8 +218,7 @@ class Remote:
         )
         raise RewardError(
             f"the reward server {self.url} gave no answer in {1 + self.retries} attempts over "
-            f"{time.monotonic() - began:.0f} s "
-            f"(the last: {trouble}); {mend}"
+            f"{time.monotonic() - began:.0f} s (the last: {trouble}); {mend}"
         )
 
     def _attempt(self, method: str, path: str, body: bytes | None) -> Any:

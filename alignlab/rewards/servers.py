@@ -40,33 +40,35 @@ def address(url: str) -> str:
     Raises:
         ValueError: if it is no plain http:// or https:// url (no user, no query, no fragment).
     """
-    found = _ADDRESS.fullmatch(url) if isinstance(url, str) else None
-    if found is None or int(found["port"] or 0) > 65535:
+    match = _ADDRESS.fullmatch(url) if isinstance(url, str) else None
+    if match is None or int(match["port"] or 0) > 65535:
         raise ValueError(
             f"{url} is no server; write http://127.0.0.1:8000 (a secret goes into the variable {TOKEN})"
         )
-    scheme = found["scheme"].lower()
-    port = int(found["port"] or (443 if scheme == "https" else 80))
-    return f"{scheme}://{found['host'].lower()}:{port}{found['path'].rstrip('/')}"
+    scheme = match["scheme"].lower()
+    port = int(match["port"] or (443 if scheme == "https" else 80))
+    return f"{scheme}://{match['host'].lower()}:{port}{match['path'].rstrip('/')}"
 
 
-def named_by(words: Iterable[str]) -> frozenset[str]:
+def named_by(overrides: Iterable[str]) -> frozenset[str]:
     """Finds the addresses that overrides name.
 
     Of interpolations those of the environment count, which is the user's own.
     """
-    found: set[str] = set()
-    for word in words:
-        key, _, value = word.lstrip("+~").partition("=")
+    addresses: set[str] = set()
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
         key = key.partition("@")[0].replace("/", ".")
         if key.partition(".")[0] not in KEYS and not key.endswith(".url"):
             continue
         value = re.sub(r"\\([\\()\[\]{}:=, \t])", r"\1", value)  # as Hydra hands overrides to a sweep's jobs
         value = re.sub(r"\$\{oc\.env:(\w+)(?:,[^{}]*)?\}", lambda name: os.environ.get(name[1], ""), value)
-        found |= {address(match[0]) for match in _ADDRESS.finditer(value) if int(match["port"] or 0) <= 65535}
+        addresses |= {
+            address(match[0]) for match in _ADDRESS.finditer(value) if int(match["port"] or 0) <= 65535
+        }
         if key in KEYS[:2] and "remote" in re.split(r"[^\w-]+", value):
-            found.add(address(SHIPPED))
-    return frozenset(found)
+            addresses.add(address(SHIPPED))
+    return frozenset(addresses)
 
 
 def bound() -> frozenset[str]:
@@ -82,10 +84,10 @@ def bound() -> frozenset[str]:
 
 
 @contextmanager
-def naming(words: Iterable[str]) -> Iterator[None]:
+def naming(overrides: Iterable[str]) -> Iterator[None]:
     """Inside, a command runs whose user typed these overrides."""
     global _named
-    before, _named = _named, named_by(words)
+    before, _named = _named, named_by(overrides)
     try:
         yield
     finally:
@@ -135,5 +137,5 @@ def token_for(url: str) -> str | None:
         ValueError: if the user did not name it, or the environment's values are none.
     """
     refuse_unnamed(url)
-    its = bound()
-    return token() if not its or address(url) in its else None
+    trusted = bound()
+    return token() if not trusted or address(url) in trusted else None

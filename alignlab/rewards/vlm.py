@@ -103,24 +103,24 @@ class Vlm:
             self.model.to(images.device)
             return torch.zeros(len(questions), device=images.device)
         coded = [self.tokenizer(text, add_special_tokens=False).input_ids for text in replies]
-        found = []
+        chances = []
         for inputs, rows in self._batches(images, questions):
-            mine, asked = [coded[row] for row in rows], inputs["input_ids"]
-            ends = torch.zeros(len(mine), max(map(len, mine)), dtype=torch.long)
-            said = torch.zeros_like(ends)
-            for row, ids in enumerate(mine):
-                ends[row, : len(ids)], said[row, : len(ids)] = torch.tensor(ids), 1
-            ends, said = ends.to(images.device), said.to(images.device)
-            more = {"input_ids": ends, "attention_mask": said}
+            batch, asked = [coded[row] for row in rows], inputs["input_ids"]
+            reply = torch.zeros(len(batch), max(map(len, batch)), dtype=torch.long)
+            mask = torch.zeros_like(reply)
+            for row, ids in enumerate(batch):
+                reply[row, : len(ids)], mask[row, : len(ids)] = torch.tensor(ids), 1
+            reply, mask = reply.to(images.device), mask.to(images.device)
+            more = {"input_ids": reply, "attention_mask": mask}
             for name, value in inputs.items():
                 if value.shape == asked.shape:  # one entry a token: the replies' tokens follow
                     inputs[name] = torch.cat(
-                        [value, more.get(name, torch.zeros_like(ends)).to(value.dtype)], 1
+                        [value, more.get(name, torch.zeros_like(reply)).to(value.dtype)], 1
                     )
             logits = self.model(**inputs).logits[:, asked.shape[1] - 1 : -1].float()
-            each = logits.log_softmax(-1).gather(-1, ends[..., None])[..., 0]
-            found.append((each * said).sum(1).exp())
-        return torch.cat(found)
+            each = logits.log_softmax(-1).gather(-1, reply[..., None])[..., 0]
+            chances.append((each * mask).sum(1).exp())
+        return torch.cat(chances)
 
     def _batches(self, images: Tensor, questions: Sequence[str]) -> Iterator[tuple[dict[str, Any], range]]:
         """The processor's inputs on the images' device, and the rows that they are of."""

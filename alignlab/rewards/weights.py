@@ -74,14 +74,14 @@ def to_fetch(path: str, *files: Alternatives, revision: str | None = None, whole
 def _cached(path: str, files: tuple[str, ...], revision: str | None) -> bool:
     """Whether one of these is there, with every part that an index names."""
     for file in files:
-        found = at_hand(path, file, revision)
-        if found is not None and file.endswith(".index.json"):
+        local = at_hand(path, file, revision)
+        if local is not None and file.endswith(".index.json"):
             try:
-                parts = set(json.loads(found.read_text(encoding="utf-8"))["weight_map"].values())
+                parts = set(json.loads(local.read_text(encoding="utf-8"))["weight_map"].values())
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 continue
-            found = found if all(at_hand(path, part, revision) for part in parts) else None
-        if found is not None:
+            local = local if all(at_hand(path, part, revision) for part in parts) else None
+        if local is not None:
             return True
     return False
 
@@ -118,15 +118,15 @@ def fetched(path: str, file: str, revision: str | None = None, key: str = "path"
         FileNotFoundError: if it is nowhere to be had.
     """
     look(path, file, revision=revision, key=key)
-    found = at_hand(path, file, revision)
-    if found is None:
+    local = at_hand(path, file, revision)
+    if local is None:
         from huggingface_hub import hf_hub_download
 
         try:
-            found = Path(hf_hub_download(path, file, revision=revision))
+            local = Path(hf_hub_download(path, file, revision=revision))
         except (OSError, ValueError) as error:
             raise FileNotFoundError(unreachable(key, path, file, error)) from None
-    return found
+    return local
 
 
 def fetched_any(path: str, files: tuple[str, ...], revision: str | None = None, key: str = "path") -> Path:
@@ -135,9 +135,9 @@ def fetched_any(path: str, files: tuple[str, ...], revision: str | None = None, 
     Raises:
         FileNotFoundError: if none is to be had; it names the first.
     """
-    here = next((found for file in files if (found := at_hand(path, file, revision))), None)
-    if here is not None:
-        return here
+    cached = next((found for file in files if (found := at_hand(path, file, revision))), None)
+    if cached is not None:
+        return cached
     look(path, files, revision=revision, key=key)
     first: FileNotFoundError | None = None
     for file in files:

@@ -99,11 +99,11 @@ class Candidates(LockedFolder):
             self.about = read_about(folder)
             difference = first_difference(self.about["config"], self.config)
             if difference is not None:
-                key, then, now = difference
+                key, old, requested = difference
                 raise RunError(
-                    f"{folder} holds candidates with {key}={then}, but {key}={now} was asked for; choose "
-                    "another output_dir, or the same "
-                    f"configuration to go on (again={folder} makes other pairs of those candidates)"
+                    f"{folder} holds candidates with {key}={old}, but {key}={requested} was asked for; "
+                    f"choose another output_dir, or the same configuration to go on "
+                    f"(again={folder} makes other pairs of those candidates)"
                 )
         elif folder.exists() and not (folder.is_dir() and all(map(_begun, folder.iterdir()))):
             raise RunError(
@@ -158,8 +158,7 @@ class Candidates(LockedFolder):
         if any(row.image not in known for row in rows):
             raise RunError(
                 f"{self.folder} holds candidates of {len({row.prompt for row in rows})} prompts, but of "
-                f"{len(self.prompts)} were asked for; "
-                "choose another output_dir"
+                f"{len(self.prompts)} were asked for; choose another output_dir"
             )
         for prompt, image, replica in places:
             row = self._scored.get(image)
@@ -226,7 +225,7 @@ class Candidates(LockedFolder):
         Raises:
             RunError: if one is none, or of another size.
         """
-        found = []
+        pictures = []
         for _, name, _ in self._places(first, n):
             try:
                 with _opened(self.folder / name, ["PNG"]) as picture:
@@ -234,13 +233,13 @@ class Candidates(LockedFolder):
                         raise ValueError(
                             f"{picture.width} x {picture.height} pixels, not {size[1]} x {size[0]}"
                         )
-                    found.append(torch.from_numpy(np.array(picture.convert("RGB"))))
+                    pictures.append(torch.from_numpy(np.array(picture.convert("RGB"))))
             except Exception as error:  # Pillow's readers fail in any way on what is broken
                 raise RunError(
                     f"{self.folder / name} is no picture of this model ({error}); remove it, and type the "
                     "command again"
                 ) from None
-        return torch.stack(found).permute(0, 3, 1, 2).float().contiguous() / 255
+        return torch.stack(pictures).permute(0, 3, 1, 2).float().contiguous() / 255
 
     def log(self, first: int, n: int, seed: int, rewards: dict[str, list[float]]) -> None:
         """Appends the lines of n prompts, to the disk; what does not fit is taken back."""
@@ -273,17 +272,17 @@ def read_about(folder: Path) -> dict[str, Any]:
     path = folder / ABOUT
     refuse_devices(folder, *TEXTS)
     try:
-        found = with_moved_targets(read_yaml(path.read_text(encoding="utf-8")))
+        about = with_moved_targets(read_yaml(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = next(iter(str(error).splitlines()), "")
         raise RunError(
             f"{path} cannot be read ({reason}); give a folder that alignlab.make_pairs wrote"
         ) from None
-    if not isinstance(found, dict) or not isinstance(found.get("config"), dict):
+    if not isinstance(about, dict) or not isinstance(about.get("config"), dict):
         raise RunError(
             f"{path} says nothing of how candidates were made; give a folder that alignlab.make_pairs wrote"
         )
-    return found
+    return about
 
 
 def read_candidates(folder: Path) -> list[Candidate]:

@@ -11,6 +11,8 @@ or lost is put back from there. They are about a kilobyte an epoch, beside the m
 """
 
 import json
+import re
+import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -82,10 +84,10 @@ class Run(LockedFolder):
             before, asked = ({k: v for k, v in c.items() if k not in self._ignored} for c in both)
             difference = first_difference(before, asked)
             if difference is not None:
-                key, then, now = difference
+                key, old, requested = difference
                 raise RunError(
-                    f"{folder} holds a run with {key}={then}, but {key}={now} was asked for; choose another "
-                    "output_dir, or the same configuration to resume"
+                    f"{folder} holds a run with {key}={old}, but {key}={requested} was asked for; "
+                    "choose another output_dir, or the same configuration to resume"
                 )
         elif folder.is_dir() and not all(map(_begun, folder.iterdir())):
             raise RunError(
@@ -155,15 +157,15 @@ class Run(LockedFolder):
         if not path.is_file():
             return None
         try:
-            its = json.loads(path.read_text(encoding="utf-8"))
-            if not all(isinstance(its[key], dict) for key in ("base", "final")):
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if not all(isinstance(content[key], dict) for key in ("base", "final")):
                 raise TypeError
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             raise RunError(
                 f"{path} is no summary of a run; remove it, and the run is finished again from its last "
                 "checkpoint"
             ) from None
-        return dict(its)
+        return dict(content)
 
     def finished(self) -> dict[str, Any] | None:
         """The summary of a finished run, which is told so; its metrics.jsonl is put back if it is not what
@@ -252,8 +254,8 @@ class Run(LockedFolder):
             RunError: if there are some, and none is intact; or if the best weights so far, which `select`
                 asks for, are not.
         """
-        found = self._checkpoints()
-        for path in reversed(found):
+        checkpoints = self._checkpoints()
+        for path in reversed(checkpoints):
             try:
                 policy, state = _opened(path)
                 self._cut_back(state["metrics_lines"], path)
@@ -267,10 +269,10 @@ class Run(LockedFolder):
             if seen:
                 self.load_best(max(seen, key=seen.__getitem__))  # the end of the run may need it
             return policy, state
-        if found:
+        if checkpoints:
             raise RunError(
                 f"{self.folder / 'checkpoints'} holds no intact checkpoint "
-                f"({', '.join(path.name for path in found)}); "
+                f"({', '.join(path.name for path in checkpoints)}); "
                 "start again in another output_dir, or put one of them back from a copy of the folder"
             )
         self._cut_back(0)
@@ -362,6 +364,15 @@ class Run(LockedFolder):
     def started(self) -> bool:
         """Whether it has a checkpoint to go on from."""
         return bool(self._checkpoints())
+
+    def tracker_id(self) -> str:
+        """Returns the id of this run at a tracker, 16 hexadecimal digits; the first call makes it."""
+        path = self.folder / "tracker_id"
+        stored = path.read_text(errors="replace").strip() if path.is_file() else ""
+        if not re.fullmatch(r"[0-9a-f]{16}", stored):
+            stored = secrets.token_hex(8)
+            self._replace("tracker_id", f"{stored}\n")
+        return stored
 
     # -- pictures
 

@@ -9,12 +9,13 @@ from alignlab.runs.pasted import resume
 
 METRICS = "metrics.jsonl"
 FOLDERS = ("samples", "checkpoints", "collected", "tensorboard", "model")
-FILES = ("config.yaml", METRICS, "summary.json", ".lock")
+FILES = ("config.yaml", METRICS, "summary.json", "tracker_id", ".lock")
 """What a run makes in its folder."""
 PARTS = (
     "config.yaml",
     "metrics.jsonl",
     "summary.json",
+    "tracker_id",
     LOCK,
     ".new_*",
     "samples",
@@ -31,10 +32,10 @@ READ = (*PARTS, "evaluation", "probes")
 
 def run_folders(pattern: str) -> list[Path]:
     """The run folders that a name, or a pattern of names, means. A folder's own name may hold brackets."""
-    found = [pattern] if Path(pattern).is_dir() else sorted(glob.glob(pattern, recursive=True))
+    paths = [pattern] if Path(pattern).is_dir() else sorted(glob.glob(pattern, recursive=True))
     # perhaps the brackets are those of the names themselves
-    found = found or sorted(glob.glob(pattern.replace("[", "[[]"), recursive=True))
-    return [folder for folder in map(Path, found) if (folder / "config.yaml").is_file()]
+    paths = paths or sorted(glob.glob(pattern.replace("[", "[[]"), recursive=True))
+    return [folder for folder in map(Path, paths) if (folder / "config.yaml").is_file()]
 
 
 def numbered(folder: Path, kind: str, ending: str = "") -> list[Path]:

@@ -215,8 +215,8 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-# -- config.yaml, which a run writes as plain blocks: its lines say what is needed, a hundred times faster than
-# a reader of YAML, and whatever else a file holds
+# -- config.yaml, which a run writes as plain blocks: its lines say what is needed, a hundred times faster
+# than a reader of YAML, and whatever else a file holds
 
 
 def _block(config: str, key: str) -> str:
@@ -266,7 +266,11 @@ def _jobs(folder: Path) -> int | None:
 def _part(hydra: str, above: str, key: str) -> Any:
     """A key of one of the tables in Hydra's, read as YAML alone."""
     table = re.search(rf"^  {above}:\n((?:   .*\n?)*)", hydra, re.MULTILINE)
-    part = re.search(rf"^    {key}:((?:.*\n?)(?:     .*\n?|    - .*\n?)*)", table[1], re.MULTILINE) if table else None
+    part = (
+        re.search(rf"^    {key}:((?:.*\n?)(?:     .*\n?|    - .*\n?)*)", table[1], re.MULTILINE)
+        if table
+        else None
+    )
     try:
         read = read_yaml(part[0]) if part else None
     except (ValueError, RecursionError, yaml.YAMLError):

@@ -36,8 +36,10 @@ def changed_metrics(run: Path) -> tuple[Path, list[bytes]] | None:
         content = whole(checkpoint, METRICS)
         if content is not None:
             kept = content.splitlines(keepends=True)
-            there = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
-            return None if [line for line in there if line.strip()] == kept else (checkpoint / METRICS, kept)
+            present = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+            return (
+                None if [line for line in present if line.strip()] == kept else (checkpoint / METRICS, kept)
+            )
     return None
 
 

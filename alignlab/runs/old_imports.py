@@ -20,9 +20,9 @@ class _Moved(MetaPathFinder, Loader):
         return ModuleSpec(fullname, self) if fullname in MOVED else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        now = MOVED[spec.name]
-        warnings.warn(f"{spec.name} is {now} now; import that", FutureWarning, stacklevel=2)
-        module = importlib.import_module(now)
+        new_name = MOVED[spec.name]
+        warnings.warn(f"{spec.name} is {new_name} now; import that", FutureWarning, stacklevel=2)
+        module = importlib.import_module(new_name)
         self.own = module.__spec__  # the import system is about to write the old name there
         return module
 

@@ -18,6 +18,7 @@ NOT_SCIENCE = (
     "resume",
     "device",
     "tracker",
+    "tracking",
     "checkpoint_every",
     "keep",
     *GUARDS,
@@ -42,6 +43,7 @@ LATER_KEYS = {
     "combine": "sum",
     "eval_rewards": {},
     "allow_servers": [],
+    "tracking": {"project": "alignlab", "name": None, "group": None, "tags": []},
 }
 """Keys that earlier versions did not have, with the values that change nothing."""
 LATER_POLICY_KEYS = {"decode_batch": None, "text_on_host": False, "channels_last": False, "shard": False}
@@ -84,7 +86,7 @@ def first_difference(old: Any, new: Any, prefix: str = "") -> tuple[str, Any, An
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return None if old == new else (prefix.rstrip("."), old, new)
     for key in (*new, *(k for k in old if k not in new)):
-        found = first_difference(old.get(key), new.get(key), f"{prefix}{key}.")
-        if found is not None:
-            return found
+        difference = first_difference(old.get(key), new.get(key), f"{prefix}{key}.")
+        if difference is not None:
+            return difference
     return None

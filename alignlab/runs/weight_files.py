@@ -25,7 +25,7 @@ def start_problems(init_from: str | None, here: Path, policy: dict[str, Any]) ->
         return
     try:
         path, whole = source(init_from)
-        found = None if whole else _rank_and_alpha(path)
+        stored = None if whole else _rank_and_alpha(path)
     except (RunError, OSError) as error:
         yield (
             str(error)
@@ -37,8 +37,8 @@ def start_problems(init_from: str | None, here: Path, policy: dict[str, Any]) ->
         asked = {"rank": LoRA.rank, "alpha": LoRA.alpha} | (policy.get("lora") or {})
         if whole:
             yield a_pipeline(init_from)
-        elif found and found != (asked["rank"], asked["alpha"]):
-            yield another_rank(init_from, found, (asked["rank"], asked["alpha"]))
+        elif stored and stored != (asked["rank"], asked["alpha"]):
+            yield another_rank(init_from, stored, (asked["rank"], asked["alpha"]))
 
 
 def source(init_from: str) -> tuple[Path, bool]:
@@ -84,9 +84,9 @@ def a_pipeline(init_from: str) -> str:
     )
 
 
-def another_rank(init_from: str, its: tuple[int, float], asked: tuple[int, float]) -> str:
+def another_rank(init_from: str, stored: tuple[int, float], requested: tuple[int, float]) -> str:
     return (
-        f"init_from={init_from} has rank {its[0]} and alpha {its[1]}, but policy.lora has rank {asked[0]} "
-        f"and alpha {asked[1]}; "
-        f"set policy.lora.rank={its[0]} policy.lora.alpha={its[1]}"
+        f"init_from={init_from} has rank {stored[0]} and alpha {stored[1]}, but policy.lora has "
+        f"rank {requested[0]} and alpha {requested[1]}; "
+        f"set policy.lora.rank={stored[0]} policy.lora.alpha={stored[1]}"
     )

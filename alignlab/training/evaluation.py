@@ -1,5 +1,7 @@
-"""What training measures of itself: the same prompts and noises for the base model and every run, never the
-training noise."""
+"""The evaluations of a training run.
+
+The base model and every run are measured on the same prompts and noises, and never on the training noise.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +26,7 @@ from alignlab.training.signals import leave_if_asked
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What an evaluation saw."""
+    """Holds the images of an evaluation and their scores."""
 
     images: Tensor
     """[n, 3, H, W], a prompt's images in a row."""
@@ -37,8 +39,8 @@ class Measured:
     """Mean pairwise perceptual distance within each prompt; empty for one image a prompt."""
 
     def numbers(self, combine: Callable[[dict[str, Tensor]], Tensor]) -> dict[str, float | None]:
-        """Mean and standard deviation over images of the weighted reward, each reward and each image
-        statistic; diversity."""
+        """Summarises the evaluation: mean and standard deviation over images of each reward and image
+        statistic and of the weighted reward (`combine`), and the diversity."""
         images = {f"image/{name}": values for name, values in self.statistics.items()}
         every = {"reward": combine(self.rewards), **self.rewards, **images}
         every = {name: values.double() for name, values in every.items()}  # on the CPU
@@ -48,15 +50,14 @@ class Measured:
 
 
 def measure_base(lab: Lab, c: TrainConfig) -> dict[str, float | None]:
-    """The model as training starts from it. Normalised rewards take their scale from it."""
+    """Measures the model that training starts from, and fixes the scale of normalised rewards by it."""
     seen = measure_all(lab, c)
     lab.reward.calibrate(seen.rewards)
     return seen.numbers(lab.reward.combine)
 
 
 def measure(lab: Lab, c: TrainConfig, run: Run, step: int) -> dict[str, float | None]:
-    """The evaluation before (step 0) and during training, with its grid of samples and the distance to the
-    base model."""
+    """Evaluates before (step 0) and during training, with a grid of samples and the distance to the base."""
     chosen, images = lab.prompts.prompts[: c.evaluation.prompts], c.evaluation.images
     with lab.averaged():
         seen = evaluate(lab, chosen, images=images, stream="eval", batch=c.evaluation.batch)
@@ -72,8 +73,10 @@ def measure(lab: Lab, c: TrainConfig, run: Run, step: int) -> dict[str, float | 
 
 
 def settle(lab: Lab, c: TrainConfig, run: Run) -> int:
-    """Gives the policy the weights that the run is known by: the best in an evaluation (select), or the last,
-    or their average (ema). Returns the epoch that they are from."""
+    """Gives the policy the weights that the run exports, and returns their epoch.
+
+    They are those of the best evaluation (select), or the last ones, or their moving average (ema).
+    """
     if c.select != "last":
         values = run.evaluated(c.select)
         best = max(values, key=values.__getitem__)
@@ -85,7 +88,7 @@ def settle(lab: Lab, c: TrainConfig, run: Run) -> int:
 
 
 def measure_all(lab: Lab, c: TrainConfig) -> Measured:
-    """Every training prompt, on noise that nothing else uses: the numbers of the summary."""
+    """Evaluates every training prompt, on noise that nothing else uses, for the summary."""
     images, batch = c.evaluation.final_images, c.evaluation.batch
     return evaluate(
         lab, lab.prompts.prompts, images=images, stream="final", batch=batch, between=leave_if_asked
@@ -98,7 +101,7 @@ IN_EVALUATION = "while the run measured itself"
 
 @contextmanager
 def _noted() -> Iterator[None]:
-    """Notes on what fails inside that it was an evaluation."""
+    """Adds a note to an error inside, so that `in_evaluation` knows it."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -107,7 +110,7 @@ def _noted() -> Iterator[None]:
 
 
 def in_evaluation(error: BaseException) -> bool:
-    """Whether an error was raised in an evaluation."""
+    """Tells whether an error was raised in an evaluation."""
     return IN_EVALUATION in getattr(error, "__notes__", ())
 
 
@@ -122,27 +125,31 @@ def evaluate(
     batch: int,
     between: Callable[[], None] = lambda: None,
 ) -> Measured:
-    """Samples and scores (by name) `images` images of each prompt. The noise depends on `stream`, not on the
-    run's seed. `between` is called before each batch."""
+    """Samples and scores `images` images of each prompt.
+
+    Args:
+        stream: decides the noise, whatever the run's seed is.
+        batch: images sampled at once by each process.
+        between: called before each batch.
+    """
     key = noise_key([p for p in prompts for _ in range(images)], seed=0, stream=stream)
     pictures, scores, statistics, n = [], [], [], len(key.prompts)
-    mine = [
-        min(row, n - 1) for row in own(n + -n % world())
-    ]  # as many rows on every process: the last is repeated
-    for k in range(0, len(mine), batch):
+    # Every process takes equally many rows, for a split model runs on all at once: the last row is repeated.
+    rows = [min(row, n - 1) for row in own(n + -n % world())]
+    for k in range(0, len(rows), batch):
         between()
-        part = key[mine[k : k + batch]]
+        part = key[rows[k : k + batch]]
         record = rollout(bench.policy, bench.eval_sampler, part, store="image")
         pictures.append(record.images)
         scores.append(bench.pointwise(record.images, record.prompts))
         norm = record.latents[:, -1].square().mean((1, 2, 3)).sqrt()
         statistics.append({**image_statistics(record.images), "latent_norm": norm})
     shown = whole(torch.cat(pictures))[:n]
-    there = shown.to(bench.policy.device)
-    groups = there.split(images)
+    on_device = shown.to(bench.policy.device)
+    groups = on_device.split(images)
     of_groups = {
         name: values.float().cpu()
-        for name, values in bench.within_prompts(there, key.prompts, images).items()
+        for name, values in bench.within_prompts(on_device, key.prompts, images).items()
     }
     return Measured(
         images=shown,
@@ -159,8 +166,10 @@ def _joined(parts: Sequence[dict[str, Tensor]], n: int) -> dict[str, Tensor]:
 @_noted()
 @torch.no_grad()
 def distance_to_base(policy: Policy, sampler: Sampler, prompts: Sequence[str]) -> dict[str, float | None]:
-    """The three distances to the frozen model over all steps of the sampler (in a run the *training* one),
-    one image a prompt."""
+    """Measures the three distances to the frozen model, over all steps of one image of each prompt.
+
+    In a run the sampler is the training one.
+    """
     n = len(sampler)
     record = rollout(
         policy, sampler, noise_key(prompts, seed=0, stream="drift"), gradients=Gradients.last(n, n)

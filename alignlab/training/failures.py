@@ -84,7 +84,7 @@ def explained(c: TrainConfig, folder: Path, smaller: Callable[[TrainConfig, str]
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that the device, or the host, has no memory left."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
+        isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in OUT_OF_MEMORY)
     )
 
 

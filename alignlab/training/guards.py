@@ -1,11 +1,10 @@
-"""Guards of one epoch's numbers: what is not finite never reaches the optimiser, and an update that leaps is
-not made.
+"""Guards against numbers that are not finite, and against updates that go too far.
 
-A non-finite reward, loss or gradient stops the run (on_nonfinite=stop) or is left out and counted (skip): a
-reward's whole rollout, a loss's or gradient's whole update, which leaves the weights, the optimiser's state
-and the moving average as they were. max_ratio and max_kl stop a run that runs away from the policy that
-sampled, or from the reference. Processes decide together: what one of them leaves out, all of them do, so
-that they keep making the same calls.
+on_nonfinite=stop ends the run at a reward, loss or gradient that is not finite. on_nonfinite=skip leaves out
+and counts the whole rollout of such a reward, or the whole update of such a loss or gradient; weights,
+optimiser state and moving average then stay as they were. max_ratio stops a run whose policy is far from the
+one that sampled, max_kl one whose policy is far from the reference. Processes decide together: what one
+leaves out, all leave out, so that they keep making the same collective calls.
 """
 
 import math
@@ -44,7 +43,7 @@ Scored = tuple[Tensor, dict[str, Tensor]]
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """What one process says of its rollout's rewards, to all of them."""
+    """Reports to all processes what went wrong with the rewards of this process's rollout."""
 
     told: str | None = None
     """What went wrong; None if nothing did."""
@@ -54,12 +53,12 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
-    """What is known of a micro-batch after its backward pass. It holds no graph."""
+    """Records a micro-batch after its backward pass, without its graph."""
 
     share: float
-    """Of the update's loss."""
+    """The share of the update's loss."""
     metrics: dict[str, Tensor]
-    """The objective's, and the loss."""
+    """The loss, and the metrics of the objective."""
     images: ImagesOf
     sizes: Tensor | None
     """The sum of the gradients' norms so far in this update; None where none is at hand."""
@@ -71,7 +70,7 @@ class MicroBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What one process says of an update, to all of them."""
+    """Reports to all processes what this process's part of an update looks like."""
 
     fault: str | None = None
     """What is not finite."""
@@ -84,7 +83,7 @@ class Report:
 
 
 class Guard:
-    """Of one epoch.
+    """Watches the rewards, losses and gradients of one epoch.
 
     Args:
         c: the keys on_nonfinite, max_ratio, max_kl, micro_batch and samples_per_step.
@@ -94,15 +93,14 @@ class Guard:
     def __init__(self, lab: Lab, c: TrainConfig, epoch: int) -> None:
         self.lab, self.c, self.epoch, self.trained = lab, c, epoch, lab.policy.parameters()
         self.left = math.ceil(c.samples_per_step / c.micro_batch / world())
-        """Rollouts of this process whose rewards may yet be finite."""
+        """Counts the rollouts of this process that have not been left out."""
         self.nonfinite = self.skipped = 0
         self.norms: list[float] = []
         self.log = Averages()
         self._update: list[MicroBatch] = []
 
     def score(self, record: Rollout, answer: Callable[[], dict[str, Tensor]]) -> Scored | None:
-        """The rewards that `answer` gives of a rollout; None if it is left out, on every process, because one
-        of them is not finite.
+        """Reads the rewards of a rollout; None if every process leaves its rollout out.
 
         Raises:
             Unscored: on every process, if a reward fails on one of them.
@@ -116,39 +114,39 @@ class Guard:
                 raise NonFinite("in all", total.detach(), record.prompts, wrong)
             scored = total, raw
         except NonFinite as error:
-            told = f"reward {error.name} is {error.value} for {_rows_of(record, error.rows)}"
-            failure = Failure(told=signed(told), images=len(error.rows))
+            message = f"reward {error.name} is {error.value} for {_rows_of(record, error.rows)}"
+            failure = Failure(told=signed(message), images=len(error.rows))
         except RewardError as error:
             failure = Failure(told=signed(str(error)))
-        failures = [one for one in gathered(failure) if one.told is not None]
+        failures = [failed for failed in gathered(failure) if failed.told is not None]
         if not failures:
             return scored
-        told, images = f"epoch {self.epoch}: {failures[0].told}", [one.images for one in failures]
+        message, images = f"epoch {self.epoch}: {failures[0].told}", [failed.images for failed in failures]
         if self.c.on_nonfinite == "stop" or not all(images):
-            raise Unscored(told)
+            raise Unscored(message)
         self.nonfinite, self.left = self.nonfinite + sum(images), self.left - 1
         if self.left == 0:
             raise Unscored(
-                f"{told}; no rollout of this epoch has finite rewards, so there is nothing to learn from"
+                f"{message}; no rollout of this epoch has finite rewards, so there is nothing to learn from"
             )
-        self._say(f"{told}; its rollout is left out")
+        self._say(f"{message}; its rollout is left out")
         return None
 
     def saw(self, share: float, batch: Any, loss: Tensor, metrics: dict[str, Tensor]) -> None:
-        """Takes note of one micro-batch, after its backward pass."""
+        """Records one micro-batch after its backward pass."""
         grads = [p.grad for p in self.trained if p.grad is not None]
-        known = grads and not self.lab.policy.sharded
-        sizes = torch.stack(torch._foreach_norm(grads)).sum() if known else None
+        complete = grads and not self.lab.policy.sharded
+        sizes = torch.stack(torch._foreach_norm(grads)).sum() if complete else None
         if share:
-            told = {"loss": loss.detach(), **{k: v.detach() for k, v in metrics.items()}}
+            logged = {"loss": loss.detach(), **{k: v.detach() for k, v in metrics.items()}}
             images = images_of(batch)
-            self._update.append(MicroBatch(share=share, metrics=told, images=images, sizes=sizes))
+            self._update.append(MicroBatch(share=share, metrics=logged, images=images, sizes=sizes))
 
     def passes(self, norm: float) -> bool:
-        """Whether the update, whose gradient has this norm over all processes, may be made.
+        """Decides whether the update may be made, given its gradient's norm over all processes.
 
         Raises:
-            Leap: if it stops the run; nothing has been changed.
+            Leap: if the run must stop. Weights and optimiser are unchanged.
         """
         self.lab.collected.untouched = False
         update, self._update = self._update, []
@@ -177,7 +175,7 @@ class Guard:
         return True
 
     def numbers(self) -> dict[str, Any]:
-        """Of the whole epoch, for its line of metrics."""
+        """Returns what the epoch logs of its losses, gradients and skipped updates."""
         line: dict[str, Any] = {
             "loss": None,
             "kl": None,

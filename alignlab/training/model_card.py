@@ -60,9 +60,8 @@ def look_ahead(c: TrainConfig) -> None:
     if c.push_to_hub is not None and not get_token():
         raise RunError(
             f"push_to_hub={c.push_to_hub} needs a token of the Hugging Face hub, and none is found here; "
-            "type hf auth login or set "
-            "HF_TOKEN, or leave push_to_hub out and upload the finished run with python -m alignlab.export "
-            "to=hub"
+            "type hf auth login or set HF_TOKEN, or leave push_to_hub out and upload the finished run with "
+            "python -m alignlab.export to=hub"
         )
     reason = _read_card(base_of(c))[1]
     if reason and rank() == 0:
@@ -179,8 +178,8 @@ def usage(c: TrainConfig, full: bool, prompt: str) -> str:
         lines.append(f"pipe = {kind}.from_pretrained(learned)")
     else:
         if Path(base).is_file():
-            its = f", config={model['config']!r}" if model.get("config") else ""
-            lines.append(f"pipe = {kind}.from_single_file({base!r}{its})")
+            config = f", config={model['config']!r}" if model.get("config") else ""
+            lines.append(f"pipe = {kind}.from_single_file({base!r}{config})")
         elif not _on_the_hub(base) and not Path(base).exists():  # shipped
             lines.insert(0, "from importlib.resources import files\n")
             lines.append(f'pipe = {kind}.from_pretrained(str(files("alignlab") / "assets" / {base!r}))')

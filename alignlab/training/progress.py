@@ -1,4 +1,4 @@
-"""What a run tells while it runs: averaged metrics, a progress bar, TensorBoard and other trackers."""
+"""What a run reports while it runs: averaged metrics and a progress bar."""
 
 import math
 import resource
@@ -14,11 +14,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from alignlab.distributed.ranks import gathered, rank, whole
+from alignlab.training.trackers import Trackers
 
 
 class Averages:
-    """Share-weighted means of micro-batch metrics, on the device until they are read; names ending in _max
-    keep the largest."""
+    """Averages metrics of micro-batches by their shares; of a name ending in _max it keeps the largest.
+
+    Sums stay on the device until they are read, so that no micro-batch waits for the device.
+    """
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
@@ -31,15 +34,14 @@ class Averages:
                 self.shares[name] = 1.0
             else:
                 weight: Tensor | float = share
-                if (
-                    value.dim()
-                ):  # one value a pair, nan where it has none; a scalar's nan is an accident, and is shown
+                # In a vector nan marks a pair without a value. A scalar's nan is an accident, and is shown.
+                if value.dim():
                     weight, value = share * (~value.isnan()).float().mean(), value.nansum() / len(value)
                 self.sums[name] = self.sums.get(name, 0) + share * value
                 self.shares[name] = self.shares.get(name, 0) + weight
 
     def means(self) -> dict[str, float]:
-        """Over all processes."""
+        """Computes the means over all processes."""
         parts = gathered(
             {name: (float(value), float(self.shares[name])) for name, value in self.sums.items()}
         )
@@ -52,8 +54,11 @@ class Averages:
 
 
 def reward_numbers(parts: Sequence[dict[str, Tensor]]) -> dict[str, float]:
-    """Mean and standard deviation of each reward of an epoch, from its micro-batches [B] by name, over all
-    processes; nothing where nothing was sampled."""
+    """Computes the mean and standard deviation of each reward of an epoch, over all processes.
+
+    Args:
+        parts: the rewards of each rollout of this process, [B] by name; none if nothing was sampled.
+    """
     out: dict[str, float] = {}
     for name in parts[0] if parts else ():
         values = whole(torch.cat([part[name] for part in parts]).double())
@@ -63,7 +68,7 @@ def reward_numbers(parts: Sequence[dict[str, Tensor]]) -> dict[str, float]:
 
 
 def tell(summary: dict[str, Any], folder: Path) -> None:
-    """Prints what became of a run."""
+    """Prints the base and final values of a finished run."""
     units = {
         "reward": summary.get("reward_unit"),
         "lpips": summary.get("diversity_metric"),
@@ -78,29 +83,16 @@ def tell(summary: dict[str, Any], folder: Path) -> None:
 
 
 class Journal:
-    """A bar (epoch, images/s, reward, remaining time), a line at evaluations, and the trackers, of process 0.
-    A context manager.
+    """Shows a progress bar, a line at each evaluation, and feeds the trackers, on process 0 only.
 
     Args:
-        folder: TensorBoard's event files go to folder/tensorboard.
-        epochs: those to come, counted from 1.
-        tracker: "none", or one that accelerate knows ("wandb", "trackio").
+        epochs: the epochs that are still to run, counted from 1.
+        trackers: get every line too.
         diversity: the name of the perceptual distance.
     """
 
-    def __init__(
-        self, folder: Path, epochs: range, *, tracker: str, device: torch.device, diversity: str
-    ) -> None:
-        self.diversity, self.silent = diversity, rank() > 0
-        from accelerate import Accelerator
-        from accelerate.state import AcceleratorState
-
-        AcceleratorState._reset_state(True)  # a sweep runs its jobs in one process
-        names = ["tensorboard"] if tracker == "none" else ["tensorboard", tracker]
-        self.accelerator = Accelerator(
-            cpu=device.type == "cpu", log_with=None if self.silent else names, project_dir=folder
-        )
-        self.accelerator.init_trackers("tensorboard")
+    def __init__(self, epochs: range, *, trackers: Trackers, diversity: str) -> None:
+        self.trackers, self.diversity, self.silent = trackers, diversity, rank() > 0
         self.bar = Progress(
             TextColumn("epoch"),
             BarColumn(),
@@ -119,7 +111,7 @@ class Journal:
         """Shows one line of metrics; that of step 0 is the base model's evaluation and has nothing else."""
         if self.silent:
             return
-        self.accelerator.log({k: v for k, v in line.items() if v is not None}, step=line["step"])
+        self.trackers(line)
         note = "base model"
         if line["step"]:
             loss = "no update" if line["loss"] is None else f"loss {line['loss']:.4g}"
@@ -141,8 +133,7 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.bar.stop()
-        for tracker in self.accelerator.trackers:  # end_training() would part the processes too
-            tracker.finish()
+        self.trackers.finish()
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -152,8 +143,11 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Of the device since its counter was reset, or of the process on a CPU: the most it ever had, without
-    what the process that started it had (with which Linux begins `ru_maxrss`)."""
+    """Measures the peak memory in MiB: of the GPU since its counter was reset, or of the process on a CPU.
+
+    On a CPU it is the peak of the whole process. Linux starts `ru_maxrss` at the parent's memory, so /proc is
+    preferred.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     counted = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
@@ -163,8 +157,7 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 def high_water_mb(process: int | str = "self") -> float:
-    """The most memory that Linux ever counted of a process, by its number; 0 of one that is ending, and on
-    other systems."""
+    """Reads the peak memory of a process in MiB from Linux; 0 if it is ending, and on other systems."""
     try:
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except OSError:

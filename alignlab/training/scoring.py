@@ -1,9 +1,9 @@
-"""The scored rollouts of an epoch. A reward of another machine scores one rollout while the next is sampled.
+"""The scored rollouts of an epoch. A reward server scores one rollout while the next one is sampled.
 
     sampled   0 1 2 3 ...
-    scored      0 1 2 ...      ahead = 1: as many rollouts may wait for their scores
+    scored      0 1 2 ...      with ahead = 1 one rollout may wait for its scores
 
-The order of rollouts, draws and rewards is that of a reward that answers at once, so the numbers are too.
+Rollouts are scored in the order in which they are sampled, so the numbers are those of a local reward.
 """
 
 from collections import deque
@@ -26,25 +26,24 @@ from alignlab.training.setup import Lab
 
 @dataclass(frozen=True, kw_only=True)
 class Waiting:
-    """A rollout whose rewards have been asked for."""
+    """Holds a rollout whose rewards were requested and have not arrived."""
 
     record: Rollout
     backwards: int
-    """The policy's backward passes when it was sampled: more of them mean that the policy has changed."""
+    """The policy's backward passes when it was sampled. If there are more now, the policy has changed."""
     answer: Callable[[], dict[str, Tensor]]
     """Waits for the rewards [B] by name."""
 
 
 class ScoredRollouts:
-    """Samples and scores one epoch's rollouts as they are asked for. It can be iterated once.
+    """Samples and scores one epoch's rollouts while it is iterated. It can be iterated once.
 
-    A rollout whose rewards are not finite is left out where the guard says so. An objective that
-    differentiates its reward gets each rollout before the next one is sampled, so that one graph at a time is
-    held.
+    A rollout whose rewards are not finite is left out if the guard says so. An objective that differentiates
+    the reward gets each rollout before the next one is sampled, so that one graph at a time is held.
 
     Args:
-        lab: its objective says which steps keep their graph; its `collected` samples, or has kept the
-            samples.
+        lab: its objective says which steps keep their graph; `lab.collected` samples, or reads the samples
+            that an interrupted epoch saved.
         c: the keys seed, samples_per_step, micro_batch and offload.
         epoch: counted from 1.
         rng: of the epoch, shared with the objective's updates.
@@ -62,22 +61,22 @@ class ScoredRollouts:
         self.gradient = lab.objective.needs_gradient
         self.ahead = 0 if self.gradient else lab.reward.ahead
         self.rewards: list[dict[str, Tensor]] = []
-        """Earned so far: [samples] by name for each rollout, the total as "reward"."""
+        """The rewards of each rollout so far, [samples] by name; their weighted sum is "reward"."""
 
     def __iter__(self) -> Iterator[Rollout]:
-        """The rollouts of this process.
+        """Yields the scored rollouts of this process.
 
         Raises:
             Stopped: if the run is to end here.
             RewardError: if a reward fails; if a rollout was sampled ahead of an update, so by an older
                 policy.
         """
-        objective, steps, mine = self.lab.objective, len(self.lab.sampler), own(self.samples)
+        objective, steps, own_rows = self.lab.objective, len(self.lab.sampler), own(self.samples)
         waiting: deque[Waiting] = deque()
         for row in range(0, self.samples, self.chunk):
-            # Of other processes' rows too: all of them draw the same numbers from `rng`.
+            # The plan is drawn for rows of other processes too, so that `rng` is at the same place on all.
             how = {"gradients": objective.plan(steps, self.rng), "store": objective.store(steps)}
-            if row in mine:
+            if row in own_rows:
                 waiting.append(self._sampled(row, how))
             if len(waiting) > self.ahead:
                 yield from self._scored(waiting.popleft())
@@ -86,7 +85,7 @@ class ScoredRollouts:
         self.lab.collected.release()
 
     def _sampled(self, row: int, how: dict[str, Any]) -> Waiting:
-        """The rollout of the epoch's rows from `row` on."""
+        """Samples the rollout that begins at this row of the epoch, and requests its rewards."""
         policy, reward = self.lab.policy, self.lab.reward
         noise = self.noise[range(row, row + self.chunk)]
         with torch.set_grad_enabled(self.gradient):
@@ -96,12 +95,13 @@ class ScoredRollouts:
             backwards = policy.passes["backward"]
             try:
                 answer = reward.submit(record.images, record.prompts)
-            except RewardError as error:  # told where all processes look at their answers
+            except RewardError as error:
+                # Raised later, where all processes read their answers, so that all of them stop together.
                 answer = _failing(error)
         return Waiting(record=record, backwards=backwards, answer=answer)
 
     def _scored(self, sampled: Waiting) -> Iterator[Rollout]:
-        """The rollout with its rewards, or nothing if it is left out."""
+        """Yields the rollout with its rewards, or nothing if it is left out."""
         if sampled.backwards != self.lab.policy.passes["backward"]:
             raise RewardError(
                 "this objective updates between rollouts, so none may be sampled ahead; set "
@@ -120,7 +120,7 @@ class ScoredRollouts:
 
 
 def _failing(error: RewardError) -> Callable[[], dict[str, Tensor]]:
-    """An answer that is this failure."""
+    """Makes an answer that raises this error when it is read."""
 
     def answer() -> dict[str, Tensor]:
         raise error

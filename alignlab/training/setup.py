@@ -1,4 +1,4 @@
-"""Everything a run is made of, built from a checked configuration."""
+"""What a run is made of, built from a checked configuration: a `Bench` measures, a `Lab` also trains."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -32,7 +32,7 @@ STATEFUL = ("objective", "optimizer", "scaler", "reward", "ema")
 
 
 class MeasuredBy(Protocol):
-    """The groups of a configuration that say how a policy is measured."""
+    """Lists the groups of a configuration that say how a policy is measured."""
 
     eval_sampler: Any
     prompts: Any
@@ -43,7 +43,7 @@ class MeasuredBy(Protocol):
 
 @dataclass(kw_only=True)
 class Bench:
-    """A policy and what measures it."""
+    """Holds a policy and what measures it."""
 
     policy: Policy
     eval_sampler: Sampler
@@ -54,6 +54,7 @@ class Bench:
 
     @classmethod
     def of(cls, c: MeasuredBy, policy: Policy, **more: Any) -> Self:
+        """Builds the parts that measure a policy; `more` are the further fields of a subclass."""
         prompts = build(c.prompts)
         warn_of_cut(policy, [*prompts.prompts, *prompts.unseen])
         return cls(
@@ -68,21 +69,24 @@ class Bench:
 
     @property
     def units(self) -> dict[str, str]:
-        """Of every reward that is measured, trained on or held out."""
+        """The unit of every reward, trained on or held out, by name."""
         return {
             name: reward.unit for name, reward in {**self.reward.rewards, **self.held_out.rewards}.items()
         }
 
     def score(self, images: Tensor, prompts: Sequence[str], group: int) -> dict[str, Tensor]:
-        """Training and held-out rewards by name, [B] each; `group` images of a prompt are in a row."""
+        """Scores images by all rewards, trained on or held out, [B] each by name.
+
+        `group` images of a prompt are in a row.
+        """
         return {**self.held_out.score(images, prompts, group), **self.reward.score(images, prompts, group)}
 
     def pointwise(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Of these, the ones that look at one image at a time."""
+        """Scores images by the rewards that look at one image at a time, [B] each by name."""
         return {**self.held_out.pointwise(images, prompts), **self.reward.pointwise(images, prompts)}
 
     def within_prompts(self, images: Tensor, prompts: Sequence[str], group: int) -> dict[str, Tensor]:
-        """And those that look at all images of a prompt."""
+        """Scores images by the rewards that compare all images of a prompt, [B] each by name."""
         return {
             **self.held_out.within_prompts(images, prompts, group),
             **self.reward.within_prompts(images, prompts, group),
@@ -91,7 +95,7 @@ class Bench:
 
 @dataclass(kw_only=True)
 class Lab(Bench):
-    """The same, with what trains it."""
+    """Holds a policy, what measures it, and what trains it."""
 
     sampler: Sampler
     objective: Objective
@@ -104,10 +108,14 @@ class Lab(Bench):
 
     @classmethod
     def from_config(cls, c: TrainConfig, *, resumed: bool = False) -> Self:
-        """The seed decides the LoRA's initial A; all other draws are keyed (noise.py). `resumed`: a
-        checkpoint gives the weights."""
+        """Builds everything from a checked configuration.
+
+        Args:
+            resumed: True if a checkpoint will give the weights, so that init_from is not read.
+        """
         from diffusers.training_utils import EMAModel  # slow to import
 
+        # Only the LoRA's initial A is drawn from torch's generator; all other draws have a key (noise.py).
         torch.manual_seed(c.seed)
         keep_freed_memory()
         device = device_of(c.device)
@@ -117,7 +125,8 @@ class Lab(Bench):
         optimizer = build(c.optimizer, params=policy.parameters())
         objective = build(c.algo)
         warn_of_cut(policy, objective.own_prompts())
-        set_lr(optimizer, 1.0)  # its groups remember their own lr before a checkpoint is read
+        # The groups must note their configured lr now: a checkpoint restores the lr of its epoch's schedule.
+        set_lr(optimizer, 1.0)
         return cls.of(
             c,
             policy,
@@ -129,9 +138,11 @@ class Lab(Bench):
         )
 
     def spent(self) -> dict[str, int]:
-        """What methods are compared at, counted since the start by all processes: images that the training
-        reward scored, and passes of one latent through the denoiser (a guided prediction is two;
-        recomputation under checkpointing counts)."""
+        """Counts the cost of the run so far, over all processes: the budgets at which methods are compared.
+
+        Rewards count images that the training reward scored. Denoiser passes count latents: a guided
+        prediction is two, and recomputation under checkpointing counts.
+        """
         passes = self.policy.passes
         counts = gathered([self.reward.queries, passes["forward"], passes["backward"]])
         return dict(
@@ -143,9 +154,11 @@ class Lab(Bench):
         )
 
     def state_dict(self) -> dict[str, Any]:
+        """Returns the state of the parts in STATEFUL that this run has."""
         return {name: part.state_dict() for name, part in self._stateful().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
         for name, part in self._stateful().items():
             part.load_state_dict(state[name])
         if self.ema is not None:
@@ -159,8 +172,7 @@ class Lab(Bench):
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the policy has the moving average of its weights, where ema > 0: what is evaluated and
-        kept."""
+        """Gives the policy the moving average of its weights inside of a `with`, if ema > 0."""
         if self.ema is None:
             yield
             return
@@ -173,20 +185,22 @@ class Lab(Bench):
 
 
 def warn_of_cut(policy: Policy, prompts: Sequence[str]) -> None:
-    """Says how many prompts are too long for the model's tokenizers: they are cut, as the pipeline does."""
+    """Warns of prompts that are too long for the model's tokenizers, which cut them."""
     family = policy.family
-    found = family.cut(prompts) if isinstance(family, CutsPrompts) else []
-    if found and rank() == 0:
+    too_long = family.cut(prompts) if isinstance(family, CutsPrompts) else []
+    if too_long and rank() == 0:
         which = (
-            f"{len(found)} of {len(prompts)} prompts are longer than the model's tokenizer reads, and are "
+            f"{len(too_long)} of {len(prompts)} prompts are longer than the model's tokenizer reads, and are "
             "cut there"
         )
-        print(f"warning: {which}; the first: {found[0][:60]!r} ...", file=sys.stderr)
+        print(f"warning: {which}; the first: {too_long[0][:60]!r} ...", file=sys.stderr)
 
 
 def weighted_sum(nodes: dict[str, Any], *, group: int = 1) -> WeightedSum:
-    """The rewards of one group of the configuration, with their weights; `group` images of a prompt are in a
-    row in training."""
+    """Builds the rewards of one group of the configuration, with their weights.
+
+    `group` images of a prompt are in a row in training.
+    """
     return WeightedSum(
         {name: build(without_weighing(node)) for name, node in nodes.items()},
         {name: node["weight"] for name, node in nodes.items()},

@@ -1,10 +1,9 @@
-"""An epoch that is cut short before its first update loses nothing: the state before it is saved, and so are
-its samples.
+"""Saves the samples of an interrupted epoch, so that a resumed run does not draw them again.
 
-Where the reward fails (a server that died, a value that is none) or a signal comes, the rollouts of the epoch
-so far go to RUN/collected/epoch_*/, the one whose reward failed too, and a resumed run takes them from there
-instead of sampling again: its result is that of an undisturbed one, bit for bit. Only where the objective
-needs no gradient, so that rollouts are plain numbers.
+If the reward fails or a signal comes before the first update of an epoch, the checkpoint of the epoch before
+is written, and the rollouts sampled so far go to RUN/collected/epoch_*/. On resume they are reused if weights
+and noise match, which makes the result bit-identical to that of an uninterrupted run. Rollouts that carry a
+graph (DRaFT) cannot be saved; the resumed run samples them again.
 """
 
 import copy
@@ -37,7 +36,7 @@ TENSORS = ("latents", "log_probs", "images")
 
 
 class Collected:
-    """The rollouts of the epoch at hand.
+    """Samples the rollouts of an epoch, and saves them if the epoch is interrupted.
 
     Args:
         folder: RUN/collected; None keeps nothing.
@@ -46,22 +45,22 @@ class Collected:
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
         self.untouched = True
-        """Whether the epoch has not yet changed the weights or the optimiser."""
+        """True until the epoch changes the weights or the optimiser."""
         self._home: Path | None = None
         self._found = False
         self._digest = ""
         self._held: dict[int, tuple[Rollout, int]] = {}
-        """By their first row in the epoch, with the forward passes that they took."""
+        """The rollouts of this epoch by their first row, each with the forward passes it took."""
 
     @contextmanager
     def epoch(
         self, number: int, policy: Policy, objective: Objective, save: Callable[[int], None]
     ) -> Iterator[None]:
-        """Around one epoch.
+        """Surrounds one epoch: saves its samples, and the state before it, if it is interrupted.
 
         Args:
-            number: counted from 1.
-            save: writes the checkpoint of an epoch; called with that of the one before.
+            number: the epoch, counted from 1.
+            save: writes a checkpoint; it is called with the number of the epoch before.
         """
         plain = self.folder is not None and not objective.needs_gradient
         self._home = self.folder / f"epoch_{number:06d}" if self.folder is not None and plain else None
@@ -75,9 +74,9 @@ class Collected:
                 objective.load_state_dict(before)
                 try:
                     save(number - 1)
-                except RunError as error:  # what cut the epoch short is the news
+                except RunError as error:  # a warning only: the user must see what interrupted the epoch
                     print(f"warning: {error}")
-                wait()  # before one of the processes ends, and its launcher the others
+                wait()  # when one process ends, its launcher ends the others, so all must have saved
             raise
         finally:
             self._held = {}
@@ -85,7 +84,7 @@ class Collected:
             shutil.rmtree(self._home, ignore_errors=True)
 
     def rollout(self, row: int, policy: Policy, sampler: Sampler, noise: NoiseKey, **how: Any) -> Rollout:
-        """The engine's `rollout` of the epoch's rows from `row` on, or the one that was kept of it.
+        """Samples the rollout that begins at this row of the epoch, or reads the one that was saved.
 
         Raises:
             Stopped: if the run is to end here.
@@ -98,7 +97,8 @@ class Collected:
             if self._found
             else None
         )
-        if self._found and not all(gathered(kept is not None)):  # a split model runs on all processes at once
+        # A split model runs on all processes at once, so if one must sample, all do.
+        if self._found and not all(gathered(kept is not None)):
             kept = None
         if kept is None:
             before = policy.passes["forward"]
@@ -110,13 +110,13 @@ class Collected:
         return kept[0]
 
     def release(self) -> None:
-        """Holds no rollout any more: all of them have their rewards."""
+        """Drops the rollouts, once all of them have their rewards."""
         self._held = {}
 
     # -- the files
 
     def _keep(self, policy: Policy) -> None:
-        """Writes what is held."""
+        """Writes the rollouts that are held, with a digest of weights, noise and tensors."""
         if self._home is None or not self._held:
             return
         try:
@@ -133,10 +133,10 @@ class Collected:
                     "on_host": record.latents.device.type == "cpu",
                     "strides": strides,
                 }
-                told = {"weights": weights, "noise": _name(record.noise), "about": json.dumps(about)}
-                told["blake2b"] = digest_of(tensors, told)
+                metadata = {"weights": weights, "noise": _name(record.noise), "about": json.dumps(about)}
+                metadata["blake2b"] = digest_of(tensors, metadata)
                 with aside_of(self._home / f"rows_{row:06d}.safetensors") as aside:
-                    save_file(tensors, aside, metadata=told)
+                    save_file(tensors, aside, metadata=metadata)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(self._home, ignore_errors=True)
             print(
@@ -147,20 +147,20 @@ class Collected:
     def _read(
         self, path: Path, policy: Policy, sampler: Sampler, noise: NoiseKey
     ) -> tuple[Rollout, int] | None:
-        """What `_keep` wrote, if it is whole and of these weights and this noise."""
+        """Reads what `_keep` wrote; None if it is damaged, or of other weights or noise."""
         try:
             with safe_open(path, "pt") as file:
-                told = file.metadata() or {}
+                metadata = file.metadata() or {}
             tensors = load_file(path)
         except (OSError, SafetensorError, ValueError, KeyError):  # of a header with a flipped bit
             return None
-        sealed = told.pop("blake2b", None)
-        if sealed != digest_of(tensors, told) or (told["weights"], told["noise"]) != (
+        sealed = metadata.pop("blake2b", None)
+        if sealed != digest_of(tensors, metadata) or (metadata["weights"], metadata["noise"]) != (
             self._weights(policy),
             _name(noise),
         ):
             return None
-        about = json.loads(told["about"])
+        about = json.loads(metadata["about"])
         latents, log_probs, images = (_laid_out(tensors[name], about["strides"][name]) for name in TENSORS)
         return Rollout(
             prompts=noise.prompts,
@@ -174,7 +174,7 @@ class Collected:
         ), int(about["forwards"])
 
     def _weights(self, policy: Policy) -> str:
-        """Which weights draw the samples of this epoch: this process's part of the trained ones."""
+        """Computes the digest of the trained weights that this process holds."""
         if not self._digest:
             parts: list[Any] = [parameter.detach() for parameter in policy.parameters()]
             self._digest = digest_of(
@@ -184,12 +184,12 @@ class Collected:
 
 
 def _as_it_is(state: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a state, which shares its tensors: they do not change in place, and may be many."""
+    """Copies a state but shares its tensors, which are large and are not changed in place."""
     return copy.deepcopy(state, {id(leaf): leaf for leaf in tree_leaves(state) if isinstance(leaf, Tensor)})
 
 
 def _laid_out(tensor: Tensor, stride: list[int]) -> Tensor:
-    """The same numbers in the order that they had in memory: a reward's sums round by it."""
+    """Restores a tensor's layout in memory, because the rounding of a reward's sums depends on it."""
     return torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype).copy_(tensor)
 
 

@@ -111,8 +111,7 @@ class _Watch:
             if not (said or self.said or self.over):
                 sentence = (
                     f"error: {what}, so process {rank()} ends too: {self.folder} is as its last checkpoint "
-                    "left it; "
-                    f"go on, on {world()} processes or on one, with {resume(self.folder)}\n"
+                    f"left it; go on, on {world()} processes or on one, with {resume(self.folder)}\n"
                 )
                 os.write(2, sentence.encode())  # not print: the other thread may be in the middle of one
             self.said = True
@@ -135,7 +134,7 @@ class _Watch:
 def _connections() -> dict[int, socket.socket]:
     """Process 0's to each of the others, theirs to it; none if one of them cannot be had."""
     secret, server = shared(secrets.token_bytes(16)), None
-    found: dict[int, socket.socket] = {}
+    peers: dict[int, socket.socket] = {}
     if rank() == 0:
         six = socket.has_dualstack_ipv6()
         server = socket.create_server(
@@ -145,20 +144,20 @@ def _connections() -> dict[int, socket.socket]:
     problem = None
     try:
         if rank() > 0:
-            found[0] = socket.create_connection((os.environ.get("MASTER_ADDR", "localhost"), port), GREETING)
-            found[0].sendall(secret + rank().to_bytes(4, "big"))
+            peers[0] = socket.create_connection((os.environ.get("MASTER_ADDR", "localhost"), port), GREETING)
+            peers[0].sendall(secret + rank().to_bytes(4, "big"))
     except OSError as error:
         problem = f"process {rank()} has no connection to process 0 ({error})"
-    problem = next((one for one in gathered(problem) if one), None)
+    problem = next((reported for reported in gathered(problem) if reported), None)
     if server is not None:
         with server:
             server.settimeout(GREETING)
             try:
-                while problem is None and len(found) < world() - 1:
+                while problem is None and len(peers) < world() - 1:
                     connection, _ = server.accept()
-                    peer = _greeted(connection, secret)
-                    if peer is not None:
-                        found[peer] = connection
+                    number = _greeted(connection, secret)
+                    if number is not None:
+                        peers[number] = connection
             except OSError as error:
                 problem = f"process 0 has no connection to all others ({error})"
     problem = shared(problem)
@@ -168,16 +167,16 @@ def _connections() -> dict[int, socket.socket]:
                 f"warning: {problem}; if one of them dies, the others wait for "
                 f"{TIMEOUT.total_seconds() / 60:g} minutes"
             )
-        for connection in found.values():
+        for connection in peers.values():
             connection.close()
         return {}
-    for connection in found.values():
+    for connection in peers.values():
         connection.settimeout(None)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in SILENT.items():
             if hasattr(socket, name):  # not everywhere
                 connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    return found
+    return peers
 
 
 def _greeted(connection: socket.socket, secret: bytes) -> int | None:
@@ -185,10 +184,10 @@ def _greeted(connection: socket.socket, secret: bytes) -> int | None:
     connection.settimeout(GREETING)
     try:
         with connection.makefile("rb") as file:
-            words = file.read(len(secret) + 4)
+            greeting = file.read(len(secret) + 4)
     except OSError:
-        words = b""
-    if not secrets.compare_digest(words[: len(secret)], secret) or len(words) < len(secret) + 4:
+        greeting = b""
+    if not secrets.compare_digest(greeting[: len(secret)], secret) or len(greeting) < len(secret) + 4:
         connection.close()
         return None
-    return int.from_bytes(words[len(secret) :], "big")
+    return int.from_bytes(greeting[len(secret) :], "big")

@@ -51,9 +51,11 @@ def refuse_unlike(where: str, policy: Policy, state: dict[str, Tensor]) -> None:
     """Raises a RunError if weights are missing or of another shape than the policy's."""
     for key, ours in policy.state_dict().items():
         if key not in state or state[key].shape != ours.shape:
-            there = f"{key} is {list(state[key].shape)} there" if key in state else f"{key} is missing there"
+            difference = (
+                f"{key} is {list(state[key].shape)} there" if key in state else f"{key} is missing there"
+            )
             raise RunError(
-                f"{where} is of another model: {there}, and {list(ours.shape)} in model.path_or_id"
+                f"{where} is of another model: {difference}, and {list(ours.shape)} in model.path_or_id"
             )
 
 
@@ -80,21 +82,20 @@ def fused(denoiser: nn.Module, lora: dict[str, Tensor], config: dict[str, Any]) 
 
 
 def _same_targets(init_from: str, policy: Policy, lora: dict[str, Tensor]) -> None:
-    its, ours = lora_files.modules(lora), lora_files.modules(policy.state_dict())
-    if its == ours:
+    stored, adapted = lora_files.modules(lora), lora_files.modules(policy.state_dict())
+    if stored == adapted:
         return
     network = {name.removesuffix(".base_layer") for name, _ in policy.family.denoiser.named_modules()}
-    if not its <= network:
+    if not stored <= network:
         raise RunError(
-            f"init_from={init_from} adapts {min(its - network)}, which this model does not have; it is of "
+            f"init_from={init_from} adapts {min(stored - network)}, which this model does not have; it is of "
             "another model"
         )
-    ends = {re.sub(r"^.*?\.(?=[^.]+(\.\d+)?$)", "", name) for name in its}  # to_q, to_out.0
+    ends = {re.sub(r"^.*?\.(?=[^.]+(\.\d+)?$)", "", name) for name in stored}  # to_q, to_out.0
     named = {name for name in network if name in ends or name.endswith(tuple(f".{end}" for end in ends))}
-    targets = sorted(ends) if named == its else sorted(its)
-    only = min(its - ours) if its - ours else min(ours - its)
+    targets = sorted(ends) if named == stored else sorted(stored)
+    only = min(stored - adapted) if stored - adapted else min(adapted - stored)
     raise RunError(
-        f"init_from={init_from} adapts {len(its)} modules, but policy.lora.targets names {len(ours)} ({only} "
-        "is in one alone); "
-        f"set 'policy.lora.targets=[{','.join(targets)}]'"
+        f"init_from={init_from} adapts {len(stored)} modules, but policy.lora.targets names "
+        f"{len(adapted)} ({only} is in one alone); set 'policy.lora.targets=[{','.join(targets)}]'"
     )

@@ -98,13 +98,13 @@ def load(run: str | Path, *, allow_targets: Sequence[str] = ()) -> Any:
         raise RunError(
             f"{folder} is no run folder (it has no config.yaml); give the folder of a finished run"
         )
-    its = read_config(folder)
+    config = read_config(folder)
     learned = weights(folder)
-    model: Any = its.get("model")
+    model: Any = config.get("model")
     wrong = list(node_problems("model", model, allowed=allow_targets, offers=("encode", "denoise")))
     if wrong:
         raise RunError(f"{folder}: {wrong[0]}")
-    if its.get("policy", {}).get(
+    if config.get("policy", {}).get(
         "full"
     ):  # a folder that `save` wrote, in one variant and with its configuration
         whole = {k: None if k in ("revision", "variant", "config") else v for k, v in model.items()}

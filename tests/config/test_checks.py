@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from alignlab.config.build import fits, words
-from alignlab.config.checks import SHIPPED_OPTIMIZER
+from alignlab.config.checks import SHIPPED_OPTIMIZER, sampler_problems
 from alignlab.models.sd import StableDiffusion
 from tests.running import command_line, configured, tiny
 
@@ -22,7 +22,7 @@ MISTAKES = {
         "algo.truncatoin=fixed",
         "algo.truncatoin is not a known key; did you mean algo.truncation?",
     ),
-    "nested key at the top": ("eta=1", "did you mean sampler.eta or eval_sampler.eta?"),
+    "nested key at the top": ("eta=1", "here it is sampler.eta or eval_sampler.eta"),
     "new key": ("+foo=1", "foo is not a known key; known are algo, "),
     "key that the file leaves out": (
         "algo=ddpo reward=jpeg_compressibility reward.jpeg_compressibility.quality=50",
@@ -482,3 +482,12 @@ def test_types() -> None:
     assert fits(1, float) and not fits(True, float) and not fits(1.5, int) and not fits(None, int)
     assert fits(None, int | None) and fits(["a"], list[str] | None) and not fits([1], list[str])
     assert words(int | None) == "a whole number or null"
+
+
+def test_a_sampler_of_ones_own_may_fit_any_model() -> None:
+    """Only the package's samplers are known to be of diffusion models or of rectified flows."""
+    flow_model = {"_target_": "alignlab.models.sd3.StableDiffusion3"}
+    ours = {"_target_": "alignlab.engine.samplers.ddim", "steps": 4, "eta": 1.0}
+    assert list(sampler_problems(flow_model, {"sampler": {**ours, "_target_": "my_sampler.mine"}})) == []
+    (sentence,) = sampler_problems(flow_model, {"sampler": ours})
+    assert "which is a rectified flow" in sentence

@@ -13,7 +13,7 @@ import torch
 from alignlab.data import captioned as module
 from alignlab.data.captioned import CaptionedImages, captioned
 from alignlab.data.hub import Table
-from tests.data.test_judgements import png
+from tests.data.pictures import png
 from tests.running import pairs
 
 

@@ -10,12 +10,7 @@ from PIL import Image
 
 from alignlab.data.judgements import Ratings, image
 from alignlab.data.preferences import Choices
-
-
-def png(value: int, size: tuple[int, int] = (8, 8)) -> bytes:
-    out = io.BytesIO()
-    Image.new("RGB", size, (value, 0, 255 - value)).save(out, format="PNG")
-    return out.getvalue()
+from tests.data.pictures import png
 
 
 def table(folder, name, header, rows):

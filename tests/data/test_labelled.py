@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from alignlab.data.labelled import LabelledImages, labelled
-from tests.data.test_judgements import png
+from tests.data.pictures import png
 from tests.running import pairs
 
 

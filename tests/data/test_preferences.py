@@ -9,7 +9,7 @@ from PIL import Image
 
 from alignlab.data.judgements import image
 from alignlab.data.preferences import Choices, Preferences, tables
-from tests.data.test_judgements import png
+from tests.data.pictures import png
 from tests.running import pairs
 
 

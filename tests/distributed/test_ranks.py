@@ -27,6 +27,7 @@ from alignlab.runs.stored_config import read_config
 from alignlab.train import train
 from alignlab.training import watchdog as peers
 from alignlab.training.watchdog import LOST
+from tests import warm
 from tests.running import command_line, configured, lines, pairs, same_weights, tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -504,7 +505,7 @@ def test_one_of_two_is_killed_under_a_launcher(tiny_sd: str, tmp_path: Path) -> 
     check_left(one, said, 0)
     done = accelerated("alignlab.train", f"resume={two}")
     assert done.returncode == 0, done.stderr[-3000:]
-    subprocess.run(
+    warm.run(
         [sys.executable, "-m", "alignlab.train", f"resume={one}"],
         env=ENVIRONMENT,
         check=True,

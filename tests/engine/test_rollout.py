@@ -2,9 +2,7 @@
 random, not 0."""
 
 import weakref
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,9 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from alignlab.engine.conditioning import Conditioning
 from alignlab.engine.distance_to_base import drift
-from alignlab.engine.noise import FIRST, NoiseKey
+from alignlab.engine.noise import FIRST
 from alignlab.engine.policy import Policy
 from alignlab.engine.rollout import Gradients, Rollout, replay, rollout
 from alignlab.engine.samplers import Sampler, ddim, flow
@@ -24,6 +21,7 @@ from alignlab.fast.frozen_layers import freeze
 from alignlab.models.sd import StableDiffusion
 from alignlab.objectives.draft import DRaFT
 from tests.conftest import PROMPTS, key, tiny_policy
+from tests.engine.exact import Noise64, pixels, policy64
 from tests.linear_gaussian import double
 
 N = 5
@@ -50,7 +48,7 @@ def shuffled_pairs(record: Rollout) -> tuple[Tensor, Tensor]:
 def test_ratio_is_1_before_any_update(tiny_sd, kind, eta, guidance):
     """In float32 replay gives the rollout's log-probs exactly at the rollout's batch shape; at micro-batch 3
     of batch 8 with random (sample, step) pairs the ratio is within 2e-6 of 1 (2e-5 where s < 0.05: one ulp of
-    x is then 1e-5 of s). The LoRA moves the images by >= 0.05."""
+    x is then 1e-5 of s). The LoRA moves the images by >= 0.04."""
     policy = tiny_policy(
         tiny_sd, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0) if kind == "flow" else None
     )
@@ -58,7 +56,7 @@ def test_ratio_is_1_before_any_update(tiny_sd, kind, eta, guidance):
     with torch.no_grad():
         record = rollout(policy, sampler, key())
         with policy.reference():
-            assert (rollout(policy, sampler, key()).images - record.images).abs().mean() >= 0.05
+            assert (rollout(policy, sampler, key()).images - record.images).abs().mean() >= 0.04
     assert record.log_probs.isfinite().all() and record.log_probs.dtype == torch.float32
     rows = torch.arange(8)
     for i in range(N):
@@ -176,55 +174,6 @@ def test_fresh_policy_is_the_reference(tiny_sd, full, precision):
 
 
 # -- gradients of the reward
-
-
-class Policy64(Policy):
-    """The same policy in float64 throughout, whose LoRA may be moved along `direction` for late steps
-    only."""
-
-    direction: list[Tensor] | None = None
-    late: int = 0  # moved at timesteps <= late
-
-    def encode(self, prompts: Any) -> Conditioning:
-        cond = super().encode(prompts)
-        return Conditioning(
-            text={k: v.double() for k, v in cond.text.items()},
-            null={k: v.double() for k, v in cond.null.items()},
-        )
-
-    def _denoise(self, x: Tensor, t: Tensor, text: dict[str, Tensor], guided: bool) -> Tensor:
-        with self.moved() if self.direction is not None and int(t[0]) <= self.late else torch.enable_grad():
-            with torch.set_grad_enabled(self.direction is None and torch.is_grad_enabled()):
-                return self.family.denoise(x, t, text)
-
-    @contextmanager
-    def moved(self):
-        kept = [p.detach().clone() for p in self.parameters()]
-        for p, d in zip(self.parameters(), self.direction or [], strict=True):
-            p.data += d
-        yield
-        for p, k in zip(self.parameters(), kept, strict=True):
-            p.data = k
-
-
-@dataclass(frozen=True, kw_only=True)
-class Noise64(NoiseKey):
-    def normal(self, step, shape, device="cpu"):
-        return super().normal(step, shape, device).double()
-
-
-def policy64(path: str, *, checkpointing: bool = False) -> Policy64:
-    policy = tiny_policy(path, size=0.1)
-    policy.__class__, policy.checkpointing = Policy64, checkpointing
-    for module in (*policy.family.frozen, policy.family.denoiser):
-        module.double()
-    return policy
-
-
-def pixels(images: Tensor) -> Tensor:
-    """[B] a smooth reward with a gradient in every pixel."""
-    weight = torch.sin(torch.arange(images[0].numel(), dtype=images.dtype)).view(images.shape[1:])
-    return ((images - 0.3 * weight) ** 2 * (1 + weight)).mean((1, 2, 3)) * 100
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 
 import alignlab.fast
+from tests import warm
 
 FAST = Path(alignlab.fast.__file__).parent
 PACKAGE = FAST.parent
@@ -19,10 +19,11 @@ TIMES = {"seconds", "images_per_second", "peak_memory_mb"}
 RUN = (
     "algo=draftp kl_coeff=0.25 algo.k=2 quick=true samples_per_step=4 micro_batch=2 sampler.steps=3 "
     "eval_sampler.steps=2 prompts.unseen=[] device=cpu prompts.prompts=[cat,dog] prompts.per_prompt=2 "
-    "policy.lora.rank=2 evaluation.prompts=1 eval_rewards=emoji_preference optimizer.eps=1e-6 output_dir=run"
+    "policy.lora.rank=2 evaluation.prompts=1 eval_rewards=emoji_preference optimizer.eps=1e-6 lr=2e-4 "
+    "output_dir=run"
 ).split()
 """Guided, with adapters, a gradient through a frozen reward and the distance to the frozen model. AdamW's eps
-is raised: where a gradient is all round-off, it would make a step of its sign."""
+is raised and the learning rate lowered: where a gradient is all round-off, a step would follow its sign."""
 
 
 def trained(folder: Path, without: str | None) -> list[dict[str, Any]]:
@@ -32,12 +33,11 @@ def trained(folder: Path, without: str | None) -> list[dict[str, Any]]:
         shutil.copytree(PACKAGE.parent / "conf", folder / "conf")
     if without:
         (folder / "alignlab" / "fast" / without).unlink()
-    done = subprocess.run(
+    done = warm.run(
         [sys.executable, "-m", "alignlab.train", *RUN],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"},
         capture_output=True,
-        text=True,
     )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]

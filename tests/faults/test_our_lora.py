@@ -26,8 +26,7 @@ from alignlab.models.sd import StableDiffusion
 from alignlab.train import train
 from alignlab.training.setup import Lab
 from alignlab.weights.load import policy_of
-from tests.models.test_families import images_of_diffusers, key
-from tests.models.test_kohya import sampler
+from tests.models.sampling import images_of_diffusers, key, sampler_of
 from tests.running import command_line, configured, lines, same_weights, tiny
 
 WORDS = ("lr=0.02", "policy.lora.rank=4", "policy.lora.alpha=16")
@@ -100,9 +99,9 @@ def images(tiny_sd: str, lora: State, alpha: float) -> tuple[Policy, Tensor, Ten
     targets = tuple({name.partition(".lora_")[0] for name in lora})
     policy = Policy(StableDiffusion(tiny_sd), lora=LoRA(rank=4, alpha=alpha, targets=targets))
     policy.load_state_dict(lora)
-    mine = rollout(policy, sampler(policy, "sd"), key()).images
+    mine = rollout(policy, sampler_of(policy, "sd"), key()).images
     with policy.reference():
-        return policy, mine, rollout(policy, sampler(policy, "sd"), key()).images
+        return policy, mine, rollout(policy, sampler_of(policy, "sd"), key()).images
 
 
 @torch.no_grad()
@@ -144,12 +143,13 @@ def test_every_reader_finds_the_trained_update(
 
 
 def test_the_metadata_is_what_any_peft_takes(run: Path) -> None:
-    """alpha = rank, and no entry that an older peft would refuse; the alpha of the training is noted
-    outside."""
+    """alpha = rank, the empty patterns that diffusers looks up where peft is old, and no entry that such a
+    peft would refuse; the alpha of the training is noted outside."""
     with safe_open(run / "model" / FILE, "pt") as opened:
         metadata = opened.metadata()
     about = json.loads(metadata["lora_adapter_metadata"])
     assert (about.pop("unet.r"), about.pop("unet.lora_alpha")) == (4, 4)
+    assert (about.pop("unet.rank_pattern"), about.pop("unet.alpha_pattern")) == ({}, {})
     assert (
         about.keys() == {"unet.target_modules", "unet.peft_type"}
         and metadata["alignlab_trained_alpha"] == "16"

@@ -15,8 +15,8 @@ from alignlab.metrics.statistics import Interval
 from alignlab.paper.drawing import STYLE
 from alignlab.paper.registry import FIGURES
 from alignlab.report import report
+from tests.browser import browser, in_browser
 from tests.runs_on_disk import made_run
-from tests.test_report import browser, in_browser
 
 LINK = '<a href="javascript:window.broken=1">x</a>%{x} &lt;b&gt; $^$'
 

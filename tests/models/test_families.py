@@ -8,44 +8,21 @@ import diffusers
 import pytest
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from torch import Tensor
 
 from alignlab.config.build import ConfigError
 from alignlab.engine.forward_process import ForwardProcess
-from alignlab.engine.noise import FIRST, noise_key
+from alignlab.engine.noise import FIRST
 from alignlab.engine.policy import Policy
 from alignlab.engine.rollout import Gradients, replay, rollout
-from alignlab.engine.samplers import Sampler, ddim, flow
 from alignlab.fast.frozen_layers import freeze
-from alignlab.models.flux import Flux
 from alignlab.models.lora import LoRA
-from alignlab.models.sd3 import StableDiffusion3
-from alignlab.models.sdxl import StableDiffusionXL
 from alignlab.train import train
-from tests.engine.test_rollout import Noise64, Policy64, pixels
+from tests.engine.exact import Noise64, Policy64, pixels
 from tests.linear_gaussian import double
+from tests.models.sampling import FAMILIES, PROMPTS, SAMPLERS, images_of_diffusers, key, sampler_of
 from tests.running import command_line, configured, pairs
 from tests.running import tiny as tiny_run
 
-PROMPTS = ("a cat", "a dog", "a cat", "two birds")
-FAMILIES = {
-    "sdxl": (StableDiffusionXL, {}),
-    "sd35": (StableDiffusion3, {"max_sequence_length": 8}),
-    "flux": (Flux, {"max_sequence_length": 8, "size": 16}),
-}
-SAMPLERS: dict[str, list[str]] = {
-    "sdxl": ["model=sdxl", "model.variant=null"],
-    "sd35": ["model=sd35", "sampler=flow", "eval_sampler=flow", "model.max_sequence_length=8"],
-    "flux": [
-        "model=flux",
-        "sampler=flow",
-        "eval_sampler=flow",
-        "model.max_sequence_length=8",
-        "model.size=16",
-        "sampler.guidance_scale=1",
-        "eval_sampler.guidance_scale=1",
-    ],
-}
 EVERY = pytest.mark.parametrize("name", FAMILIES)
 
 
@@ -58,45 +35,6 @@ def policy_on(folders: dict[str, Path], name: str, size: float = 0.3) -> Policy:
         for parameter in policy.parameters():
             parameter.normal_(0, size)
     return policy
-
-
-def sampler_of(policy: Policy, name: str, *, eta: float = 0.0, steps: int = 4) -> Sampler:
-    guidance = 1.0 if name == "flux" else 3.0
-    return (ddim if name == "sdxl" else flow)(
-        policy.family.scheduler, steps=steps, eta=eta, guidance_scale=guidance
-    )
-
-
-def key(seed: int = 0) -> Any:
-    return noise_key(PROMPTS, seed=seed, stream="test")
-
-
-def images_of_diffusers(pipe: Any, name: str, first: Tensor) -> Tensor:
-    """The pipeline's own sampling from the same first latents."""
-    if name == "flux":
-        m, c, h, w = first.shape
-        packed = pipe._pack_latents(first, m, c, h, w)
-        return pipe(
-            list(PROMPTS),
-            latents=packed,
-            height=16,
-            width=16,
-            num_inference_steps=4,
-            guidance_scale=3.5,
-            max_sequence_length=8,
-            output_type="pt",
-        ).images
-    more = {"max_sequence_length": 8} if name == "sd35" else {}
-    return pipe(
-        list(PROMPTS),
-        latents=first,
-        height=16,
-        width=16,
-        num_inference_steps=4,
-        guidance_scale=3.0,
-        output_type="pt",
-        **more,
-    ).images
 
 
 @EVERY

@@ -2,7 +2,6 @@
 such file, its converter of whole checkpoints does), and what is read back is what was written."""
 
 from pathlib import Path
-from typing import Any
 
 import diffusers
 import pytest
@@ -16,11 +15,9 @@ from alignlab.engine.policy import Policy
 from alignlab.engine.rollout import rollout
 from alignlab.models import kohya
 from alignlab.models.lora import LoRA
-from alignlab.models.sd import StableDiffusion
 from tests.models.original import sd3_transformer
-from tests.models.test_families import FAMILIES, images_of_diffusers, key, sampler_of
+from tests.models.sampling import EVERY, images_of_diffusers, key, pipe_of, sampler_of
 
-EVERY: dict[str, tuple[Any, dict[str, Any]]] = {"sd": (StableDiffusion, {}), **FAMILIES}
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 TARGETS = {  # everything that the format has a name for, or what diffusers' loader can read of it
     "sd": [
@@ -88,18 +85,6 @@ def policy_on(folder: Path, name: str, targets: tuple[str, ...], size: float = 0
     return policy
 
 
-def sampler(policy: Policy, name: str) -> Any:
-    return sampler_of(policy, "sdxl" if name == "sd" else name)
-
-
-def pipe_of(name: str, folder: Path) -> Any:
-    pipe = getattr(diffusers, EVERY[name][0].pipeline).from_pretrained(
-        folder, **({"safety_checker": None} if name == "sd" else {})
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
 CASES = [(name, targets) for name, several in TARGETS.items() for targets in several]
 
 
@@ -112,9 +97,9 @@ def test_diffusers_draws_the_policys_images_from_the_file(
     times that. What diffusers has no reader for (SD3) is added to the original checkpoint by its own rule, W
     + alpha/rank up down, and converted by diffusers."""
     policy, file = policy_on(folders[name], name, targets), tmp_path / "lora.safetensors"
-    mine = rollout(policy, sampler(policy, name), key()).images
+    mine = rollout(policy, sampler_of(policy, name), key()).images
     with policy.reference():
-        base = rollout(policy, sampler(policy, name), key()).images
+        base = rollout(policy, sampler_of(policy, name), key()).images
     policy.family.save_kohya(file, policy.state_dict(), 2)
     pipe = pipe_of(name, folders[name])
     if name == "sd35":

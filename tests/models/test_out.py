@@ -16,15 +16,14 @@ from alignlab.engine.policy import Policy
 from alignlab.engine.rollout import rollout
 from alignlab.models.lora import LoRA
 from alignlab.weights.init_from import begin_from
-from tests.models.test_families import SAMPLERS, images_of_diffusers, key
-from tests.models.test_kohya import EVERY, pipe_of, sampler
+from tests.models.sampling import EVERY, SAMPLERS, images_of_diffusers, key, pipe_of, sampler_of
 from tests.running import command_line, configured
 
 EACH = pytest.mark.parametrize("name", EVERY)
 
 
 def images(policy: Policy, name: str) -> Tensor:
-    return rollout(policy, sampler(policy, name), key()).images
+    return rollout(policy, sampler_of(policy, name), key()).images
 
 
 def policy_on(folder: Path, name: str, **options: Any) -> Policy:

@@ -13,8 +13,7 @@ from alignlab.engine.policy import Policy
 from alignlab.engine.rollout import rollout
 from alignlab.train import train
 from tests.models.original import single_file
-from tests.models.test_families import SAMPLERS, key
-from tests.models.test_kohya import EVERY, pipe_of, sampler
+from tests.models.sampling import EVERY, SAMPLERS, key, pipe_of, sampler_of
 from tests.running import configured
 from tests.running import tiny as tiny_run
 
@@ -38,7 +37,7 @@ def test_images_are_the_folders(name: str, folders: dict[str, Path], tmp_path: P
     ):
         family.check(**where, **options)
         policy = Policy(family(**where, **options))
-        images.append(rollout(policy, sampler(policy, name), key()).images)
+        images.append(rollout(policy, sampler_of(policy, name), key()).images)
     torch.testing.assert_close(images[1], images[0], rtol=0, atol=1e-5)
     assert images[0].std() > 0.01
 

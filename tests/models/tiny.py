@@ -24,7 +24,7 @@ from transformers import (
     T5Tokenizer,
 )
 
-from tests.conftest import SD_SCHEDULE, _tokenizer
+from tests.conftest import SD_SCHEDULE, byte_tokenizer
 
 
 def vae(channels: int, **more: Any) -> AutoencoderKL:
@@ -44,7 +44,7 @@ def vae(channels: int, **more: Any) -> AutoencoderKL:
 def clip(folder: Path, *, projection: bool, width: int = 16) -> tuple[Any, Any]:
     """A tokenizer and its text encoder."""
     folder.mkdir()
-    tokenizer, words = _tokenizer(folder)
+    tokenizer, words = byte_tokenizer(folder)
     config = CLIPTextConfig(
         vocab_size=words,
         hidden_size=width,

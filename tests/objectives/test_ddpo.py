@@ -16,50 +16,12 @@ from alignlab.engine.samplers import ddim
 from alignlab.objectives import ddpo as module
 from alignlab.objectives.advantages import PromptStatistics
 from alignlab.objectives.ddpo import DDPO, Pairs
-from tests.conftest import SD_SCHEDULE, key, tiny_policy
-from tests.engine.test_rollout import Noise64, policy64
+from tests.conftest import SD_SCHEDULE
 from tests.linear_gaussian import LINEAR, World, double, draws, scored
+from tests.objectives.updates import distance, unet_case, updates_of
 
 DATA = Path(__file__).parents[1] / "stored"
 D = 4 * 8 * 8
-
-
-def unet_case(path, *, move=0.0, n=6, size=0.75, exact=False, **options):
-    """A rollout of 5 steps with rewards on the tiny U-Net (exact: in float64), and the policy moved by `move`
-    after it."""
-    policy = policy64(path) if exact else tiny_policy(path, size=size, **options)
-    sampler = ddim(policy.family.scheduler, steps=5, eta=1.0, guidance_scale=2.0)
-    with torch.no_grad():
-        record = (
-            rollout(policy, double(sampler), Noise64(**key(n).__dict__))
-            if exact
-            else rollout(policy, sampler, key(n))
-        )
-        torch.manual_seed(5)
-        for p in policy.parameters():
-            p.add_(move * torch.randn_like(p))
-    return policy, replace(record, reward=torch.linspace(-1, 2, n))
-
-
-def epoch(policy, objective, record, micro_batch, seed=0):
-    """[(loss, gradients)] of each update of an epoch, accumulated with the shares as the train loop does."""
-    out = []
-    for update in objective.updates(policy, iter([record]), micro_batch, np.random.default_rng(seed)):
-        total, grads, shares = 0.0, [torch.zeros_like(p) for p in policy.parameters()], 0.0
-        for share, batch in update.batches:
-            loss, _ = objective.loss(policy, batch)
-            for g, new in zip(grads, torch.autograd.grad(loss, policy.parameters()), strict=True):
-                g += share * new
-            total, shares = total + share * loss.item(), shares + share
-        assert shares == pytest.approx(1)
-        out.append((total, grads))
-    return out
-
-
-def distance(a, b):
-    """Relative distance of two lists of gradients."""
-    flat_a, flat_b = (torch.cat([g.flatten() for g in grads]) for grads in (a, b))
-    return float((flat_a - flat_b).norm() / flat_b.norm())
 
 
 @pytest.mark.parametrize(
@@ -70,9 +32,9 @@ def test_micro_batch_size_does_not_matter(tiny_sd, options):
     """Loss and gradient of every update agree to 1e-9 (float64) for micro-batches of 30 pairs, 7 and 1, ratio
     and KL away from their start."""
     policy, record = unet_case(tiny_sd, move=0.01, exact=True)
-    whole = epoch(policy, DDPO(updates_per_epoch=2, **options), record, 30)
+    whole = updates_of(policy, DDPO(updates_per_epoch=2, **options), [record], 30)
     for size in (7, 1):
-        parts = epoch(policy, DDPO(updates_per_epoch=2, **options), record, size)
+        parts = updates_of(policy, DDPO(updates_per_epoch=2, **options), [record], size)
         assert len(parts) == len(whole) == (1 if options["estimator"] == "sf" else 2)
         for (loss, grads), (loss_whole, grads_whole) in zip(parts, whole, strict=True):
             assert loss == pytest.approx(loss_whole, rel=1e-9) and distance(grads, grads_whole) < 1e-9
@@ -82,8 +44,8 @@ def test_sf_is_one_update_whose_gradient_is_the_is_gradient_at_ratio_1(tiny_sd):
     """The score function takes exactly one update an epoch, whatever is asked, and equals importance sampling
     before it."""
     policy, record = unet_case(tiny_sd)
-    sf = epoch(policy, DDPO(estimator="sf", updates_per_epoch=3, inner_epochs=4), record, 10)
-    (importance,) = epoch(policy, DDPO(estimator="is", updates_per_epoch=1), record, 10)
+    sf = updates_of(policy, DDPO(estimator="sf", updates_per_epoch=3, inner_epochs=4), [record], 10)
+    (importance,) = updates_of(policy, DDPO(estimator="is", updates_per_epoch=1), [record], 10)
     assert len(sf) == 1 and distance(sf[0][1], importance[1]) < 1e-5
 
 
@@ -213,9 +175,9 @@ def test_kl_is_zero_at_the_start_and_free_at_kl_coeff_0(tiny_sd, estimator):
     """With a fresh LoRA the KL term is exactly 0 and leaves loss and gradient bit for bit; kl_coeff = 0 never
     asks the reference."""
     policy, record = unet_case(tiny_sd, size=0)
-    with_kl = epoch(policy, DDPO(estimator=estimator, kl_coeff=10.0, kl_gradient="exact"), record, 10)
+    with_kl = updates_of(policy, DDPO(estimator=estimator, kl_coeff=10.0, kl_gradient="exact"), [record], 10)
     policy.reference = None  # calling it would fail
-    without = epoch(policy, DDPO(estimator=estimator), record, 10)
+    without = updates_of(policy, DDPO(estimator=estimator), [record], 10)
     for (loss, grads), (loss_0, grads_0) in zip(with_kl, without, strict=True):
         assert loss == loss_0 and all(torch.equal(a, b) for a, b in zip(grads, grads_0, strict=True))
 

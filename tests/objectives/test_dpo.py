@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 from alignlab import train as train_module
 from alignlab.engine.forward_process import ForwardProcess
@@ -15,19 +14,11 @@ from alignlab.engine.noise import noise_key
 from alignlab.objectives.dpo import DPO, ImagePairs
 from alignlab.objectives.regression import errors
 from alignlab.train import train
-from tests.conftest import SD_SCHEDULE, tiny_policy
-from tests.engine.test_rollout import policy64
+from tests.conftest import tiny_policy
 from tests.linear_gaussian import D, World
-from tests.objectives.test_ddpo import distance
+from tests.objectives.updates import SCHEDULERS, distance, exact_policy, updates_of
 from tests.running import command_line, configured, lines, pairs, same_weights, tiny
 
-SCHEDULERS = {
-    **{
-        kind: DDIMScheduler(**SD_SCHEDULE, prediction_type=kind, set_alpha_to_one=False, steps_offset=1)
-        for kind in ("epsilon", "v_prediction", "sample")
-    },
-    "flow": FlowMatchEulerDiscreteScheduler(shift=3.0),
-}
 PAIRS = 5
 
 
@@ -48,28 +39,6 @@ def tiny_dpo(tiny_sd: str, table: str, *more: str) -> list[str]:
         tiny_sd, "algo=dpo", f"algo.data={table}", "algo.beta=100", "algo.updates_per_epoch=2", *more
     )
     return words
-
-
-def exact_policy(tiny_sd: str):
-    """In float64, the VAE too."""
-    policy = policy64(tiny_sd)
-    encode = policy.family.encode_images
-    policy.family.encode_images = lambda images: encode(images.double())
-    return policy
-
-
-def accumulated(policy, objective, micro_batch, seed=0):
-    """[(loss, gradients)] of each update of an epoch, accumulated with the shares as the train loop does."""
-    out = []
-    for update in objective.updates(policy, iter([]), micro_batch, np.random.default_rng(seed)):
-        total, grads = 0.0, [torch.zeros_like(p) for p in policy.parameters()]
-        for share, batch in update.batches:
-            loss, _ = objective.loss(policy, batch)
-            for g, new in zip(grads, torch.autograd.grad(loss, policy.parameters()), strict=True):
-                g += share * new
-            total += share * loss.item()
-        out.append((total, grads))
-    return out
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -216,11 +185,11 @@ def test_micro_batch_size_does_not_matter(tiny_sd, table) -> None:
         exact_policy(tiny_sd),
         {"beta": 100.0, "pairs": 12, "updates_per_epoch": 2, "prompt_dropout": 0.4},
     )
-    whole = accumulated(policy, DPO(data=table, **options), 6)
+    whole = updates_of(policy, DPO(data=table, **options), [], 6)
     assert len(whole) == 2
     for size in (4, 1):
         for (loss, grads), (loss_whole, grads_whole) in zip(
-            accumulated(policy, DPO(data=table, **options), size), whole, strict=True
+            updates_of(policy, DPO(data=table, **options), [], size), whole, strict=True
         ):
             assert loss == pytest.approx(loss_whole, rel=1e-9) and distance(grads, grads_whole) < 1e-9
 

@@ -16,8 +16,7 @@ from alignlab.objectives.dpo_online import OnlineDPO
 from alignlab.train import train
 from alignlab.training.unfinished_epoch import _as_it_is
 from tests.conftest import PROMPTS, key, tiny_policy
-from tests.objectives.test_ddpo import distance
-from tests.objectives.test_dpo import exact_policy
+from tests.objectives.updates import distance, exact_policy, updates_of
 from tests.running import command_line, configured, lines, pairs, same_weights, stopped_and_resumed, tiny
 
 SCORES = torch.tensor([0.5, 3.0, 2.0, 1.0, 5.0, 2.5, 9.0, 8.0])
@@ -49,20 +48,6 @@ def never():
     """A stream that must be left alone."""
     raise AssertionError("sampled")
     yield
-
-
-def epoch(policy, objective, rollouts, micro_batch=8, seed=0):
-    """[(loss, gradients)] of each update, accumulated with the shares as the train loop does."""
-    out = []
-    for update in objective.updates(policy, iter(rollouts), micro_batch, np.random.default_rng(seed)):
-        total, grads = 0.0, [torch.zeros_like(p) for p in policy.parameters()]
-        for share, batch in update.batches:
-            loss, _ = objective.loss(policy, batch)
-            for g, new in zip(grads, torch.autograd.grad(loss, policy.parameters()), strict=True):
-                g += share * new
-            total += share * loss.item()
-        out.append((total, grads))
-    return out
 
 
 def only(updates):
@@ -217,10 +202,10 @@ def test_micro_batch_size_does_not_matter(tiny_sd) -> None:
     records = [replace(record, latents=record.latents.double()) for record in sampled(tiny_policy(tiny_sd))]
     options = {"beta": 100.0, "updates_per_epoch": 2, "prompt_dropout": 0.4, "ref_update_every": 1}
     pairing = Pairing(rule="all_pairs")
-    whole = epoch(policy, OnlineDPO(pairing=pairing, **options), records, 4)
+    whole = updates_of(policy, OnlineDPO(pairing=pairing, **options), records, 4)
     assert len(whole) == 2
     for size in (3, 1):
-        got = epoch(policy, OnlineDPO(pairing=pairing, **options), records, size)
+        got = updates_of(policy, OnlineDPO(pairing=pairing, **options), records, size)
         for (loss, grads), (loss_whole, grads_whole) in zip(got, whole, strict=True):
             assert loss == pytest.approx(loss_whole, rel=1e-9) and distance(grads, grads_whole) < 1e-9
 

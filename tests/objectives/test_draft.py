@@ -13,8 +13,8 @@ from alignlab.engine.rollout import rollout
 from alignlab.engine.samplers import ddim
 from alignlab.objectives.draft import DRaFT
 from tests.conftest import key, tiny_policy
-from tests.engine.test_rollout import pixels
-from tests.objectives.test_ddpo import distance
+from tests.engine.exact import pixels
+from tests.objectives.updates import distance
 
 N = 5
 

@@ -13,8 +13,7 @@ from alignlab.objectives.kto import KTO, Judged
 from alignlab.train import train
 from tests.conftest import tiny_policy
 from tests.linear_gaussian import D, World
-from tests.objectives.test_ddpo import distance
-from tests.objectives.test_dpo import SCHEDULERS, accumulated, exact_policy
+from tests.objectives.updates import SCHEDULERS, distance, exact_policy, updates_of
 from tests.running import command_line, configured, lines, pairs, same_weights, stopped_and_resumed, tiny
 
 IMAGES = 7
@@ -145,11 +144,11 @@ def test_micro_batch_size_does_not_matter(z0, tiny_sd, table) -> None:
         "lambda_u": 0.7,
         "z0": z0,
     }
-    whole = accumulated(policy, KTO(data=table, **options), 8)
+    whole = updates_of(policy, KTO(data=table, **options), [], 8)
     assert len(whole) == 2
     for size in (3, 1):
         for (loss, grads), (loss_whole, grads_whole) in zip(
-            accumulated(policy, KTO(data=table, **options), size), whole, strict=True
+            updates_of(policy, KTO(data=table, **options), [], size), whole, strict=True
         ):
             assert loss == pytest.approx(loss_whole, rel=1e-9) and distance(grads, grads_whole) < 1e-9
 

@@ -14,7 +14,7 @@ from alignlab.objectives.regression import Examples
 from alignlab.training.guards import _named
 from tests.conftest import tiny_policy
 from tests.linear_gaussian import World
-from tests.objectives.test_dpo import SCHEDULERS
+from tests.objectives.updates import SCHEDULERS
 
 
 def numbered(n: int) -> list[tuple[str, bool]]:

@@ -16,18 +16,18 @@ from alignlab.objectives.advantages import PromptStatistics
 from alignlab.objectives.rwr import RWR, Weighted, _corruption
 from tests.conftest import SD_SCHEDULE, key, tiny_policy
 from tests.linear_gaussian import LINEAR, World, double, scored
-from tests.objectives.test_ddpo import distance, epoch, unet_case
+from tests.objectives.updates import distance, unet_case, updates_of
 
 
 @pytest.mark.parametrize("options", [{"weighting": "dense"}, {"quantile": 0.3}])
 def test_micro_batch_size_does_not_matter(tiny_sd, options):
     """Loss and gradient of every update agree to 1e-9 (float64) for micro-batches of 6 samples, 4 and 1."""
     policy, record = unet_case(tiny_sd, exact=True)
-    whole = epoch(policy, RWR(inner_epochs=2, updates_per_epoch=2, **options), record, 6)
+    whole = updates_of(policy, RWR(inner_epochs=2, updates_per_epoch=2, **options), [record], 6)
     assert len(whole) == 4
     for size in (4, 1):
         for (loss, grads), (loss_whole, grads_whole) in zip(
-            epoch(policy, RWR(inner_epochs=2, updates_per_epoch=2, **options), record, size),
+            updates_of(policy, RWR(inner_epochs=2, updates_per_epoch=2, **options), [record], size),
             whole,
             strict=True,
         ):
@@ -152,7 +152,7 @@ def test_zero_weights():
     world, record = linear_case(10, torch.arange(10.0))
     sparse = RWR(quantile=0.75, standardise=False, inner_epochs=1, updates_per_epoch=1)
     world.rows = 0
-    epoch(world, sparse, record, 4)
+    updates_of(world, sparse, [record], 4)
     assert world.rows == 3
     dense = RWR(
         weighting="dense",
@@ -162,7 +162,7 @@ def test_zero_weights():
         inner_epochs=1,
         updates_per_epoch=1,
     )
-    ((loss, _),) = epoch(world, dense, record, 4)
+    ((loss, _),) = updates_of(world, dense, [record], 4)
     only, _ = dense.loss(
         world, weighted(world, record, rows=torch.tensor([9]), weights=torch.ones(1), draw=0)
     )

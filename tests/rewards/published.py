@@ -10,11 +10,16 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from alignlab.rewards import Reward
 from alignlab.rewards.preprocessing import CLIP_MEAN, CLIP_STD
-from tests.conftest import _tokenizer
+from tests.conftest import byte_tokenizer
+
+try:
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+except ImportError:  # before version 5 the one there was used PIL
+    CLIPImageProcessorPil = CLIPImageProcessor
 
 PROMPTS = ["a lion on a blue background", "two fish", "a red bird"]
 
@@ -62,7 +67,7 @@ def transformers_clip(
 ) -> str:
     """A CLIPModel as save_pretrained writes it, and the files of its processor, beside it or in a folder of
     their own."""
-    tokenizer, words = _tokenizer(_new(folder.with_name(f"{folder.name}_words")))
+    tokenizer, words = byte_tokenizer(_new(folder.with_name(f"{folder.name}_words")))
     tower = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
     text = {
         "vocab_size": words,

@@ -12,8 +12,7 @@ from torchvision.transforms.functional import to_pil_image
 from transformers import CLIPModel, CLIPTokenizer
 
 from alignlab.rewards.clip_choice import PickScore, SciScore, features
-from tests.rewards.published import PROMPTS, pictures, slopes_agree, transformers_clip
-from tests.rewards.test_preprocessing import CLIPImageProcessorPil
+from tests.rewards.published import PROMPTS, CLIPImageProcessorPil, pictures, slopes_agree, transformers_clip
 
 LONG = [*PROMPTS[:2], "a red bird that sings " * 9]
 

@@ -21,14 +21,10 @@ from alignlab.rewards.clip import ClipScore
 from alignlab.rewards.clip_choice import preprocessing_of
 from alignlab.rewards.preference import Preference
 from alignlab.rewards.preprocessing import CLIP_STD, Preprocessing
-from tests.rewards.published import hard_edges, pictures
+from tests.rewards.published import CLIPImageProcessorPil, hard_edges, pictures
 
 pytestmark = pytest.mark.fault("preprocessing")
 
-try:
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-except ImportError:  # before version 5 the one there was used PIL
-    CLIPImageProcessorPil = CLIPImageProcessor
 SIZES = [(512, 512), (512, 768), (301, 233), (333, 512), (224, 227), (224, 224), (60, 97), (48, 48)]
 STD = torch.tensor(CLIP_STD).view(3, 1, 1)
 ROUNDING = 5e-3

@@ -1,7 +1,6 @@
 """The run directory's contract: what a run leaves behind, what it refuses, and that nothing half written
 counts."""
 
-import contextlib
 import errno
 import json
 import os
@@ -9,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from alignlab.runs.folder import Run
 from alignlab.runs.layout import run_folders
 from alignlab.runs.stored_config import LATER_KEYS, NOT_SCIENCE, first_difference
 from alignlab.train import train
+from tests.disks import fill, flip, tear, truncate
 from tests.running import command_line, configured, lines, tiny
 
 STORED = Path(__file__).resolve().parents[2] / "results" / "runs"
@@ -317,23 +317,6 @@ def test_only_a_full_disk_wants_room(tmp_path) -> None:
             run.room_for("model"),
         ):
             raise error
-
-
-def flip(path: Path) -> None:
-    """One bit in the middle, by the disk's own doing: neither size nor time tell."""
-    bits = bytearray(path.read_bytes())
-    bits[len(bits) // 2] ^= 1
-    path.write_bytes(bits)
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def tear(path: Path) -> None:
-    """Its length is there, its end is zeros: the page was never written."""
-    half = path.stat().st_size // 2
-    path.write_bytes(path.read_bytes()[:half] + bytes(path.stat().st_size - half))
 
 
 @pytest.mark.parametrize("harm", [flip, truncate, tear, Path.unlink])
@@ -661,31 +644,6 @@ def test_the_best_weights_are_checked(tmp_path) -> None:
             run.load_best(step)
     save_file({"w": torch.ones(2)}, tmp_path / "run" / "checkpoints" / "best_000003.safetensors")
     assert run.load_best(3)["w"].equal(torch.ones(2))
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MB."""
-    place = tmp_path / "small"
-    place.mkdir()
-    if (
-        shutil.which("mount") is None
-        or subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)], capture_output=True, check=False
-        ).returncode
-    ):
-        pytest.skip("a file system cannot be mounted here")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "-l", str(place)], check=True)
-
-
-def fill(place: Path) -> None:
-    """Leaves not one byte."""
-    with (place / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(4096))
 
 
 def tree(folder: Path) -> dict[str, bytes]:

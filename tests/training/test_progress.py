@@ -35,16 +35,14 @@ def test_averages_by_hand():
 def test_peak_memory_is_the_process_own():
     """A process that another one starts does not count what that one had; and the peak stays when the memory
     is given back."""
-    ballast = np.ones(2**27)  # 1 GiB
+    ballast = np.ones(2**24)  # 128 MiB
     mine = peak_memory_mb(torch.device("cpu"))
     assert mine > ballast.nbytes / 2**20
     code = (
         "import torch; from alignlab.training.progress import peak_memory_mb; "
         "print(peak_memory_mb(torch.device('cpu')))"
     )
-    its = float(
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    )
-    assert 50 < its < mine - 400
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 50 < float(done.stdout) < mine - 100
     del ballast
     assert peak_memory_mb(torch.device("cpu")) > mine - 1  # the kernel counts pages in batches

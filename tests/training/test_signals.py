@@ -26,8 +26,8 @@ from alignlab.train import smaller, train
 from alignlab.training.failures import explained
 from alignlab.training.signals import STOPPED, Stopped, asked, leave, stoppable
 from alignlab.training.unfinished_epoch import Collected
+from tests.disks import fill, flip
 from tests.running import command_line, configured, lines, same_weights, tiny
-from tests.runs.test_folder import fill, flip, small_disk  # noqa: F401
 
 WORDS = """algo=ddpo algo.updates_per_epoch=2 algo.statistics.min_count=2 steps=3 eval_every=3
     checkpoint_every=3 evaluation.prompts=1 evaluation.final_images=1""".split()
@@ -240,7 +240,7 @@ def test_signals_outside_of_a_run(monkeypatch, tmp_path: Path, capsys) -> None:
         raise Stopped("SIGTERM")
 
 
-def test_a_full_disk_in_the_middle(whole: Path, tiny_sd: str, small_disk: Path, monkeypatch, capsys) -> None:  # noqa: F811
+def test_a_full_disk_in_the_middle(whole: Path, tiny_sd: str, small_disk: Path, monkeypatch, capsys) -> None:
     """One sentence, exit code 2, no traceback, wherever the writing stops; with room again the run ends as if
     it had never been full."""
     run = small_disk / "run"
