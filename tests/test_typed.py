@@ -75,8 +75,11 @@ def shrunk(words: list[str], places: dict[str, str]) -> list[str]:
     return jobs
 
 
-LEFT_OUT = ("my_module", "my_rewards", "my_conf", "/my/model.safetensors", "device=cuda", "resume=")
-"""Of commands with these words the composition is tried alone: they need a file or a machine of the
+LEFT_OUT = (
+    *("my_module", "my_rewards", "my_sampler", "my_conf", "/my/model.safetensors", "device=cuda", "resume="),
+    *("tracker=wandb", "tracker=trackio"),
+)
+"""Of commands with these words the composition is tried alone: they need a file, a machine or a library of the
 reader's."""
 
 
