@@ -50,7 +50,8 @@ def held(folder: Path) -> Iterator[None]:
     ready, begun = os.pipe()
     child = os.fork()
     if child == 0:
-        Run(folder, {"steps": 2}).begin()
+        run = Run(folder, {"steps": 2})  # the lock is let go with it
+        run.begin()
         os.write(begun, b"!")
         signal.pause()
     try:

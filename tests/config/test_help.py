@@ -60,7 +60,9 @@ def test_the_defaults_are_those_of_the_run(words: list[str]) -> None:
             found = found[part] if isinstance(found, dict) else getattr(found, part)
         if "${" not in str(key.default):
             compared += 1
-            written = float(key.default) if isinstance(found, float) else key.default  # 2e-3 is a text in YAML
+            written = (
+                float(key.default) if isinstance(found, float) else key.default
+            )  # 2e-3 is a text in YAML
             assert written == found, key.name
     assert compared > 60
 
