@@ -79,17 +79,17 @@ def test_the_page_tells_the_measured_numbers() -> None:
     n = json.loads((ROOT / "results" / "emoji_world" / "numbers.json").read_text())
     text = " ".join((ROOT / "docs" / "embedded_world.md").read_text().split())
     for name, target, said in (
-        ("animal top-1", 0.9, "names {:.1%} of 180 generated animals"),
-        ("background colour", 0.95, "{:.0%} of the backgrounds"),
-        ("autoencoder PSNR (dB)", 26, "PSNR {:.1f} dB"),
+        ("animal top-1", 0.9, "| animals | the judge names the animal, of 180 generated images | {:.1%} |"),
+        ("background colour", 0.95, "| the judge names the background that was asked for | {:.0%} |"),
+        ("autoencoder PSNR (dB)", 26, "| autoencoder | PSNR | {:.1f} dB |"),
         (
             "diversity within a prompt / that of renderings (lpips-emoji)",
             0.8,
-            "diversity within a prompt {:.0%}",
+            "as a share of that of renderings (lpips-emoji) | {:.0%} |",
         ),
-        ("CLIP zero-shot animal on renderings", 0.95, "CLIP zero-shot {:.1%}"),
-        ("preference, held-out accuracy", 0.9, "held-out choices in {:.1%}"),
-        ("aesthetic, held-out spearman", 0.9, "at Spearman {:.3f}"),
+        ("CLIP zero-shot animal on renderings", 0.95, "| CLIP | zero-shot accuracy on renderings | {:.1%} |"),
+        ("preference, held-out accuracy", 0.9, "agreement with held-out choices | {:.1%} |"),
+        ("aesthetic, held-out spearman", 0.9, "| aesthetic head | Spearman with held-out ratings | {:.3f} |"),
     ):
         assert n[name] >= target
         assert said.format(n[name]).replace("%", " %") in text, name

@@ -79,8 +79,8 @@ LEFT_OUT = (
     *("my_module", "my_rewards", "my_sampler", "my_conf", "/my/model.safetensors", "device=cuda", "resume="),
     *("tracker=wandb", "tracker=trackio"),
 )
-"""Of commands with these words the composition is tried alone: they need a file, a machine or a library of the
-reader's."""
+"""Of commands with these words the composition is tried alone: they need a file, a machine or a library of
+the reader's."""
 
 
 def test_every_command_can_be_typed(places: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
