@@ -4,6 +4,7 @@ mistakes into sentences."""
 import atexit
 import logging
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -160,6 +161,15 @@ def _newest(text: str) -> str:
     return meant
 
 
+def _unread(message: str) -> str:
+    """What argparse says of words that it cannot read, and how to write them."""
+    dashed = re.findall(r"(?<!\S)--([A-Za-z][\w.-]*)", message)
+    if message.startswith("unrecognized arguments") and dashed:
+        key = dashed[0].replace("-", "_")
+        return f"--{dashed[0]} is no option; keys are written without dashes: {key}=VALUE"
+    return f"{message}; --help shows how to call this"
+
+
 def _arguments(name: str) -> Namespace:
     """The words of the command line as the user means them. They stand in sys.argv afterwards, where Hydra
     reads them, with those that a sweep needs beside.
@@ -174,7 +184,7 @@ def _arguments(name: str) -> Namespace:
         atexit.register(aside.cleanup)
         sys.argv.append(f"hydra.sweep.dir={aside.name}")
     parser: Any = get_args_parser()
-    parser.error = lambda message: sys.exit(say(f"{message}; --help shows how to call this"))
+    parser.error = lambda message: sys.exit(say(_unread(message)))
     arguments: Namespace = parser.parse_args()
     meant = {text: as_meant(_newest(text), sweep=arguments.multirun) for text in arguments.overrides}
     sys.argv[1:] = [meant.get(text, text) for text in sys.argv[1:]]

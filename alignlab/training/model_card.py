@@ -75,24 +75,8 @@ def look_ahead(c: TrainConfig) -> None:
 def write_card(lab: Lab, c: TrainConfig, run: Run, summary: dict[str, Any]) -> None:
     """Writes RUN/model/README.md: what was trained on what, the numbers before and after, and how to use
     it."""
-    from huggingface_hub import ModelCardData
-
     base, algorithm, full = base_of(c), c.algo["_target_"].rpartition(".")[2], lab.policy.full
     licence, name = licence_of(base)
-    more: dict[str, Any] = {"license": licence} if licence else {}
-    if licence == "other":
-        more |= {"license_name": name, "license_link": f"https://huggingface.co/{base}/blob/main/LICENSE.md"}
-    if _on_the_hub(base):
-        more |= {"base_model": base, "base_model_relation": "finetune" if full else "adapter"}
-    tags = [
-        "text-to-image",
-        "diffusers",
-        "alignlab",
-        "reward-fine-tuning",
-        algorithm.lower(),
-        "full" if full else "lora",
-    ]
-    data = ModelCardData(library_name="diffusers", pipeline_tag="text-to-image", tags=tags, **more)
     units = lab.units
     units |= {
         "reward": summary["reward_unit"],
@@ -110,7 +94,7 @@ def write_card(lab: Lab, c: TrainConfig, run: Run, summary: dict[str, Any]) -> N
     science = {key: value for key, value in asdict(c).items() if key not in NOT_SCIENCE}
     configuration = yaml.safe_dump(science, sort_keys=False)
     text = f"""---
-{data.to_yaml()}
+{_metadata(c, full).to_yaml()}
 ---
 # {Path(base).name}, tuned on {aim} with {algorithm}
 
@@ -153,6 +137,21 @@ Means over {len(prompts)} prompts, {c.evaluation.final_images} images each, the 
 """
     with run.room_for("model/README.md"):
         write_aside(run.folder / "model" / "README.md", text)
+
+
+def _metadata(c: TrainConfig, full: bool) -> Any:
+    """What the hub reads of a card."""
+    from huggingface_hub import ModelCardData
+
+    base, (licence, name) = base_of(c), licence_of(base_of(c))
+    more: dict[str, Any] = {"license": licence} if licence else {}
+    if licence == "other":
+        more |= {"license_name": name, "license_link": f"https://huggingface.co/{base}/blob/main/LICENSE.md"}
+    if _on_the_hub(base):
+        more |= {"base_model": base, "base_model_relation": "finetune" if full else "adapter"}
+    algorithm, trained = c.algo["_target_"].rpartition(".")[2].lower(), "full" if full else "lora"
+    tags = ["text-to-image", "diffusers", "alignlab", "reward-fine-tuning", algorithm, trained]
+    return ModelCardData(library_name="diffusers", pipeline_tag="text-to-image", tags=tags, **more)
 
 
 def base_of(c: TrainConfig) -> str:

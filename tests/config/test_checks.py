@@ -293,7 +293,8 @@ MISTAKES = {
     ),
     "a place of a list": ("+allow_targets.0=x", "allow_targets is no table of keys and values"),
     "deleted key": ("~steps", "steps must not be deleted"),
-    "unknown flag": ("--foo", "unrecognized arguments: --foo; --help shows how to call this"),
+    "unknown flag": ("--foo", "--foo is no option; keys are written without dashes: foo=VALUE"),
+    "a key with dashes": ("--learning-rate=1", "keys are written without dashes: learning_rate=VALUE"),
     "missing folder of configurations": ("--config-dir=/nowhere", "'/nowhere' not found"),
     "wrong in every job of a sweep": ("-m kl_coef=0,1", "kl_coef is not a known key; did you mean kl_coeff?"),
     "wrong in one job of a sweep": (
